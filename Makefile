@@ -1,0 +1,76 @@
+# vmrt's build. `make build` stages in build/stage what `make install` installs: the same tree.
+#
+#   make build | run | test | posix | bench | lint | install | clean | deps
+#   PREFIX, DESTDIR   where to install           FILTER   part of the names of the end-to-end tests to run
+#   BENCH             options of the benchmarks
+
+SHELL := /bin/bash
+PREFIX ?= /usr/local
+DESTDIR ?=
+FILTER ?=
+BENCH ?=
+
+build := $(CURDIR)/build
+stage := $(build)/stage
+release := target/release
+static_target := $(shell uname -m)-unknown-linux-gnu
+agent := target/static/$(static_target)/release/vmrt-agent
+rootfs_builder := $(release)/rootfs-builder
+
+# Copies what is built into the tree $(1).
+define install_into
+install -D -m 755 $(release)/vmrt $(1)/bin/vmrt
+install -D -m 755 $(release)/vmrt-vmm $(1)/lib/vmrt/vmrt-vmm
+install -D -m 644 $(build)/kernel/vmlinux $(1)/lib/vmrt/vmlinux
+install -D -m 644 $(build)/initramfs.cpio $(1)/lib/vmrt/initramfs.cpio
+endef
+
+.PHONY: build deps kernel programs initramfs install run test posix bench lint clean
+.NOTPARALLEL:
+
+build: deps kernel programs initramfs
+	@$(call install_into,$(stage))
+	@install -D -m 755 $(rootfs_builder) $(stage)/bin/rootfs-builder
+	@echo "built: $(stage)/bin/vmrt" >&2
+
+deps:
+	@.ci/deps
+
+kernel:
+	@guest-kernel-config/build $(build)/kernel
+
+programs:
+	@echo "programs: vmm, runtime, rootfs-builder" >&2
+	@cargo build --locked --release -p vmm -p runtime -p rootfs-builder
+	@echo "programs: agent (static)" >&2
+	@RUSTFLAGS='-C target-feature=+crt-static' cargo build --locked --release -p agent --features agent \
+	  --target $(static_target) --target-dir target/static
+
+initramfs:
+	@$(rootfs_builder) initramfs --agent $(agent) --output $(build)/initramfs.cpio
+
+install: build
+	$(call install_into,$(DESTDIR)$(PREFIX))
+
+run: build
+	@tests/host/example $(rootfs_builder)
+
+test: build
+	@echo "test: unit tests" >&2
+	@cargo test --locked --workspace
+	@echo "test: the test host" >&2
+	@tests/host/selftest
+	@tests/e2e $(FILTER)
+
+posix: build
+	@tests/posix/run
+
+bench: build
+	@tests/bench/run $(BENCH)
+
+lint:
+	@cargo fmt --all --check
+	@cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
+
+clean:
+	rm -rf $(build) target

@@ -1,0 +1,201 @@
+//! The cgroup of a container (version 2, the only one in the guest).
+
+mod devices;
+mod resources;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+pub(crate) use self::resources::Settings;
+use crate::error::Error;
+use crate::machine;
+
+/// Bytes of a control file that are read at once.
+const CHUNK: usize = 4096;
+
+/// A container's cgroup. Its processes are born in it.
+pub(crate) struct Cgroup {
+    path: PathBuf,
+    root: OwnedFd,
+    directory: OwnedFd,
+    memory_events: Option<OwnedFd>,
+    oom_kills: u64,
+}
+
+/// The path of a container's cgroup below the guest's root cgroup: what `linux.cgroupsPath` names, without anything
+/// that would lead elsewhere, or the container's id.
+pub(crate) fn path(cgroups_path: Option<&Path>, container: &str) -> PathBuf {
+    let names = cgroups_path.into_iter().flat_map(Path::components);
+    let path: PathBuf = names.filter(|name| matches!(name, Component::Normal(_))).collect();
+    match path.as_os_str().is_empty() {
+        true => container.into(),
+        false => path,
+    }
+}
+
+impl Cgroup {
+    /// Makes the cgroup `path` with `settings`, and the cgroups above it where they are missing.
+    pub(crate) fn make(root: BorrowedFd<'_>, path: &Path, settings: &Settings) -> Result<Self, Error> {
+        let root = root.try_clone_to_owned().map_err(|_| Error::at("open the root cgroup")(Errno::MFILE))?;
+        make_parents(root.as_fd(), path)?;
+        rustix::fs::mkdirat(&root, path, Mode::from_raw_mode(0o755)).map_err(Error::on("make cgroup", path))?;
+        let made = Self::open(root, path.to_owned());
+        let made = made.map_err(Error::on("open cgroup", path))?;
+        match settings.apply(made.directory.as_fd()) {
+            Ok(()) => Ok(made),
+            Err(error) => {
+                // The cause is what matters; the cgroup is empty, so removing it does not fail.
+                let _ = made.remove();
+                Err(error)
+            }
+        }
+    }
+
+    fn open(root: OwnedFd, path: PathBuf) -> rustix::io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::openat(&root, &path, flags, Mode::empty())?;
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let memory_events = rustix::fs::openat(&directory, "memory.events", flags, Mode::empty()).ok();
+        Ok(Self { path, root, directory, memory_events, oom_kills: 0 })
+    }
+
+    /// Its directory, for processes to be born in.
+    pub(crate) fn directory(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+
+    /// A descriptor that has an exceptional condition whenever memory ran out.
+    pub(crate) fn memory_events(&self) -> Option<BorrowedFd<'_>> {
+        self.memory_events.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Whether the kernel killed a process of it for want of memory since the last call.
+    pub(crate) fn had_oom_kill(&mut self) -> bool {
+        let events = self.memory_events.as_ref().and_then(|events| read_all(events.as_fd()).ok());
+        let kills = events.as_deref().and_then(oom_kills).unwrap_or(0);
+        kills > std::mem::replace(&mut self.oom_kills, kills)
+    }
+
+    /// Kills every process in it.
+    pub(crate) fn kill(&self) -> rustix::io::Result<()> {
+        machine::write_in(self.directory.as_fd(), "cgroup.kill", b"1")
+    }
+
+    /// Pids of the processes in it and in the cgroups below it.
+    pub(crate) fn processes(&self) -> rustix::io::Result<Vec<i32>> {
+        let mut pids = Vec::new();
+        collect_processes(self.directory.as_fd(), &mut pids)?;
+        Ok(pids)
+    }
+
+    /// Removes it and the cgroups below it. `EBUSY` while a process is in one of them.
+    pub(crate) fn remove(&self) -> rustix::io::Result<()> {
+        match rustix::fs::unlinkat(&self.root, &self.path, AtFlags::REMOVEDIR) {
+            Err(Errno::BUSY) => {}
+            Ok(()) | Err(Errno::NOENT) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        remove_below(self.directory.as_fd())?;
+        rustix::fs::unlinkat(&self.root, &self.path, AtFlags::REMOVEDIR)
+    }
+}
+
+/// Hands every controller of the cgroup `directory` down to the cgroups below it.
+pub(crate) fn enable_controllers(directory: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let available = rustix::fs::openat(directory, "cgroup.controllers", flags, Mode::empty())?;
+    let available = read_all(available.as_fd())?;
+    let wanted: Vec<_> = available.split_whitespace().map(|name| format!("+{name}")).collect();
+    machine::write_in(directory, "cgroup.subtree_control", wanted.join(" ").as_bytes())
+}
+
+fn make_parents(root: BorrowedFd<'_>, path: &Path) -> Result<(), Error> {
+    let mut parents: Vec<_> = path.ancestors().skip(1).filter(|parent| !parent.as_os_str().is_empty()).collect();
+    parents.reverse();
+    for parent in parents {
+        let made = match rustix::fs::mkdirat(root, parent, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => Ok(()),
+            Err(error) => Err(error),
+        };
+        made.and_then(|()| open_directory(root, parent))
+            .and_then(|parent| enable_controllers(parent.as_fd()))
+            .map_err(Error::on("make cgroup", parent))?;
+    }
+    Ok(())
+}
+
+fn open_directory(parent: BorrowedFd<'_>, name: impl rustix::path::Arg) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(parent, name, flags, Mode::empty())
+}
+
+/// The whole of a control file, from its beginning.
+fn read_all(file: BorrowedFd<'_>) -> rustix::io::Result<String> {
+    let mut content = Vec::new();
+    let mut chunk = [0; CHUNK];
+    loop {
+        match rustix::io::pread(file, &mut chunk, content.len() as u64)? {
+            0 => return String::from_utf8(content).map_err(|_| Errno::ILSEQ),
+            count => content.extend_from_slice(&chunk[..count]),
+        }
+    }
+}
+
+fn oom_kills(events: &str) -> Option<u64> {
+    events.lines().find_map(|line| line.strip_prefix("oom_kill "))?.parse().ok()
+}
+
+/// Opened directories of the cgroups below.
+fn below(directory: BorrowedFd<'_>) -> rustix::io::Result<Vec<(std::ffi::CString, OwnedFd)>> {
+    let mut children = Vec::new();
+    for entry in Dir::read_from(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if entry.file_type() == FileType::Directory && name != c"." && name != c".." {
+            children.push((name.to_owned(), open_directory(directory, name)?));
+        }
+    }
+    Ok(children)
+}
+
+fn collect_processes(directory: BorrowedFd<'_>, pids: &mut Vec<i32>) -> rustix::io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let list = rustix::fs::openat(directory, "cgroup.procs", flags, Mode::empty())?;
+    pids.extend(read_all(list.as_fd())?.lines().filter_map(|pid| pid.parse::<i32>().ok()));
+    for (_, child) in below(directory)? {
+        collect_processes(child.as_fd(), pids)?;
+    }
+    Ok(())
+}
+
+fn remove_below(directory: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    for (name, child) in below(directory)? {
+        remove_below(child.as_fd())?;
+        rustix::fs::unlinkat(directory, &name, AtFlags::REMOVEDIR)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cgroup_path_stays_below_the_root() {
+        let sane = |given: &str| path(Some(Path::new(given)), "id");
+        assert_eq!(sane("/docker/abc"), Path::new("docker/abc"));
+        assert_eq!(sane("../../etc/./x"), Path::new("etc/x"));
+        assert_eq!(sane("/"), Path::new("id"));
+        assert_eq!(sane("system.slice:docker:abc"), Path::new("system.slice:docker:abc"));
+        assert_eq!(path(None, "id"), Path::new("id"));
+    }
+
+    #[test]
+    fn oom_kills_are_read_from_the_events() {
+        assert_eq!(oom_kills("low 0\nhigh 0\nmax 9\noom 2\noom_kill 1\noom_group_kill 0\n"), Some(1));
+        assert_eq!(oom_kills("low 0\n"), None);
+    }
+}

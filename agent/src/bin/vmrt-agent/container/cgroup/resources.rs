@@ -1,0 +1,293 @@
+//! `linux.resources` as contents of cgroup v2 control files.
+
+use std::os::fd::BorrowedFd;
+
+use oci_spec::runtime::{
+    LinuxBlockIo, LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxNetwork, LinuxPids, LinuxResources,
+};
+use rustix::io::Errno;
+
+use crate::container::cgroup::devices::DeviceRules;
+use crate::error::Error;
+use crate::machine;
+
+/// Period of a CPU quota where none is given, in microseconds.
+const CPU_PERIOD: u64 = 100_000;
+
+/// Control files to write, in order, and the devices that may be used.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Settings {
+    files: Vec<Setting>,
+    devices: DeviceRules,
+}
+
+#[derive(Clone, Debug, Eq, PartialEq)]
+struct Setting {
+    file: String,
+    value: String,
+    /// The file may be missing, because what it would forbid is not there either.
+    optional: bool,
+}
+
+impl Settings {
+    /// Converts and checks.
+    pub(crate) fn new(resources: &LinuxResources) -> Result<Self, Error> {
+        let mut settings = Self::default();
+        resources.memory().as_ref().map_or(Ok(()), |memory| settings.memory(memory))?;
+        resources.cpu().as_ref().map_or(Ok(()), |cpu| settings.cpu(cpu))?;
+        resources.pids().as_ref().map_or(Ok(()), |pids| settings.pids(pids))?;
+        resources.block_io().as_ref().map_or(Ok(()), |io| settings.block_io(io))?;
+        resources.hugepage_limits().iter().flatten().try_for_each(|limit| settings.hugepages(limit))?;
+        resources.network().as_ref().map_or(Ok(()), refuse_network)?;
+        if resources.rdma().as_ref().is_some_and(|rdma| !rdma.is_empty()) {
+            return Err(unsupported("rdma"));
+        }
+        for (file, value) in resources.unified().iter().flatten() {
+            settings.unified(file, value)?;
+        }
+        settings.devices = DeviceRules::new(resources.devices().as_deref().unwrap_or_default())?;
+        Ok(settings)
+    }
+
+    /// Writes them to the cgroup `directory`.
+    pub(crate) fn apply(&self, directory: BorrowedFd<'_>) -> Result<(), Error> {
+        for Setting { file, value, optional } in &self.files {
+            match machine::write_in(directory, file, value.as_bytes()) {
+                Err(Errno::NOENT) if *optional => {}
+                result => result.map_err(Error::at(format!("write {value:?} to {file} of the container's cgroup")))?,
+            }
+        }
+        self.devices.apply(directory)
+    }
+
+    fn set(&mut self, file: &str, value: impl std::fmt::Display) {
+        self.files.push(Setting { file: file.into(), value: value.to_string(), optional: false });
+    }
+
+    fn memory(&mut self, memory: &LinuxMemory) -> Result<(), Error> {
+        refuse_memory(memory)?;
+        let limit = memory.limit().filter(|limit| *limit != 0);
+        if let Some(swap) = swap(limit, memory.swap().unwrap_or(0))? {
+            // Without swap there is none to limit; only a promise of some could not be kept.
+            let optional = swap == "max" || swap == "0";
+            self.files.push(Setting { file: "memory.swap.max".into(), value: swap, optional });
+        }
+        if let Some(limit) = limit {
+            self.set("memory.max", bytes(limit));
+        }
+        if let Some(low) = memory.reservation().filter(|low| *low != 0) {
+            self.set("memory.low", bytes(low));
+        }
+        Ok(())
+    }
+
+    fn cpu(&mut self, cpu: &LinuxCpu) -> Result<(), Error> {
+        let realtime = [
+            ("cpu.realtimeRuntime", cpu.realtime_runtime().is_some_and(|time| time != 0)),
+            ("cpu.realtimePeriod", cpu.realtime_period().is_some_and(|time| time != 0)),
+        ];
+        refuse(&realtime)?;
+        if let Some(shares) = cpu.shares().filter(|shares| *shares != 0) {
+            self.set("cpu.weight", weight(shares));
+        }
+        if let Some(idle) = cpu.idle() {
+            self.set("cpu.idle", idle);
+        }
+        let quota = cpu.quota().filter(|quota| *quota != 0);
+        let period = cpu.period().filter(|period| *period != 0);
+        if quota.is_some() || period.is_some() {
+            let quota = quota.filter(|quota| *quota > 0).map_or("max".into(), |quota| quota.to_string());
+            self.set("cpu.max", format!("{quota} {}", period.unwrap_or(CPU_PERIOD)));
+        }
+        if let Some(burst) = cpu.burst() {
+            self.set("cpu.max.burst", burst);
+        }
+        for (file, list) in [("cpuset.cpus", cpu.cpus()), ("cpuset.mems", cpu.mems())] {
+            if let Some(list) = list.as_ref().filter(|list| !list.is_empty()) {
+                self.set(file, list);
+            }
+        }
+        Ok(())
+    }
+
+    fn pids(&mut self, pids: &LinuxPids) -> Result<(), Error> {
+        if pids.limit() != 0 {
+            self.set("pids.max", bytes(pids.limit()));
+        }
+        Ok(())
+    }
+
+    /// Devices are the guest's own and numbers of host devices mean nothing there, so only the weight has a meaning.
+    fn block_io(&mut self, io: &LinuxBlockIo) -> Result<(), Error> {
+        refuse(&[
+            ("blockIO.leafWeight", io.leaf_weight().is_some_and(|weight| weight != 0)),
+            ("blockIO.weightDevice", io.weight_device().as_ref().is_some_and(|list| !list.is_empty())),
+            (
+                "blockIO.throttleReadBpsDevice",
+                io.throttle_read_bps_device().as_ref().is_some_and(|list| !list.is_empty()),
+            ),
+            (
+                "blockIO.throttleWriteBpsDevice",
+                io.throttle_write_bps_device().as_ref().is_some_and(|list| !list.is_empty()),
+            ),
+            (
+                "blockIO.throttleReadIOPSDevice",
+                io.throttle_read_iops_device().as_ref().is_some_and(|list| !list.is_empty()),
+            ),
+            (
+                "blockIO.throttleWriteIOPSDevice",
+                io.throttle_write_iops_device().as_ref().is_some_and(|list| !list.is_empty()),
+            ),
+        ])?;
+        if let Some(weight) = io.weight().filter(|weight| *weight != 0) {
+            self.set("io.weight", format!("default {}", io_weight(weight)));
+        }
+        Ok(())
+    }
+
+    fn hugepages(&mut self, limit: &LinuxHugepageLimit) -> Result<(), Error> {
+        let size = limit.page_size();
+        if size.contains('/') {
+            return Err(Error::invalid("linux.resources.hugepageLimits", format!("{size:?} is no page size")));
+        }
+        self.set(&format!("hugetlb.{size}.max"), bytes(limit.limit()));
+        Ok(())
+    }
+
+    fn unified(&mut self, file: &str, value: &str) -> Result<(), Error> {
+        let known = file.contains('.') && !file.contains('/') && !file.starts_with("cgroup.");
+        if !known {
+            return Err(Error::invalid(format!("linux.resources.unified: {file}"), "is no control file of a resource"));
+        }
+        self.set(file, value);
+        Ok(())
+    }
+}
+
+fn unsupported(field: &str) -> Error {
+    Error::invalid(format!("linux.resources.{field}"), "cannot be honoured in the guest")
+}
+
+fn refuse(fields: &[(&str, bool)]) -> Result<(), Error> {
+    match fields.iter().find(|(_, given)| *given) {
+        Some((field, _)) => Err(unsupported(field)),
+        None => Ok(()),
+    }
+}
+
+fn refuse_memory(memory: &LinuxMemory) -> Result<(), Error> {
+    refuse(&[
+        ("memory.kernel", memory.kernel().is_some_and(|limit| limit > 0)),
+        ("memory.kernelTCP", memory.kernel_tcp().is_some_and(|limit| limit > 0)),
+        ("memory.swappiness", memory.swappiness().is_some()),
+        ("memory.disableOOMKiller", memory.disable_oom_killer().unwrap_or(false)),
+    ])
+}
+
+fn refuse_network(network: &LinuxNetwork) -> Result<(), Error> {
+    refuse(&[
+        ("network.classID", network.class_id().is_some_and(|id| id != 0)),
+        ("network.priorities", network.priorities().as_ref().is_some_and(|list| !list.is_empty())),
+    ])
+}
+
+/// A limit; negative means none.
+fn bytes(limit: i64) -> String {
+    match limit {
+        0.. => limit.to_string(),
+        _ => "max".into(),
+    }
+}
+
+/// The specification limits memory and swap together, cgroup v2 swap alone. `None` where there is nothing to set.
+fn swap(limit: Option<i64>, total: i64) -> Result<Option<String>, Error> {
+    let invalid = |reason| Err(Error::invalid("linux.resources.memory.swap", reason));
+    match (limit, total) {
+        (Some(..0), 0) => Ok(Some("max".into())),
+        (_, 0) => Ok(None),
+        (_, ..0) => Ok(Some("max".into())),
+        (None, _) => invalid("a limit of memory and swap together needs one of memory"),
+        (Some(limit), total) if total < limit => invalid("is less than the limit of memory"),
+        (Some(limit), total) => Ok(Some((total - limit.max(0)).to_string())),
+    }
+}
+
+/// Shares of cgroup v1, 2 to 262144, to a weight of version 2, 1 to 10000, as runc does it.
+fn weight(shares: u64) -> u64 {
+    let shares = shares.clamp(2, 262_144);
+    1 + (shares - 2) * 9999 / 262_142
+}
+
+/// A block I/O weight of cgroup v1, 10 to 1000, to one of version 2, 1 to 10000, as runc does it.
+fn io_weight(weight: u16) -> u64 {
+    1 + (u64::from(weight.clamp(10, 1000)) - 10) * 9999 / 990
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use oci_spec::runtime::{LinuxCpuBuilder, LinuxMemoryBuilder, LinuxPidsBuilder, LinuxResourcesBuilder};
+
+    use super::*;
+
+    fn written(resources: LinuxResourcesBuilder) -> Vec<(String, String)> {
+        let settings = Settings::new(&resources.build().unwrap()).unwrap();
+        settings.files.into_iter().map(|setting| (setting.file, setting.value)).collect()
+    }
+
+    fn pairs<const N: usize>(pairs: [(&str, &str); N]) -> Vec<(String, String)> {
+        pairs.map(|(file, value)| (file.to_owned(), value.to_owned())).to_vec()
+    }
+
+    #[test]
+    fn memory_limits() {
+        let memory = |limit, swap| LinuxMemoryBuilder::default().limit(limit).swap(swap).build().unwrap();
+        let resources = |limit: i64, swap: i64| LinuxResourcesBuilder::default().memory(memory(limit, swap));
+        assert_eq!(written(resources(100, 300)), pairs([("memory.swap.max", "200"), ("memory.max", "100")]));
+        assert_eq!(written(resources(100, -1)), pairs([("memory.swap.max", "max"), ("memory.max", "100")]));
+        assert_eq!(written(resources(-1, 0)), pairs([("memory.swap.max", "max"), ("memory.max", "max")]));
+        assert!(Settings::new(&resources(100, 50).build().unwrap()).unwrap_err().to_string().contains("swap"));
+        assert!(Settings::new(&resources(0, 50).build().unwrap()).is_err());
+    }
+
+    #[test]
+    fn cpu_limits() {
+        let cpu = LinuxCpuBuilder::default().shares(1024_u64).quota(50_000).cpus("0-1").build().unwrap();
+        let expected = pairs([("cpu.weight", "39"), ("cpu.max", "50000 100000"), ("cpuset.cpus", "0-1")]);
+        assert_eq!(written(LinuxResourcesBuilder::default().cpu(cpu)), expected);
+        let cpu = LinuxCpuBuilder::default().quota(-1).period(50_000_u64).build().unwrap();
+        assert_eq!(written(LinuxResourcesBuilder::default().cpu(cpu)), pairs([("cpu.max", "max 50000")]));
+        assert_eq!((weight(2), weight(262_144), weight(u64::MAX)), (1, 10_000, 10_000));
+    }
+
+    #[test]
+    fn a_negative_number_of_pids_is_no_limit() {
+        let pids = |limit: i64| {
+            LinuxResourcesBuilder::default().pids(LinuxPidsBuilder::default().limit(limit).build().unwrap())
+        };
+        assert_eq!(written(pids(20)), pairs([("pids.max", "20")]));
+        assert_eq!(written(pids(-1)), pairs([("pids.max", "max")]));
+        assert_eq!(written(pids(0)), []);
+    }
+
+    #[test]
+    fn unified_files_stay_in_the_cgroup() {
+        let unified = |file: &str| {
+            let unified = HashMap::from([(file.to_owned(), "1".to_owned())]);
+            Settings::new(&LinuxResourcesBuilder::default().unified(unified).build().unwrap())
+        };
+        assert!(unified("memory.high").is_ok());
+        for bad in ["../memory.high", "cgroup.procs", "tasks"] {
+            assert!(unified(bad).unwrap_err().to_string().contains(bad));
+        }
+    }
+
+    #[test]
+    fn what_the_guest_cannot_do_is_refused_by_name() {
+        let memory = LinuxMemoryBuilder::default().swappiness(60_u64).build().unwrap();
+        let resources = LinuxResourcesBuilder::default().memory(memory).build().unwrap();
+        let error = Settings::new(&resources).unwrap_err().to_string();
+        assert!(error.starts_with("linux.resources.memory.swappiness"));
+    }
+}

@@ -1,0 +1,185 @@
+//! What a new process does from its birth to the execution of its program.
+
+use std::convert::Infallible;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use agent::TerminalSize;
+use rustix::fs::{FileType, Mode, OFlags};
+
+use crate::container::namespaces::Namespaces;
+use crate::container::plan::ContainerPlan;
+use crate::container::process::ProcessPlan;
+use crate::container::report::{Channel, Report};
+use crate::container::terminal::Terminal;
+use crate::container::{devices, mounts, program, rootfs};
+use crate::error::Error;
+use crate::sys;
+
+/// The standard streams of a new process.
+pub(crate) enum ChildStdio {
+    /// Input, output and error output.
+    Streams([OwnedFd; 3]),
+    /// A terminal that the process opens in its container.
+    Terminal(Option<TerminalSize>),
+}
+
+/// What a new process becomes.
+pub(crate) enum Role<'a> {
+    /// The first process of a new container.
+    Init(&'a ContainerPlan),
+    /// A further one, in the namespaces of the process that `container` is a pidfd of.
+    Exec {
+        /// The container's first process.
+        container: BorrowedFd<'a>,
+        /// Which namespaces the container has.
+        namespaces: Namespaces,
+        /// What to run.
+        process: &'a ProcessPlan,
+    },
+}
+
+impl Role<'_> {
+    fn process(&self) -> &ProcessPlan {
+        match self {
+            Role::Init(plan) => &plan.process,
+            Role::Exec { process, .. } => process,
+        }
+    }
+}
+
+/// Goes all the way; what fails is reported and ends the process.
+pub(crate) fn run(role: &Role<'_>, stdio: &ChildStdio, channel: &Channel, proc: BorrowedFd<'_>) -> ! {
+    match prepare(role, stdio, channel.as_fd(), proc) {
+        Ok(kept) => {
+            let Err(error) = kept.execute(role.process());
+            kept.channel.report(&Report::Failed(error.into()));
+        }
+        Err(error) => channel.report(&Report::Failed(error.into())),
+    }
+    // SAFETY: ends this process at once, without what was registered in the agent it is a copy of.
+    unsafe { libc::_exit(1) }
+}
+
+/// All descriptors that a process still has once it is in its container, besides its standard streams.
+struct Kept {
+    channel: Channel,
+    root: OwnedFd,
+    terminal: Option<OwnedFd>,
+}
+
+/// Everything up to the point where the process has only the descriptors it may have.
+fn prepare(role: &Role<'_>, stdio: &ChildStdio, channel: BorrowedFd<'_>, proc: BorrowedFd<'_>) -> Result<Kept, Error> {
+    rustix::process::setsid().map_err(Error::at("make a session"))?;
+    let (root, terminal) = match role {
+        Role::Init(plan) => set_up_container(plan, stdio, proc)?,
+        Role::Exec { container, namespaces, process } => join_container(*container, *namespaces, process, stdio)?,
+    };
+    let streams = match (stdio, &terminal) {
+        (ChildStdio::Streams(streams), _) => streams.each_ref().map(AsFd::as_fd),
+        (ChildStdio::Terminal(_), Some(terminal)) => [terminal.slave.as_fd(); 3],
+        (ChildStdio::Terminal(_), None) => return Err(Error::invalid("process.terminal", "no terminal was opened")),
+    };
+    for stream in streams {
+        give_stream(stream, role.process()).map_err(Error::at("hand a standard stream to the user"))?;
+    }
+    let master = terminal.as_ref().map(|terminal| terminal.master.as_fd());
+    let kept = sys::keep_only(streams, &[Some(channel), Some(root.as_fd()), master]);
+    // Their numbers are closed, and some of them open again as something else.
+    std::mem::forget((root, terminal));
+    match kept.map_err(Error::at("close descriptors"))? {
+        [Some(channel), Some(root), terminal] => Ok(Kept { channel: Channel::from_fd(channel), root, terminal }),
+        _ => Err(Error::Died { step: "close descriptors".into() }),
+    }
+}
+
+impl Kept {
+    /// Becomes the process, says so, waits to be let go on, and executes the program.
+    fn execute(&self, process: &ProcessPlan) -> Result<Infallible, Error> {
+        let env = process.become_it(self.root.as_fd())?;
+        let program = program::find(&process.args[0], &env)?;
+        self.channel.report(&Report::Ready { terminal: self.terminal.as_ref().map(AsRawFd::as_raw_fd) });
+        if !self.channel.wait() {
+            // The agent let go of this process: nobody will hear of it.
+            return Err(Error::Died { step: "start".into() });
+        }
+        sys::default_signals().map_err(Error::at("reset signals"))?;
+        Err(program::not_executed(&program, sys::execute(&program, &process.args, &env)))
+    }
+}
+
+/// Makes the container around the caller. Gives its root, and the terminal if there is one.
+fn set_up_container(
+    plan: &ContainerPlan,
+    stdio: &ChildStdio,
+    proc: BorrowedFd<'_>,
+) -> Result<(OwnedFd, Option<Terminal>), Error> {
+    plan.namespaces.finish()?;
+    if let Some(name) = &plan.hostname {
+        rustix::system::sethostname(name.as_bytes()).map_err(Error::at(format!("set host name {name}")))?;
+    }
+    if let Some(name) = &plan.domainname {
+        rustix::system::setdomainname(name.as_bytes()).map_err(Error::at(format!("set domain name {name}")))?;
+    }
+    let root = enter_root(plan)?;
+    for sysctl in &plan.sysctls {
+        sysctl.set(proc)?;
+    }
+    if let Some(personality) = plan.personality {
+        sys::personality(personality).map_err(Error::at("set personality"))?;
+    }
+    let terminal = open_terminal(root.as_fd(), stdio, &plan.process)?;
+    if let Some(terminal) = &terminal {
+        terminal.mount_console(root.as_fd())?;
+    }
+    Ok((root, terminal))
+}
+
+/// Sources of mounts are opened before the guest's own paths go; everything else is done from inside the new root.
+fn enter_root(plan: &ContainerPlan) -> Result<OwnedFd, Error> {
+    let tree = plan.rootfs.open()?;
+    let null = rootfs::null_cover()?;
+    let mounts = plan.mounts.iter().map(mounts::MountPlan::open).collect::<Result<Vec<_>, _>>()?;
+    let root = plan.rootfs.enter(&tree)?;
+    for mount in mounts {
+        mount.mount(root.as_fd())?;
+    }
+    if let Some(devices) = &plan.devices {
+        devices::make(root.as_fd(), devices)?;
+    }
+    plan.process.make_cwd(root.as_fd())?;
+    plan.rootfs.restrict(root.as_fd(), null)?;
+    plan.rootfs.finish(root.as_fd())?;
+    Ok(root)
+}
+
+/// Joins a container. Its pid namespace the caller was born in already.
+fn join_container(
+    container: BorrowedFd<'_>,
+    namespaces: Namespaces,
+    process: &ProcessPlan,
+    stdio: &ChildStdio,
+) -> Result<(OwnedFd, Option<Terminal>), Error> {
+    rustix::thread::move_into_thread_name_spaces(container, namespaces.join_flags())
+        .map_err(Error::at("join the container's namespaces"))?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open("/", flags, Mode::empty()).map_err(Error::at("open the container's root"))?;
+    let terminal = open_terminal(root.as_fd(), stdio, process)?;
+    Ok((root, terminal))
+}
+
+fn open_terminal(root: BorrowedFd<'_>, stdio: &ChildStdio, process: &ProcessPlan) -> Result<Option<Terminal>, Error> {
+    let ChildStdio::Terminal(size) = stdio else { return Ok(None) };
+    let terminal = Terminal::open(root, size.or(process.console_size))?;
+    terminal.control()?;
+    Ok(Some(terminal))
+}
+
+/// Lets the process's user open its streams again, as `/dev/stdout`. Devices such as `/dev/null` are everybody's.
+fn give_stream(stream: BorrowedFd<'_>, process: &ProcessPlan) -> rustix::io::Result<()> {
+    let stat = rustix::fs::fstat(stream)?;
+    let own = FileType::from_raw_mode(stat.st_mode) == FileType::Fifo || rustix::termios::isatty(stream);
+    match own && stat.st_uid != process.uid.as_raw() {
+        true => rustix::fs::fchown(stream, Some(process.uid), None),
+        false => Ok(()),
+    }
+}

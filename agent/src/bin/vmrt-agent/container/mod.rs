@@ -1,0 +1,109 @@
+//! Containers: how they are made, and what the agent remembers of them.
+
+pub(crate) mod cgroup;
+pub(crate) mod init;
+pub(crate) mod plan;
+pub(crate) mod process;
+pub(crate) mod report;
+pub(crate) mod terminal;
+
+mod capabilities;
+mod devices;
+mod mount_options;
+mod mounts;
+mod namespaces;
+mod paths;
+mod program;
+mod rootfs;
+mod scheduling;
+mod sysctl;
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use rustix::thread::ThreadNameSpaceType;
+
+use crate::container::cgroup::Cgroup;
+use crate::container::init::{ChildStdio, Role};
+pub(crate) use crate::container::namespaces::Namespaces;
+use crate::container::plan::ContainerPlan;
+use crate::container::process::ProcessPlan;
+use crate::container::report::Channel;
+use crate::error::Error;
+use crate::sys::{self, Cloned};
+
+/// A container the agent knows.
+pub(crate) struct Container {
+    /// Its namespaces.
+    pub(crate) namespaces: Namespaces,
+    /// Pid of its first process; none once that ended and everything of the container is gone.
+    pub(crate) init: Option<i32>,
+    /// Its cgroup.
+    pub(crate) cgroup: Cgroup,
+}
+
+/// A process that was just made, and reports through `channel`.
+pub(crate) struct Spawned {
+    /// Its pid in the guest.
+    pub(crate) pid: i32,
+    /// A descriptor of it.
+    pub(crate) pidfd: OwnedFd,
+    /// The agent's end.
+    pub(crate) channel: Channel,
+}
+
+/// Descriptors of the agent that making a process takes.
+#[derive(Clone, Copy)]
+pub(crate) struct Guest<'a> {
+    /// The guest's `/proc`.
+    pub(crate) proc: BorrowedFd<'a>,
+    /// The agent itself, as a pidfd.
+    pub(crate) agent: BorrowedFd<'a>,
+}
+
+/// Makes the first process of a container.
+pub(crate) fn spawn_init(
+    guest: Guest<'_>,
+    plan: &ContainerPlan,
+    cgroup: &Cgroup,
+    stdio: &ChildStdio,
+) -> Result<Spawned, Error> {
+    spawn(guest, plan.namespaces.clone_flags(), cgroup, &Role::Init(plan), stdio)
+}
+
+/// Makes a further process of a container whose first process is `container`, a pidfd.
+///
+/// A process cannot move to another pid namespace, only its children can be born there. So the agent points its future
+/// children there, makes the process, and points back: no process in between is needed.
+pub(crate) fn spawn_exec(
+    guest: Guest<'_>,
+    container: &Container,
+    init: BorrowedFd<'_>,
+    process: &ProcessPlan,
+    stdio: &ChildStdio,
+) -> Result<Spawned, Error> {
+    let namespaces = container.namespaces;
+    let role = Role::Exec { container: init, namespaces, process };
+    if !namespaces.has(ThreadNameSpaceType::PROCESS_ID) {
+        return spawn(guest, 0, &container.cgroup, &role, stdio);
+    }
+    let point_to = |process| rustix::thread::move_into_thread_name_spaces(process, ThreadNameSpaceType::PROCESS_ID);
+    point_to(init).map_err(Error::at("join the container's pid namespace"))?;
+    let spawned = spawn(guest, 0, &container.cgroup, &role, stdio);
+    point_to(guest.agent).map_err(Error::at("return to the guest's pid namespace"))?;
+    spawned
+}
+
+fn spawn(
+    guest: Guest<'_>,
+    namespaces: u64,
+    cgroup: &Cgroup,
+    role: &Role<'_>,
+    stdio: &ChildStdio,
+) -> Result<Spawned, Error> {
+    let (near, far) = Channel::pair()?;
+    // SAFETY: the agent has only one thread.
+    match unsafe { sys::clone3(namespaces, cgroup.directory()) }.map_err(Error::at("make a process"))? {
+        Cloned::Child => init::run(role, stdio, &far, guest.proc),
+        Cloned::Parent(pid, pidfd) => Ok(Spawned { pid, pidfd, channel: near }),
+    }
+}

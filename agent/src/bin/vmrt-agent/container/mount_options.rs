@@ -1,0 +1,152 @@
+//! A mount's options as the runtime specification writes them.
+
+use rustix::mount::MountAttrFlags as Attr;
+
+use crate::error::Error;
+use crate::sys::MountAttr;
+
+/// Options of one mount, taken apart.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct MountOptions {
+    /// It is a bind mount.
+    pub(crate) bind: bool,
+    /// It takes along the mounts below its source.
+    pub(crate) recursive: bool,
+    /// Attributes of the mount itself.
+    pub(crate) attributes: MountAttr,
+    /// Attributes of the mount and of all below it.
+    pub(crate) recursive_attributes: MountAttr,
+    /// Changes of propagation, in order: `MS_*` and whether for all mounts below too.
+    pub(crate) propagation: Vec<(u64, bool)>,
+    /// What is for the file system: a key and its value, or a bare flag.
+    pub(crate) data: Vec<(String, Option<String>)>,
+}
+
+impl MountOptions {
+    /// Takes a list apart. Elements may themselves hold several options with commas between.
+    pub(crate) fn parse(options: &[String]) -> Result<Self, Error> {
+        let mut parsed = Self::default();
+        for option in options.iter().flat_map(|option| option.split(',')).filter(|option| !option.is_empty()) {
+            parsed.add(option)?;
+        }
+        Ok(parsed)
+    }
+
+    fn add(&mut self, option: &str) -> Result<(), Error> {
+        match option {
+            "bind" => self.bind = true,
+            "rbind" => (self.bind, self.recursive) = (true, true),
+            // What every mount has anyway, and what only programs such as mount(8) keep for themselves.
+            "defaults" | "async" | "nomand" | "nolazytime" | "noiversion" | "loud" => {}
+            "remount" | "tmpcopyup" | "idmap" | "ridmap" => {
+                return Err(Error::invalid(format!("mounts: option {option}"), "is not supported"));
+            }
+            _ => self.add_known_or_data(option),
+        }
+        Ok(())
+    }
+
+    fn add_known_or_data(&mut self, option: &str) {
+        let recursive = option.strip_prefix('r').filter(|_| option != "ro" && option != "rw" && option != "relatime");
+        if let Some(change) = propagation(option) {
+            self.propagation.push((change, false));
+        } else if let Some(change) = recursive.and_then(propagation) {
+            self.propagation.push((change, true));
+        } else if let Some((set, clear)) = attribute(option) {
+            merge(&mut self.attributes, set, clear);
+        } else if let Some((set, clear)) = recursive.and_then(attribute) {
+            merge(&mut self.recursive_attributes, set, clear);
+        } else {
+            let (key, value) = option.split_once('=').map_or((option, None), |(key, value)| (key, Some(value.into())));
+            self.data.push((key.into(), value));
+        }
+    }
+}
+
+/// The later of two options that contradict each other wins.
+fn merge(attributes: &mut MountAttr, set: Attr, clear: Attr) {
+    let (set, clear) = (u64::from(set.bits()), u64::from(clear.bits()));
+    attributes.set = (attributes.set & !clear) | set;
+    attributes.clear = (attributes.clear & !set) | clear;
+}
+
+fn propagation(option: &str) -> Option<u64> {
+    match option {
+        "shared" => Some(libc::MS_SHARED),
+        "slave" => Some(libc::MS_SLAVE),
+        "private" => Some(libc::MS_PRIVATE),
+        "unbindable" => Some(libc::MS_UNBINDABLE),
+        _ => None,
+    }
+}
+
+/// Attributes to set and to clear.
+fn attribute(option: &str) -> Option<(Attr, Attr)> {
+    let none = Attr::empty();
+    Some(match option {
+        "ro" => (Attr::MOUNT_ATTR_RDONLY, none),
+        "rw" => (none, Attr::MOUNT_ATTR_RDONLY),
+        "nosuid" => (Attr::MOUNT_ATTR_NOSUID, none),
+        "suid" => (none, Attr::MOUNT_ATTR_NOSUID),
+        "nodev" => (Attr::MOUNT_ATTR_NODEV, none),
+        "dev" => (none, Attr::MOUNT_ATTR_NODEV),
+        "noexec" => (Attr::MOUNT_ATTR_NOEXEC, none),
+        "exec" => (none, Attr::MOUNT_ATTR_NOEXEC),
+        "nosymfollow" => (Attr::MOUNT_ATTR_NOSYMFOLLOW, none),
+        "symfollow" => (none, Attr::MOUNT_ATTR_NOSYMFOLLOW),
+        "nodiratime" => (Attr::MOUNT_ATTR_NODIRATIME, none),
+        "diratime" => (none, Attr::MOUNT_ATTR_NODIRATIME),
+        // The access time modes exclude each other; the kernel wants all of them cleared before one is set.
+        "noatime" => (Attr::MOUNT_ATTR_NOATIME, Attr::MOUNT_ATTR__ATIME),
+        "strictatime" | "norelatime" => (Attr::MOUNT_ATTR_STRICTATIME, Attr::MOUNT_ATTR__ATIME),
+        "relatime" | "atime" | "nostrictatime" => (Attr::MOUNT_ATTR_RELATIME, Attr::MOUNT_ATTR__ATIME),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(options: &[&str]) -> MountOptions {
+        MountOptions::parse(&options.iter().map(|&option| option.to_owned()).collect::<Vec<_>>()).unwrap()
+    }
+
+    fn bits(attributes: Attr) -> u64 {
+        attributes.bits().into()
+    }
+
+    #[test]
+    fn flags_and_data_are_told_apart() {
+        let options = parse(&["nosuid", "strictatime", "mode=755", "size=65536k", "noswap"]);
+        assert_eq!(options.attributes.set, bits(Attr::MOUNT_ATTR_NOSUID | Attr::MOUNT_ATTR_STRICTATIME));
+        assert_eq!(options.attributes.clear, bits(Attr::MOUNT_ATTR__ATIME));
+        let data = [("mode", Some("755")), ("size", Some("65536k")), ("noswap", None)];
+        let data = data.map(|(key, value)| (key.to_owned(), value.map(str::to_owned)));
+        assert_eq!(options.data, data);
+    }
+
+    #[test]
+    fn the_last_of_two_contradicting_options_wins() {
+        assert_eq!(parse(&["ro", "rw"]).attributes, MountAttr::flags(0, bits(Attr::MOUNT_ATTR_RDONLY)));
+        assert_eq!(parse(&["rw,ro"]).attributes, MountAttr::flags(bits(Attr::MOUNT_ATTR_RDONLY), 0));
+        let options = parse(&["noatime", "relatime"]);
+        assert_eq!(options.attributes.set, 0);
+        assert_eq!(options.attributes.clear, bits(Attr::MOUNT_ATTR__ATIME));
+    }
+
+    #[test]
+    fn recursive_forms_apply_to_everything_below() {
+        let options = parse(&["rbind", "rro", "rnosuid", "rprivate", "slave"]);
+        assert!(options.bind && options.recursive);
+        assert_eq!(options.recursive_attributes.set, bits(Attr::MOUNT_ATTR_RDONLY | Attr::MOUNT_ATTR_NOSUID));
+        assert_eq!(options.attributes, MountAttr::default());
+        assert_eq!(options.propagation, [(libc::MS_PRIVATE, true), (libc::MS_SLAVE, false)]);
+    }
+
+    #[test]
+    fn what_is_not_supported_is_refused_by_name() {
+        let error = MountOptions::parse(&["tmpcopyup".into()]).unwrap_err();
+        assert_eq!(error.to_string(), "mounts: option tmpcopyup: is not supported");
+    }
+}

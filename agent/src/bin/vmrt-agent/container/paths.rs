@@ -1,0 +1,152 @@
+//! Paths inside a container's root file system, whose content may be hostile.
+//!
+//! Nothing is ever used by its path twice: a path is resolved once, with the container's root as the root of symbolic
+//! links and no magic links of `/proc` followed, and the descriptor that gives is what is mounted on or written to.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::io::{Errno, Result};
+
+/// How often a resolution is tried that a concurrent rename disturbed.
+const ATTEMPTS: usize = 128;
+
+/// What to make where nothing is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Missing {
+    /// A directory.
+    Directory,
+    /// An empty file.
+    File,
+}
+
+/// Opens `path` in `root`.
+pub(crate) fn open(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> Result<OwnedFd> {
+    resolve(root, path, flags, ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+}
+
+/// Opens `path` in `root`, which must not lead over any symbolic link.
+pub(crate) fn open_plain(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> Result<OwnedFd> {
+    resolve(root, path, flags, ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS)
+}
+
+fn resolve(root: BorrowedFd<'_>, path: &Path, flags: OFlags, resolve: ResolveFlags) -> Result<OwnedFd> {
+    for _ in 0..ATTEMPTS {
+        match openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            result => return result,
+        }
+    }
+    Err(Errno::AGAIN)
+}
+
+/// Opens `path` in `root` as a place (`O_PATH`), making it and the directories above it where they are missing.
+pub(crate) fn open_or_make(root: BorrowedFd<'_>, path: &Path, missing: Missing) -> Result<OwnedFd> {
+    match open(root, path, OFlags::PATH) {
+        Err(Errno::NOENT) => {}
+        result => return result,
+    }
+    let (parent, name) = split(path).ok_or(Errno::INVAL)?;
+    let parent = open_or_make_directories(root, &parent)?;
+    make(parent.as_fd(), &name, missing)?;
+    open(root, path, OFlags::PATH)
+}
+
+/// Opens the directory `path` in `root` as a place, making what is missing of it.
+pub(crate) fn open_or_make_directories(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    match open(root, path, flags) {
+        Err(Errno::NOENT) => {}
+        result => return result,
+    }
+    let mut so_far = PathBuf::from("/");
+    let mut directory = open(root, &so_far, flags)?;
+    for name in path.components() {
+        so_far.push(name);
+        directory = match open(root, &so_far, flags) {
+            Err(Errno::NOENT) => {
+                make(directory.as_fd(), Path::new(&name), Missing::Directory)?;
+                open(root, &so_far, flags)?
+            }
+            result => result?,
+        };
+    }
+    Ok(directory)
+}
+
+fn make(parent: BorrowedFd<'_>, name: &Path, missing: Missing) -> Result<()> {
+    let made = match missing {
+        Missing::Directory => rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755)),
+        Missing::File => {
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o755)).map(drop)
+        }
+    };
+    match made {
+        Err(Errno::EXIST) => Ok(()),
+        result => result,
+    }
+}
+
+/// The directory a path is in, and its last component; none for the root itself and for paths that end in `..`.
+pub(crate) fn split(path: &Path) -> Option<(PathBuf, PathBuf)> {
+    match path.components().next_back()? {
+        Component::Normal(name) => Some((path.parent()?.to_owned(), name.into())),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn root() -> (TempDir, OwnedFd) {
+        let directory = TempDir::new().unwrap();
+        let root = rustix::fs::open(directory.path(), OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
+        (directory, root)
+    }
+
+    #[test]
+    fn missing_directories_and_files_are_made() {
+        let (directory, root) = root();
+        open_or_make(root.as_fd(), Path::new("/a/b/c"), Missing::File).unwrap();
+        assert!(directory.path().join("a/b/c").is_file());
+        open_or_make(root.as_fd(), Path::new("a/d"), Missing::Directory).unwrap();
+        assert!(directory.path().join("a/d").is_dir());
+    }
+
+    #[test]
+    fn links_never_lead_out_of_the_root() {
+        let (directory, root) = root();
+        let outside = TempDir::new().unwrap();
+        symlink(outside.path(), directory.path().join("absolute")).unwrap();
+        symlink("../../../../../../../../../../..", directory.path().join("upwards")).unwrap();
+        std::fs::create_dir(directory.path().join("inside")).unwrap();
+        let error = open_or_make(root.as_fd(), Path::new("/absolute/file"), Missing::File).unwrap_err();
+        assert!(matches!(error, Errno::NOENT | Errno::NOTDIR | Errno::EXIST));
+        assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
+        open_or_make(root.as_fd(), Path::new("/upwards/inside/file"), Missing::File).unwrap();
+        assert!(directory.path().join("inside/file").is_file());
+    }
+
+    #[test]
+    fn magic_links_are_not_followed() {
+        let slash = rustix::fs::open("/", OFlags::PATH, Mode::empty()).unwrap();
+        let error = open(slash.as_fd(), Path::new("/proc/self/root/etc"), OFlags::PATH).unwrap_err();
+        assert_eq!(error, Errno::LOOP);
+    }
+
+    #[test]
+    fn a_plain_path_has_no_links_at_all() {
+        let (directory, root) = root();
+        std::fs::create_dir(directory.path().join("real")).unwrap();
+        symlink("real", directory.path().join("proc")).unwrap();
+        assert_eq!(open_plain(root.as_fd(), Path::new("/proc"), OFlags::PATH).unwrap_err(), Errno::LOOP);
+        assert!(open_plain(root.as_fd(), Path::new("/real"), OFlags::PATH).is_ok());
+    }
+}

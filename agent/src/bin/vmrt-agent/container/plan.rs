@@ -1,0 +1,164 @@
+//! A container's specification, checked before anything is made of it.
+
+use std::path::PathBuf;
+
+use agent::CreateContainer;
+use oci_spec::runtime::{Linux, LinuxPersonality, LinuxPersonalityDomain, Spec};
+use rustix::thread::ThreadNameSpaceType;
+
+use crate::container::cgroup::{self, Settings};
+use crate::container::devices::DevicePlan;
+use crate::container::mounts::MountPlan;
+use crate::container::namespaces::Namespaces;
+use crate::container::process::ProcessPlan;
+use crate::container::rootfs::Rootfs;
+use crate::container::sysctl::Sysctl;
+use crate::error::Error;
+
+/// Everything a container is made of.
+#[derive(Debug)]
+pub(crate) struct ContainerPlan {
+    /// Namespaces it gets.
+    pub(crate) namespaces: Namespaces,
+    /// Its root.
+    pub(crate) rootfs: Rootfs,
+    /// What is mounted in it, in order.
+    pub(crate) mounts: Vec<MountPlan>,
+    /// Devices to make; none where `/dev` is the guest's or the user's own.
+    pub(crate) devices: Option<Vec<DevicePlan>>,
+    /// Kernel parameters.
+    pub(crate) sysctls: Vec<Sysctl>,
+    /// Host name.
+    pub(crate) hostname: Option<String>,
+    /// NIS domain name.
+    pub(crate) domainname: Option<String>,
+    /// Execution domain, as the kernel numbers it.
+    pub(crate) personality: Option<u64>,
+    /// Its first process.
+    pub(crate) process: ProcessPlan,
+    /// Its cgroup, below the root one.
+    pub(crate) cgroup: PathBuf,
+    /// Limits of that cgroup.
+    pub(crate) settings: Settings,
+}
+
+impl ContainerPlan {
+    /// Checks a specification.
+    pub(crate) fn new(create: &CreateContainer) -> Result<Self, Error> {
+        let spec = &create.spec;
+        let missing = |field: &str| Error::invalid(field, "is missing");
+        let linux = spec.linux().as_ref().ok_or_else(|| missing("linux"))?;
+        refuse_unsupported(spec, linux)?;
+        let namespaces = Namespaces::new(linux.namespaces().as_deref().unwrap_or_default())?;
+        let mounts = spec.mounts().iter().flatten().map(MountPlan::new).collect::<Result<Vec<_>, _>>()?;
+        let devices = match mounts.iter().any(|mount| mount.binds("/dev")) {
+            true => None,
+            false => Some(DevicePlan::all(linux.devices().as_deref().unwrap_or_default())?),
+        };
+        Ok(Self {
+            namespaces,
+            rootfs: rootfs(spec, linux)?,
+            mounts,
+            devices,
+            sysctls: sysctls(linux, namespaces)?,
+            hostname: host_name("hostname", spec.hostname(), namespaces)?,
+            domainname: host_name("domainname", spec.domainname(), namespaces)?,
+            personality: linux.personality().as_ref().map(personality).transpose()?,
+            process: ProcessPlan::new(spec.process().as_ref().ok_or_else(|| missing("process"))?)?,
+            cgroup: cgroup::path(linux.cgroups_path().as_deref(), &create.container),
+            settings: linux.resources().as_ref().map(Settings::new).transpose()?.unwrap_or_default(),
+        })
+    }
+}
+
+fn rootfs(spec: &Spec, linux: &Linux) -> Result<Rootfs, Error> {
+    let root = spec.root().as_ref().ok_or_else(|| Error::invalid("root", "is missing"))?;
+    let paths = |paths: &Option<Vec<String>>| paths.iter().flatten().map(PathBuf::from).collect();
+    Ok(Rootfs {
+        path: root.path().clone(),
+        read_only: root.readonly().unwrap_or(false),
+        propagation: Rootfs::parse_propagation(linux.rootfs_propagation().as_deref().unwrap_or_default())?,
+        masked: paths(linux.masked_paths()),
+        read_only_paths: paths(linux.readonly_paths()),
+    })
+}
+
+fn sysctls(linux: &Linux, namespaces: Namespaces) -> Result<Vec<Sysctl>, Error> {
+    linux.sysctl().iter().flatten().map(|(name, value)| Sysctl::new(name, value, namespaces)).collect()
+}
+
+fn host_name(field: &str, name: &Option<String>, namespaces: Namespaces) -> Result<Option<String>, Error> {
+    let name = name.clone().filter(|name| !name.is_empty());
+    match name.is_some() && !namespaces.has(ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME) {
+        true => Err(Error::invalid(field, "cannot be set without a uts namespace of the container's own")),
+        false => Ok(name),
+    }
+}
+
+fn personality(personality: &LinuxPersonality) -> Result<u64, Error> {
+    /// `PER_LINUX32` of the kernel.
+    const LINUX32: u64 = 8;
+    if personality.flags().as_ref().is_some_and(|flags| !flags.is_empty()) {
+        return Err(Error::invalid("linux.personality.flags", "are not supported"));
+    }
+    Ok(match personality.domain() {
+        LinuxPersonalityDomain::PerLinux => 0,
+        LinuxPersonalityDomain::PerLinux32 => LINUX32,
+    })
+}
+
+fn refuse_unsupported(spec: &Spec, linux: &Linux) -> Result<(), Error> {
+    fn given<T>(list: &Option<Vec<T>>) -> bool {
+        list.as_ref().is_some_and(|list| !list.is_empty())
+    }
+    let hooks = spec.hooks().as_ref();
+    let unsupported = [
+        ("hooks.createContainer", hooks.is_some_and(|hooks| given(hooks.create_container()))),
+        ("hooks.startContainer", hooks.is_some_and(|hooks| given(hooks.start_container()))),
+        ("linux.uidMappings", given(linux.uid_mappings())),
+        ("linux.gidMappings", given(linux.gid_mappings())),
+        ("linux.seccomp", linux.seccomp().is_some()),
+        ("linux.mountLabel", linux.mount_label().as_deref().is_some_and(|label| !label.is_empty())),
+        ("linux.intelRdt", linux.intel_rdt().is_some()),
+        ("linux.memoryPolicy", linux.memory_policy().is_some()),
+        ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty())),
+        ("linux.timeOffsets", linux.time_offsets().as_ref().is_some_and(|offsets| !offsets.is_empty())),
+    ];
+    match unsupported.iter().find(|(_, given)| *given) {
+        Some((field, _)) => Err(Error::invalid(*field, "is not supported")),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use agent::Stdio;
+    use oci_spec::runtime::{LinuxBuilder, LinuxSeccomp, SpecBuilder};
+
+    use super::*;
+
+    fn create(spec: Spec) -> CreateContainer {
+        let stdio = Stdio::Streams { stdin: None, stdout: None, stderr: None };
+        CreateContainer { container: "web".into(), spec, stdio }
+    }
+
+    #[test]
+    fn a_plain_specification_is_accepted() {
+        let plan = ContainerPlan::new(&create(Spec::default())).unwrap();
+        assert_eq!(plan.cgroup, PathBuf::from("web"));
+        assert!(plan.devices.is_some());
+        assert!(plan.rootfs.read_only);
+    }
+
+    #[test]
+    fn what_is_missing_or_not_supported_is_named() {
+        let refused = |spec| ContainerPlan::new(&create(spec)).unwrap_err().to_string();
+        let mut without = Spec::default();
+        without.set_process(None);
+        assert_eq!(refused(without), "process: is missing");
+        let linux = LinuxBuilder::default().seccomp(LinuxSeccomp::default()).build().unwrap();
+        assert!(refused(SpecBuilder::default().linux(linux).build().unwrap()).starts_with("linux.seccomp"));
+        let linux = LinuxBuilder::default().namespaces(vec![]).build().unwrap();
+        assert!(refused(SpecBuilder::default().linux(linux).build().unwrap()).starts_with("linux.namespaces"));
+    }
+}

@@ -1,0 +1,138 @@
+//! What can go wrong while a container or a process is made, and how the VMM is told.
+
+use std::path::Path;
+
+use agent::{Failure, FailureKind};
+use rustix::io::Errno;
+use thiserror::Error;
+
+/// A request that cannot be fulfilled.
+#[derive(Debug, Error)]
+pub(crate) enum Error {
+    /// A system call failed.
+    #[error("{step}")]
+    System {
+        /// What was being done, to which object.
+        step: String,
+        /// The kernel's answer.
+        source: Errno,
+    },
+    /// The specification asks for what cannot be given.
+    #[error("{field}: {reason}")]
+    Invalid {
+        /// The member of the specification, as `linux.resources.cpu.shares`.
+        field: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The program to run was not found.
+    #[error("exec: \"{program}\": {reason}")]
+    ProgramNotFound {
+        /// As the specification names it.
+        program: String,
+        /// Where it was sought.
+        reason: String,
+    },
+    /// The program to run cannot be executed.
+    #[error("exec: \"{program}\": {reason}")]
+    ProgramNotExecutable {
+        /// As the specification names it.
+        program: String,
+        /// Why.
+        reason: String,
+    },
+    /// There is no such container or process.
+    #[error("{0} does not exist")]
+    NotFound(String),
+    /// The id is taken.
+    #[error("{0} exists already")]
+    Exists(String),
+    /// The container is not in the state the request needs.
+    #[error("{container} is {state}")]
+    WrongState {
+        /// The container.
+        container: String,
+        /// Its state.
+        state: &'static str,
+    },
+    /// A process ended before it could say whether it succeeded.
+    #[error("{step}: the process ended before it was set up")]
+    Died {
+        /// What it was for.
+        step: String,
+    },
+}
+
+impl Error {
+    /// For `map_err`: a step that a system call failed in.
+    pub(crate) fn at(step: impl Into<String>) -> impl FnOnce(Errno) -> Self {
+        move |source| Self::System { step: step.into(), source }
+    }
+
+    /// For `map_err`: a step and the path it was done to.
+    pub(crate) fn on(step: &str, path: impl AsRef<Path>) -> impl FnOnce(Errno) -> Self {
+        move |source| Self::System { step: format!("{step} {}", path.as_ref().display()), source }
+    }
+
+    /// A member of the specification that cannot be honoured.
+    pub(crate) fn invalid(field: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Invalid { field: field.into(), reason: reason.into() }
+    }
+
+    fn kind(&self) -> FailureKind {
+        match self {
+            Self::System { .. } | Self::Died { .. } => FailureKind::System,
+            Self::Invalid { .. } => FailureKind::InvalidSpec,
+            Self::ProgramNotFound { .. } => FailureKind::ProgramNotFound,
+            Self::ProgramNotExecutable { .. } => FailureKind::ProgramNotExecutable,
+            Self::NotFound(_) => FailureKind::NotFound,
+            Self::Exists(_) => FailureKind::Exists,
+            Self::WrongState { .. } => FailureKind::WrongState,
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let kind = error.kind();
+        let (step, cause) = match error {
+            Error::System { step, source } => (step, text(source)),
+            Error::Invalid { field, reason } => (field, reason),
+            Error::ProgramNotFound { program, reason } | Error::ProgramNotExecutable { program, reason } => {
+                (format!("exec: \"{program}\""), reason)
+            }
+            Error::NotFound(object) => (object, "does not exist".into()),
+            Error::Exists(object) => (object, "exists already".into()),
+            Error::WrongState { container, state } => (container, format!("is {state}")),
+            Error::Died { step } => (step, "the process ended before it was set up".into()),
+        };
+        Self { kind, step, cause }
+    }
+}
+
+/// The C library's text of an error, in lower case as runc's users know it.
+pub(crate) fn text(error: Errno) -> String {
+    let text = std::io::Error::from(error).to_string();
+    let text = text.split(" (os error").next().unwrap_or_default();
+    let mut letters = text.chars();
+    letters.next().map(|first| first.to_lowercase().chain(letters).collect()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_names_step_object_and_cause_once() {
+        let failure = Failure::from(Error::on("mount", "/proc")(Errno::NODEV));
+        assert_eq!(failure.to_string(), "mount /proc: no such device");
+        assert_eq!(failure.kind, FailureKind::System);
+    }
+
+    #[test]
+    fn a_missing_program_reads_as_runc_says_it() {
+        let reason = "executable file not found in $PATH".to_owned();
+        let failure = Failure::from(Error::ProgramNotFound { program: "foo".into(), reason });
+        assert_eq!(failure.to_string(), "exec: \"foo\": executable file not found in $PATH");
+    }
+}

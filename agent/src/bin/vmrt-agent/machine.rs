@@ -1,0 +1,176 @@
+//! The guest as a whole: what PID 1 makes of a bare kernel, and how it ends.
+//!
+//! The initramfs holds nothing but the agent. Besides its root the agent keeps only one mount in its own mount
+//! namespace, the shares: every container's namespace starts as a copy of it, so each mount more would cost every
+//! start. Its `/proc` and cgroup file systems are therefore *detached* mounts that only their descriptors lead to.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_string,
+    fsmount, fsopen, move_mount, open_tree,
+};
+use rustix::system::RebootCommand;
+
+use crate::container::cgroup;
+use crate::error::Error;
+use crate::log;
+
+/// File systems the agent works with, made when the first container needs them at the latest.
+pub(crate) struct FileSystems {
+    proc: OwnedFd,
+    cgroups: OwnedFd,
+}
+
+/// Makes the devices the agent itself needs, and a root that containers can pivot away from.
+pub(crate) fn set_up() -> Result<OwnedFd, Error> {
+    rustix::process::umask(Mode::empty());
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+        .map_err(Error::at("make the agent undumpable"))?;
+    make_directory("/dev")?;
+    let null = device("/dev/null", 1, 3)?;
+    occupy_standard_streams(&null)?;
+    log::set_up(device("/dev/kmsg", 1, 11)?);
+    leave_initial_root()?;
+    hide_program()?;
+    Ok(null)
+}
+
+fn make_directory(path: &str) -> Result<(), Error> {
+    match rustix::fs::mkdir(path, Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(error) => Err(Error::on("make directory", path)(error)),
+    }
+}
+
+fn device(path: &str, major: u32, minor: u32) -> Result<OwnedFd, Error> {
+    let number = rustix::fs::makedev(major, minor);
+    match rustix::fs::mknodat(CWD, path, FileType::CharacterDevice, Mode::from_raw_mode(0o666), number) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(error) => return Err(Error::on("make device", path)(error)),
+    }
+    rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(Error::on("open", path))
+}
+
+/// Without a console the kernel starts PID 1 with no descriptor open at all. Descriptors 0 to 2 are what a container's
+/// process puts its streams on, so nothing else may ever get one of these numbers.
+fn occupy_standard_streams(null: &OwnedFd) -> Result<(), Error> {
+    rustix::stdio::dup2_stdin(null)
+        .and_then(|()| rustix::stdio::dup2_stdout(null))
+        .and_then(|()| rustix::stdio::dup2_stderr(null))
+        .map_err(Error::at("open standard streams"))
+}
+
+/// The kernel refuses `pivot_root` to a process whose root is the initial one, because nothing is below it. A copy of
+/// that mount, mounted on top of it, has it below.
+fn leave_initial_root() -> Result<(), Error> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let root = open_tree(CWD, "/", flags).map_err(Error::at("copy the initial root"))?;
+    move_mount(&root, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .map_err(Error::at("mount a copy of the initial root"))?;
+    rustix::process::fchdir(&root).map_err(Error::at("enter the new root"))?;
+    rustix::process::chroot(".").map_err(Error::at("change to the new root"))
+}
+
+/// Takes the agent's program out of reach of whoever might find a way to the initial root.
+fn hide_program() -> Result<(), Error> {
+    match rustix::fs::unlink("/init") {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(Error::at("remove /init")(error)),
+    }
+}
+
+impl FileSystems {
+    /// Mounts them, and the shares at [`agent::SHARES_DIR`].
+    pub(crate) fn mount() -> Result<Self, Error> {
+        mount_shares()?;
+        let proc = detached("proc", None)?;
+        let cgroups = detached("cgroup2", None)?;
+        keep_tunnels_out(proc.as_fd())?;
+        cgroup::enable_controllers(cgroups.as_fd()).map_err(Error::at("enable cgroup controllers"))?;
+        Ok(Self { proc, cgroups })
+    }
+
+    /// The guest's own `/proc`.
+    pub(crate) fn proc(&self) -> BorrowedFd<'_> {
+        self.proc.as_fd()
+    }
+
+    /// The root of the cgroup hierarchy.
+    pub(crate) fn cgroups(&self) -> BorrowedFd<'_> {
+        self.cgroups.as_fd()
+    }
+}
+
+/// Without this the kernel makes the fallback device of every tunnel driver in every new network namespace.
+fn keep_tunnels_out(proc: BorrowedFd<'_>) -> Result<(), Error> {
+    match write_in(proc, "sys/net/core/fb_tunnels_only_for_init_net", b"1") {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(Error::at("keep tunnel devices out of network namespaces")(error)),
+    }
+}
+
+fn detached(kind: &str, source: Option<&str>) -> Result<OwnedFd, Error> {
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    new_file_system(kind, source, attributes).map_err(Error::on("mount", kind))
+}
+
+fn new_file_system(kind: &str, source: Option<&str>, attributes: MountAttrFlags) -> rustix::io::Result<OwnedFd> {
+    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    if let Some(source) = source {
+        fsconfig_set_string(context.as_fd(), "source", source)?;
+    }
+    fsconfig_create(context.as_fd())?;
+    fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+}
+
+fn mount_shares() -> Result<(), Error> {
+    let mut path = String::new();
+    for name in agent::SHARES_DIR.split('/').filter(|name| !name.is_empty()) {
+        path = format!("{path}/{name}");
+        make_directory(&path)?;
+    }
+    let shares = new_file_system("virtiofs", Some(agent::SHARES_TAG), MountAttrFlags::empty())
+        .map_err(Error::at("mount the shares"))?;
+    move_mount(&shares, "", CWD, agent::SHARES_DIR, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .map_err(Error::on("mount the shares on", agent::SHARES_DIR))
+}
+
+/// Brings every vCPU online that the kernel knows of but has not started.
+pub(crate) fn start_further_cpus() -> Result<(), Error> {
+    let system = detached("sysfs", None)?;
+    let cpus = open_in(system.as_fd(), "devices/system/cpu", OFlags::DIRECTORY | OFlags::RDONLY)?;
+    for cpu in 1.. {
+        match write_in(cpus.as_fd(), &format!("cpu{cpu}/online"), b"1") {
+            Ok(()) => {}
+            Err(Errno::NOENT) => break,
+            Err(error) => return Err(Error::at(format!("bring vCPU {cpu} online"))(error)),
+        }
+    }
+    Ok(())
+}
+
+fn open_in(directory: BorrowedFd<'_>, path: &str, flags: OFlags) -> Result<OwnedFd, Error> {
+    rustix::fs::openat(directory, path, flags | OFlags::CLOEXEC, Mode::empty()).map_err(Error::on("open", path))
+}
+
+/// Writes to an existing file of a kernel file system, in one call as those want it.
+pub(crate) fn write_in(directory: BorrowedFd<'_>, path: &str, content: &[u8]) -> rustix::io::Result<()> {
+    let file = rustix::fs::openat(directory, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::write(&file, content).map(drop)
+}
+
+/// Writes everything back and resets the machine, which ends the VM.
+pub(crate) fn power_off() -> ! {
+    rustix::fs::sync();
+    reset()
+}
+
+/// Resets the machine at once.
+pub(crate) fn reset() -> ! {
+    let _ = rustix::system::reboot(RebootCommand::Restart);
+    // Only reached where the process is not a machine's PID 1; ending then is all that is left to do.
+    std::process::abort()
+}

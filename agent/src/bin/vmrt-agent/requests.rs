@@ -1,0 +1,239 @@
+//! What the VMM asks for.
+
+use agent::{Call, CreateContainer, Exec, Failure, FromAgent, ProcessId, Request, Response, TerminalSize};
+use rustix::event::epoll::EventFlags;
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal};
+
+use crate::connection::ConnectionError;
+use crate::container::cgroup::Cgroup;
+use crate::container::plan::ContainerPlan;
+use crate::container::process::ProcessPlan;
+use crate::container::{self, Container, Guest, Spawned, terminal};
+use crate::error::Error;
+use crate::event_loop::{Agent, Fatal, Source};
+use crate::machine;
+use crate::processes::{self, HostStdio, Phase, Process};
+
+/// When a call is answered.
+enum Answer {
+    Now(Response),
+    Later,
+}
+
+impl Agent {
+    /// Does what a call asks for, and answers it unless that has to wait.
+    pub(crate) fn answer(&mut self, call: Call) -> Result<(), Fatal> {
+        let result = match call.request {
+            Request::Create(create) => self.create(call.id, &create),
+            Request::Start { container } => self.start(call.id, &container),
+            Request::Exec(exec) => self.exec(call.id, &exec),
+            Request::Signal { process, signal, all } => self.signal(&process, signal, all),
+            Request::Resize { process, size } => self.resize(&process, size),
+            Request::Delete { container } => self.delete(&container),
+            Request::PowerOff => machine::power_off(),
+        };
+        match result {
+            Ok(Answer::Later) => Ok(()),
+            Ok(Answer::Now(response)) => Ok(self.reply(call.id, Ok(response))?),
+            Err(error) => Ok(self.reply(call.id, Err(error.into()))?),
+        }
+    }
+
+    /// Sends the end of a call.
+    pub(crate) fn reply(&mut self, id: u64, result: Result<Response, Failure>) -> Result<(), ConnectionError> {
+        self.connection.send(&FromAgent::Reply { id, result })
+    }
+
+    fn create(&mut self, call: u64, create: &CreateContainer) -> Result<Answer, Error> {
+        let id = &create.container;
+        if self.containers.contains_key(id) {
+            return Err(Error::Exists(format!("container {id}")));
+        }
+        let plan = ContainerPlan::new(create)?;
+        check_terminal(&plan.process, &create.stdio)?;
+        self.mount_files()?;
+        let (child, host) = processes::make_stdio(&create.stdio, &self.null)?;
+        let cgroup = Cgroup::make(self.files()?.cgroups(), &plan.cgroup, &plan.settings)?;
+        let spawned = match container::spawn_init(self.guest()?, &plan, &cgroup, &child) {
+            Ok(spawned) => spawned,
+            Err(error) => {
+                // Nothing was born in it, so it can go.
+                let _ = cgroup.remove();
+                return Err(error);
+            }
+        };
+        let pid = spawned.pid;
+        let container = Container { namespaces: plan.namespaces, init: Some(pid), cgroup };
+        let watched = container.cgroup.memory_events().map_or(Ok(()), |events| {
+            self.watch(events, Source::Memory(pid.cast_unsigned()), EventFlags::PRI | EventFlags::ET)
+        });
+        self.containers.insert(id.clone(), container);
+        let name = ProcessId { container: id.clone(), exec: None };
+        self.adopt(call, name, spawned, host, &plan.process);
+        if let Err(error) = watched {
+            self.give_up(pid, error);
+        }
+        Ok(Answer::Later)
+    }
+
+    fn exec(&mut self, call: u64, exec: &Exec) -> Result<Answer, Error> {
+        let plan = ProcessPlan::new(&exec.spec)?;
+        check_terminal(&plan, &exec.stdio)?;
+        if self.find(&exec.process).is_ok() {
+            return Err(Error::Exists(name(&exec.process)));
+        }
+        let container = self.container(&exec.process.container)?;
+        let init = self.init_of(&exec.process.container)?;
+        if matches!(init.phase, Phase::SettingUp { .. }) {
+            let container = format!("container {}", exec.process.container);
+            return Err(Error::WrongState { container, state: "being created" });
+        }
+        let (child, host) = processes::make_stdio(&exec.stdio, &self.null)?;
+        let init = std::os::fd::AsFd::as_fd(&init.pidfd);
+        let spawned = container::spawn_exec(self.guest()?, container, init, &plan, &child)?;
+        self.adopt(call, exec.process.clone(), spawned, host, &plan);
+        Ok(Answer::Later)
+    }
+
+    /// Takes on a process that was just made. From here on its end answers the call, whatever fails.
+    fn adopt(&mut self, call: u64, id: ProcessId, spawned: Spawned, mut host: HostStdio, plan: &ProcessPlan) {
+        let pid = spawned.pid;
+        let source = Source::Report(pid.cast_unsigned());
+        let watched = self.watch(std::os::fd::AsFd::as_fd(&spawned.channel), source, EventFlags::IN);
+        self.processes.insert(pid, Process::new(id, spawned, host.terminal.take(), call));
+        if let Err(error) = watched.and_then(|()| self.connect(pid, host, plan)) {
+            self.give_up(pid, error);
+        }
+    }
+
+    /// Connects a process's streams, and sets what only the agent can set of it.
+    fn connect(&mut self, pid: i32, host: HostStdio, plan: &ProcessPlan) -> Result<(), Error> {
+        for pump in host.inputs {
+            self.add_stream(pump, pid)?;
+        }
+        for pump in host.outputs {
+            self.add_output(pump, pid)?;
+        }
+        if let Some(score) = plan.oom_score_adj {
+            let file = format!("{pid}/oom_score_adj");
+            machine::write_in(self.files()?.proc(), &file, score.to_string().as_bytes())
+                .map_err(Error::at(format!("set oom_score_adj to {score}")))?;
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, call: u64, id: &str) -> Result<Answer, Error> {
+        self.init_of(id)?;
+        let process = self.processes.values_mut().find(|process| is_init(process, id));
+        let process = process.ok_or_else(|| Error::NotFound(format!("container {id}")))?;
+        let state = match process.phase {
+            Phase::Created => "created",
+            Phase::SettingUp { .. } => "being created",
+            Phase::Starting { .. } | Phase::Running => "running",
+        };
+        let channel = process.channel.as_ref().filter(|_| matches!(process.phase, Phase::Created));
+        let channel = channel.ok_or_else(|| Error::WrongState { container: format!("container {id}"), state })?;
+        channel.release().map_err(Error::at(format!("start container {id}")))?;
+        process.phase = Phase::Starting { call };
+        Ok(Answer::Later)
+    }
+
+    fn signal(&mut self, process: &ProcessId, signal: i32, all: bool) -> Result<Answer, Error> {
+        let step = || format!("send signal {signal} to {}", name(process));
+        let number = Signal::from_named_raw(signal).or_else(|| real_time(signal));
+        let number = number.ok_or_else(|| Error::at(step())(Errno::INVAL))?;
+        if all {
+            let container = self.container(&process.container)?;
+            signal_all(container, number).map_err(Error::at(step()))?;
+            return Ok(Answer::Now(Response::Done));
+        }
+        let target = &self.find(process)?.1.pidfd;
+        rustix::process::pidfd_send_signal(target, number).map_err(Error::at(step()))?;
+        Ok(Answer::Now(Response::Done))
+    }
+
+    fn resize(&mut self, process: &ProcessId, size: TerminalSize) -> Result<Answer, Error> {
+        let terminal = self.find(process)?.1.outputs.first().and_then(|id| self.streams.get(id));
+        let terminal = terminal.filter(|stream| stream.sibling.is_some());
+        let terminal = terminal.ok_or_else(|| Error::NotFound(format!("terminal of {}", name(process))))?;
+        terminal::resize(terminal.pump.from(), size)
+            .map_err(Error::at(format!("resize the terminal of {}", name(process))))?;
+        Ok(Answer::Now(Response::Done))
+    }
+
+    fn delete(&mut self, id: &str) -> Result<Answer, Error> {
+        let container = self.container(id)?;
+        if container.init.is_some() {
+            return Err(Error::WrongState { container: format!("container {id}"), state: "not stopped" });
+        }
+        self.containers.remove(id);
+        Ok(Answer::Now(Response::Done))
+    }
+
+    fn guest(&self) -> Result<Guest<'_>, Error> {
+        Ok(Guest { proc: self.files()?.proc(), agent: std::os::fd::AsFd::as_fd(&self.myself) })
+    }
+
+    fn files(&self) -> Result<&machine::FileSystems, Error> {
+        self.files.as_ref().ok_or_else(|| Error::at("use the guest's file systems")(Errno::NODEV))
+    }
+
+    fn container(&self, id: &str) -> Result<&Container, Error> {
+        self.containers.get(id).ok_or_else(|| Error::NotFound(format!("container {id}")))
+    }
+
+    /// The first process of a container that has one and is past its creation.
+    fn init_of(&self, id: &str) -> Result<&Process, Error> {
+        let init = self.container(id)?.init.and_then(|pid| self.processes.get(&pid));
+        let init = init.filter(|process| process.status.is_none());
+        init.ok_or_else(|| Error::WrongState { container: format!("container {id}"), state: "stopped" })
+    }
+
+    fn find(&self, id: &ProcessId) -> Result<(i32, &Process), Error> {
+        let mut processes = self.processes.iter().filter(|(_, process)| process.id == *id && process.status.is_none());
+        processes.next().map(|(pid, process)| (*pid, process)).ok_or_else(|| Error::NotFound(name(id)))
+    }
+}
+
+/// A stopped container has no processes any more.
+fn signal_all(container: &Container, signal: Signal) -> rustix::io::Result<()> {
+    if container.init.is_none() {
+        return Err(Errno::SRCH);
+    }
+    if signal == Signal::KILL {
+        return container.cgroup.kill();
+    }
+    for pid in container.cgroup.processes()?.into_iter().filter_map(Pid::from_raw) {
+        match rustix::process::kill_process(pid, signal) {
+            Ok(()) | Err(Errno::SRCH) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn is_init(process: &Process, container: &str) -> bool {
+    process.id.container == container && process.id.exec.is_none()
+}
+
+fn check_terminal(process: &ProcessPlan, stdio: &agent::Stdio) -> Result<(), Error> {
+    match process.terminal == matches!(stdio, agent::Stdio::Terminal { .. }) {
+        true => Ok(()),
+        false => Err(Error::invalid("process.terminal", "does not fit the streams that were given")),
+    }
+}
+
+fn real_time(signal: i32) -> Option<Signal> {
+    let known = (libc::SIGRTMIN()..=libc::SIGRTMAX()).contains(&signal);
+    // SAFETY: the number is one of the real-time signals, which the C library leaves to programs.
+    known.then(|| unsafe { Signal::from_raw_unchecked(signal) })
+}
+
+/// How messages name a process.
+pub(crate) fn name(id: &ProcessId) -> String {
+    match &id.exec {
+        None => format!("container {}", id.container),
+        Some(exec) => format!("exec {exec} of container {}", id.container),
+    }
+}

@@ -1,0 +1,24 @@
+//! The protocol between `vmrt-vmm` and `vmrt-agent`, PID 1 of every guest.
+//!
+//! The agent connects to the host (vsock CID 2) on [`CONTROL_PORT`] and says [`Hello`]. From then on the VMM sends
+//! [`Call`]s, the agent answers each with one [`FromAgent::Reply`] that carries the call's id, in any order, and tells
+//! [`Event`]s when they happen. Every message is one frame: see [`frame`]. Standard streams are not part of this
+//! connection: each is a vsock connection of its own, made by the agent to the host port that [`Stdio`] names, and
+//! carries raw bytes.
+
+pub mod frame;
+mod message;
+
+pub use message::*;
+
+/// Version of this protocol. Both sides are built from one tree, so any difference is a broken installation.
+pub const VERSION: u32 = 1;
+
+/// Host port of the control connection.
+pub const CONTROL_PORT: u32 = 1024;
+
+/// Tag of the one virtio-fs device of a guest.
+pub const SHARES_TAG: &str = "vmrt";
+
+/// Where the guest mounts that device; a share named `web/rootfs` is the directory `web/rootfs` below it.
+pub const SHARES_DIR: &str = "/run/vmrt/shares";

@@ -1,0 +1,267 @@
+//! The messages of the protocol.
+
+use oci_spec::runtime::{Process, Spec};
+use serde::{Deserialize, Serialize};
+
+/// One process the agent started: a container's first one, or one that was executed in it later.
+#[derive(Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+pub struct ProcessId {
+    /// Id of the container, unique in its sandbox.
+    pub container: String,
+    /// Id of the exec, unique in its container; absent for the container's first process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exec: Option<String>,
+}
+
+/// Size of a terminal, in characters.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct TerminalSize {
+    /// Number of lines.
+    pub rows: u16,
+    /// Characters a line.
+    pub columns: u16,
+}
+
+/// Where a process's standard streams lead: host vsock ports the agent connects to, one connection a stream.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stdio {
+    /// The process gets a pseudo-terminal of its container; one connection carries both directions.
+    Terminal {
+        /// Port of the connection.
+        port: u32,
+        /// Size the terminal starts with, where known.
+        size: Option<TerminalSize>,
+    },
+    /// Separate streams; the process gets `/dev/null` for an absent one.
+    Streams {
+        /// Port that standard input is read from. End of file is the host's half-close.
+        stdin: Option<u32>,
+        /// Port that standard output goes to. The agent closes it when the last writer did.
+        stdout: Option<u32>,
+        /// Port that standard error goes to.
+        stderr: Option<u32>,
+    },
+}
+
+/// Everything needed to make a container.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct CreateContainer {
+    /// Its id, unique in the sandbox: one path component.
+    pub container: String,
+    /// The OCI specification. `root.path` and the source of every bind mount are already paths in the guest.
+    pub spec: Spec,
+    /// Streams of its first process.
+    pub stdio: Stdio,
+}
+
+/// A further process in a container.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Exec {
+    /// Its id: `exec` is always present.
+    pub process: ProcessId,
+    /// What to run, and as whom.
+    pub spec: Process,
+    /// Its streams.
+    pub stdio: Stdio,
+}
+
+/// What the VMM asks of the agent.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// Make a container, up to the point where its program would be executed.
+    Create(Box<CreateContainer>),
+    /// Execute the program of a created container.
+    Start {
+        /// The container's id.
+        container: String,
+    },
+    /// Run a further process in a created or running container.
+    Exec(Box<Exec>),
+    /// Send a signal.
+    Signal {
+        /// To whom.
+        process: ProcessId,
+        /// Its number, as in the guest's kernel.
+        signal: i32,
+        /// To every process of the container.
+        all: bool,
+    },
+    /// Tell a process's terminal its new size.
+    Resize {
+        /// Whose terminal.
+        process: ProcessId,
+        /// The size.
+        size: TerminalSize,
+    },
+    /// Forget a stopped container and remove what is left of it.
+    Delete {
+        /// The container's id.
+        container: String,
+    },
+    /// Write everything back to the shares and reset the machine. Never answered: the machine is gone.
+    PowerOff,
+}
+
+/// A request on the wire.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Call {
+    /// Chosen by the VMM; the reply carries it back.
+    pub id: u64,
+    /// The request.
+    pub request: Request,
+}
+
+/// A request that succeeded.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Response {
+    /// There is nothing to tell.
+    Done,
+    /// `Create` or `Exec` made a process.
+    Process {
+        /// Its pid in the guest's initial pid namespace.
+        pid: i32,
+    },
+}
+
+/// What kind of failure a request met; decides the exit status the caller's user sees.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureKind {
+    /// The program to run does not exist.
+    ProgramNotFound,
+    /// The program to run cannot be executed.
+    ProgramNotExecutable,
+    /// The specification asks for what cannot be given.
+    InvalidSpec,
+    /// No such container or process.
+    NotFound,
+    /// The id is taken.
+    Exists,
+    /// The container is not in the state the request needs.
+    WrongState,
+    /// A system call failed.
+    System,
+    /// No answer came before the step's deadline.
+    Timeout,
+    /// The guest or its agent is gone.
+    GuestDied,
+}
+
+/// A request that failed.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Failure {
+    /// What kind.
+    pub kind: FailureKind,
+    /// What the agent was doing, as `mount /proc`: the step and its object.
+    pub step: String,
+    /// The cause.
+    pub cause: String,
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.step, self.cause)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitStatus {
+    /// It exited by itself, with this status.
+    Exited(u8),
+    /// This signal ended it.
+    Signaled(u8),
+}
+
+impl ExitStatus {
+    /// The status as a shell, runc and every engine tell it: 128 and the signal's number for a death by signal.
+    #[must_use]
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Exited(code) => code,
+            Self::Signaled(signal) => 128_u8.saturating_add(signal),
+        }
+    }
+}
+
+/// What the agent tells without being asked.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Event {
+    /// A process ended. All it had written before is already on its streams.
+    Exited {
+        /// Which.
+        process: ProcessId,
+        /// How.
+        status: ExitStatus,
+    },
+    /// The kernel killed a process of this container for want of memory.
+    OutOfMemory {
+        /// The container's id.
+        container: String,
+    },
+}
+
+/// The agent's first message.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Hello {
+    /// [`crate::VERSION`] of the agent.
+    pub version: u32,
+    /// `uname -r` of the guest.
+    pub kernel: String,
+    /// Nanoseconds since the guest's kernel started its clock, when PID 1 began.
+    pub started_ns: u64,
+    /// The same, when this message was sent.
+    pub ready_ns: u64,
+}
+
+/// Everything the agent sends.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FromAgent {
+    /// First, once.
+    Hello(Hello),
+    /// The end of a call.
+    Reply {
+        /// The call's id.
+        id: u64,
+        /// How it went.
+        result: Result<Response, Failure>,
+    },
+    /// Something happened.
+    Event(Event),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_is_told_as_a_shell_does() {
+        assert_eq!(ExitStatus::Exited(255).code(), 255);
+        assert_eq!(ExitStatus::Signaled(9).code(), 137);
+        assert_eq!(ExitStatus::Signaled(200).code(), 255);
+    }
+
+    #[test]
+    fn a_specification_survives_the_wire() {
+        let spec = Spec::default();
+        let create = CreateContainer {
+            container: "web".into(),
+            spec: spec.clone(),
+            stdio: Stdio::Streams { stdin: None, stdout: Some(7), stderr: None },
+        };
+        let call = Call { id: 3, request: Request::Create(Box::new(create)) };
+        let mut bytes = crate::frame::encode(&call).unwrap();
+        let back: Call = crate::frame::take(&mut bytes).unwrap().unwrap();
+        let Request::Create(back) = back.request else { panic!("another request came back") };
+        assert_eq!(back.spec, spec);
+        assert_eq!(back.stdio, Stdio::Streams { stdin: None, stdout: Some(7), stderr: None });
+    }
+}

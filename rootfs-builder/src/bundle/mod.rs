@@ -1,0 +1,61 @@
+//! Bundles: `config.json` and `rootfs/` in one directory.
+
+mod busybox;
+mod config;
+mod debian;
+mod import;
+mod oci;
+
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use thiserror::Error;
+
+use crate::cli::{BundleArgs, BundleKind};
+use crate::command;
+use crate::staging::{self, Staging};
+
+use self::config::ImageDefaults;
+
+/// Why there is no bundle.
+#[derive(Debug, Error)]
+pub(crate) enum Error {
+    #[error(transparent)]
+    Staging(#[from] staging::Error),
+    #[error(transparent)]
+    Command(#[from] command::Error),
+    #[error("make the root file system: {}", .path.display())]
+    Rootfs { path: PathBuf, source: io::Error },
+    #[error("the package {package} holds no {file}")]
+    Package { package: &'static str, file: &'static str },
+    #[error("read {}", .path.display())]
+    NoSource { path: PathBuf, source: io::Error },
+    #[error("image layout {}", .layout.display())]
+    Oci { layout: PathBuf, source: oci::Error },
+    #[error("write config.json")]
+    Config(#[source] config::Error),
+}
+
+/// Makes the bundle: either the whole of it is at the output path afterwards, or nothing new.
+pub(crate) fn build(kind: BundleKind) -> Result<(), Error> {
+    match kind {
+        BundleKind::Busybox { bundle } => assemble(&bundle, busybox::fill),
+        BundleKind::Debian { include, bundle } => assemble(&bundle, |rootfs| debian::fill(&include, rootfs)),
+        BundleKind::Rootfs { from, bundle } => assemble(&bundle, |rootfs| import::fill(&from, rootfs)),
+        BundleKind::Oci { layout, reference, bundle } => assemble(&bundle, |rootfs| {
+            oci::fill(&layout, reference.as_deref(), rootfs).map_err(|source| Error::Oci { layout, source })
+        }),
+    }
+}
+
+/// Has `fill` make the root file system and writes the `config.json` that fits.
+fn assemble(args: &BundleArgs, fill: impl FnOnce(&Path) -> Result<ImageDefaults, Error>) -> Result<(), Error> {
+    let staging = Staging::beside(&args.output)?;
+    let rootfs = staging.path().join("rootfs");
+    fs::create_dir(&rootfs).map_err(|source| Error::Rootfs { path: rootfs.clone(), source })?;
+    let image = fill(&rootfs)?;
+    config::write(&staging.path().join("config.json"), args, image).map_err(Error::Config)?;
+    staging.finish()?;
+    eprintln!("rootfs-builder: the bundle {} is ready", args.output.display());
+    Ok(())
+}

@@ -1,0 +1,86 @@
+//! Blobs of an image layout, read against their digests.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use oci_spec::image::{Descriptor, DigestAlgorithm};
+use serde::de::DeserializeOwned;
+use sha2::{Digest as _, Sha256};
+
+use super::Error;
+
+/// The image specification's recommended limit for a manifest.
+const MAX_DOCUMENT: u64 = 4 << 20;
+
+/// A reader that hashes what passes through it.
+pub(super) struct Hashing<R> {
+    inner: R,
+    hash: Sha256,
+}
+
+impl<R: Read> Hashing<R> {
+    pub(super) fn new(inner: R) -> Self {
+        Self { inner, hash: Sha256::new() }
+    }
+
+    /// Reads what is left and tells the digest of everything, as `sha256:…`.
+    pub(super) fn finish(mut self) -> io::Result<String> {
+        io::copy(&mut self, &mut io::sink())?;
+        Ok(sha256_text(self.hash))
+    }
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.hash.update(&buffer[..count]);
+        Ok(count)
+    }
+}
+
+fn sha256_text(hash: Sha256) -> String {
+    let hex: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{hex}")
+}
+
+/// The file of a blob. The digest's type allows no path separator in it.
+pub(super) fn path(layout: &Path, descriptor: &Descriptor) -> Result<PathBuf, Error> {
+    let digest = descriptor.digest();
+    match digest.algorithm() {
+        DigestAlgorithm::Sha256 => Ok(layout.join("blobs/sha256").join(digest.digest())),
+        _ => Err(Error::DigestAlgorithm { digest: digest.clone() }),
+    }
+}
+
+/// Compares what was found with what a descriptor promised.
+pub(super) fn check_digest(what: &str, expected: &str, found: String) -> Result<(), Error> {
+    match expected == found {
+        true => Ok(()),
+        false => Err(Error::Digest { what: what.into(), expected: expected.into(), found }),
+    }
+}
+
+/// A JSON document of the layout, checked against its digest.
+pub(super) fn document<T: DeserializeOwned>(layout: &Path, descriptor: &Descriptor, what: &str) -> Result<T, Error> {
+    let bytes = read_bounded(&path(layout, descriptor)?, what)?;
+    check_digest(what, descriptor.digest().as_ref(), sha256_text(Sha256::new_with_prefix(&bytes)))?;
+    serde_json::from_slice(&bytes).map_err(|source| Error::Json { what: what.into(), source })
+}
+
+/// A JSON file that no descriptor leads to.
+pub(super) fn read_json<T: DeserializeOwned>(path: &Path, what: &str) -> Result<T, Error> {
+    let bytes = read_bounded(path, what)?;
+    serde_json::from_slice(&bytes).map_err(|source| Error::Json { what: what.into(), source })
+}
+
+fn read_bounded(path: &Path, what: &str) -> Result<Vec<u8>, Error> {
+    let failed = |source| Error::Read { path: path.into(), source };
+    let size = fs::metadata(path).map_err(failed)?.len();
+    if size > MAX_DOCUMENT {
+        return Err(Error::TooLarge { what: what.into(), size, limit: MAX_DOCUMENT });
+    }
+    let mut bytes = Vec::new();
+    File::open(path).and_then(|file| file.take(MAX_DOCUMENT).read_to_end(&mut bytes)).map_err(failed)?;
+    Ok(bytes)
+}

@@ -1,0 +1,7 @@
+//! The `vmrt` command: see [`runtime`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    runtime::main()
+}

@@ -1,0 +1,186 @@
+//! Bundles: a directory with `config.json` and, usually, the root file system.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
+use thiserror::Error;
+
+/// Name of the specification in a bundle.
+pub(crate) const CONFIG_FILE: &str = "config.json";
+
+/// Why a bundle cannot be run. Where runc has words for it, they are runc's.
+#[derive(Debug, Error)]
+pub(crate) enum BundleError {
+    #[error("chdir {}", path.display())]
+    NoBundle { path: PathBuf, source: io::Error },
+    #[error("JSON specification file {CONFIG_FILE} not found")]
+    NoConfig,
+    #[error("read {}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{} is no valid specification", path.display())]
+    Json { path: PathBuf, source: serde_json::Error },
+    #[error("{} is no valid specification: it holds no JSON object", .0.display())]
+    NoObject(PathBuf),
+    #[error("ociVersion `{0}` is not supported: vmrt implements 1.x")]
+    Version(String),
+    #[error("root must be specified")]
+    NoRoot,
+    #[error("process property must not be empty")]
+    NoProcess,
+    #[error("Cwd property must not be empty")]
+    NoCwd,
+    #[error("Cwd must be an absolute path")]
+    RelativeCwd,
+    #[error("args must not be empty")]
+    NoArgs,
+    #[error("process.{0} holds a NUL character")]
+    Nul(&'static str),
+    #[error("mount destination `{}` is not absolute", .0.display())]
+    RelativeMount(PathBuf),
+    #[error("unable to set hostname without a private UTS namespace")]
+    HostnameWithoutUts,
+    #[error("the host's {0} namespace is refused: a container in its own virtual machine cannot share it")]
+    HostNamespace(LinuxNamespaceType),
+    #[error("joining the {kind} namespace {} is not supported: it is the host's, and the container's machine has its own", path.display())]
+    JoinNamespace { kind: LinuxNamespaceType, path: PathBuf },
+    #[error("hooks.{0} is not supported yet")]
+    Hook(&'static str),
+}
+
+/// A bundle whose specification was read and makes sense. Nothing in it has been opened.
+#[derive(Debug)]
+pub(crate) struct Bundle {
+    /// Absolute.
+    pub(crate) dir: PathBuf,
+    pub(crate) spec: Spec,
+}
+
+impl Bundle {
+    /// Reads and checks a bundle.
+    pub(crate) fn load(dir: &Path) -> Result<Self, BundleError> {
+        let absolute = fs::canonicalize(dir).and_then(|dir| dir.read_dir().map(|_| dir));
+        let dir = absolute.map_err(|source| BundleError::NoBundle { path: dir.into(), source })?;
+        let spec = read_spec(&dir.join(CONFIG_FILE))?;
+        check(&spec)?;
+        Ok(Self { dir, spec })
+    }
+
+    /// Absolute path of the root file system.
+    pub(crate) fn rootfs(&self) -> PathBuf {
+        let root = self.spec.root().as_ref().map(|root| root.path().as_path());
+        self.dir.join(root.unwrap_or(Path::new("")))
+    }
+
+    /// The container's first process.
+    pub(crate) fn process(&self) -> Result<&Process, BundleError> {
+        self.spec.process().as_ref().ok_or(BundleError::NoProcess)
+    }
+
+    /// Whether its first process has a terminal.
+    pub(crate) fn has_terminal(&self) -> bool {
+        self.process().is_ok_and(|process| process.terminal().unwrap_or_default())
+    }
+}
+
+fn read_spec(path: &Path) -> Result<Spec, BundleError> {
+    let text = match fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(BundleError::NoConfig),
+        result => result.map_err(|source| BundleError::Read { path: path.into(), source })?,
+    };
+    let spec = serde_json::from_slice(&text).map_err(|source| BundleError::Json { path: path.into(), source })?;
+    // An array of the fields' values would do for the parser.
+    if text.trim_ascii_start().starts_with(b"{") { Ok(spec) } else { Err(BundleError::NoObject(path.into())) }
+}
+
+fn check(spec: &Spec) -> Result<(), BundleError> {
+    check_version(spec.version())?;
+    if spec.root().as_ref().is_none_or(|root| root.path().as_os_str().is_empty()) {
+        return Err(BundleError::NoRoot);
+    }
+    check_process(spec.process().as_ref().ok_or(BundleError::NoProcess)?)?;
+    check_mounts(spec)?;
+    check_namespaces(spec)?;
+    check_hooks(spec)
+}
+
+/// Every version 1 can be run: what later ones added is optional.
+fn check_version(version: &str) -> Result<(), BundleError> {
+    let mut parts = version.split(['-', '+']).next().unwrap_or_default().split('.');
+    let valid = parts.clone().count() == 3 && parts.clone().all(|part| part.parse::<u32>().is_ok());
+    if valid && parts.next() == Some("1") { Ok(()) } else { Err(BundleError::Version(version.into())) }
+}
+
+/// Checks a process that is to be run, first or later.
+pub(crate) fn check_process(process: &Process) -> Result<(), BundleError> {
+    let cwd = process.cwd();
+    let args = process.args().as_deref().unwrap_or_default();
+    let env = process.env().as_deref().unwrap_or_default();
+    let nul = |texts: &[String]| texts.iter().any(|text| text.contains('\0'));
+    match () {
+        () if cwd.as_os_str().is_empty() => Err(BundleError::NoCwd),
+        () if !cwd.is_absolute() => Err(BundleError::RelativeCwd),
+        () if args.is_empty() => Err(BundleError::NoArgs),
+        () if nul(args) => Err(BundleError::Nul("args")),
+        () if nul(env) => Err(BundleError::Nul("env")),
+        () => Ok(()),
+    }
+}
+
+fn check_mounts(spec: &Spec) -> Result<(), BundleError> {
+    let mounts = spec.mounts().as_deref().unwrap_or_default();
+    match mounts.iter().find(|mount| !mount.destination().is_absolute()) {
+        Some(mount) => Err(BundleError::RelativeMount(mount.destination().clone())),
+        None => Ok(()),
+    }
+}
+
+/// The namespaces whose absence means the host's own, which a machine of its own cannot give.
+const ISOLATED: [LinuxNamespaceType; 5] = [
+    LinuxNamespaceType::Uts,
+    LinuxNamespaceType::Network,
+    LinuxNamespaceType::Pid,
+    LinuxNamespaceType::Ipc,
+    LinuxNamespaceType::Mount,
+];
+
+fn check_namespaces(spec: &Spec) -> Result<(), BundleError> {
+    let linux = spec.linux().as_ref();
+    let namespaces = linux.and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default();
+    let has = |kind| namespaces.iter().any(|namespace| namespace.typ() == kind);
+    if spec.hostname().as_ref().is_some_and(|name| !name.is_empty()) && !has(LinuxNamespaceType::Uts) {
+        return Err(BundleError::HostnameWithoutUts);
+    }
+    if let Some(kind) = ISOLATED.into_iter().find(|kind| !has(*kind)) {
+        return Err(BundleError::HostNamespace(kind));
+    }
+    for namespace in namespaces {
+        if let Some(path) = namespace.path().as_ref().filter(|path| !path.as_os_str().is_empty()) {
+            return Err(BundleError::JoinNamespace { kind: namespace.typ(), path: path.clone() });
+        }
+    }
+    Ok(())
+}
+
+fn check_hooks(spec: &Spec) -> Result<(), BundleError> {
+    let Some(hooks) = spec.hooks() else { return Ok(()) };
+    #[allow(deprecated, reason = "engines still write prestart hooks")]
+    let prestart = hooks.prestart();
+    let kinds = [
+        ("prestart", prestart),
+        ("createRuntime", hooks.create_runtime()),
+        ("createContainer", hooks.create_container()),
+        ("startContainer", hooks.start_container()),
+        ("poststart", hooks.poststart()),
+        ("poststop", hooks.poststop()),
+    ];
+    match kinds.into_iter().find(|(_, hooks)| hooks.as_ref().is_some_and(|hooks| !hooks.is_empty())) {
+        Some((name, _)) => Err(BundleError::Hook(name)),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+#[path = "bundle_tests.rs"]
+mod tests;

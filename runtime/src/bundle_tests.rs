@@ -1,0 +1,101 @@
+use serde_json::{Value, json};
+
+use super::*;
+
+const STARTER: &str = include_str!("commands/spec.json");
+
+/// Loads a bundle with runc's starter specification, changed by `edit`.
+fn load(edit: impl FnOnce(&mut Value)) -> Result<Bundle, BundleError> {
+    let mut spec: Value = serde_json::from_str(STARTER).unwrap();
+    edit(&mut spec);
+    load_text(&spec.to_string())
+}
+
+fn load_text(text: &str) -> Result<Bundle, BundleError> {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join(CONFIG_FILE), text).unwrap();
+    Bundle::load(dir.path())
+}
+
+fn message(edit: impl FnOnce(&mut Value)) -> String {
+    load(edit).unwrap_err().to_string()
+}
+
+#[test]
+fn the_starter_specification_is_valid() {
+    let bundle = load(|_| ()).unwrap();
+    assert!(bundle.has_terminal());
+    assert_eq!(bundle.rootfs(), bundle.dir.join("rootfs"));
+    assert!(bundle.dir.is_absolute());
+}
+
+#[test]
+fn a_bundle_that_is_none_is_told_apart_from_one_without_specification() {
+    assert!(matches!(Bundle::load(Path::new("/nonexistent")), Err(BundleError::NoBundle { .. })));
+    let dir = tempfile::tempdir().unwrap();
+    assert!(matches!(Bundle::load(dir.path()), Err(BundleError::NoConfig)));
+    let file = dir.path().join("file");
+    fs::write(&file, "").unwrap();
+    assert!(matches!(Bundle::load(&file), Err(BundleError::NoBundle { .. })));
+}
+
+#[test]
+fn invalid_json_is_told_with_its_place() {
+    let error = load_text("{\"ociVersion\": \"1.0.2\",\n  \"process\": 7}").unwrap_err();
+    let BundleError::Json { source, .. } = error else { panic!("{error}") };
+    assert_eq!(source.line(), 2);
+    assert!(load_text("").is_err() && load_text("{").is_err());
+    assert!(matches!(load_text(" []"), Err(BundleError::NoObject(_))));
+}
+
+#[test]
+fn versions_other_than_1_are_refused() {
+    for version in ["1.0.0", "1.0.2-dev", "1.2.0", "1.3.0+x"] {
+        load(|spec| spec["ociVersion"] = json!(version)).unwrap();
+    }
+    for version in ["", "9.0.0", "0.9.0", "1", "1.0", "x", "1.x.0", "1.0.0.0"] {
+        let error = load(|spec| spec["ociVersion"] = json!(version)).unwrap_err();
+        assert!(matches!(error, BundleError::Version(_)), "{version}: {error}");
+    }
+}
+
+#[test]
+fn a_process_has_a_program_and_an_absolute_directory() {
+    assert_eq!(message(|spec| spec["process"] = Value::Null), "process property must not be empty");
+    assert_eq!(message(|spec| spec["process"]["args"] = json!([])), "args must not be empty");
+    assert_eq!(message(|spec| spec["process"]["args"] = json!(["a\0"])), "process.args holds a NUL character");
+    assert_eq!(message(|spec| spec["process"]["env"] = json!(["a\0"])), "process.env holds a NUL character");
+    assert_eq!(message(|spec| spec["process"]["cwd"] = json!("")), "Cwd property must not be empty");
+    assert_eq!(message(|spec| spec["process"]["cwd"] = json!("home")), "Cwd must be an absolute path");
+}
+
+#[test]
+fn paths_are_checked() {
+    assert_eq!(message(|spec| spec["root"] = Value::Null), "root must be specified");
+    assert_eq!(
+        message(|spec| spec["mounts"][0]["destination"] = json!("proc")),
+        "mount destination `proc` is not absolute"
+    );
+}
+
+#[test]
+fn what_is_the_hosts_is_refused_by_name() {
+    let without = |name: &'static str| {
+        move |spec: &mut Value| {
+            spec["linux"]["namespaces"].as_array_mut().unwrap().retain(|namespace| namespace["type"] != name);
+        }
+    };
+    assert!(message(without("network")).starts_with("the host's net namespace is refused"));
+    assert!(message(without("pid")).starts_with("the host's pid namespace is refused"));
+    assert_eq!(message(without("uts")), "unable to set hostname without a private UTS namespace");
+    let join = message(|spec| spec["linux"]["namespaces"][1]["path"] = json!("/proc/1/ns/net"));
+    assert!(join.starts_with("joining the net namespace /proc/1/ns/net is not supported"), "{join}");
+}
+
+#[test]
+fn hooks_are_refused_by_name() {
+    let hook = json!([{"path": "/bin/true"}]);
+    assert_eq!(message(|spec| spec["hooks"] = json!({"poststop": hook})), "hooks.poststop is not supported yet");
+    assert_eq!(message(|spec| spec["hooks"] = json!({"prestart": hook})), "hooks.prestart is not supported yet");
+    load(|spec| spec["hooks"] = json!({"prestart": []})).unwrap();
+}

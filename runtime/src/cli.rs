@@ -1,0 +1,336 @@
+//! The command line: runc's, and what vmrt adds.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::log::Format;
+
+/// Runs OCI containers, each in a virtual machine of its own.
+#[derive(Debug, Parser)]
+#[command(name = "vmrt", version = VERSION, disable_version_flag = true, arg_required_else_help = true)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    /// Print the version
+    #[arg(short = 'v', long, action = clap::ArgAction::Version)]
+    version: Option<bool>,
+}
+
+/// The version, and that of the runtime specification, as runc prints them.
+const VERSION: &str = concat!("version ", env!("CARGO_PKG_VERSION"), "\nspec: 1.0.2");
+
+/// Options before the command.
+#[derive(Args, Debug)]
+pub(crate) struct Global {
+    /// Tell what is done
+    #[arg(long)]
+    pub(crate) debug: bool,
+    /// File to append the log to, in place of standard error
+    #[arg(long, value_name = "FILE")]
+    pub(crate) log: Option<PathBuf>,
+    /// Format of the log
+    #[arg(long, value_enum, default_value_t = Format::Text, value_name = "FORMAT")]
+    pub(crate) log_format: Format,
+    /// Directory of the containers' state
+    #[arg(long, default_value = "/run/vmrt", value_name = "DIR")]
+    pub(crate) root: PathBuf,
+    /// Configuration to read in place of /etc/vmrt/config.toml
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Refused: vmrt manages cgroups itself
+    #[arg(long)]
+    pub(crate) systemd_cgroup: bool,
+    /// `true` is refused: the cgroup and /dev/kvm need root
+    #[arg(long, value_name = "BOOL", default_value = "auto")]
+    pub(crate) rootless: String,
+    /// Accepted and not used: containers are not checkpointed with CRIU
+    #[arg(long, value_name = "FILE", hide = true)]
+    criu: Option<PathBuf>,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Check whether this host can run virtual machines well
+    Check,
+    /// Create a container
+    Create(CreateArgs),
+    /// Delete what a stopped container holds
+    Delete(DeleteArgs),
+    /// Run a further process in a container
+    Exec(Box<ExecArgs>),
+    /// Send a signal to a container's first process
+    Kill(KillArgs),
+    /// List the containers
+    List(ListArgs),
+    /// Create a container, start it and wait for its end
+    Run(RunArgs),
+    /// Write a starter config.json
+    Spec(SpecArgs),
+    /// Execute the program of a created container
+    Start(IdArgs),
+    /// Print a container's state
+    State(IdArgs),
+}
+
+/// A container.
+#[derive(Args, Debug)]
+pub(crate) struct IdArgs {
+    /// The container's id
+    pub(crate) id: String,
+}
+
+/// Options of `create` and `run`.
+#[derive(Args, Debug)]
+pub(crate) struct BundleArgs {
+    /// The bundle's directory [default: the working directory]
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) bundle: Option<PathBuf>,
+    /// Unix socket that gets the master of the container's terminal
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) console_socket: Option<PathBuf>,
+    /// File to write the pid of the container's VMM to
+    #[arg(long, value_name = "FILE")]
+    pub(crate) pid_file: Option<PathBuf>,
+    /// Accepted, without effect: the container's root is never the host's
+    #[arg(long)]
+    no_pivot: bool,
+    /// Accepted, without effect: keyrings are the guest kernel's
+    #[arg(long)]
+    no_new_keyring: bool,
+    /// More than 0 is refused: descriptors of the host mean nothing to the guest's kernel
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) preserve_fds: u32,
+}
+
+/// Options of `create`.
+#[derive(Args, Debug)]
+pub(crate) struct CreateArgs {
+    #[command(flatten)]
+    pub(crate) bundle: BundleArgs,
+    /// The new container's id
+    pub(crate) id: String,
+}
+
+/// Options of `run`.
+#[derive(Args, Debug)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) bundle: BundleArgs,
+    /// Do not wait for the container's end
+    #[arg(short, long)]
+    pub(crate) detach: bool,
+    /// Do not delete the container after its end
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// Give the first process a terminal, whatever config.json says
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// Print when each stage of the start was reached
+    #[arg(long)]
+    pub(crate) timeline: bool,
+    /// Accepted, without effect: a VMM has no children to reap
+    #[arg(long)]
+    no_subreaper: bool,
+    /// The new container's id, or a bundle's directory, whose name then is the id
+    // Not a path to the parser, which would complain of an empty one at length.
+    pub(crate) id: OsString,
+}
+
+/// Options of `delete`.
+#[derive(Args, Debug)]
+pub(crate) struct DeleteArgs {
+    /// Kill the container if it still runs; succeed if there is none
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    /// The container's id
+    pub(crate) id: String,
+}
+
+/// Options of `kill`.
+#[derive(Args, Debug)]
+pub(crate) struct KillArgs {
+    /// Send it to every process of the container
+    #[arg(short, long)]
+    pub(crate) all: bool,
+    /// The container's id
+    pub(crate) id: String,
+    /// Name or number of the signal
+    #[arg(default_value = "SIGTERM", allow_hyphen_values = true)]
+    pub(crate) signal: String,
+}
+
+/// Options of `exec`.
+#[derive(Args, Debug)]
+pub(crate) struct ExecArgs {
+    /// Unix socket that gets the master of the process's terminal
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) console_socket: Option<PathBuf>,
+    /// Working directory in the container
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cwd: Option<PathBuf>,
+    /// Set an environment variable
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    pub(crate) env: Vec<String>,
+    /// Give the process a terminal
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// User, and group, to run as
+    #[arg(short, long, value_name = "UID[:GID]")]
+    pub(crate) user: Option<String>,
+    /// Additional group
+    #[arg(short = 'g', long, value_name = "GID")]
+    pub(crate) additional_gids: Vec<u32>,
+    /// File that holds the process's specification
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) process: Option<PathBuf>,
+    /// Do not wait for the process's end
+    #[arg(short, long)]
+    pub(crate) detach: bool,
+    /// File to write the pid of the process's stand-in on the host to
+    #[arg(long, value_name = "FILE")]
+    pub(crate) pid_file: Option<PathBuf>,
+    /// Refused: the guest's kernel has no SELinux
+    #[arg(long, value_name = "LABEL")]
+    pub(crate) process_label: Option<String>,
+    /// Refused: the guest's kernel has no AppArmor
+    #[arg(long, value_name = "PROFILE")]
+    pub(crate) apparmor: Option<String>,
+    /// Do not let the process gain privileges
+    #[arg(long)]
+    pub(crate) no_new_privs: bool,
+    /// Add a capability
+    #[arg(short, long, value_name = "CAPABILITY")]
+    pub(crate) cap: Vec<String>,
+    /// More than 0 is refused: descriptors of the host mean nothing to the guest's kernel
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) preserve_fds: u32,
+    /// Refused: the container's cgroup is the guest's
+    #[arg(long, value_name = "PATH")]
+    pub(crate) cgroup: Option<String>,
+    /// Accepted, without effect: no container is paused
+    #[arg(long)]
+    ignore_paused: bool,
+    /// The container's id
+    pub(crate) id: String,
+    /// The program and its arguments
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) command: Vec<String>,
+}
+
+/// How `list` prints.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub(crate) enum ListFormat {
+    /// Columns for people.
+    Table,
+    /// An array for programs.
+    Json,
+}
+
+/// Options of `list`.
+#[derive(Args, Debug)]
+pub(crate) struct ListArgs {
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t = ListFormat::Table)]
+    pub(crate) format: ListFormat,
+    /// Print ids only
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+/// Options of `spec`.
+#[derive(Args, Debug)]
+pub(crate) struct SpecArgs {
+    /// The bundle's directory [default: the working directory]
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) bundle: Option<PathBuf>,
+    /// Refused: a virtual machine needs /dev/kvm, not user namespaces
+    #[arg(long)]
+    pub(crate) rootless: bool,
+}
+
+/// How a command's failure is told unless the failure itself decides.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FailurePrefix {
+    pub(crate) text: &'static str,
+    pub(crate) exit_code: u8,
+}
+
+impl Command {
+    /// runc's words before the cause, and its status.
+    pub(crate) fn failure_prefix(&self) -> FailurePrefix {
+        let (text, exit_code) = match self {
+            Self::Create(_) => ("vmrt create failed: ", 1),
+            Self::Run(_) => ("vmrt run failed: ", 1),
+            Self::Exec(_) => ("exec failed: ", 255),
+            _ => ("", 1),
+        };
+        FailurePrefix { text, exit_code }
+    }
+}
+
+/// Reads this process's arguments; help, version and complaints are printed here. A wrong command line ends with
+/// status 1, an unknown command with 3, as in runc.
+pub(crate) fn parse() -> Result<Arguments, ExitCode> {
+    Arguments::try_parse().map_err(|error| {
+        // Standard output or error may be closed; there is nobody else to tell.
+        let _ = error.print();
+        match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+            ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => ExitCode::SUCCESS,
+            ErrorKind::InvalidSubcommand => ExitCode::from(3),
+            _ => ExitCode::FAILURE,
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Command, ErrorKind> {
+        let parsed = Arguments::try_parse_from(line.split(' '));
+        parsed.map(|arguments| arguments.command).map_err(|error| error.kind())
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn what_follows_the_id_belongs_to_the_program() {
+        let Ok(Command::Exec(exec)) = parse("vmrt exec -t --user 1:2 web ls -l --tty") else { panic!("not parsed") };
+        assert!(exec.tty);
+        assert_eq!(exec.command, ["ls", "-l", "--tty"]);
+        assert_eq!(exec.user.as_deref(), Some("1:2"));
+    }
+
+    #[test]
+    fn engines_lines_are_understood() {
+        let docker =
+            "vmrt --root /r --log /l --log-format json create --bundle /b --pid-file /p --console-socket /s id";
+        assert!(matches!(parse(docker), Ok(Command::Create(_))));
+        assert!(matches!(parse("vmrt --log-format=json delete --force id"), Ok(Command::Delete(_))));
+        assert!(matches!(parse("vmrt kill --all id 9"), Ok(Command::Kill(_))));
+        assert!(matches!(parse("vmrt run "), Ok(Command::Run(_))), "an empty id is for the command to refuse");
+        assert!(matches!(parse("vmrt run --no-pivot --no-new-keyring -d -b /b id"), Ok(Command::Run(_))));
+    }
+
+    #[test]
+    fn wrong_lines_are_refused() {
+        assert_eq!(parse("vmrt frobnicate").unwrap_err(), ErrorKind::InvalidSubcommand);
+        assert_eq!(parse("vmrt start").unwrap_err(), ErrorKind::MissingRequiredArgument);
+        assert_eq!(parse("vmrt state a b").unwrap_err(), ErrorKind::UnknownArgument);
+        assert_eq!(parse("vmrt run --frobnicate x").unwrap_err(), ErrorKind::UnknownArgument);
+        assert_eq!(parse("vmrt list -f yaml").unwrap_err(), ErrorKind::InvalidValue);
+    }
+}

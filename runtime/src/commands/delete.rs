@@ -1,0 +1,72 @@
+//! `vmrt delete`
+
+use crate::cli::DeleteArgs;
+use crate::context::Context;
+use crate::create::END_PATIENCE;
+use crate::error::Error;
+use crate::host_process::HostProcess;
+use crate::id::ContainerId;
+use crate::sandbox::{SandboxError, listener};
+use crate::state::{Found, Locked, Phase, Record, StateError};
+
+pub(crate) fn run(context: &Context, args: &DeleteArgs) -> Result<u8, Error> {
+    let id: ContainerId = args.id.parse()?;
+    match delete(context, &id, args.force) {
+        Err(Error::State(StateError::NotFound)) if args.force => Ok(0),
+        result => result.map(|()| 0),
+    }
+}
+
+fn delete(context: &Context, id: &ContainerId, force: bool) -> Result<(), Error> {
+    let locked = if force {
+        // Before the lock is waited for: a command that holds it may itself wait for this VMM.
+        kill_recorded(context, id)?;
+        context.store.lock_remains(id)?
+    } else {
+        context.store.lock(id)?
+    };
+    match context.store.find(id) {
+        // What a killed `create` left; only force removes it, since to anybody else there is no such container.
+        Err(StateError::NotFound) if force => return Ok(locked.remove()?),
+        found => match found? {
+            Found::Damaged => kill_listener(&locked)?,
+            Found::Record(record) => check(&record, force)?,
+        },
+    }
+    let record = context.store.record(id)?;
+    finish(&record, locked)
+}
+
+/// A container that is being created does not count: the `create` must have been killed, since its lock is ours.
+fn check(record: &Record, force: bool) -> Result<(), Error> {
+    if record.phase_now() == Phase::Running && !force {
+        return Err(Error::NotStopped { id: record.id.clone(), status: "running" });
+    }
+    Ok(())
+}
+
+/// Ends what is left of a container's sandbox and removes all that is known of it.
+pub(crate) fn finish(record: &Record, locked: Locked) -> Result<(), Error> {
+    if record.of_this_boot() {
+        kill(record.vmm)?;
+    }
+    let mut left = record.cgroup.remove().into_iter();
+    locked.remove()?;
+    left.next().map_or(Ok(()), |error| Err(Error::Leftover(error)))
+}
+
+fn kill_recorded(context: &Context, id: &ContainerId) -> Result<(), Error> {
+    match context.store.find(id) {
+        Ok(Found::Record(record)) if record.of_this_boot() => kill(record.vmm),
+        _ => Ok(()),
+    }
+}
+
+/// A container whose state is lost may have a VMM all the same: the process that listens on its control socket.
+fn kill_listener(locked: &Locked) -> Result<(), Error> {
+    listener(&locked.dir).map_or(Ok(()), kill)
+}
+
+fn kill(vmm: HostProcess) -> Result<(), Error> {
+    if vmm.kill_and_wait(END_PATIENCE) { Ok(()) } else { Err(SandboxError::Immortal(vmm.pid).into()) }
+}

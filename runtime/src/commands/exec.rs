@@ -1,0 +1,131 @@
+//! `vmrt exec`
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+use std::process::exit;
+use std::time::Duration;
+
+use agent::{ExitStatus, ProcessId};
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use nix::unistd::{ForkResult, Pid, dup2_stderr, dup2_stdin, dup2_stdout, fork, setsid};
+use oci_spec::runtime::Process;
+use vmm::control::Request;
+
+use super::exec_process::{build, check_args};
+use crate::cli::ExecArgs;
+use crate::connection::{Connection, RequestError};
+use crate::context::Context;
+use crate::create::write_pid_file;
+use crate::descriptors::close_others;
+use crate::error::Error;
+use crate::foreground::{self, Screen};
+use crate::host_process::HostProcess;
+use crate::id::ContainerId;
+use crate::sandbox::control;
+use crate::signals::Signals;
+use crate::state::{Phase, Record};
+use crate::stdio::{Stdio, Wanted, console_size};
+use crate::terminal;
+
+/// How long the guest may take to start a process.
+const EXEC_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Status of a process whose sandbox was killed.
+const KILLED: u8 = 137;
+
+pub(crate) fn run(context: &Context, args: &ExecArgs) -> Result<u8, Error> {
+    check_args(args)?;
+    let id: ContainerId = args.id.parse()?;
+    let record = context.store.record(&id)?;
+    check(&record)?;
+    let process = build(args, &record.bundle)?;
+    let stdio = open_stdio(args, &process)?;
+    let signals = Signals::take(stdio.terminal.is_some() || stdio.console().is_some()).map_err(Error::Signals)?;
+    let client = control(&context.store.dir(&id)).map_err(RequestError::from)?;
+    let mut connection = Connection::new(client, Some(signals), None);
+    let target = ProcessId { container: id.to_string(), exec: Some(unique()?) };
+    start(&mut connection, &target, process, &stdio)?;
+    if args.detach {
+        return detach(connection, &target, stdio, args.pid_file.as_deref());
+    }
+    if let Some(path) = &args.pid_file {
+        write_pid_file(path, Pid::this().as_raw())?;
+    }
+    let screen = stdio.terminal.as_ref().map_or(Screen::None, Screen::Own);
+    attend(&mut connection, &target, screen)
+}
+
+fn check(record: &Record) -> Result<(), Error> {
+    match record.phase_now() {
+        Phase::Created | Phase::Running => Ok(()),
+        Phase::Creating => Err(Error::BeingCreated),
+        Phase::Stopped => Err(Error::ExecInStopped),
+    }
+}
+
+fn open_stdio(args: &ExecArgs, process: &Process) -> Result<Stdio, Error> {
+    Ok(Stdio::open(Wanted {
+        terminal: process.terminal().unwrap_or_default(),
+        detach: args.detach,
+        console_socket: args.console_socket.as_deref(),
+        size: console_size(process),
+    })?)
+}
+
+/// A name no other exec of the container has: that of this process among all of the host.
+fn unique() -> Result<String, Error> {
+    let process = HostProcess::of(Pid::this().as_raw()).map_err(Error::OwnProcess)?;
+    Ok(format!("{}-{}", process.pid, process.start_time))
+}
+
+fn start(connection: &mut Connection, target: &ProcessId, process: Process, stdio: &Stdio) -> Result<(), RequestError> {
+    let program = process.args().iter().flatten().next().cloned().unwrap_or_default();
+    let request = Request::Exec { process: target.clone(), spec: Box::new(process), stdio: stdio.kind };
+    let started = connection.call(&request, &stdio.fds(), "start the process", EXEC_DEADLINE);
+    started.map(drop).map_err(|error| error.about(&program))
+}
+
+/// A sandbox that ends takes the process with it.
+fn attend(connection: &mut Connection, target: &ProcessId, screen: Screen) -> Result<u8, Error> {
+    match foreground::wait(connection, target, screen) {
+        Err(error) if error.is_end() => Err(Error::SandboxEnded),
+        result => Ok(result.map(ExitStatus::code)?),
+    }
+}
+
+/// Leaves a process behind that stands for the one in the guest: engines signal it, wait for it and take its status.
+fn detach(connection: Connection, target: &ProcessId, stdio: Stdio, pid_file: Option<&Path>) -> Result<u8, Error> {
+    // SAFETY: this process has one thread, so the child may do anything it could.
+    match unsafe { fork() }.map_err(Error::Proxy)? {
+        ForkResult::Parent { child } => {
+            pid_file.map_or(Ok(()), |path| write_pid_file(path, child.as_raw()))?;
+            Ok(0)
+        }
+        ForkResult::Child => exit(stand_in(connection, target, stdio).into()),
+    }
+}
+
+fn stand_in(mut connection: Connection, target: &ProcessId, stdio: Stdio) -> u8 {
+    let console = stdio.into_console();
+    // What fails here leaves the process in its caller's session, which is no reason to lose the exec's status.
+    let _ = leave_caller(&connection, console.as_ref());
+    let screen = console.as_ref().map_or(Screen::None, |console| Screen::Made(console.as_fd()));
+    attend(&mut connection, target, screen).unwrap_or(KILLED)
+}
+
+/// Gives back the caller's standard streams, whose end it may wait for, its terminal, and all else it left open.
+fn leave_caller(connection: &Connection, console: Option<&OwnedFd>) -> nix::Result<()> {
+    let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
+    dup2_stdin(&null)?;
+    dup2_stdout(&null)?;
+    dup2_stderr(&null)?;
+    drop(null);
+    let mut keep = connection.descriptors();
+    keep.extend(console.map(AsRawFd::as_raw_fd));
+    // SAFETY: the connection and the terminal are all that this process still uses; everything else was dropped, or
+    // never had an owner here.
+    unsafe { close_others(keep) }?;
+    setsid()?;
+    console.map_or(Ok(()), terminal::make_controlling)
+}

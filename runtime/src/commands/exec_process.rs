@@ -1,0 +1,155 @@
+//! The process that `vmrt exec` runs: the container's own, changed by options, or the one in a file.
+
+use std::fs;
+use std::path::Path;
+
+use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, Process};
+
+use super::{refuse_if, refuse_preserve_fds};
+use crate::bundle::{Bundle, check_process};
+use crate::cli::ExecArgs;
+use crate::error::Error;
+
+/// Refuses options that cannot be honoured.
+pub(super) fn check_args(args: &ExecArgs) -> Result<(), Error> {
+    refuse_preserve_fds(args.preserve_fds)?;
+    let reason = "is refused: the guest's kernel has no SELinux";
+    refuse_if(args.process_label.as_ref().is_some_and(|label| !label.is_empty()), "--process-label", reason)?;
+    let reason = "is refused: the guest's kernel has no AppArmor";
+    refuse_if(args.apparmor.as_ref().is_some_and(|profile| !profile.is_empty()), "--apparmor", reason)?;
+    refuse_if(args.cgroup.is_some(), "--cgroup", "is refused: the container's cgroups are the guest's")
+}
+
+/// The process to run in the container of `bundle`.
+pub(super) fn build(args: &ExecArgs, bundle: &Path) -> Result<Process, Error> {
+    let process = match &args.process {
+        Some(path) => read(path)?,
+        None => from_options(args, Bundle::load(bundle)?.process()?.clone())?,
+    };
+    check_environment(&process)?;
+    check_process(&process)?;
+    Ok(process)
+}
+
+fn read(path: &Path) -> Result<Process, Error> {
+    let text = fs::read(path).map_err(|source| Error::ProcessFile { path: path.into(), source })?;
+    serde_json::from_slice(&text).map_err(|source| Error::ProcessJson { path: path.into(), source })
+}
+
+fn from_options(args: &ExecArgs, mut process: Process) -> Result<Process, Error> {
+    if args.command.is_empty() {
+        return Err(Error::NoExecArgs);
+    }
+    process.set_args(Some(args.command.clone()));
+    process.set_terminal(Some(args.tty));
+    process.set_console_size(None);
+    if let Some(cwd) = &args.cwd {
+        process.set_cwd(cwd.clone());
+    }
+    process.env_mut().get_or_insert_default().extend(args.env.iter().cloned());
+    if args.no_new_privs {
+        process.set_no_new_privileges(Some(true));
+    }
+    if !args.cap.is_empty() {
+        let capabilities = process.capabilities().clone().unwrap_or_else(no_capabilities);
+        process.set_capabilities(Some(add_capabilities(capabilities, &args.cap)?));
+    }
+    set_user(&mut process, args)?;
+    Ok(process)
+}
+
+fn set_user(process: &mut Process, args: &ExecArgs) -> Result<(), Error> {
+    let user = process.user_mut();
+    if let Some(text) = &args.user {
+        let (uid, gid) = text.split_once(':').map_or((text.as_str(), None), |(uid, gid)| (uid, Some(gid)));
+        user.set_uid(number(uid, "uid")?);
+        if let Some(gid) = gid {
+            user.set_gid(number(gid, "gid")?);
+        }
+    }
+    if !args.additional_gids.is_empty() {
+        user.additional_gids_mut().get_or_insert_default().extend(&args.additional_gids);
+    }
+    Ok(())
+}
+
+fn number(text: &str, what: &'static str) -> Result<u32, Error> {
+    text.parse().map_err(|source| Error::Number { text: text.to_owned(), what, source })
+}
+
+fn no_capabilities() -> LinuxCapabilities {
+    let mut none = LinuxCapabilities::default();
+    none.set_bounding(None).set_effective(None).set_inheritable(None).set_permitted(None).set_ambient(None);
+    none
+}
+
+/// Adds to the three sets that runc adds to: a process that is not root gets nothing it could hand on.
+fn add_capabilities(mut sets: LinuxCapabilities, names: &[String]) -> Result<LinuxCapabilities, Error> {
+    let added: Capabilities = names.iter().map(|name| capability(name)).collect::<Result<_, _>>()?;
+    let join = |set: &Option<Capabilities>| Some(set.iter().flatten().chain(&added).copied().collect());
+    let (bounding, effective, permitted) = (join(sets.bounding()), join(sets.effective()), join(sets.permitted()));
+    sets.set_bounding(bounding).set_effective(effective).set_permitted(permitted);
+    Ok(sets)
+}
+
+fn capability(name: &str) -> Result<Capability, Error> {
+    let upper = name.to_ascii_uppercase();
+    let upper = if upper.starts_with("CAP_") { upper } else { format!("CAP_{upper}") };
+    serde_json::from_value(upper.into()).map_err(|_| Error::Capability(name.to_owned()))
+}
+
+fn check_environment(process: &Process) -> Result<(), Error> {
+    let bad = process.env().iter().flatten().find(|entry| !entry.contains('='));
+    bad.map_or(Ok(()), |entry| Err(Error::Environment(entry.clone())))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::bundle::CONFIG_FILE;
+    use crate::cli::{Arguments, Command};
+
+    fn built(options: &[&str]) -> Result<Process, Error> {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(CONFIG_FILE), include_str!("spec.json")).unwrap();
+        let line = ["vmrt", "exec"].iter().chain(options);
+        let Command::Exec(args) = Arguments::try_parse_from(line).unwrap().command else { unreachable!() };
+        check_args(&args)?;
+        build(&args, dir.path())
+    }
+
+    #[test]
+    fn a_process_is_the_containers_with_changes() {
+        let process = built(&["-u", "5:6", "-g", "7", "-e", "A=b", "--cwd", "/tmp", "web", "id", "-u"]).unwrap();
+        assert_eq!((process.user().uid(), process.user().gid()), (5, 6));
+        assert_eq!(process.user().additional_gids().as_deref(), Some(&[7][..]));
+        assert_eq!(process.args().as_ref().unwrap(), &["id", "-u"]);
+        assert_eq!(process.env().as_ref().unwrap().last().unwrap(), "A=b");
+        assert_eq!((process.cwd().as_path(), process.terminal()), (Path::new("/tmp"), Some(false)));
+    }
+
+    #[test]
+    fn a_capability_is_added_where_runc_adds_it() {
+        let process = built(&["--cap", "CAP_SYS_ADMIN", "web", "id"]).unwrap();
+        let sets = process.capabilities().as_ref().unwrap();
+        let has = |set: &Option<Capabilities>| set.as_ref().unwrap().contains(&Capability::SysAdmin);
+        assert!(has(sets.bounding()) && has(sets.effective()) && has(sets.permitted()));
+        assert!(sets.inheritable().is_none() && !has(sets.ambient()));
+        assert!(built(&["--cap", "CAP_FOO", "web", "id"]).is_err());
+    }
+
+    #[test]
+    fn mistakes_are_told_in_runcs_words() {
+        let text = |options: &[&str]| built(options).unwrap_err().to_string();
+        assert_eq!(text(&["web"]), "process args cannot be empty");
+        assert_eq!(text(&["--cwd", "rel", "web", "ls"]), "Cwd must be an absolute path");
+        assert_eq!(text(&["-e", "FOO", "web", "ls"]), "invalid environment variable: \"FOO\"");
+        assert_eq!(text(&["-u", "foo", "web", "ls"]), "parsing foo as int for uid failed");
+        assert_eq!(text(&["-u", "5:6:", "web", "ls"]), "parsing 6: as int for gid failed");
+        assert_eq!(text(&["-p", "/nonexistent", "web"]), "read /nonexistent");
+        assert!(text(&["--preserve-fds", "1", "web", "ls"]).starts_with("--preserve-fds is refused"));
+        assert!(text(&["--cgroup", "x", "web", "ls"]).starts_with("--cgroup is refused"));
+    }
+}

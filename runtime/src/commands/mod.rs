@@ -1,0 +1,68 @@
+//! The commands, one file each.
+
+mod create;
+mod delete;
+mod exec;
+mod exec_process;
+mod kill;
+mod list;
+mod run;
+mod spec;
+mod start;
+mod state;
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+use crate::cli::{BundleArgs, Command, Global};
+use crate::context::Context;
+use crate::error::Error;
+
+/// Runs one command; its exit status.
+pub(crate) fn run(context: &mut Context, command: Command) -> Result<u8, Error> {
+    match command {
+        Command::Check => crate::check::run(context),
+        Command::Create(args) => create::run(context, args),
+        Command::Delete(args) => delete::run(context, &args),
+        Command::Exec(args) => exec::run(context, &args),
+        Command::Kill(args) => kill::run(context, &args),
+        Command::List(args) => list::run(context, &args),
+        Command::Run(args) => run::run(context, args),
+        Command::Spec(args) => spec::run(&args),
+        Command::Start(args) => start::run(context, &args),
+        Command::State(args) => state::run(context, &args),
+    }
+}
+
+/// Refuses global options that cannot be honoured.
+pub(crate) fn check_global(global: &Global) -> Result<(), Error> {
+    let reason = "is refused: vmrt manages cgroups itself, without systemd";
+    refuse_if(global.systemd_cgroup, "--systemd-cgroup", reason)?;
+    let reason = "is refused: cgroups and /dev/kvm need root";
+    refuse_if(global.rootless == "true", "--rootless=true", reason)
+}
+
+/// Refuses options of `create` and `run` that cannot be honoured.
+fn check_bundle_args(args: &BundleArgs) -> Result<(), Error> {
+    refuse_preserve_fds(args.preserve_fds)
+}
+
+fn refuse_preserve_fds(count: u32) -> Result<(), Error> {
+    let reason = "is refused: descriptors of the host mean nothing to the guest's kernel";
+    refuse_if(count > 0, "--preserve-fds", reason)
+}
+
+fn refuse_if(given: bool, option: &'static str, reason: &'static str) -> Result<(), Error> {
+    if given { Err(Error::Refused { option, reason }) } else { Ok(()) }
+}
+
+pub(crate) fn print(text: &str) -> Result<(), Error> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(Error::Output)
+}
+
+fn print_json(value: &impl Serialize, pretty: bool) -> Result<(), Error> {
+    let text = if pretty { serde_json::to_string_pretty(value) } else { serde_json::to_string(value) };
+    print(&(text.map_err(Error::Encode)? + "\n"))
+}

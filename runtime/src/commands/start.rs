@@ -1,0 +1,37 @@
+//! `vmrt start`
+
+use std::time::Duration;
+
+use vmm::control::Request;
+
+use crate::cli::IdArgs;
+use crate::connection::RequestError;
+use crate::context::Context;
+use crate::error::Error;
+use crate::sandbox::control;
+use crate::state::{Phase, Record};
+
+/// How long the guest may take to execute a program.
+pub(crate) const START_DEADLINE: Duration = Duration::from_secs(10);
+
+pub(crate) fn run(context: &Context, args: &IdArgs) -> Result<u8, Error> {
+    let id = args.id.parse()?;
+    let locked = context.store.lock(&id)?;
+    let mut record = context.store.record(&id)?;
+    check(&record)?;
+    let mut client = control(&locked.dir).map_err(RequestError::from)?;
+    let request = Request::Start { container: record.id.clone() };
+    client.call(&request, &[], Some(START_DEADLINE)).map_err(RequestError::from)?;
+    record.phase = Phase::Running;
+    locked.write(&record)?;
+    Ok(0)
+}
+
+fn check(record: &Record) -> Result<(), Error> {
+    match record.phase_now() {
+        Phase::Created => Ok(()),
+        Phase::Creating => Err(Error::BeingCreated),
+        Phase::Running => Err(Error::AlreadyRunning),
+        Phase::Stopped => Err(Error::HasStopped),
+    }
+}

@@ -1,0 +1,93 @@
+//! `vmrt state`
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Serialize;
+use vmm::control::{Reply, Request, Status};
+
+use super::print_json;
+use crate::cli::IdArgs;
+use crate::context::Context;
+use crate::error::Error;
+use crate::sandbox::control;
+use crate::state::{OCI_VERSION, Phase, Record};
+
+/// How long a VMM may take to say whether its container was started.
+const STATUS_DEADLINE: Duration = Duration::from_secs(1);
+
+/// A container's state with runc's fields, in runc's order.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct State<'a> {
+    oci_version: &'static str,
+    pub(super) id: &'a str,
+    pub(super) pid: i32,
+    pub(super) status: Phase,
+    pub(super) bundle: &'a Path,
+    rootfs: &'a Path,
+    pub(super) created: &'a str,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: BTreeMap<&'a str, &'a str>,
+    pub(super) owner: String,
+}
+
+impl<'a> State<'a> {
+    /// `dir`: the container's directory.
+    pub(super) fn of(record: &'a Record, dir: &Path, owner: String) -> Self {
+        let status = status(record, dir);
+        Self {
+            oci_version: OCI_VERSION,
+            id: &record.id,
+            pid: if status == Phase::Stopped { 0 } else { record.vmm.pid },
+            status,
+            bundle: &record.bundle,
+            rootfs: &record.rootfs,
+            created: &record.created,
+            annotations: record.annotations.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
+            owner,
+        }
+    }
+}
+
+pub(crate) fn run(context: &Context, args: &IdArgs) -> Result<u8, Error> {
+    let id = args.id.parse()?;
+    let record = context.store.record(&id)?;
+    print_json(&State::of(&record, &context.store.dir(&id), String::new()), true)?;
+    Ok(0)
+}
+
+/// A `start` that was killed may have started the container without writing so: then the VMM knows better.
+fn status(record: &Record, dir: &Path) -> Phase {
+    match record.phase_now() {
+        Phase::Created if has_started(record, dir) => Phase::Running,
+        phase => phase,
+    }
+}
+
+fn has_started(record: &Record, dir: &Path) -> bool {
+    let request = Request::Status { container: record.id.clone() };
+    let status = control(dir).and_then(|mut client| client.call(&request, &[], Some(STATUS_DEADLINE)));
+    matches!(status, Ok(Reply::Status(Status::Running | Status::Stopped(_))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_runcs() {
+        let record = serde_json::json!({
+            "id": "web", "phase": "running", "vmm": {"pid": 7, "startTime": 1}, "bootId": "then", "bundle": "/b",
+            "rootfs": "/b/rootfs", "created": "2026-11-20T19:38:16Z", "annotations": {"b": "2", "a": "1"}, "cgroup": [],
+        });
+        let record: Record = serde_json::from_value(record).unwrap();
+        let text = serde_json::to_string(&State::of(&record, Path::new("/nonexistent"), String::new())).unwrap();
+        let expected = concat!(
+            r#"{"ociVersion":"1.0.2","id":"web","pid":0,"status":"stopped","bundle":"/b","rootfs":"/b/rootfs","#,
+            r#""created":"2026-11-20T19:38:16Z","annotations":{"a":"1","b":"2"},"owner":""}"#
+        );
+        assert_eq!(text, expected);
+    }
+}

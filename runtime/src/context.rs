@@ -1,0 +1,36 @@
+//! What every command works with.
+
+use std::path::{self, PathBuf};
+
+use crate::cli::Global;
+use crate::config::{Config, ConfigError};
+use crate::error::Error;
+use crate::log::Log;
+use crate::state::Store;
+use crate::timeline::Timeline;
+
+/// The parts of the command line and of the machine that do not depend on the command.
+pub(crate) struct Context {
+    pub(crate) store: Store,
+    pub(crate) log: Log,
+    pub(crate) timeline: Timeline,
+    config: Option<PathBuf>,
+}
+
+impl Context {
+    /// `begin`: when the process began, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub(crate) fn new(global: &Global, begin: u64) -> Result<Self, Error> {
+        let root = path::absolute(&global.root).map_err(|source| Error::Root { path: global.root.clone(), source })?;
+        Ok(Self {
+            store: Store::new(root),
+            log: Log::new(global.log.as_deref(), global.log_format, global.debug)?,
+            timeline: Timeline::new(begin),
+            config: global.config.clone(),
+        })
+    }
+
+    /// Reads the machine's configuration.
+    pub(crate) fn config(&self) -> Result<Config, ConfigError> {
+        Config::load(self.config.as_deref())
+    }
+}

@@ -1,0 +1,257 @@
+//! Making a container, all or nothing.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use agent::FailureKind;
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
+use oci_spec::runtime::Spec;
+use vmm::config::SandboxConfig;
+use vmm::control::{Client, Reply, Request};
+
+use crate::bundle::Bundle;
+use crate::cgroup::Cgroup;
+use crate::config::Config;
+use crate::connection::{Connection, RequestError};
+use crate::context::Context;
+use crate::error::Error;
+use crate::host_process::{HostProcess, boot_id};
+use crate::id::ContainerId;
+use crate::limits::Limits;
+use crate::sandbox::{self, CONTROL_SOCKET, SandboxError, Vmm};
+use crate::shares::{self, Share};
+use crate::signals::Signals;
+use crate::sizing::Size;
+use crate::state::{Locked, Phase, Record, remove_dir};
+use crate::stdio::{Stdio, Wanted, console_size};
+use crate::timestamp;
+use crate::undo::Undo;
+
+/// File that gets the guest kernel's messages; from the bundle's directory, if relative.
+const CONSOLE_LOG_ANNOTATION: &str = "dev.vmrt.console-log";
+
+/// How long a killed VMM may take to be gone.
+pub(crate) const END_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What to make.
+#[derive(Debug)]
+pub(crate) struct Order {
+    pub(crate) id: ContainerId,
+    pub(crate) bundle: Bundle,
+    pub(crate) pid_file: Option<PathBuf>,
+    pub(crate) console_socket: Option<PathBuf>,
+    /// The command does not stay with the container.
+    pub(crate) detach: bool,
+}
+
+/// A container that was made, and everything that takes it back unless it is kept.
+pub(crate) struct Created {
+    pub(crate) id: ContainerId,
+    pub(crate) program: String,
+    pub(crate) connection: Connection,
+    pub(crate) stdio: Stdio,
+    pub(crate) vmm: Vmm,
+    pub(crate) record: Record,
+    // In this order: what was made is taken back before the lock is let go.
+    undo: Undo,
+    pub(crate) locked: Locked,
+}
+
+impl Created {
+    /// Leaves the container to later commands.
+    pub(crate) fn keep(self) {
+        self.undo.keep();
+    }
+
+    /// Leaves the container as it is and the lock to others, for a command that stays with it.
+    pub(crate) fn attach(self) -> Attached {
+        self.undo.keep();
+        Attached {
+            id: self.id,
+            connection: self.connection,
+            stdio: self.stdio,
+            vmm: self.vmm,
+            dir: self.locked.dir.clone(),
+        }
+    }
+}
+
+/// A container whose end a command waits for.
+pub(crate) struct Attached {
+    pub(crate) id: ContainerId,
+    pub(crate) connection: Connection,
+    pub(crate) stdio: Stdio,
+    pub(crate) vmm: Vmm,
+    pub(crate) dir: PathBuf,
+}
+
+/// Makes a container. When a step fails, all before it are undone.
+pub(crate) fn create(context: &mut Context, order: Order) -> Result<Created, Error> {
+    let config = context.config()?;
+    let size = Size::of(&order.bundle.spec, &config)?;
+    let (spec, shares) = shares::open_all(&order.id, &order.bundle)?;
+    let locked = context.store.claim(&order.id)?;
+    let mut undo = Undo::default();
+    let dir = locked.dir.clone();
+    undo.push(move || drop(remove_dir(&dir)));
+    let stdio = open_stdio(&order)?;
+    let signals = Signals::take(stdio.terminal.is_some()).map_err(Error::Signals)?;
+    context.timeline.reached("bundle checked");
+
+    // Written before there is a cgroup and a VMM, so that both are found should this process be killed.
+    let path = cgroup_path(&order);
+    let mut record = record(&order, Cgroup::plan(&path)?)?;
+    locked.write(&record)?;
+    let cgroup = record.cgroup.clone();
+    undo.push(move || drop(cgroup.remove()));
+    Cgroup::create(&path, &Limits::of(&order.bundle.spec, size))?;
+    let mut vmm = spawn(context, &config, &locked, &stdio, &mut undo)?;
+    record.vmm = vmm.process;
+    locked.write(&record)?;
+    record.cgroup.add(vmm.process.pid)?;
+    context.log.debug(&format!("{} runs as process {}", config.vmm.display(), vmm.process.pid));
+    context.timeline.reached("VMM spawned");
+
+    let mut connection = connect(&vmm, signals)?;
+    let sandbox = sandbox_config(&order, &config, size);
+    let program = order.bundle.process()?.args().as_ref().and_then(|args| args.first()).cloned().unwrap_or_default();
+    let setup = Setup { sandbox, shares, spec, stdio: &stdio, timeout: config.start_timeout };
+    set_up(&mut connection, &order.id, setup).map_err(|error| explain(error.about(&program), &mut vmm, &locked.dir))?;
+    context.timeline.reached("container created");
+
+    record.phase = Phase::Created;
+    locked.write(&record)?;
+    if let Some(path) = &order.pid_file {
+        write_pid_file(path, vmm.process.pid)?;
+        let path = path.clone();
+        undo.push(move || drop(fs::remove_file(path)));
+    }
+    Ok(Created { id: order.id, program, connection, stdio, vmm, record, undo, locked })
+}
+
+fn open_stdio(order: &Order) -> Result<Stdio, Error> {
+    Ok(Stdio::open(Wanted {
+        terminal: order.bundle.has_terminal(),
+        detach: order.detach,
+        console_socket: order.console_socket.as_deref(),
+        size: console_size(order.bundle.process()?),
+    })?)
+}
+
+fn cgroup_path(order: &Order) -> PathBuf {
+    let configured = order.bundle.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone());
+    configured.filter(|path| !path.as_os_str().is_empty()).unwrap_or_else(|| Cgroup::default_path(&order.id))
+}
+
+fn spawn(
+    context: &Context,
+    config: &Config,
+    locked: &Locked,
+    stdio: &Stdio,
+    undo: &mut Undo,
+) -> Result<Vmm, SandboxError> {
+    let vmm = sandbox::spawn(&config.vmm, &locked.dir, context.log.debug, stdio.console())?;
+    let process = vmm.process;
+    undo.push(move || {
+        if process.kill_and_wait(END_PATIENCE) {
+            // It is this process's child: without this its zombie stays until this process ends, and perhaps longer.
+            let _ = waitpid(Pid::from_raw(process.pid), None);
+        }
+    });
+    Ok(vmm)
+}
+
+fn record(order: &Order, cgroup: Cgroup) -> Result<Record, Error> {
+    Ok(Record {
+        id: order.id.to_string(),
+        phase: Phase::Creating,
+        vmm: HostProcess::NONE,
+        boot_id: boot_id().map_err(Error::BootId)?,
+        bundle: order.bundle.dir.clone(),
+        rootfs: order.bundle.rootfs(),
+        created: timestamp::nanoseconds(SystemTime::now()),
+        annotations: order.bundle.spec.annotations().clone().unwrap_or_default(),
+        cgroup,
+    })
+}
+
+fn connect(vmm: &Vmm, signals: Signals) -> Result<Connection, Error> {
+    let control = vmm.control.try_clone().map_err(|error| Error::Sandbox(SandboxError::Socket(error)))?;
+    Ok(Connection::new(Client::from_stream(control), Some(signals), vmm.process.open()))
+}
+
+fn sandbox_config(order: &Order, config: &Config, size: Size) -> SandboxConfig {
+    let annotations = order.bundle.spec.annotations().as_ref();
+    let console_log = annotations.and_then(|annotations| annotations.get(CONSOLE_LOG_ANNOTATION));
+    SandboxConfig {
+        kernel: config.kernel.clone(),
+        initramfs: config.initramfs.clone(),
+        memory_mib: size.memory_mib,
+        vcpus: size.vcpus,
+        control_socket: CONTROL_SOCKET.into(),
+        console_log: console_log.map(|path| order.bundle.dir.join(path)),
+        main_container: order.id.to_string(),
+    }
+}
+
+/// Everything the VMM is told before it can make the container.
+struct Setup<'a> {
+    sandbox: SandboxConfig,
+    shares: Vec<Share>,
+    spec: Spec,
+    stdio: &'a Stdio,
+    timeout: Duration,
+}
+
+/// Sends all requests at once and waits for the last one's answer: the guest boots meanwhile.
+fn set_up(connection: &mut Connection, id: &ContainerId, setup: Setup) -> Result<(), RequestError> {
+    connection.client.send(&Request::Configure(setup.sandbox), &[])?;
+    for Share { name, read_only, source } in setup.shares {
+        connection.client.send(&Request::AddShare { name, read_only }, &[source.as_fd()])?;
+    }
+    let request = Request::Create { container: id.to_string(), spec: Box::new(setup.spec), stdio: setup.stdio.kind };
+    let step = "boot the guest and create the container";
+    match connection.call(&request, &setup.stdio.fds(), step, setup.timeout)? {
+        Reply::Process { .. } | Reply::Done => Ok(()),
+        _ => Err(RequestError::Confused),
+    }
+}
+
+/// A VMM that went away instead of answering, or that says the guest did, has told why in its log.
+pub(crate) fn explain(error: RequestError, vmm: &mut Vmm, dir: &Path) -> Error {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    if error.is_end() { SandboxError::Ended(vmm.ending(dir, PATIENCE)).into() } else { error.into() }
+}
+
+/// Whether the guest itself went away, so that its VMM ends by itself.
+pub(crate) fn is_guest_death(error: &RequestError) -> bool {
+    error.kind() == Some(FailureKind::GuestDied)
+}
+
+/// Writes a pid as engines read it, without a newline, so that no reader sees half of it.
+pub(crate) fn write_pid_file(path: &Path, pid: i32) -> Result<(), Error> {
+    let failed = |source: io::Error| Error::PidFile { path: path.into(), source };
+    let name = path.file_name().ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
+    let temporary = path.with_file_name(format!(".{}", name.to_string_lossy()));
+    fs::write(&temporary, pid.to_string()).map_err(failed)?;
+    fs::rename(&temporary, path).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pid_file_holds_the_number_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pid");
+        write_pid_file(&path, 4242).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "4242");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert!(matches!(write_pid_file(&dir.path().join("no/pid"), 1), Err(Error::PidFile { .. })));
+    }
+}

@@ -1,0 +1,156 @@
+//! Why a command failed, and what that means for its exit status.
+
+use std::error::Error as StdError;
+use std::io;
+use std::path::PathBuf;
+
+use agent::FailureKind;
+use thiserror::Error;
+
+use crate::bundle::BundleError;
+use crate::cgroup::CgroupError;
+use crate::config::ConfigError;
+use crate::connection::RequestError;
+use crate::id::InvalidId;
+use crate::log::LogError;
+use crate::sandbox::SandboxError;
+use crate::shares::ShareError;
+use crate::signals::SignalError;
+use crate::sizing::SizeError;
+use crate::state::StateError;
+use crate::stdio::StdioError;
+
+/// Why a command failed.
+#[derive(Debug, Error)]
+pub(crate) enum Error {
+    #[error(transparent)]
+    Id(#[from] InvalidId),
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    #[error(transparent)]
+    Size(#[from] SizeError),
+    #[error(transparent)]
+    Share(#[from] ShareError),
+    #[error(transparent)]
+    Stdio(#[from] StdioError),
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error("put the VMM into its cgroup")]
+    Cgroup(#[from] CgroupError),
+    #[error("a cgroup is left")]
+    Leftover(#[source] CgroupError),
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    #[error(transparent)]
+    Signal(#[from] SignalError),
+    #[error("root directory {}", path.display())]
+    Root { path: PathBuf, source: io::Error },
+    #[error("read the host's boot id")]
+    BootId(#[source] io::Error),
+    #[error("take over signals")]
+    Signals(#[source] nix::Error),
+    #[error("write pid file {}", path.display())]
+    PidFile { path: PathBuf, source: io::Error },
+    #[error("read {}", path.display())]
+    ProcessFile { path: PathBuf, source: io::Error },
+    #[error("{} is no valid process", path.display())]
+    ProcessJson { path: PathBuf, source: serde_json::Error },
+    #[error("write {}", path.display())]
+    SpecFile { path: PathBuf, source: io::Error },
+    #[error("write the output")]
+    Output(#[source] io::Error),
+    #[error("encode the output")]
+    Encode(#[source] serde_json::Error),
+    #[error("the sandbox ended")]
+    SandboxEnded,
+    #[error("examine this process")]
+    OwnProcess(#[source] io::Error),
+    #[error("start the process that stands for the exec")]
+    Proxy(#[source] nix::Error),
+    #[error("cannot start an already running container")]
+    AlreadyRunning,
+    #[error("cannot start a container that has stopped")]
+    HasStopped,
+    #[error("container is still being created")]
+    BeingCreated,
+    #[error("cannot delete container {id} that is not stopped: {status}")]
+    NotStopped { id: String, status: &'static str },
+    #[error("cannot exec in a stopped container")]
+    ExecInStopped,
+    #[error("container not running")]
+    NotRunning,
+    #[error("process args cannot be empty")]
+    NoExecArgs,
+    #[error("parsing {text} as int for {what} failed")]
+    Number { text: String, what: &'static str, source: std::num::ParseIntError },
+    #[error("unknown capability \"{0}\"")]
+    Capability(String),
+    #[error("invalid environment variable: \"{0}\"")]
+    Environment(String),
+    #[error("File config.json exists. Remove it first")]
+    SpecExists,
+    #[error("{option} {reason}")]
+    Refused { option: &'static str, reason: &'static str },
+}
+
+impl Error {
+    /// The exit status this failure has whatever the command; otherwise the command decides.
+    pub(crate) fn exit_code(&self) -> Option<u8> {
+        const KILLED: u8 = 137;
+        match self {
+            Self::Request(RequestError::Interrupted(signal)) => u8::try_from(128 + *signal as i32).ok(),
+            Self::Request(error) => match error.kind()? {
+                FailureKind::ProgramNotFound => Some(127),
+                FailureKind::ProgramNotExecutable => Some(126),
+                FailureKind::GuestDied => Some(255),
+                _ => None,
+            },
+            Self::SandboxEnded => Some(KILLED),
+            Self::Sandbox(SandboxError::Ended(ending)) if ending.was_killed() => Some(KILLED),
+            _ => None,
+        }
+    }
+}
+
+/// The error's text and those of what caused it, each once.
+pub(crate) fn chain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(error.to_string().trim_end());
+        source = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use agent::Failure;
+
+    use super::*;
+
+    #[test]
+    fn causes_follow_once() {
+        let source = io::Error::from_raw_os_error(2);
+        let error = Error::from(BundleError::NoBundle { path: "/x".into(), source });
+        assert_eq!(chain(&error), "chdir /x: No such file or directory (os error 2)");
+    }
+
+    #[test]
+    fn a_missing_program_has_the_shells_status() {
+        let status = |kind| {
+            let failure = Failure { kind, step: String::new(), cause: String::new() };
+            Error::from(RequestError::Failure(failure).about("x")).exit_code()
+        };
+        assert_eq!(status(FailureKind::ProgramNotFound), Some(127));
+        assert_eq!(status(FailureKind::ProgramNotExecutable), Some(126));
+        assert_eq!(status(FailureKind::System), None);
+    }
+}

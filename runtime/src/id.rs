@@ -1,0 +1,69 @@
+//! Names of containers.
+
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+
+use thiserror::Error;
+
+/// A container's id: letters, digits, `_`, `+`, `,`, `-` and `.`, and neither `.` nor `..`, so one path component.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct ContainerId(String);
+
+/// The text is no container id; said as runc says it.
+#[derive(Debug, Error)]
+#[error("invalid container ID format")]
+pub(crate) struct InvalidId;
+
+impl ContainerId {
+    /// The id of a bundle that is run without one: its directory's name, with `-` for what an id cannot hold.
+    pub(crate) fn of_bundle(directory: &Path) -> Result<Self, InvalidId> {
+        let name = directory.file_name().unwrap_or_default().to_string_lossy();
+        name.chars().map(|c| if allowed(c) { c } else { '-' }).collect::<String>().parse()
+    }
+
+    /// The id as text.
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for ContainerId {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        let valid = !text.is_empty() && text != "." && text != ".." && text.len() <= 255 && text.chars().all(allowed);
+        if valid { Ok(Self(text.to_owned())) } else { Err(InvalidId) }
+    }
+}
+
+impl fmt::Display for ContainerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+fn allowed(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '_' | '+' | ',' | '-' | '.')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_single_path_components() {
+        for id in ["web", "a.b+c_d-e", ".hidden", "0"] {
+            assert_eq!(id.parse::<ContainerId>().unwrap().as_str(), id);
+        }
+        for id in ["", ".", "..", "a/b", "/a", "a b", "ä", "a\n", "a\0", &"x".repeat(256)] {
+            assert!(id.parse::<ContainerId>().is_err(), "{id:?}");
+        }
+    }
+
+    #[test]
+    fn a_bundle_gives_its_name() {
+        assert_eq!(ContainerId::of_bundle(Path::new("/srv/my web")).unwrap().as_str(), "my-web");
+        assert!(ContainerId::of_bundle(Path::new("/")).is_err());
+    }
+}

@@ -1,0 +1,235 @@
+//! Starting a sandbox: one VMM process, with nothing of this command's but its end of a socket.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use nix::fcntl::OFlag;
+use nix::libc;
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use thiserror::Error;
+use vmm::control::{Client, ClientError};
+
+use crate::descriptors::close_all_on_exec;
+use crate::host_process::HostProcess;
+
+/// Name of the control socket in a container's directory, which is the VMM's working directory: so the path fits into
+/// a socket address however long the root is.
+pub(crate) const CONTROL_SOCKET: &str = "control.sock";
+
+/// Room for a path in a socket address, with its final NUL.
+const SOCKET_PATH_MAX: usize = 108;
+
+/// Name of the VMM's log there.
+pub(crate) const LOG_FILE: &str = "vmm.log";
+
+/// Why a VMM could not be started, or is gone.
+#[derive(Debug, Error)]
+pub(crate) enum SandboxError {
+    #[error("make a socket pair")]
+    Socket(#[source] io::Error),
+    #[error("start {}", path.display())]
+    Spawn { path: PathBuf, source: io::Error },
+    #[error("examine the VMM process {pid}")]
+    Examine { pid: u32, source: io::Error },
+    #[error("vmrt-vmm ended unexpectedly, {0}")]
+    Ended(Ending),
+    #[error("vmrt-vmm process {0} does not end")]
+    Immortal(i32),
+}
+
+/// How a VMM ended, and what it last said.
+#[derive(Debug)]
+pub(crate) struct Ending {
+    pub(crate) status: Option<ExitStatus>,
+    pub(crate) last_words: Option<String>,
+}
+
+impl Ending {
+    /// Whether a signal ended it, or nobody could see what did.
+    pub(crate) fn was_killed(&self) -> bool {
+        self.status.is_none_or(|status| status.code().is_none())
+    }
+}
+
+impl std::fmt::Display for Ending {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.status {
+            Some(status) => write!(f, "{status}")?,
+            None => f.write_str("killed")?,
+        }
+        self.last_words.iter().try_for_each(|words| write!(f, ": {words}"))
+    }
+}
+
+/// A VMM that was just started and is not configured yet.
+#[derive(Debug)]
+pub(crate) struct Vmm {
+    pub(crate) child: Child,
+    pub(crate) process: HostProcess,
+    pub(crate) control: UnixStream,
+}
+
+/// Starts the VMM at `program` in a new session, with `dir` as its working directory.
+///
+/// `terminal` becomes its controlling terminal, so that it is told of changes of size.
+pub(crate) fn spawn(
+    program: &Path,
+    dir: &Path,
+    debug: bool,
+    terminal: Option<BorrowedFd>,
+) -> Result<Vmm, SandboxError> {
+    let (control, theirs) = UnixStream::pair().map_err(SandboxError::Socket)?;
+    let control_fd = theirs.as_raw_fd();
+    let terminal = terminal.map(|fd| fd.as_raw_fd());
+    let mut command = Command::new(program);
+    command.args(["--control-fd", &control_fd.to_string(), "--log", LOG_FILE]).current_dir(dir);
+    command.args(debug.then_some("--debug"));
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    // SAFETY: the closure makes system calls only, and touches no memory another thread could have left locked.
+    unsafe { command.pre_exec(move || become_vmm(control_fd, terminal)) };
+    let child = command.spawn().map_err(|source| SandboxError::Spawn { path: program.into(), source })?;
+    let process = identify(&child)?;
+    Ok(Vmm { child, process, control })
+}
+
+fn identify(child: &Child) -> Result<HostProcess, SandboxError> {
+    let process = i32::try_from(child.id()).map_err(io::Error::other).and_then(HostProcess::of);
+    process.map_err(|source| SandboxError::Examine { pid: child.id(), source })
+}
+
+/// Runs in the child between `fork` and `execve`.
+fn become_vmm(control: RawFd, terminal: Option<RawFd>) -> io::Result<()> {
+    nix::unistd::setsid()?;
+    if let Some(terminal) = terminal {
+        // SAFETY: takes no pointer; the descriptor is open in this process.
+        nix::errno::Errno::result(unsafe { libc::ioctl(terminal, libc::TIOCSCTTY, 0) })?;
+    }
+    // Everything but the standard streams and the control connection ends at `execve`. Not closed at once, because the
+    // standard library tells a failure of `execve` over a descriptor of its own.
+    close_all_on_exec()?;
+    // SAFETY: takes no pointer; the descriptor is open in this process.
+    nix::errno::Errno::result(unsafe { libc::fcntl(control, libc::F_SETFD, 0) })?;
+    Ok(())
+}
+
+impl Vmm {
+    /// Why the VMM went away: how its process ended, and the last line of its log.
+    pub(crate) fn ending(&mut self, dir: &Path, patience: Duration) -> Ending {
+        Ending { status: self.wait(patience), last_words: last_words(dir) }
+    }
+
+    /// Its status once it has ended; it is killed if that takes too long.
+    pub(crate) fn wait(&mut self, patience: Duration) -> Option<ExitStatus> {
+        let running = self.process.open();
+        if running.is_some_and(|process| !process.wait(patience)) {
+            self.child.kill().ok()?;
+        }
+        self.child.wait().ok()
+    }
+}
+
+/// Connects to the sandbox of the container in `dir`.
+pub(crate) fn control(dir: &Path) -> Result<Client, ClientError> {
+    let path = dir.join(CONTROL_SOCKET);
+    if path.as_os_str().len() < SOCKET_PATH_MAX {
+        return Client::connect(&path);
+    }
+    // Too long for a socket address: named by way of its directory's descriptor.
+    let failed = |source: nix::Error| ClientError::Connect { path, source: source.into() };
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let dir = nix::fcntl::open(dir, flags, nix::sys::stat::Mode::empty()).map_err(failed)?;
+    Client::connect(&Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(CONTROL_SOCKET))
+}
+
+/// The process that listens on the control socket of the container in `dir`.
+pub(crate) fn listener(dir: &Path) -> Option<HostProcess> {
+    let client = control(dir).ok()?;
+    let peer = getsockopt(&client, PeerCredentials).ok()?;
+    HostProcess::of(peer.pid()).ok()
+}
+
+/// The last error in a VMM's log, without its time.
+pub(crate) fn last_words(dir: &Path) -> Option<String> {
+    let text = fs::read(dir.join(LOG_FILE)).ok()?;
+    let text = String::from_utf8_lossy(&text);
+    let error = text.lines().rev().find_map(|line| line.split_once("ERROR "))?;
+    Some(error.1.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn script(dir: &Path, text: &str) -> PathBuf {
+        let path = dir.join("vmm");
+        fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    #[test]
+    fn a_vmm_has_its_socket_and_nothing_else_of_ours() {
+        let dir = tempfile::tempdir().unwrap();
+        let leak = fs::File::open("/dev/zero").unwrap();
+        // Without CLOEXEC, as a descriptor inherited from a careless caller is.
+        let leak = nix::unistd::dup(&leak).unwrap();
+        let program = script(dir.path(), "exec >&$2; ls -l /proc/$$/fd; ps -o sid= -p $$; echo pid $$; pwd");
+        let mut vmm = spawn(&program, dir.path(), false, None).unwrap();
+        let mut text = String::new();
+        vmm.control.read_to_string(&mut text).unwrap();
+        assert!(vmm.child.wait().unwrap().success());
+        let (_, pid) = text.split_once("pid ").unwrap();
+        let pid = pid.lines().next().unwrap();
+        assert!(text.lines().any(|line| line.trim() == pid), "not the leader of a session: {text}");
+        assert!(!text.contains("/dev/zero"), "{text}");
+        assert!(text.ends_with(&format!("{}\n", dir.path().canonicalize().unwrap().display())));
+        drop(leak);
+    }
+
+    #[test]
+    fn a_control_socket_is_reached_however_long_its_path() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("x".repeat(150));
+        fs::create_dir(&dir).unwrap();
+        let here = fs::File::open(&dir).unwrap();
+        let short = format!("/proc/self/fd/{}/{CONTROL_SOCKET}", here.as_raw_fd());
+        let _listener = std::os::unix::net::UnixListener::bind(short).unwrap();
+        assert_eq!(listener(&dir).unwrap().pid, i32::try_from(std::process::id()).unwrap());
+        assert!(listener(root.path()).is_none());
+    }
+
+    #[test]
+    fn a_vmm_that_cannot_be_started_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = spawn(Path::new("/nonexistent"), dir.path(), false, None).unwrap_err();
+        assert_eq!(error.to_string(), "start /nonexistent");
+    }
+
+    #[test]
+    fn an_ending_tells_the_status_and_the_last_words() {
+        let dir = tempfile::tempdir().unwrap();
+        let program =
+            script(dir.path(), "echo 'then ERROR no memory' >vmm.log; echo 'then  INFO bye' >>vmm.log; exit 3");
+        let mut vmm = spawn(&program, dir.path(), true, None).unwrap();
+        let ending = vmm.ending(dir.path(), Duration::from_secs(20));
+        assert_eq!(ending.to_string(), "exit status: 3: no memory");
+    }
+
+    #[test]
+    fn a_vmm_that_does_not_end_is_killed() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = script(dir.path(), "exec sleep 100");
+        let mut vmm = spawn(&program, dir.path(), false, None).unwrap();
+        let ending = vmm.ending(dir.path(), Duration::from_millis(50));
+        assert!(ending.to_string().starts_with("signal: 9"), "{ending}");
+    }
+}

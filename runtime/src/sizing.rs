@@ -1,0 +1,185 @@
+//! How large a container's machine is.
+
+use std::collections::HashMap;
+
+use oci_spec::runtime::Spec;
+use thiserror::Error;
+use vmm::config::{MAX_VCPUS, MIN_MEMORY_MIB};
+
+use crate::config::Config;
+
+/// Guest memory, as `512M`; more important than the container's limit.
+pub(crate) const MEMORY_ANNOTATION: &str = "dev.vmrt.memory";
+
+/// Number of vCPUs; more important than the container's quota.
+pub(crate) const VCPUS_ANNOTATION: &str = "dev.vmrt.vcpus";
+
+/// What the guest's kernel and agent need besides a container that has used up its limit.
+const GUEST_OVERHEAD_MIB: u64 = 128;
+
+const MIB: u64 = 1 << 20;
+
+/// Why a machine cannot be given its size.
+#[derive(Debug, Error)]
+pub(crate) enum SizeError {
+    #[error("annotation {name} is `{value}`: not {expected}")]
+    Annotation { name: &'static str, value: String, expected: &'static str },
+    #[error("{0} MiB of guest memory are too little to boot: the least is {MIN_MEMORY_MIB} MiB")]
+    TooSmall(u64),
+    #[error("{asked} MiB of guest memory are more than the {host} MiB of the host")]
+    TooLarge { asked: u64, host: u64 },
+    #[error("{0} vCPUs are not between 1 and {MAX_VCPUS}")]
+    Vcpus(u64),
+}
+
+/// The size of a machine.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Size {
+    pub(crate) memory_mib: u64,
+    pub(crate) vcpus: u8,
+}
+
+impl Size {
+    /// From annotations, else the container's limits, else the machine's configuration.
+    pub(crate) fn of(spec: &Spec, config: &Config) -> Result<Self, SizeError> {
+        let none = HashMap::new();
+        let annotations = spec.annotations().as_ref().unwrap_or(&none);
+        Ok(Self { memory_mib: memory(spec, annotations, config)?, vcpus: vcpus(spec, annotations, config)? })
+    }
+}
+
+fn memory(spec: &Spec, annotations: &HashMap<String, String>, config: &Config) -> Result<u64, SizeError> {
+    let mib = match annotations.get(MEMORY_ANNOTATION) {
+        Some(text) => parse_mib(text).ok_or_else(|| SizeError::Annotation {
+            name: MEMORY_ANNOTATION,
+            value: text.clone(),
+            expected: "an amount of memory such as `512M` or `2G`",
+        })?,
+        None => match memory_limit(spec) {
+            Some(bytes) => bytes.div_ceil(MIB) + GUEST_OVERHEAD_MIB,
+            None => config.memory_mib,
+        },
+    };
+    check_memory(mib, host_memory_mib())
+}
+
+fn check_memory(asked: u64, host: u64) -> Result<u64, SizeError> {
+    match asked {
+        ..MIN_MEMORY_MIB => Err(SizeError::TooSmall(asked)),
+        _ if asked > host => Err(SizeError::TooLarge { asked, host }),
+        _ => Ok(asked),
+    }
+}
+
+/// The container's own limit in bytes; a limit beyond the host's memory limits nothing.
+fn memory_limit(spec: &Spec) -> Option<u64> {
+    let memory = spec.linux().as_ref()?.resources().as_ref()?.memory().as_ref()?;
+    let bytes = u64::try_from(memory.limit()?).ok().filter(|bytes| *bytes > 0)?;
+    (bytes / MIB + GUEST_OVERHEAD_MIB < host_memory_mib()).then_some(bytes)
+}
+
+/// Physical memory of the host in MiB.
+fn host_memory_mib() -> u64 {
+    let info = nix::sys::sysinfo::sysinfo();
+    info.map_or(u64::MAX, |info| info.ram_total() / MIB)
+}
+
+fn vcpus(spec: &Spec, annotations: &HashMap<String, String>, config: &Config) -> Result<u8, SizeError> {
+    let count = match annotations.get(VCPUS_ANNOTATION) {
+        Some(text) => text.parse().map_err(|_| SizeError::Annotation {
+            name: VCPUS_ANNOTATION,
+            value: text.clone(),
+            expected: "a number of vCPUs",
+        })?,
+        None => cpu_quota(spec).map_or(config.vcpus.into(), |(quota, period)| {
+            quota.div_ceil(period).clamp(1, host_cpus().min(MAX_VCPUS.into()))
+        }),
+    };
+    let valid = u8::try_from(count).ok().filter(|count| (1..=MAX_VCPUS).contains(count));
+    valid.ok_or(SizeError::Vcpus(count))
+}
+
+fn host_cpus() -> u64 {
+    std::thread::available_parallelism().map_or(1, |count| count.get() as u64)
+}
+
+/// Microseconds of CPU time a container may use in each period of so many microseconds, where that is limited.
+pub(crate) fn cpu_quota(spec: &Spec) -> Option<(u64, u64)> {
+    const DEFAULT_PERIOD: u64 = 100_000;
+    let cpu = spec.linux().as_ref()?.resources().as_ref()?.cpu().as_ref()?;
+    let quota = u64::try_from(cpu.quota()?).ok().filter(|quota| *quota > 0)?;
+    Some((quota, cpu.period().filter(|period| *period > 0).unwrap_or(DEFAULT_PERIOD)))
+}
+
+/// An amount of memory with a binary suffix, or in bytes without one, rounded up to MiB.
+fn parse_mib(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit = match text[digits.len()..].trim_end_matches(['i', 'B']) {
+        "" => 1,
+        "K" | "k" => 1 << 10,
+        "M" | "m" => 1 << 20,
+        "G" | "g" => 1 << 30,
+        _ => return None,
+    };
+    Some(digits.parse::<u64>().ok()?.checked_mul(unit)?.div_ceil(MIB))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn size(json: serde_json::Value) -> Result<Size, SizeError> {
+        let config = Config {
+            vmm: PathBuf::new(),
+            kernel: PathBuf::new(),
+            initramfs: PathBuf::new(),
+            memory_mib: 300,
+            vcpus: 1,
+            start_timeout: Duration::ZERO,
+        };
+        Size::of(&serde_json::from_value(json).unwrap(), &config)
+    }
+
+    #[test]
+    fn amounts_of_memory() {
+        assert_eq!(parse_mib("512M"), Some(512));
+        assert_eq!(parse_mib("2GiB"), Some(2048));
+        assert_eq!(parse_mib("1"), Some(1));
+        assert_eq!(parse_mib("1048577"), Some(2));
+        for text in ["", "M", "-1M", "1.5G", "1T", "99999999999999999999", "18446744073709551615G"] {
+            assert_eq!(parse_mib(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn annotations_come_before_limits_and_limits_before_the_configuration() {
+        let limit = serde_json::json!({"resources": {"memory": {"limit": 64 << 20}}});
+        assert_eq!(size(serde_json::json!({})).unwrap(), Size { memory_mib: 300, vcpus: 1 });
+        assert_eq!(size(serde_json::json!({"linux": limit})).unwrap().memory_mib, 64 + 128);
+        let annotated =
+            serde_json::json!({"annotations": {MEMORY_ANNOTATION: "100M", VCPUS_ANNOTATION: "3"}, "linux": limit});
+        assert_eq!(size(annotated).unwrap(), Size { memory_mib: 100, vcpus: 3 });
+    }
+
+    #[test]
+    fn a_limit_that_limits_nothing_is_none() {
+        for limit in [-1, 0, i64::MAX] {
+            let spec = serde_json::json!({"linux": {"resources": {"memory": {"limit": limit}}}});
+            assert_eq!(size(spec).unwrap().memory_mib, 300, "{limit}");
+        }
+    }
+
+    #[test]
+    fn sizes_that_cannot_be_are_refused() {
+        let annotated = |name: &str, value: &str| size(serde_json::json!({"annotations": {name: value}}));
+        assert!(matches!(annotated(MEMORY_ANNOTATION, "8M"), Err(SizeError::TooSmall(8))));
+        assert!(matches!(annotated(MEMORY_ANNOTATION, "much"), Err(SizeError::Annotation { .. })));
+        assert!(matches!(annotated(MEMORY_ANNOTATION, "9000000G"), Err(SizeError::TooLarge { .. })));
+        assert!(matches!(annotated(VCPUS_ANNOTATION, "0"), Err(SizeError::Vcpus(0))));
+        assert!(matches!(annotated(VCPUS_ANNOTATION, "65"), Err(SizeError::Vcpus(65))));
+        assert!(matches!(annotated(VCPUS_ANNOTATION, "two"), Err(SizeError::Annotation { .. })));
+    }
+}

@@ -1,0 +1,77 @@
+//! Times of day as runc writes them.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+const SECONDS_A_DAY: u64 = 24 * 60 * 60;
+
+/// RFC 3339 in UTC, to the second, as in a log: `2006-01-02T15:04:05Z`.
+pub(crate) fn seconds(time: SystemTime) -> String {
+    format!("{}Z", civil(since_epoch(time).as_secs()))
+}
+
+/// RFC 3339 in UTC with nanoseconds, without trailing zeros, as Go writes times into JSON.
+pub(crate) fn nanoseconds(time: SystemTime) -> String {
+    let since = since_epoch(time);
+    let fraction = format!(".{:09}", since.subsec_nanos());
+    let fraction = fraction.trim_end_matches('0').trim_end_matches('.');
+    format!("{}{fraction}Z", civil(since.as_secs()))
+}
+
+fn since_epoch(time: SystemTime) -> std::time::Duration {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+fn civil(seconds: u64) -> String {
+    let (year, month, day) = date(seconds / SECONDS_A_DAY);
+    let second = seconds % SECONDS_A_DAY;
+    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}", second / 3600, second / 60 % 60, second % 60)
+}
+
+/// The Gregorian date that many days after 1970-01-01.
+fn date(mut days: u64) -> (u64, usize, u64) {
+    let mut year = 1970;
+    while days >= days_in(year) {
+        days -= days_in(year);
+        year += 1;
+    }
+    let february = days_in(year) - 337;
+    let mut month = 1;
+    for length in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30] {
+        if days < length {
+            break;
+        }
+        days -= length;
+        month += 1;
+    }
+    (year, month, days + 1)
+}
+
+fn days_in(year: u64) -> u64 {
+    let leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    if leap { 366 } else { 365 }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn at(seconds: u64, nanos: u32) -> SystemTime {
+        UNIX_EPOCH + Duration::new(seconds, nanos)
+    }
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        assert_eq!(seconds(at(0, 0)), "1970-01-01T00:00:00Z");
+        assert_eq!(seconds(at(951_782_400, 0)), "2000-02-29T00:00:00Z");
+        assert_eq!(seconds(at(1_767_225_599, 0)), "2025-12-31T23:59:59Z");
+        assert_eq!(seconds(at(4_107_542_400, 0)), "2100-03-01T00:00:00Z");
+    }
+
+    #[test]
+    fn fractions_lose_their_trailing_zeros() {
+        assert_eq!(nanoseconds(at(1, 340_898_200)), "1970-01-01T00:00:01.3408982Z");
+        assert_eq!(nanoseconds(at(1, 0)), "1970-01-01T00:00:01Z");
+    }
+}

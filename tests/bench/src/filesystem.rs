@@ -1,0 +1,199 @@
+//! virtio-fs against the host's own file system and against QEMU with virtiofsd.
+//!
+//! The directory is the same for all three, on the host's scratch disk. A guest is fresh for each round, so its own
+//! caches are empty; the host's page cache is warm for all.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::reboot::{RebootMode, reboot};
+
+use crate::report::{Benchmark, Entry, Report};
+use crate::start::{microvm, run};
+use crate::workload::Workload;
+use crate::{BenchError, Settings};
+
+/// Guest memory for both guests, in MiB: enough to hold everything that is read.
+const GUEST_MIB: u32 = 1024;
+
+/// Where guests see the directory.
+const IN_GUEST: &str = "/data";
+
+/// Where a QEMU guest's PID 1 leaves its times, in the directory.
+const RESULTS: &str = "results.json";
+
+/// How long virtiofsd may take to make its socket.
+const SOCKET_DEADLINE: Duration = Duration::from_secs(20);
+
+type Times = Vec<f64>;
+
+/// Measures and adds to `report`.
+pub fn measure(settings: &Settings, report: &mut Report) -> Result<(), BenchError> {
+    let data = prepare(settings)?;
+    let mut samples = [const { Vec::<Times>::new() }; 3];
+    for round in 0..=settings.fs_rounds {
+        eprintln!("bench: file system, round {} of {}", round + 1, settings.fs_rounds + 1);
+        let times = [in_vmrt(settings, &data)?, on_host(&data)?, in_qemu(settings, &data)?];
+        if round > 0 {
+            times.into_iter().zip(&mut samples).for_each(|(times, samples)| samples.push(times));
+        }
+    }
+    for (index, workload) in Workload::ALL.into_iter().enumerate() {
+        let entry = |name, rounds: &[Times]| Entry::new(name, rounds.iter().map(|times| times[index]).collect());
+        let entries =
+            ["vmrt", "host", "qemu+virtiofsd"].into_iter().zip(&samples).map(|(name, times)| entry(name, times));
+        report.benchmarks.push(Benchmark { name: workload.title().into(), unit: "ms", entries: entries.collect() });
+    }
+    Ok(())
+}
+
+/// Makes the directory: the Debian tree, its archive, busybox and this program, which is also the QEMU guest's init.
+fn prepare(settings: &Settings) -> Result<PathBuf, BenchError> {
+    let data = settings.scratch.join("data");
+    fs::create_dir_all(&data).map_err(BenchError::io("create", &data))?;
+    let me = std::env::current_exe().map_err(BenchError::io("find", "this program"))?;
+    for (from, name) in [(me, "vmrt-bench"), (settings.busybox.join("rootfs/bin/busybox"), "busybox")] {
+        let to = data.join(name);
+        fs::copy(&from, &to).map_err(BenchError::io("copy", &from))?;
+        fs::set_permissions(&to, fs::Permissions::from_mode(0o755)).map_err(BenchError::io("chmod", to))?;
+    }
+    let archive = data.join("debian.tar");
+    run(Command::new("tar")
+        .arg("-C")
+        .arg(&settings.debian_rootfs)
+        .args(["--exclude=./dev/*", "-cf"])
+        .arg(&archive)
+        .arg("."))?;
+    let tree = data.join("debian");
+    fs::create_dir_all(&tree).map_err(BenchError::io("create", &tree))?;
+    run(Command::new("tar").arg("-C").arg(&tree).arg("-xf").arg(&archive))?;
+    for directory in ["dev", "proc", "sys", "tmp"] {
+        let path = data.join(directory);
+        fs::create_dir_all(&path).map_err(BenchError::io("create", path))?;
+    }
+    Ok(data)
+}
+
+fn clean(data: &Path) -> Result<(), BenchError> {
+    let unpacked = data.join("unpacked");
+    if unpacked.exists() {
+        fs::remove_dir_all(&unpacked).map_err(BenchError::io("remove", unpacked))?;
+    }
+    Ok(())
+}
+
+fn on_host(data: &Path) -> Result<Times, BenchError> {
+    clean(data)?;
+    times_in(data)
+}
+
+fn times_in(data: &Path) -> Result<Times, BenchError> {
+    Workload::ALL.into_iter().map(|workload| Ok(workload.time(data)?.as_secs_f64() * 1e3)).collect()
+}
+
+fn in_vmrt(settings: &Settings, data: &Path) -> Result<Times, BenchError> {
+    clean(data)?;
+    let bundle = vmrt_bundle(settings, data)?;
+    run(Command::new("vmrt").args(["run", "--bundle"]).arg(bundle).arg("bench-fs"))?;
+    results(data)
+}
+
+/// The busybox bundle with the directory mounted, whose process does what a QEMU guest's init does.
+fn vmrt_bundle(settings: &Settings, data: &Path) -> Result<PathBuf, BenchError> {
+    let program = format!("{IN_GUEST}/vmrt-bench");
+    let mount =
+        serde_json::json!({"destination": IN_GUEST, "type": "bind", "source": data, "options": ["rbind", "rw"]});
+    crate::start::bundle_running(settings, "fs", &[&program, "workloads", IN_GUEST], |config| {
+        if let Some(mounts) = config["mounts"].as_array_mut() {
+            mounts.push(mount);
+        }
+        // The guest's page cache is dropped through /proc/sys.
+        config["linux"]["readonlyPaths"] = serde_json::json!([]);
+        config["annotations"]["dev.vmrt.memory"] = format!("{GUEST_MIB}M").into();
+    })
+}
+
+fn results(data: &Path) -> Result<Times, BenchError> {
+    let path = data.join(RESULTS);
+    let text = fs::read_to_string(&path).map_err(BenchError::io("read", &path))?;
+    fs::remove_file(&path).map_err(BenchError::io("remove", &path))?;
+    serde_json::from_str(&text).map_err(|_| BenchError::Output {
+        command: "guest".into(),
+        expected: "times",
+        output: text,
+    })
+}
+
+/// The directory is the QEMU guest's whole root file system, and this program its init.
+fn in_qemu(settings: &Settings, data: &Path) -> Result<Times, BenchError> {
+    clean(data)?;
+    let socket = settings.scratch.join("virtiofsd.sock");
+    let _ = fs::remove_file(&socket);
+    let mut virtiofsd = virtiofsd(&socket, data)?;
+    let outcome = wait_for(&socket).and_then(|()| run(&mut qemu_guest(settings, &socket)));
+    let _ = virtiofsd.kill();
+    let _ = virtiofsd.wait();
+    outcome?;
+    results(data)
+}
+
+/// QEMU's virtiofsd as Debian 12 has it (`/usr/lib/qemu/virtiofsd`), with its defaults.
+fn virtiofsd(socket: &Path, data: &Path) -> Result<Child, BenchError> {
+    let program = "/usr/lib/qemu/virtiofsd";
+    let mut command = Command::new(program);
+    command.arg(format!("--socket-path={}", socket.display())).arg("-o").arg(format!("source={}", data.display()));
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.spawn().map_err(BenchError::io("start", program))
+}
+
+fn wait_for(socket: &Path) -> Result<(), BenchError> {
+    let begun = Instant::now();
+    while !socket.exists() {
+        if begun.elapsed() > SOCKET_DEADLINE {
+            return Err(BenchError::io("wait for", socket)(std::io::ErrorKind::TimedOut.into()));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+fn qemu_guest(settings: &Settings, socket: &Path) -> Command {
+    let mut command = microvm(&settings.kernel, GUEST_MIB);
+    command.arg("-object").arg(format!("memory-backend-memfd,id=ram,size={GUEST_MIB}M,share=on"));
+    command.args(["-machine", "memory-backend=ram"]);
+    command.arg("-chardev").arg(format!("socket,id=fs,path={}", socket.display()));
+    command.args(["-device", "vhost-user-fs-device,chardev=fs,tag=root"]);
+    command.args(["-append", "panic=-1 reboot=t quiet loglevel=0 rootfstype=virtiofs root=root rw init=/vmrt-bench"]);
+    command
+}
+
+/// Runs every workload in `directory`, each with an empty page cache of the guest, and leaves the times there.
+pub fn run_all(directory: &Path) -> Result<(), BenchError> {
+    let mut times = Times::new();
+    for workload in Workload::ALL {
+        drop_caches()?;
+        times.push(workload.time(directory)?.as_secs_f64() * 1e3);
+    }
+    let path = directory.join(RESULTS);
+    let json = serde_json::to_string(&times).map_err(std::io::Error::from);
+    json.and_then(|json| fs::write(&path, json)).map_err(BenchError::io("write", path))
+}
+
+fn drop_caches() -> Result<(), BenchError> {
+    let path = "/proc/sys/vm/drop_caches";
+    fs::write(path, "3").map_err(BenchError::io("write", path))
+}
+
+/// PID 1 of the QEMU guest.
+pub fn run_as_init() -> ! {
+    let mounted = nix::mount::mount(Some("proc"), "/proc", Some("proc"), nix::mount::MsFlags::empty(), None::<&str>);
+    if mounted.is_ok() && run_all(Path::new("/")).is_err() {
+        let _ = fs::remove_file(Path::new("/").join(RESULTS));
+    }
+    nix::unistd::sync();
+    let _ = reboot(RebootMode::RB_AUTOBOOT);
+    unreachable!("the machine was reset");
+}

@@ -1,0 +1,143 @@
+//! vmrt's benchmarks: vmrt and its peers in turn, in one run on one host.
+//!
+//! `vmrt-bench run` measures, prints the table, and writes `bench.json` and `bench.svg`. The same program, static, is
+//! what runs inside a guest: `vmrt-bench workloads` times the file system workloads, and so does the program without
+//! arguments as PID 1 of a QEMU guest. See `tests/bench/run` for how it is started.
+
+mod chart;
+mod filesystem;
+mod memory;
+mod report;
+mod start;
+mod workload;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use thiserror::Error;
+
+use report::Report;
+
+/// Why a benchmark could not be run.
+#[derive(Debug, Error)]
+pub enum BenchError {
+    /// A file or directory could not be read or written.
+    #[error("{step} {path}: {source}")]
+    Io {
+        /// What was tried.
+        step: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// A measured program failed, so its time means nothing.
+    #[error("`{command}` failed ({status}): {stderr}")]
+    Command {
+        /// The program and its arguments.
+        command: String,
+        /// Its exit status.
+        status: String,
+        /// What it wrote to standard error.
+        stderr: String,
+    },
+    /// A program printed something else than expected.
+    #[error("`{command}` printed no {expected}: {output}")]
+    Output {
+        /// The program.
+        command: String,
+        /// What was looked for.
+        expected: &'static str,
+        /// What it printed.
+        output: String,
+    },
+    /// The chart could not be drawn.
+    #[error("draw the chart: {0}")]
+    Chart(String),
+}
+
+impl BenchError {
+    /// An [`BenchError::Io`] for `map_err`.
+    pub fn io(step: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { step, path, source }
+    }
+}
+
+#[derive(Parser)]
+#[command(name = "vmrt-bench", version, about = "Measures vmrt and its peers in turn")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Measure everything, print the table, write bench.json and bench.svg
+    Run(Settings),
+    /// Inside a guest: time every file system workload in a directory and leave the times there
+    Workloads {
+        /// The directory
+        directory: PathBuf,
+    },
+}
+
+/// What to measure, and with what.
+#[derive(Args, Clone, Debug)]
+pub struct Settings {
+    /// Measured rounds of the start benchmark, each running every peer once
+    #[arg(long, default_value_t = 20)]
+    rounds: u32,
+    /// Rounds of the file system benchmark
+    #[arg(long, default_value_t = 5)]
+    fs_rounds: u32,
+    /// A bundle with busybox
+    #[arg(long)]
+    busybox: PathBuf,
+    /// A Debian root file system
+    #[arg(long)]
+    debian_rootfs: PathBuf,
+    /// The guest kernel
+    #[arg(long)]
+    kernel: PathBuf,
+    /// The guest initramfs
+    #[arg(long)]
+    initramfs: PathBuf,
+    /// Empty directory on a local file system for everything that is made on the way
+    #[arg(long)]
+    scratch: PathBuf,
+    /// Where bench.json and bench.svg go
+    #[arg(long)]
+    out: PathBuf,
+    /// Name of this host, as the report calls it
+    #[arg(long)]
+    host: String,
+}
+
+fn main() -> ExitCode {
+    if std::process::id() == 1 && std::env::args_os().len() == 1 {
+        filesystem::run_as_init();
+    }
+    let outcome = match Cli::parse().command {
+        Command::Run(settings) => run(&settings),
+        Command::Workloads { directory } => filesystem::run_all(&directory),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("vmrt-bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(settings: &Settings) -> Result<(), BenchError> {
+    let mut report = Report::new(settings.host.clone());
+    start::measure(settings, &mut report)?;
+    memory::measure(settings, &mut report)?;
+    filesystem::measure(settings, &mut report)?;
+    print!("{report}");
+    report.write(&settings.out)?;
+    chart::draw(&report, &settings.out.join("bench.svg"))
+}

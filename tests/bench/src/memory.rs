@@ -1,0 +1,74 @@
+//! What an idle sandbox costs in memory: the VMM process without its guest's RAM, and the guest's kernel and agent.
+
+use std::fs;
+use std::process::Command;
+
+use crate::report::{Figure, Report};
+use crate::start::{bundle_running, run};
+use crate::{BenchError, Settings};
+
+/// Mappings at least this large are guest RAM: nothing else in the VMM is near it. In KiB.
+const GUEST_RAM_KIB: u64 = 64 << 10;
+
+/// Measures and adds to `report`.
+pub fn measure(settings: &Settings, report: &mut Report) -> Result<(), BenchError> {
+    let bundle = bundle_running(settings, "idle", &["sleep", "1000"], |_| ())?;
+    run(Command::new("vmrt").args(["run", "--detach", "--bundle"]).arg(&bundle).arg("bench-idle"))?;
+    let measured = measure_idle(report);
+    run(Command::new("vmrt").args(["delete", "--force", "bench-idle"]))?;
+    measured
+}
+
+fn measure_idle(report: &mut Report) -> Result<(), BenchError> {
+    let state = text_of(Command::new("vmrt").args(["state", "bench-idle"]))?;
+    let pid = serde_json::from_str::<serde_json::Value>(&state).ok().and_then(|state| state["pid"].as_u64());
+    let pid = pid.ok_or(BenchError::Output { command: "vmrt state".into(), expected: "pid", output: state })?;
+    let path = format!("/proc/{pid}/smaps");
+    let smaps = fs::read_to_string(&path).map_err(BenchError::io("read", &path))?;
+    let (own, ram) = pss(&smaps);
+    let meminfo = text_of(Command::new("vmrt").args(["exec", "bench-idle", "cat", "/proc/meminfo"]))?;
+    let used = field(&meminfo, "MemTotal:").saturating_sub(field(&meminfo, "MemAvailable:"));
+    for (name, kib) in [
+        ("VMM process PSS without guest RAM", own),
+        ("guest RAM the host has given an idle sandbox", ram),
+        ("memory the guest's kernel and agent use (MemTotal - MemAvailable)", used),
+    ] {
+        #[expect(clippy::cast_precision_loss, reason = "KiB of a process are far below 2^52")]
+        report.figures.push(Figure { name: name.into(), value: kib as f64 / 1024.0, unit: "MiB" });
+    }
+    Ok(())
+}
+
+fn text_of(command: &mut Command) -> Result<String, BenchError> {
+    Ok(String::from_utf8_lossy(&run(command)?.stdout).into())
+}
+
+/// PSS in KiB of all mappings but guest RAM, and of guest RAM.
+fn pss(smaps: &str) -> (u64, u64) {
+    let (mut own, mut ram, mut size) = (0, 0, 0);
+    for line in smaps.lines() {
+        if line.starts_with("Size:") {
+            size = field(line, "Size:");
+        } else if line.starts_with("Pss:") {
+            *(if size >= GUEST_RAM_KIB { &mut ram } else { &mut own }) += field(line, "Pss:");
+        }
+    }
+    (own, ram)
+}
+
+/// The number behind `key` at the start of a line; 0 where there is no such line.
+fn field(text: &str, key: &str) -> u64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(key));
+    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_mappings_count_as_guest_ram() {
+        let smaps = "a\nSize: 524288 kB\nPss: 30000 kB\nb\nSize: 100 kB\nPss: 40 kB\nc\nSize: 8 kB\nPss: 2 kB\n";
+        assert_eq!(pss(smaps), (42, 30000));
+    }
+}

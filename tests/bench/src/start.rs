@@ -1,0 +1,124 @@
+//! How long a start takes: `vmrt run` of busybox `true`, cold, against its peers.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use crate::report::{Benchmark, Entry, Figure, Report};
+use crate::{BenchError, Settings};
+
+/// Runs that are not counted: they fill the page cache.
+const WARM_UP: u32 = 2;
+
+/// Memory of vmrt's guest by default, and so of its peer's, in MiB.
+const GUEST_MIB: u32 = 512;
+
+/// Runs `command` to its end and fails where it did.
+pub fn run(command: &mut Command) -> Result<std::process::Output, BenchError> {
+    let line = format!("{command:?}");
+    let output = command.stdin(Stdio::null()).output().map_err(BenchError::io("start", command.get_program()))?;
+    if output.status.success() {
+        return Ok(output);
+    }
+    let stderr = String::from_utf8_lossy(&output.stderr).trim().into();
+    Err(BenchError::Command { command: line, status: output.status.to_string(), stderr })
+}
+
+/// QEMU's microvm machine with as little in it as boots: no BIOS devices that our VMM does not have either.
+pub fn microvm(kernel: &Path, memory_mib: u32) -> Command {
+    let mut command = Command::new("qemu-system-x86_64");
+    command.args(["-M", "microvm,rtc=off,isa-serial=off,pcie=off,acpi=off,auto-kernel-cmdline=on"]);
+    command.args(["-accel", "kvm", "-cpu", "host", "-smp", "1", "-m", &memory_mib.to_string()]);
+    command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-nographic"]).arg("-kernel").arg(kernel);
+    command
+}
+
+struct Peer {
+    name: &'static str,
+    command: Box<dyn Fn(u32) -> Command>,
+}
+
+fn oci(name: &'static str, bundle: &Path) -> Peer {
+    let bundle = bundle.to_owned();
+    let command = move |round| {
+        let mut command = Command::new(name);
+        command.arg("run").arg("--bundle").arg(&bundle).arg(format!("bench-{round}"));
+        command
+    };
+    Peer { name, command: Box::new(command) }
+}
+
+fn qemu(settings: &Settings) -> Peer {
+    let (kernel, initramfs) = (settings.kernel.clone(), settings.initramfs.clone());
+    let command = move |_| {
+        let mut command = microvm(&kernel, GUEST_MIB);
+        command.arg("-initrd").arg(&initramfs).args(["-append", "panic=-1 reboot=t quiet loglevel=0"]);
+        command
+    };
+    Peer { name: "qemu-microvm", command: Box::new(command) }
+}
+
+/// Measures and adds to `report`.
+pub fn measure(settings: &Settings, report: &mut Report) -> Result<(), BenchError> {
+    let bundle = bundle_running(settings, "start", &["true"], |_| ())?;
+    let peers = [oci("vmrt", &bundle), oci("runc", &bundle), oci("crun", &bundle), qemu(settings)];
+    let mut samples = vec![Vec::new(); peers.len()];
+    let exits_before = vm_exits();
+    for round in 0..WARM_UP + settings.rounds {
+        eprintln!("bench: start, round {} of {}", round + 1, WARM_UP + settings.rounds);
+        for (peer, samples) in peers.iter().zip(&mut samples) {
+            let begun = Instant::now();
+            run(&mut (peer.command)(round))?;
+            if round >= WARM_UP {
+                samples.push(begun.elapsed().as_secs_f64() * 1e3);
+            }
+        }
+    }
+    let entries = peers.iter().zip(samples).map(|(peer, samples)| Entry::new(peer.name, samples)).collect();
+    report.benchmarks.push(Benchmark { name: "cold run of busybox true".into(), unit: "ms", entries });
+    count_exits(&bundle, exits_before, report)?;
+    let output = run(Command::new("vmrt").args(["run", "--timeline", "--bundle"]).arg(&bundle).arg("bench-timeline"))?;
+    report.timeline = String::from_utf8_lossy(&output.stderr).into();
+    Ok(())
+}
+
+/// VM exits of one start, by KVM's own statistics; absent where debugfs is.
+fn count_exits(bundle: &Path, seen: Option<u64>, report: &mut Report) -> Result<(), BenchError> {
+    if seen.is_none() {
+        eprintln!("bench: no /sys/kernel/debug/kvm here: VM exits are not counted");
+        return Ok(());
+    }
+    let before = vm_exits().unwrap_or(0);
+    run(&mut (oci("vmrt", bundle).command)(u32::MAX))?;
+    let exits = vm_exits().unwrap_or(0).saturating_sub(before);
+    #[expect(clippy::cast_precision_loss, reason = "a count of exits is far below 2^52")]
+    report.figures.push(Figure { name: "VM exits of one vmrt run".into(), value: exits as f64, unit: "exits" });
+    Ok(())
+}
+
+fn vm_exits() -> Option<u64> {
+    fs::read_to_string("/sys/kernel/debug/kvm/exits").ok()?.trim().parse().ok()
+}
+
+/// A bundle over the busybox rootfs whose process is `args`, with `edit` applied to its configuration.
+pub fn bundle_running(
+    settings: &Settings,
+    name: &str,
+    args: &[&str],
+    edit: impl FnOnce(&mut serde_json::Value),
+) -> Result<PathBuf, BenchError> {
+    let path = settings.busybox.join("config.json");
+    let text = fs::read_to_string(&path).map_err(BenchError::io("read", &path))?;
+    let mut config: serde_json::Value =
+        serde_json::from_str(&text).map_err(std::io::Error::from).map_err(BenchError::io("parse", &path))?;
+    config["process"]["args"] = args.into();
+    config["process"]["terminal"] = false.into();
+    config["root"]["path"] = settings.busybox.join("rootfs").to_string_lossy().into();
+    edit(&mut config);
+    let bundle = settings.scratch.join(name);
+    fs::create_dir_all(&bundle).map_err(BenchError::io("create", &bundle))?;
+    let path = bundle.join("config.json");
+    fs::write(&path, config.to_string()).map_err(BenchError::io("write", path))?;
+    Ok(bundle)
+}

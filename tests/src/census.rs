@@ -1,0 +1,95 @@
+//! What there is on the machine: the same before a test and after it, or the test left something behind.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+/// Everything a runtime could leave behind, one line each.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Census(BTreeSet<String>);
+
+impl Census {
+    /// Counts processes, mounts, cgroups, sockets, network devices and what is in `/run`.
+    #[must_use]
+    pub fn take() -> Self {
+        let mut found = BTreeSet::new();
+        found.extend(processes());
+        found.extend(lines("/proc/self/mountinfo", 4).map(|point| format!("mount {point}")));
+        found.extend(lines("/proc/net/unix", 7).map(|path| format!("socket {path}")));
+        found.extend(lines("/proc/net/dev", 0).map(|device| format!("network device {device}")));
+        walk(Path::new("/sys/fs/cgroup"), "cgroup", true, &mut found);
+        walk(Path::new("/run"), "file", false, &mut found);
+        Self(found)
+    }
+
+    /// What is there now and was not before.
+    #[must_use]
+    pub fn added_since(&self, before: &Self) -> Vec<String> {
+        self.0.difference(&before.0).cloned().collect()
+    }
+}
+
+/// Processes with a program: kernel threads come and go by themselves.
+fn processes() -> impl Iterator<Item = String> {
+    let pids =
+        fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    pids.filter(|name| name.bytes().all(|byte| byte.is_ascii_digit())).filter_map(|pid| {
+        let program = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let state = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let is_zombie = state.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'));
+        let words = String::from_utf8_lossy(&program).replace('\0', " ");
+        match (is_zombie, program.is_empty()) {
+            (true, _) => Some(format!("zombie {pid}")),
+            (false, true) => None,
+            (false, false) => Some(format!("process {pid} {words}")),
+        }
+    })
+}
+
+/// One field of each line of a file of `/proc`, where there is one.
+fn lines(path: &str, field: usize) -> impl Iterator<Item = String> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let fields = text.lines().filter_map(|line| line.split_whitespace().nth(field).map(str::to_string));
+    fields.collect::<Vec<_>>().into_iter()
+}
+
+/// Every directory below a path, and every file where asked for, without following links or leaving the file system's tree.
+fn walk(path: &Path, kind: &str, directories_only: bool, found: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        if is_directory || !directories_only {
+            found.insert(format!("{kind} {}", entry.path().display()));
+        }
+        if is_directory {
+            walk(&entry.path(), kind, directories_only, found);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_process_is_seen() {
+        let before = Census::take();
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let added = crate::eventually(crate::PATIENCE, || {
+            let added = Census::take().added_since(&before);
+            added.iter().any(|line| line.ends_with("sleep 60 ")).then_some(added)
+        });
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(added.is_some());
+    }
+
+    #[test]
+    fn a_new_socket_is_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let before = Census::take();
+        let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let line = format!("socket {}", path.display());
+        assert!(Census::take().added_since(&before).contains(&line));
+    }
+}

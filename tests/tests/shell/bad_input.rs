@@ -1,0 +1,272 @@
+//! What cannot be done: a clear message, an exit status, and nothing left behind.
+
+use std::fs;
+use std::process::Command;
+
+use serde_json::json;
+use vmrt_tests::bundle::Bundle;
+use vmrt_tests::runtime::{Done, Running, Runtime, is_vmrt, new_id, program};
+
+/// Asserts that this failed, said each of these, and said it once.
+#[track_caller]
+fn assert_refused(done: &Done, words: &[&str]) {
+    let message = done.message();
+    assert_ne!(done.code, 0, "{message}");
+    for word in words {
+        assert!(message.to_lowercase().contains(&word.to_lowercase()), "no {word:?} in {message:?}");
+    }
+    if is_vmrt() {
+        assert!(message.lines().count() <= 2, "said at length: {message}");
+        assert!(!message.contains("panicked at"), "{message}");
+    }
+}
+
+fn run_directory(runtime: &Runtime, directory: &str) -> Done {
+    runtime.call(&["run", "--bundle", directory, &new_id()])
+}
+
+#[test]
+fn a_bundle_that_is_none() {
+    let runtime = Runtime::new();
+    assert_refused(&run_directory(&runtime, "/no/such/bundle"), &["/no/such/bundle", "no such file"]);
+    let empty = tempfile::tempdir().unwrap();
+    assert_refused(&run_directory(&runtime, empty.path().to_str().unwrap()), &["config.json"]);
+}
+
+#[test]
+fn a_broken_config() {
+    let runtime = Runtime::new();
+    let bundle = Bundle::busybox(["true"]);
+    for text in ["", "{", "[]", "{\"process\": 7}", "\u{0}\u{0}"] {
+        fs::write(bundle.path().join("config.json"), text).unwrap();
+        let done = runtime.run(&bundle);
+        assert_refused(&done, &[]);
+        assert!(!is_vmrt() || done.message().contains("config.json"), "{}", done.message());
+    }
+}
+
+#[test]
+fn a_config_without_what_it_needs() {
+    let runtime = Runtime::new();
+    for part in ["/process", "/root", "/process/args", "/process/cwd"] {
+        let name = part.rsplit('/').next().unwrap();
+        let done = runtime.run(&Bundle::busybox(["true"]).without(part));
+        assert_refused(&done, &[name][usize::from(!is_vmrt())..]);
+    }
+    assert_refused(&runtime.run(&Bundle::busybox([])), &["args"]);
+}
+
+#[test]
+fn a_version_of_the_future() {
+    if !is_vmrt() {
+        return;
+    }
+    let runtime = Runtime::new();
+    for version in ["2.0.0", "nonsense", ""] {
+        let done = runtime.run(&Bundle::busybox(["true"]).with("/ociVersion", json!(version)));
+        assert_refused(&done, &["ociVersion", version]);
+    }
+}
+
+#[test]
+fn a_root_that_is_not_there() {
+    let runtime = Runtime::new();
+    let done = runtime.run(&Bundle::busybox(["true"]).with("/root/path", json!("nowhere")));
+    assert_refused(&done, &["nowhere"]);
+}
+
+#[test]
+fn a_program_that_is_not_there_or_not_one() {
+    let runtime = Runtime::new();
+    let missing = runtime.run(&Bundle::busybox(["no-such-program"]));
+    assert_refused(&missing, &["no-such-program"]);
+    let missing_path = runtime.run(&Bundle::busybox(["/no/such/program"]));
+    assert_refused(&missing_path, &["/no/such/program", "no such file"]);
+    let forbidden = runtime.run(&Bundle::busybox(["/etc/passwd"]));
+    assert_refused(&forbidden, &["/etc/passwd", "permission denied"]);
+    if is_vmrt() {
+        assert_eq!((missing.code, missing_path.code, forbidden.code), (127, 127, 126));
+    }
+}
+
+#[test]
+fn relative_paths_where_only_absolute_ones_will_do() {
+    let runtime = Runtime::new();
+    assert_refused(&runtime.run(&Bundle::busybox(["true"]).with("/process/cwd", json!("tmp"))), &["cwd", "absolute"]);
+    if is_vmrt() {
+        let mount = json!({"type": "tmpfs", "source": "tmpfs", "destination": "../up"});
+        assert_refused(&runtime.run(&Bundle::busybox(["true"]).with("/mounts/-", mount)), &["../up", "absolute"]);
+    }
+}
+
+#[test]
+fn a_user_nobody_knows() {
+    if !is_vmrt() {
+        return;
+    }
+    let runtime = Runtime::new();
+    let bundle = Bundle::busybox(["sleep", "1000"]);
+    let container = runtime.started(&bundle);
+    let done = runtime.call(&["exec", "--user", "nosuchuser", &container.id, "true"]);
+    assert_refused(&done, &["nosuchuser"]);
+}
+
+#[test]
+fn an_id_that_is_taken() {
+    let runtime = Runtime::new();
+    let bundle = Bundle::busybox(["sleep", "1000"]);
+    let container = runtime.started(&bundle);
+    let done = runtime.call(&["run", "--bundle", bundle.path().to_str().unwrap(), &container.id]);
+    assert_refused(&done, &["exist"]);
+    assert_eq!(container.status(), "running");
+}
+
+#[test]
+fn an_id_that_is_none() {
+    let runtime = Runtime::new();
+    let bundle = Bundle::busybox(["true"]);
+    for id in ["a/b", "../up", ".", "..", "", "a b", "/etc"] {
+        let done = runtime.call(&["run", "--bundle", bundle.path().to_str().unwrap(), id]);
+        assert_refused(&done, if id.is_empty() { &[] } else { &["id"] });
+    }
+}
+
+#[test]
+fn a_container_that_is_not_there() {
+    let runtime = Runtime::new();
+    for arguments in [&["state"][..], &["start"], &["delete"]] {
+        assert_refused(&runtime.call(&[arguments, &["nobody"]].concat()), &["does not exist"]);
+    }
+    assert_refused(&runtime.call(&["kill", "nobody", "KILL"]), &["does not exist"]);
+    assert_refused(&runtime.call(&["exec", "nobody", "true"]), &["does not exist"]);
+    runtime.call(&["delete", "--force", "nobody"]).ok();
+}
+
+#[test]
+fn a_mount_whose_source_is_not_there() {
+    let runtime = Runtime::new();
+    let bundle = Bundle::busybox(["true"]).bind(std::path::Path::new("/no/such/source"), "/data", &["rw"]);
+    assert_refused(&runtime.run(&bundle), &["/no/such/source", "no such file"]);
+}
+
+#[test]
+fn a_kernel_or_initramfs_that_is_missing_or_cut_short() {
+    if !is_vmrt() {
+        return;
+    }
+    let runtime = Runtime::new();
+    let bundle = Bundle::busybox(["true"]);
+    let folder = tempfile::tempdir().unwrap();
+    let library = vmrt_library();
+    for (variable, name) in [("VMRT_KERNEL", "vmlinux"), ("VMRT_INITRAMFS", "initramfs.cpio")] {
+        let file = folder.path().join(name);
+        let run = || {
+            let mut command = runtime.command(&["run", "--bundle", bundle.path().to_str().unwrap(), &new_id()]);
+            Running::start(command.env(variable, &file), None).end()
+        };
+        assert_refused(&run(), &[name, "no such file"]);
+        let whole = fs::read(library.join(name)).unwrap();
+        fs::write(&file, &whole[..whole.len() / 2]).unwrap();
+        assert_refused(&run(), &[]);
+        fs::write(&file, "this is neither").unwrap();
+        assert_refused(&run(), &[]);
+    }
+}
+
+/// Where the tested vmrt has its kernel and initramfs.
+fn vmrt_library() -> std::path::PathBuf {
+    let which = Command::new("which").arg(program()).output().unwrap();
+    let program = fs::canonicalize(String::from_utf8(which.stdout).unwrap().trim()).unwrap();
+    program.parent().unwrap().join("../lib/vmrt")
+}
+
+#[test]
+fn too_little_memory_or_too_many_vcpus() {
+    if !is_vmrt() {
+        return;
+    }
+    let runtime = Runtime::new();
+    for (annotation, value) in [
+        ("memory", "16M"),
+        ("memory", "much"),
+        ("memory", "999999G"),
+        ("vcpus", "0"),
+        ("vcpus", "65"),
+        ("vcpus", "two"),
+    ] {
+        let bundle = Bundle::busybox(["true"]).with(&format!("/annotations/dev.vmrt.{annotation}"), json!(value));
+        assert_refused(&runtime.run(&bundle), &[if annotation == "memory" { "memory" } else { "vcpu" }]);
+    }
+}
+
+#[test]
+fn no_kvm() {
+    if !is_vmrt() {
+        return;
+    }
+    let runtime = Runtime::new();
+    let bundle = Bundle::busybox(["true"]);
+    let command = runtime.command(&["run", "--bundle", bundle.path().to_str().unwrap(), &new_id()]);
+    let words: Vec<_> = std::iter::once(command.get_program()).chain(command.get_args()).collect();
+    let words: Vec<_> = words.into_iter().map(|word| word.to_str().unwrap()).collect();
+    let hidden = "rm /dev/kvm || exit 99; \"$@\"; status=$?; mknod /dev/kvm c 10 232; exit $status";
+    let other = "mount --bind /dev/null /dev/kvm || exit 99; exec \"$@\"";
+    let mut gone = Command::new("sh");
+    assert_refused(
+        &Running::start(gone.args(["-c", hidden, "sh"]).args(&words), None).end(),
+        &["/dev/kvm", "does not exist"],
+    );
+    let mut fake = Command::new("unshare");
+    let done = Running::start(fake.args(["--mount", "sh", "-c", other, "sh"]).args(&words), None).end();
+    assert_refused(&done, &["kvm"]);
+}
+
+#[test]
+fn a_guest_that_never_answers() {
+    if !is_vmrt() {
+        return;
+    }
+    let runtime = Runtime::new();
+    let bundle = Bundle::busybox(["true"]);
+    let folder = tempfile::tempdir().unwrap();
+    let mute = folder.path().join("mute.cpio");
+    let builder = std::env::var("VMRT_ROOTFS_BUILDER").expect("tests/e2e names rootfs-builder");
+    // As /init, busybox waits for someone to press a key.
+    let init = vmrt_tests::bundle::templates().join("busybox/rootfs/bin/busybox");
+    let built = Command::new(builder).args(["initramfs", "--output"]).arg(&mute).arg("--agent").arg(init).status();
+    assert!(built.unwrap().success());
+    let mut command = runtime.command(&["run", "--bundle", bundle.path().to_str().unwrap(), &new_id()]);
+    let done = Running::start(command.env("VMRT_INITRAMFS", &mute), None).end();
+    assert_refused(&done, &["agent"]);
+}
+
+#[test]
+fn no_space_for_the_state() {
+    let _clean = Runtime::new();
+    let bundle = Bundle::busybox(["true"]);
+    let folder = tempfile::tempdir().unwrap();
+    let mount = |arguments: &[&str]| {
+        assert!(Command::new(arguments[0]).args(&arguments[1..]).arg(folder.path()).status().unwrap().success());
+    };
+    mount(&["mount", "-t", "tmpfs", "-o", "size=16k,nr_inodes=40", "full"]);
+    let mut number = 0;
+    while fs::write(folder.path().join(format!("filler{number}")), [0; 4096]).is_ok() {
+        number += 1;
+    }
+    let mut command = Command::new(program());
+    command.arg("--root").arg(folder.path()).args(["run", "--bundle", bundle.path().to_str().unwrap(), "full"]);
+    let done = Running::start(&mut command, None).end();
+    let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    mount(&["umount"]);
+    assert_refused(&done, if is_vmrt() { &["no space left"] } else { &[] });
+    assert!(left.iter().all(|name| name.to_str().unwrap().starts_with("filler")), "{left:?}");
+}
+
+#[test]
+fn commands_and_options_that_do_not_exist() {
+    let runtime = Runtime::new();
+    assert_ne!(runtime.call(&["frobnicate"]).code, 0);
+    assert_ne!(runtime.call(&["run", "--frobnicate", "x"]).code, 0);
+    assert_ne!(runtime.call(&["state"]).code, 0);
+    assert_ne!(runtime.call(&["exec", "x"]).code, 0);
+}

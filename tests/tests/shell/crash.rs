@@ -1,0 +1,133 @@
+//! Sudden death: whatever is killed, whenever, nothing is left.
+
+use std::fs;
+use std::process::Stdio;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+use vmrt_tests::bundle::Bundle;
+use vmrt_tests::runtime::{Running, Runtime, is_vmrt, new_id, wait};
+
+/// The VMM processes of this machine.
+fn vmms() -> Vec<Pid> {
+    let pids = fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let is_vmm =
+        |pid: &i32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "vmrt-vmm");
+    pids.filter(is_vmm).map(Pid::from_raw).collect()
+}
+
+#[test]
+fn a_killed_vmm_is_noticed_by_everyone() {
+    if !is_vmrt() {
+        return;
+    }
+    let runtime = Runtime::new();
+    let bundle = Bundle::busybox(["sleep", "1000"]);
+    let container = runtime.started(&bundle);
+    let exec =
+        Running::start(&mut runtime.command(&["exec", &container.id, "sh", "-c", "touch /in; exec sleep 1000"]), None);
+    bundle.await_file("in");
+    kill(Pid::from_raw(container.pid()), Signal::SIGKILL).unwrap();
+    let done = exec.end();
+    assert_ne!(done.code, 0);
+    assert!(!done.message().is_empty(), "a cause is told");
+    container.await_status("stopped");
+    container.call("delete", &[]).ok();
+    runtime.assert_clean();
+}
+
+#[test]
+fn a_killed_vmm_ends_a_run_in_the_foreground() {
+    if !is_vmrt() {
+        return;
+    }
+    let runtime = Runtime::new();
+    let bundle = Bundle::busybox(["sleep", "1000"]);
+    let id = new_id();
+    let run = Running::start(&mut runtime.command(&["run", "--bundle", bundle.path().to_str().unwrap(), &id]), None);
+    let running = || runtime.call(&["state", &id]).text().contains("\"running\"").then_some(());
+    assert!(vmrt_tests::eventually(vmrt_tests::PATIENCE, running).is_some());
+    vmms().into_iter().for_each(|pid| kill(pid, Signal::SIGKILL).unwrap());
+    let done = run.end();
+    assert_eq!(done.code, 137, "{done:?}");
+    runtime.call(&["delete", "--force", &id]).ok();
+}
+
+#[test]
+fn a_guest_that_panics_is_told_with_its_words() {
+    if !is_vmrt() {
+        return;
+    }
+    let runtime = Runtime::new();
+    // The guest's kernel has no sysrq keys to press; this is how its owner can have it panic all the same.
+    let bundle =
+        Bundle::script("echo 2 >/proc/sys/vm/panic_on_oom && head -c 100000000 /dev/zero | tail").all_powerful();
+    let bundle = bundle.without("/linux/readonlyPaths").without("/linux/maskedPaths");
+    let bundle = bundle.with("/linux/resources/memory", json!({"limit": 32 << 20}));
+    let done = runtime.run(&bundle);
+    assert_ne!(done.code, 0);
+    assert!(done.message().to_lowercase().contains("panic"), "{done:?}");
+}
+
+/// A number below `bound` from a fixed sequence, so that a failure can be met again.
+fn random(state: &mut u64, bound: u64) -> u64 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    *state % bound
+}
+
+#[test]
+fn two_hundred_runs_killed_at_random_leave_nothing() {
+    if !is_vmrt() {
+        return;
+    }
+    let runtime = Runtime::new();
+    let bundle = Bundle::busybox(["sleep", "1000"]);
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    for cycle in 0..200 {
+        let id = format!("cycle-{cycle}");
+        let delay = Duration::from_millis(random(&mut state, 1500));
+        let mut command = runtime.command(&["run", "--bundle", bundle.path().to_str().unwrap(), &id]);
+        let mut run = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        kill_vmm_after(delay);
+        wait(&mut run);
+        runtime.call(&["delete", "--force", &id]).ok();
+        assert!(vmms().is_empty(), "cycle {cycle}, killed after {delay:?}: a VMM is left");
+        if cycle % 20 == 19 {
+            runtime.assert_clean();
+        }
+    }
+}
+
+/// Kills the VMM this long after it appeared.
+fn kill_vmm_after(delay: Duration) {
+    let appeared = vmrt_tests::eventually(vmrt_tests::PATIENCE, || vmms().first().copied()).expect("a VMM");
+    let moment = Instant::now() + delay;
+    thread::sleep(moment.saturating_duration_since(Instant::now()));
+    // It may be its own end that came first.
+    let _ = kill(appeared, Signal::SIGKILL);
+}
+
+#[test]
+fn a_killed_command_leaves_a_container_that_delete_removes() {
+    if !is_vmrt() {
+        return;
+    }
+    let runtime = Runtime::new();
+    let bundle = Bundle::busybox(["sleep", "1000"]);
+    for milliseconds in [0, 5, 20, 60, 150, 400, 1000] {
+        let id = new_id();
+        let mut command = runtime.command(&["run", "--bundle", bundle.path().to_str().unwrap(), &id]);
+        let mut run = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        thread::sleep(Duration::from_millis(milliseconds));
+        run.kill().unwrap();
+        run.wait().unwrap();
+        runtime.call(&["delete", "--force", &id]).ok();
+        let gone = vmrt_tests::eventually(vmrt_tests::PATIENCE, || vmms().is_empty().then_some(()));
+        assert!(gone.is_some(), "killed after {milliseconds} ms: a VMM is left");
+    }
+}

@@ -1,0 +1,146 @@
+//! Further processes in a running container.
+
+use serde_json::json;
+use vmrt_tests::bundle::Bundle;
+use vmrt_tests::runtime::{Running, Runtime, wait};
+
+#[test]
+fn every_exit_status_and_signal_passes_through() {
+    let runtime = Runtime::new();
+    let bundle = Bundle::busybox(["sleep", "1000"]);
+    let container = runtime.started(&bundle);
+    for status in [0, 1, 2, 41, 63, 100, 124, 125, 126, 127, 128, 129, 137, 143, 200, 254, 255] {
+        assert_eq!(container.script(&format!("exit {status}")).code, status);
+    }
+    for (signal, status) in [("HUP", 129), ("KILL", 137), ("SEGV", 139), ("TERM", 143)] {
+        assert_eq!(container.script(&format!("kill -{signal} $$")).code, status, "{signal}");
+    }
+}
+
+#[test]
+fn an_exec_joins_the_container() {
+    let runtime = Runtime::new();
+    let bundle = Bundle::script("echo mine >/tmp/file; exec sleep 1000")
+        .with("/hostname", json!("box"))
+        .with("/process/env/-", json!("FROM=config"))
+        .with("/process/cwd", json!("/etc"));
+    let container = runtime.started(&bundle);
+    let script = "echo file=$(cat /tmp/file); echo host=$(hostname); echo init=$(cat /proc/1/comm); echo env=$FROM; echo cwd=$PWD; \
+        for space in pid net ipc uts mnt; do [ $(readlink /proc/1/ns/$space) = $(readlink /proc/self/ns/$space) ] && echo $space=same; done; \
+        echo cgroup=$([ \"$(cat /proc/1/cgroup)\" = \"$(cat /proc/self/cgroup)\" ] && echo same)";
+    // A process that is not the container's first may not look into it: the same capabilities are needed.
+    let done = container.script(script).ok();
+    for (name, value) in [
+        ("file", "mine"),
+        ("host", "box"),
+        ("init", "sleep"),
+        ("env", "config"),
+        ("cwd", "/etc"),
+        ("pid", "same"),
+        ("net", "same"),
+        ("ipc", "same"),
+        ("uts", "same"),
+        ("mnt", "same"),
+        ("cgroup", "same"),
+    ] {
+        assert_eq!(done.value(name), value, "{name}");
+    }
+}
+
+#[test]
+fn options_change_the_process() {
+    let runtime = Runtime::new();
+    let bundle = Bundle::busybox(["sleep", "1000"]);
+    let container = runtime.started(&bundle);
+    let script = "echo uid=$(id -u); echo gid=$(id -g); echo cwd=$PWD; echo a=$A; echo b=$B";
+    let arguments = ["--user", "1000:50", "--cwd", "/tmp", "--env", "A=1", "--env", "B=two words"];
+    let mut command = runtime.command(&["exec"]);
+    command.args(arguments).args([&container.id, "sh", "-c", script]);
+    let done = Running::start(&mut command, None).end().ok();
+    for (name, value) in [("uid", "1000"), ("gid", "50"), ("cwd", "/tmp"), ("a", "1"), ("b", "two words")] {
+        assert_eq!(done.value(name), value, "{name}");
+    }
+}
+
+#[test]
+fn a_process_may_come_as_json() {
+    let runtime = Runtime::new();
+    let bundle = Bundle::busybox(["sleep", "1000"]);
+    let container = runtime.started(&bundle);
+    let process = json!({"cwd": "/tmp", "args": ["sh", "-c", "pwd; echo $X; id -u"], "env": ["PATH=/bin:/usr/bin", "X=y"],
+        "user": {"uid": 7, "gid": 7}});
+    let path = bundle.path().join("process.json");
+    std::fs::write(&path, process.to_string()).unwrap();
+    let mut command = runtime.command(&["exec", "--process", path.to_str().unwrap(), &container.id]);
+    assert_eq!(Running::start(&mut command, None).end().ok().text(), "/tmp\ny\n7");
+}
+
+#[test]
+fn input_and_output_pass_through() {
+    let runtime = Runtime::new();
+    let bundle = Bundle::busybox(["sleep", "1000"]);
+    let container = runtime.started(&bundle);
+    let input: Vec<u8> = (0..3_000_000_u32).map(|number| number.to_le_bytes()[0] ^ number.to_le_bytes()[1]).collect();
+    let mut command = runtime.command(&["exec", &container.id, "tee", "/dev/stderr"]);
+    let done = Running::start(&mut command, Some(input.clone())).end().ok();
+    assert!(done.stdout == input && done.stderr == input, "{} and {} bytes", done.stdout.len(), done.stderr.len());
+}
+
+#[test]
+fn a_detached_exec_goes_on_alone() {
+    let runtime = Runtime::new();
+    let bundle = Bundle::busybox(["sleep", "1000"]);
+    let container = runtime.started(&bundle);
+    let pid_file = bundle.path().join("exec.pid");
+    let mut command = runtime.command(&["exec", "--detach", "--pid-file", pid_file.to_str().unwrap(), &container.id]);
+    command.args(["sh", "-c", "sleep 1; echo late >/late"]).stdout(std::process::Stdio::null());
+    assert_eq!(wait(&mut command.spawn().unwrap()), 0);
+    let pid: i32 = std::fs::read_to_string(&pid_file).unwrap().parse().expect("the pid file holds a number");
+    assert!(!bundle.file("late").exists() && pid > 0);
+    let written = || std::fs::read_to_string(bundle.file("late")).ok().filter(|text| text == "late\n");
+    assert!(vmrt_tests::eventually(vmrt_tests::PATIENCE, written).is_some());
+}
+
+#[test]
+fn many_at_once() {
+    let runtime = Runtime::new();
+    let bundle = Bundle::busybox(["sleep", "1000"]);
+    let container = runtime.started(&bundle);
+    let start = |number: i32| {
+        let script = format!("sleep 0.3; echo {number}; exit {number}");
+        Running::start(&mut runtime.command(&["exec", &container.id, "sh", "-c", &script]), None)
+    };
+    let running: Vec<_> = (0..8).map(start).collect();
+    for (number, running) in (0..).zip(running) {
+        let done = running.end();
+        assert_eq!((done.code, done.text()), (number, number.to_string()));
+    }
+}
+
+#[test]
+fn a_missing_program_is_told_and_the_container_lives() {
+    let runtime = Runtime::new();
+    let bundle = Bundle::busybox(["sleep", "1000"]);
+    let container = runtime.started(&bundle);
+    let missing = container.exec(&["no-such-program"]);
+    assert_ne!(missing.code, 0);
+    assert!(missing.message().contains("no-such-program"), "{}", missing.message());
+    let directory = container.exec(&["/etc"]);
+    assert_ne!(directory.code, 0);
+    // runc 1.1 says the one, 1.2 the other.
+    let message = directory.message().to_lowercase();
+    assert!(message.contains("permission denied") || message.contains("is a directory"), "{message}");
+    assert_eq!(container.script("exit 3").code, 3);
+}
+
+#[test]
+fn the_container_s_end_ends_its_execs() {
+    let runtime = Runtime::new();
+    let bundle = Bundle::busybox(["sleep", "1000"]);
+    let container = runtime.started(&bundle);
+    let exec =
+        Running::start(&mut runtime.command(&["exec", &container.id, "sh", "-c", "touch /in; exec sleep 1000"]), None);
+    bundle.await_file("in");
+    container.call("kill", &["KILL"]).ok();
+    assert_eq!(exec.end().code, 137);
+}

@@ -1,0 +1,83 @@
+//! cgroup limits, felt from inside.
+
+use serde_json::json;
+use vmrt_tests::bundle::Bundle;
+use vmrt_tests::runtime::Runtime;
+
+const MIB: u64 = 1 << 20;
+
+fn limited(bundle: Bundle) -> Bundle {
+    bundle
+        .with("/linux/resources/memory", json!({"limit": 64 * MIB, "swap": 64 * MIB}))
+        .with("/linux/resources/cpu", json!({"quota": 50_000, "period": 100_000, "shares": 512}))
+        .with("/linux/resources/pids", json!({"limit": 20}))
+}
+
+#[test]
+fn limits_are_set_and_seen_from_inside() {
+    let runtime = Runtime::new();
+    let script = "cd /sys/fs/cgroup; echo memory=$(cat memory.max); echo cpu=$(cat cpu.max); echo pids=$(cat pids.max); \
+        echo weight=$(cat cpu.weight); echo swap=$(cat memory.swap.max 2>/dev/null || echo 0); echo self=$(cat /proc/self/cgroup); \
+        echo kind=$(stat -f -c %t .); touch x 2>/dev/null && echo locked=no || echo locked=yes";
+    let done = runtime.run(&limited(Bundle::script(script))).ok();
+    for (name, value) in [
+        ("memory", "67108864"),
+        ("cpu", "50000 100000"),
+        ("pids", "20"),
+        ("weight", "20"),
+        ("swap", "0"),
+        ("self", "0::/"),
+        ("kind", "63677270"),
+        ("locked", "yes"),
+    ] {
+        assert_eq!(done.value(name), value, "{name}");
+    }
+}
+
+#[test]
+fn the_limit_of_processes_holds() {
+    let runtime = Runtime::new();
+    let script = "for i in $(seq 40); do sleep 100 & done 2>/dev/null; echo unreachable";
+    let done = runtime.run(&limited(Bundle::script(script)));
+    assert!(
+        done.message().contains("can't fork") || done.code != 0 || !done.text().contains("unreachable"),
+        "{done:?}"
+    );
+    let script = "n=0; while [ $n -lt 10 ]; do sleep 100 & n=$((n+1)); done; echo started=$n";
+    assert_eq!(runtime.run(&limited(Bundle::script(script))).ok().value("started"), "10");
+}
+
+#[test]
+fn too_much_memory_is_death_by_signal_nine() {
+    let runtime = Runtime::new();
+    let greedy = ["dd", "if=/dev/zero", "of=/dev/null", "bs=150M", "count=1"];
+    let done = runtime.run(&limited(Bundle::busybox(greedy)));
+    assert_eq!(done.code, 137, "{done:?}");
+    assert_eq!(
+        runtime.run(&limited(Bundle::busybox(["dd", "if=/dev/zero", "of=/dev/null", "bs=20M", "count=1"]))).code,
+        0
+    );
+}
+
+#[test]
+fn an_exec_that_takes_too_much_dies_alone() {
+    let runtime = Runtime::new();
+    let bundle = limited(Bundle::busybox(["sleep", "1000"]));
+    let container = runtime.started(&bundle);
+    let done = container.exec(&["dd", "if=/dev/zero", "of=/dev/null", "bs=150M", "count=1"]);
+    assert_eq!(done.code, 137, "{done:?}");
+    assert_eq!(container.status(), "running");
+    assert_eq!(container.script("exit 5").code, 5);
+    let events = container.script("cat /sys/fs/cgroup/memory.events").ok().text();
+    assert!(events.lines().any(|line| line == "oom_kill 1"), "{events}");
+}
+
+#[test]
+fn the_cpu_quota_holds() {
+    let runtime = Runtime::new();
+    let script = "n=0; until grep -q 'nr_throttled [1-9]' /sys/fs/cgroup/cpu.stat || [ $n = 100 ]; do n=$((n+1)); \
+        i=0; while [ $i -lt 1000 ]; do i=$((i+1)); done; done; cat /sys/fs/cgroup/cpu.stat";
+    let done = runtime.run(&limited(Bundle::script(script))).ok();
+    let throttled = done.text().lines().find_map(|line| line.strip_prefix("nr_throttled ")?.parse::<u32>().ok());
+    assert!(throttled.is_some_and(|count| count > 0), "{}", done.text());
+}

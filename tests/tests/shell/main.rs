@@ -1,0 +1,13 @@
+//! The shell's front door: every command of the runtime, as a person or an engine calls it.
+
+mod bad_input;
+mod crash;
+mod exec;
+mod files;
+mod isolation;
+mod lifecycle;
+mod limits;
+mod machine;
+mod process;
+mod stdio;
+mod terminal;

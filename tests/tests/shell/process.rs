@@ -1,0 +1,190 @@
+//! What a container's process finds around it: everything `config.json` says about it.
+
+use serde_json::json;
+use vmrt_tests::bundle::Bundle;
+use vmrt_tests::runtime::Runtime;
+
+#[test]
+fn the_exit_status_passes_through() {
+    let runtime = Runtime::new();
+    for status in [0, 1, 42, 254, 255] {
+        assert_eq!(runtime.run(&Bundle::script(&format!("exit {status}"))).code, status);
+    }
+}
+
+#[test]
+fn death_by_signal_is_128_and_its_number() {
+    let runtime = Runtime::new();
+    // A process of the kernel's making: nothing but a fault kills a PID 1 that handles no signals.
+    let python = "import ctypes; ctypes.string_at(0)";
+    assert_eq!(runtime.run(&Bundle::debian(["python3", "-c", python])).code, 139);
+}
+
+#[test]
+fn user_groups_directory_environment_and_limits_are_those_asked_for() {
+    let runtime = Runtime::new();
+    let script = "echo uid=$(id -u); echo gid=$(id -g); echo groups=$(id -G); echo cwd=$PWD; echo a=$A; echo files=$(ulimit -n);\
+        echo hard=$(ulimit -Hn); echo umask=$(umask); echo oom=$(cat /proc/self/oom_score_adj); echo home=$HOME; \
+        echo host=$(hostname); echo domain=$(cat /proc/sys/kernel/domainname); echo pid=$$";
+    let bundle = Bundle::script(script)
+        .with("/process/user", json!({"uid": 1000, "gid": 50, "additionalGids": [5, 6], "umask": 23}))
+        .with("/process/cwd", json!("/var/tmp"))
+        .with("/process/env/-", json!("A=one two"))
+        .with("/process/env/-", json!("HOME=/var"))
+        .with("/process/rlimits", json!([{"type": "RLIMIT_NOFILE", "soft": 100, "hard": 200}]))
+        .with("/process/oomScoreAdj", json!(100))
+        .with("/hostname", json!("box"));
+    let done = runtime.run(&bundle).ok();
+    let expected = [
+        ("uid", "1000"),
+        ("gid", "50"),
+        ("groups", "50 5 6"),
+        ("cwd", "/var/tmp"),
+        ("a", "one two"),
+        ("files", "100"),
+        ("hard", "200"),
+        ("umask", "0027"),
+        ("oom", "100"),
+        ("home", "/var"),
+        ("host", "box"),
+        ("pid", "1"),
+    ];
+    for (name, value) in expected {
+        assert_eq!(done.value(name), value, "{name}");
+    }
+}
+
+#[test]
+fn a_missing_working_directory_is_made() {
+    let runtime = Runtime::new();
+    let bundle = Bundle::busybox(["pwd"]).with("/process/cwd", json!("/deep/in/it"));
+    assert_eq!(runtime.run(&bundle).ok().text(), "/deep/in/it");
+}
+
+#[test]
+fn capabilities_are_those_asked_for() {
+    let runtime = Runtime::new();
+    let script = "grep -E 'Cap|NoNewPrivs' /proc/self/status | sed 's/:[ \\t]*/=/'; chown 1:1 /bin && echo chown=yes || echo chown=no";
+    let set = json!(["CAP_CHOWN", "CAP_KILL"]);
+    let bundle = Bundle::script(script).with("/process/noNewPrivileges", json!(true)).with(
+        "/process/capabilities",
+        json!({"bounding": set, "effective": set, "permitted": set, "inheritable": ["CAP_KILL"], "ambient": ["CAP_KILL"]}),
+    );
+    let done = runtime.run(&bundle).ok();
+    for (name, value) in [
+        ("CapBnd", "0000000000000021"),
+        ("CapEff", "0000000000000021"),
+        ("CapPrm", "0000000000000021"),
+        ("CapInh", "0000000000000020"),
+        ("CapAmb", "0000000000000020"),
+        ("NoNewPrivs", "1"),
+        ("chown", "yes"),
+    ] {
+        assert_eq!(done.value(name), value, "{name}");
+    }
+}
+
+#[test]
+fn without_capabilities_root_is_nobody() {
+    let runtime = Runtime::new();
+    let script = "grep CapEff /proc/self/status | sed 's/:[ \\t]*/=/'; grep NoNewPrivs /proc/self/status | sed 's/:[ \\t]*/=/'; \
+        chown 1:1 /bin 2>/dev/null && echo chown=yes || echo chown=no";
+    let bundle = Bundle::script(script)
+        .with("/process/noNewPrivileges", json!(false))
+        .with("/process/capabilities", json!({"bounding": [], "effective": [], "permitted": []}));
+    let done = runtime.run(&bundle).ok();
+    assert_eq!(done.value("CapEff"), "0000000000000000");
+    assert_eq!((done.value("chown"), done.value("NoNewPrivs")), ("no".into(), "0".into()));
+}
+
+#[test]
+fn namespaces_are_its_own() {
+    let runtime = Runtime::new();
+    let script = "echo processes=$(ls -d /proc/[0-9]* | wc -l); echo loopback=$(ip addr show lo | grep -c 127.0.0.1); \
+        echo up=$(ip link show lo | grep -c '[<,]UP[,>]'); echo devices=$(ls /sys/class/net | tr '\\n' ' '); \
+        ping -c 1 -W 5 127.0.0.1 >/dev/null && echo ping=yes; ipcmk -M 100 2>/dev/null; echo mounts=$(wc -l </proc/self/mounts)";
+    let done = runtime.run(&Bundle::script(script).all_powerful()).ok();
+    // The shell, and the `ls` and `wc` of this line.
+    assert!(done.value("processes").parse::<u32>().unwrap() <= 4, "{}", done.text());
+    for (name, value) in [("loopback", "1"), ("up", "1"), ("devices", "lo"), ("ping", "yes")] {
+        assert_eq!(done.value(name), value, "{name}");
+    }
+}
+
+#[test]
+fn hidden_paths_are_hidden_and_protected_ones_read_only() {
+    let runtime = Runtime::new();
+    let script = "echo keys=$(cat /proc/keys 2>/dev/null | wc -c); echo firmware=$(ls /sys/firmware 2>/dev/null | wc -l); \
+        echo 1 2>/dev/null >/proc/sys/kernel/panic && echo sysctl=yes || echo sysctl=no; \
+        echo h 2>/dev/null >/proc/sysrq-trigger && echo sysrq=yes || echo sysrq=no; \
+        echo mine=$(cat /secret 2>/dev/null | wc -c); touch /locked/x 2>/dev/null && echo locked=open || echo locked=yes; \
+        touch /sys/x 2>/dev/null && echo sys=open || echo sys=locked";
+    let bundle = Bundle::script(script)
+        .all_powerful()
+        .with("/linux/maskedPaths/-", json!("/secret"))
+        .with("/linux/maskedPaths/-", json!("/not/there"))
+        .with("/linux/readonlyPaths/-", json!("/locked"));
+    std::fs::write(bundle.file("secret"), "secret").unwrap();
+    std::fs::create_dir(bundle.file("locked")).unwrap();
+    let done = runtime.run(&bundle).ok();
+    for (name, value) in [
+        ("keys", "0"),
+        ("firmware", "0"),
+        ("sysctl", "no"),
+        ("sysrq", "no"),
+        ("mine", "0"),
+        ("locked", "yes"),
+        ("sys", "locked"),
+    ] {
+        assert_eq!(done.value(name), value, "{name}");
+    }
+}
+
+#[test]
+fn default_and_further_devices_are_there() {
+    let runtime = Runtime::new();
+    let script = "for name in null zero full random urandom tty; do echo $name=$(stat -c %t:%T:%a /dev/$name); done; \
+        echo extra=$(stat -c %F:%t:%T:%a:%u:%g /dev/deep/extra); echo stdin=$(readlink /dev/stdin); echo fd=$(readlink /dev/fd); \
+        echo ptmx=$(readlink /dev/ptmx); echo zeros=$(head -c 5 /dev/deep/extra | od -An -tx1 | tr -d ' '); \
+        echo x >/dev/null && echo written=yes; echo shm=$(stat -f -c %T /dev/shm); echo mqueue=$(grep -c mqueue /proc/mounts)";
+    let bundle = Bundle::script(script).with(
+        "/linux/devices",
+        json!([{"path": "/dev/deep/extra", "type": "c", "major": 1, "minor": 5, "fileMode": 416, "uid": 1, "gid": 2}]),
+    )
+    .with("/linux/resources/devices", json!([{"allow": true, "access": "rwm"}]))
+    .all_powerful();
+    let done = runtime.run(&bundle).ok();
+    for (name, value) in [
+        ("null", "1:3:666"),
+        ("zero", "1:5:666"),
+        ("full", "1:7:666"),
+        ("random", "1:8:666"),
+        ("urandom", "1:9:666"),
+        ("tty", "5:0:666"),
+        ("extra", "character special file:1:5:640:1:2"),
+        ("stdin", "/proc/self/fd/0"),
+        ("fd", "/proc/self/fd"),
+        ("zeros", "0000000000"),
+        ("written", "yes"),
+        ("mqueue", "1"),
+    ] {
+        assert_eq!(done.value(name), value, "{name}");
+    }
+    assert!(done.value("ptmx").ends_with("pts/ptmx"));
+}
+
+#[test]
+fn no_foreign_descriptor_is_open() {
+    let runtime = Runtime::new();
+    let python = "import os; print(sorted(int(n) for n in os.listdir('/proc/self/fd')))";
+    // The last is that of the directory being listed.
+    assert_eq!(runtime.run(&Bundle::debian(["python3", "-c", python])).ok().text(), "[0, 1, 2, 3]");
+}
+
+#[test]
+fn sysctls_of_its_namespaces_are_set() {
+    let runtime = Runtime::new();
+    let bundle = Bundle::busybox(["cat", "/proc/sys/net/ipv4/ip_forward", "/proc/sys/kernel/msgmax"])
+        .with("/linux/sysctl", json!({"net.ipv4.ip_forward": "1", "kernel.msgmax": "12345"}));
+    assert_eq!(runtime.run(&bundle).ok().text(), "1\n12345");
+}

@@ -1,0 +1,149 @@
+//! Terminals: a person at one, and an engine that asks for one through a console socket.
+
+use std::time::Duration;
+
+use serde_json::json;
+use vmrt_tests::bundle::Bundle;
+use vmrt_tests::runtime::{Runtime, new_id, wait};
+use vmrt_tests::terminal::{Terminal, console_socket};
+
+fn interactive(args: &[&str]) -> Bundle {
+    Bundle::busybox(args.iter().copied()).with("/process/terminal", json!(true))
+}
+
+#[test]
+fn a_person_works_at_a_terminal() {
+    let runtime = Runtime::new();
+    let bundle = interactive(&["sh"]);
+    let mut terminal = Terminal::new(41, 103);
+    let modes = format!("{:?}", terminal.modes());
+    let mut command = runtime.command(&["run", "--bundle"]);
+    let mut child = terminal.start(command.arg(bundle.path()).arg(new_id()));
+    terminal.expect("# ");
+    terminal.type_in("tty; stty size; test -t 0 && test -t 1 && test -t 2 && echo all''three\n");
+    terminal.expect("/dev/");
+    terminal.expect("41 103");
+    terminal.expect("allthree");
+
+    terminal.resize(20, 60);
+    terminal.type_in("sleep 0.5; stty size\n");
+    terminal.expect("20 60");
+
+    terminal.type_in("sleep 1000; echo end=$?\n");
+    terminal.expect("end=$?");
+    std::thread::sleep(Duration::from_millis(500));
+    terminal.type_in("\x03");
+    terminal.expect("^C");
+    terminal.type_in("echo after=$?\n");
+    terminal.expect("after=130");
+
+    terminal.type_in("sleep 1000\n");
+    terminal.expect("sleep 1000");
+    std::thread::sleep(Duration::from_millis(500));
+    terminal.type_in("\x1a");
+    terminal.expect("Stopped");
+    terminal.type_in("kill %1; fg; exit 9\n");
+    assert_eq!(wait(&mut child), 9);
+    assert_eq!(format!("{:?}", terminal.modes()), modes, "the terminal is as it was before");
+}
+
+#[test]
+fn everything_is_shown_before_the_end() {
+    let runtime = Runtime::new();
+    let bundle = interactive(&["sh", "-c", "seq 1 5000; echo last"]);
+    let mut terminal = Terminal::new(24, 80);
+    let mut command = runtime.command(&["run", "--bundle"]);
+    let mut child = terminal.start(command.arg(bundle.path()).arg(new_id()));
+    for number in [1, 1000, 2500, 4999, 5000] {
+        terminal.expect(&format!("{number}\r\n"));
+    }
+    terminal.expect("last\r\n");
+    assert_eq!(wait(&mut child), 0);
+}
+
+#[test]
+fn an_exec_has_a_terminal_of_its_own() {
+    let runtime = Runtime::new();
+    let bundle = Bundle::busybox(["sleep", "1000"]);
+    let container = runtime.started(&bundle);
+    let mut terminal = Terminal::new(30, 90);
+    let modes = format!("{:?}", terminal.modes());
+    let mut child = terminal.start(&runtime.command(&["exec", "--tty", &container.id, "sh"]));
+    terminal.expect("# ");
+    terminal.type_in("stty size; cat\n");
+    terminal.expect("30 90");
+    terminal.type_in("echoed\n");
+    terminal.expect("echoed\r\nechoed\r\n");
+    terminal.type_in("\x04");
+    terminal.type_in("exit 6\n");
+    assert_eq!(wait(&mut child), 6);
+    assert_eq!(format!("{:?}", terminal.modes()), modes);
+    assert_eq!(container.status(), "running");
+}
+
+#[test]
+fn a_program_is_told_of_a_new_size() {
+    let runtime = Runtime::new();
+    let script = "trap 'echo now $(stty size)' WINCH; trap 'exit 8' INT; echo ready; while :; do sleep 0.1; done";
+    let bundle = interactive(&["sh", "-c", script]);
+    let mut terminal = Terminal::new(24, 80);
+    let mut command = runtime.command(&["run", "--bundle"]);
+    let mut child = terminal.start(command.arg(bundle.path()).arg(new_id()));
+    terminal.expect("ready");
+    for (rows, columns) in [(25, 81), (50, 132)] {
+        terminal.resize(rows, columns);
+        terminal.expect(&format!("now {rows} {columns}"));
+    }
+    terminal.type_in("\x03");
+    assert_eq!(wait(&mut child), 8);
+}
+
+#[test]
+fn an_engine_gets_the_terminal_through_its_socket() {
+    let runtime = Runtime::new();
+    let bundle = interactive(&["sh"]);
+    let socket = bundle.path().join("console");
+    let listener = console_socket(&socket);
+    let id = new_id();
+    let mut command = runtime.command(&["create", "--console-socket", socket.to_str().unwrap(), "--bundle"]);
+    command.arg(bundle.path()).arg(&id).stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
+    let mut create = command.spawn().unwrap();
+    let mut terminal = Terminal::received(&listener);
+    assert_eq!(wait(&mut create), 0);
+    terminal.resize(50, 120);
+    runtime.call(&["start", &id]).ok();
+    terminal.expect("# ");
+    terminal.type_in("stty size\n");
+    terminal.expect("50 120");
+    terminal.resize(51, 121);
+    std::thread::sleep(Duration::from_millis(300));
+    terminal.type_in("stty size; echo al''ive\n");
+    terminal.expect("51 121");
+    terminal.expect("alive");
+
+    let mut command =
+        runtime.command(&["exec", "--detach", "--tty", "--console-socket", socket.to_str().unwrap(), &id]);
+    let mut exec = command.args(["sh", "-c", "tty; stty size; read line; echo \"<$line>\""]).spawn().unwrap();
+    let mut second = Terminal::received(&listener);
+    assert_eq!(wait(&mut exec), 0);
+    second.expect("/dev/pts/");
+    second.type_in("typed\n");
+    terminal.type_in("exit\n");
+    terminal.rest(Duration::from_secs(2));
+    runtime.call(&["delete", "--force", &id]).ok();
+}
+
+#[test]
+fn a_terminal_without_a_socket_is_refused_where_nobody_sits_at_one() {
+    let runtime = Runtime::new();
+    let bundle = interactive(&["sh"]);
+    let mut command = runtime.command(&["create", "--bundle"]);
+    command.arg(bundle.path()).arg(new_id());
+    let done = vmrt_tests::runtime::Running::start(&mut command, None).end();
+    assert_ne!(done.code, 0);
+    assert!(
+        done.message().contains("console-socket") || done.message().contains("console socket"),
+        "{}",
+        done.message()
+    );
+}

@@ -1,0 +1,14 @@
+//! x86-64: a machine that Linux boots through the PVH entry, described by an MPTable.
+
+mod boot;
+mod counting;
+mod cpuid;
+pub mod layout;
+mod mptable;
+mod pvh;
+mod registers;
+
+pub use boot::{Firmware, FirmwareError, write_firmware};
+pub use counting::{count, counting_code};
+pub use cpuid::CpuidTemplate;
+pub use registers::{VcpuSetupError, set_up_boot_vcpu, set_up_vcpu};

@@ -1,0 +1,38 @@
+//! `vmrt-vmm`: one sandbox, from its configuration to its exit status.
+//!
+//! Started by the runtime, with one end of a socket pair as an open descriptor. See `vmm::sandbox` for how it ends.
+
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+
+use vmm::process::{Options, ProcessError, USAGE};
+
+/// Exit status of a VMM that could not make its sandbox.
+const NO_SANDBOX: u8 = 1;
+
+fn start() -> Result<UnixStream, ProcessError> {
+    let options = Options::parse(std::env::args_os().skip(1))?;
+    // SAFETY: this process has only just begun and uses no descriptor but the standard streams.
+    let control = unsafe { options.take_control() }?;
+    options.start_log()?;
+    std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
+    Ok(control)
+}
+
+fn main() -> ExitCode {
+    vmm::timeline::mark("VMM runs");
+    let control = match start() {
+        Ok(control) => control,
+        Err(error) => {
+            eprintln!("vmrt-vmm: {}\n{USAGE}", vmm::chain(&error));
+            return NO_SANDBOX.into();
+        }
+    };
+    match vmm::sandbox::run(control) {
+        Ok(status) => status.into(),
+        Err(error) => {
+            tracing::error!("{}", vmm::chain(&error));
+            NO_SANDBOX.into()
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! What a sandbox's machine is made of, as the runtime asks for it.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// The least guest memory that boots and leaves room for a container, in MiB.
+pub const MIN_MEMORY_MIB: u64 = 64;
+
+/// The most vCPUs a guest can have.
+pub const MAX_VCPUS: u8 = 64;
+
+/// A sandbox, as asked for. Nothing in it has been opened or checked.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct SandboxConfig {
+    /// Uncompressed ELF kernel with a PVH entry.
+    pub kernel: PathBuf,
+    /// Uncompressed cpio archive that holds the agent as `/init`.
+    pub initramfs: PathBuf,
+    /// Guest memory in MiB.
+    pub memory_mib: u64,
+    /// Number of vCPUs.
+    pub vcpus: u8,
+    /// Where to bind the control socket. Its directory exists, is owned by the caller and has mode 0700.
+    pub control_socket: PathBuf,
+    /// File that gets what the guest's kernel prints, every message of it; created or appended to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub console_log: Option<PathBuf>,
+    /// The container whose first process decides the sandbox's end: the VMM exits when it did, with its status.
+    pub main_container: String,
+}

@@ -1,0 +1,249 @@
+//! The VMM's end of a control connection. Nothing here ever blocks.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+
+use agent::frame::{self, FrameError};
+use nix::errno::Errno;
+use nix::sys::socket::{self, ControlMessageOwned, MsgFlags};
+use thiserror::Error;
+
+use super::{Answer, Call};
+
+/// Bytes read at once.
+const CHUNK: usize = 16 << 10;
+
+/// Descriptors a client may pass with one request, and that may wait for the rest of their request.
+const MAX_FDS: usize = 8;
+
+/// Bytes of answers that may wait for a client that does not read.
+const MAX_UNSENT: usize = 1 << 20;
+
+/// Why a connection ended.
+#[derive(Debug, Error)]
+pub enum ConnectionError {
+    /// The client closed it.
+    #[error("the client closed the connection")]
+    Closed,
+    /// The client sent what is no request.
+    #[error("bad request")]
+    Frame(#[from] FrameError),
+    /// The client passed more descriptors than any request needs.
+    #[error("too many descriptors")]
+    TooManyDescriptors,
+    /// The client does not read its answers.
+    #[error("the client does not read its answers")]
+    Stuck,
+    /// A system call failed.
+    #[error("connection failed")]
+    Io(#[from] io::Error),
+}
+
+/// A connection to a client.
+#[derive(Debug)]
+pub struct Connection {
+    stream: UnixStream,
+    received: Vec<u8>,
+    /// Descriptors that came, in the order of the requests they belong to.
+    fds: VecDeque<OwnedFd>,
+    unsent: Vec<u8>,
+}
+
+impl Connection {
+    /// Serves a client over a connected socket.
+    #[must_use]
+    pub fn new(stream: UnixStream) -> Self {
+        Self { stream, received: Vec::new(), fds: VecDeque::new(), unsent: Vec::new() }
+    }
+
+    /// The next request; `None` if no whole one has come yet.
+    ///
+    /// # Errors
+    /// The client closed the connection, or breaks its rules.
+    pub fn next_call(&mut self) -> Result<Option<Call>, ConnectionError> {
+        loop {
+            if let Some(call) = frame::take(&mut self.received)? {
+                return Ok(Some(call));
+            }
+            if !self.fill()? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// The descriptors of the request that came last; `None` if fewer came than it needs.
+    pub fn take_fds(&mut self, count: usize) -> Option<Vec<OwnedFd>> {
+        (self.fds.len() >= count).then(|| self.fds.drain(..count).collect())
+    }
+
+    /// Sends an answer, or keeps what the socket does not take for [`Connection::flush`].
+    ///
+    /// # Errors
+    /// The client is gone, or has not read its answers for too long.
+    pub fn send(&mut self, answer: &Answer) -> Result<(), ConnectionError> {
+        self.unsent.extend(frame::encode(answer)?);
+        self.flush()?;
+        if self.unsent.len() > MAX_UNSENT { Err(ConnectionError::Stuck) } else { Ok(()) }
+    }
+
+    /// Sends what was kept, as far as the socket takes it.
+    ///
+    /// # Errors
+    /// The client is gone.
+    pub fn flush(&mut self) -> Result<(), ConnectionError> {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        while !self.unsent.is_empty() {
+            match socket::send(self.stream.as_raw_fd(), &self.unsent, flags) {
+                Ok(count) => drop(self.unsent.drain(..count)),
+                Err(Errno::EAGAIN) => break,
+                Err(Errno::EINTR) => {}
+                Err(Errno::EPIPE | Errno::ECONNRESET) => return Err(ConnectionError::Closed),
+                Err(error) => return Err(io::Error::from(error).into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether [`Connection::flush`] has something to do.
+    #[must_use]
+    pub fn has_unsent(&self) -> bool {
+        !self.unsent.is_empty()
+    }
+
+    /// Reads once; false if there is nothing to read now.
+    fn fill(&mut self) -> Result<bool, ConnectionError> {
+        let start = self.received.len();
+        self.received.resize(start + CHUNK, 0);
+        let result = self.receive_to(start);
+        self.received.truncate(start + result.as_ref().map_or(0, |count| count.unwrap_or(0)));
+        Ok(result?.is_some())
+    }
+
+    fn receive_to(&mut self, start: usize) -> Result<Option<usize>, ConnectionError> {
+        let mut space = nix::cmsg_space!([RawFd; MAX_FDS]);
+        let mut buffer = [IoSliceMut::new(&mut self.received[start..])];
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
+        let message = match socket::recvmsg::<()>(self.stream.as_raw_fd(), &mut buffer, Some(&mut space), flags) {
+            Err(Errno::EAGAIN) => return Ok(None),
+            Err(Errno::EINTR) => return Ok(Some(0)),
+            Err(Errno::ECONNRESET) => return Err(ConnectionError::Closed),
+            result => result.map_err(io::Error::from)?,
+        };
+        for control in message.cmsgs().map_err(|_| ConnectionError::TooManyDescriptors)? {
+            if let ControlMessageOwned::ScmRights(fds) = control {
+                // SAFETY: the kernel has just made these descriptors for us, and nobody else knows their numbers.
+                self.fds.extend(fds.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+            }
+        }
+        if message.flags.contains(MsgFlags::MSG_CTRUNC) || self.fds.len() > MAX_FDS {
+            return Err(ConnectionError::TooManyDescriptors);
+        }
+        if message.bytes == 0 { Err(ConnectionError::Closed) } else { Ok(Some(message.bytes)) }
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::time::Duration;
+
+    use super::super::{Client, Reply, Request};
+    use super::*;
+
+    fn pair() -> (Connection, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        (Connection::new(ours), theirs)
+    }
+
+    fn share(name: &str) -> Request {
+        Request::AddShare { name: name.into(), read_only: false }
+    }
+
+    #[test]
+    fn descriptors_come_with_their_requests() {
+        let (mut connection, client) = pair();
+        let mut client = Client::from_stream(client);
+        let (reader, writer) = std::io::pipe().unwrap();
+        client.send(&Request::Timeline, &[]).unwrap();
+        client.send(&share("c/a"), &[writer.as_fd()]).unwrap();
+        client.send(&share("c/b"), &[reader.as_fd()]).unwrap();
+        drop((reader, writer));
+        let mut fds = Vec::new();
+        for _ in 0..3 {
+            let call = connection.next_call().unwrap().unwrap();
+            if matches!(call.request, Request::AddShare { .. }) {
+                fds.extend(connection.take_fds(1).unwrap());
+            }
+        }
+        assert!(connection.take_fds(1).is_none());
+        std::fs::File::from(fds.remove(0)).write_all(b"same pipe").unwrap();
+        let mut text = String::new();
+        std::fs::File::from(fds.remove(0)).read_to_string(&mut text).unwrap();
+        assert_eq!(text, "same pipe");
+    }
+
+    #[test]
+    fn more_descriptors_than_any_request_needs_end_the_connection() {
+        let (mut connection, client) = pair();
+        let mut client = Client::from_stream(client);
+        let null = std::fs::File::open("/dev/null").unwrap();
+        client.send(&share("c/a"), &[null.as_fd(); MAX_FDS + 1]).unwrap();
+        assert!(matches!(connection.next_call(), Err(ConnectionError::TooManyDescriptors)));
+    }
+
+    #[test]
+    fn garbage_ends_the_connection_before_it_costs_memory() {
+        let (mut connection, mut client) = pair();
+        client.write_all(&[0xff; 100]).unwrap();
+        assert!(matches!(connection.next_call(), Err(ConnectionError::Frame(FrameError::TooLarge(_)))));
+        let (mut connection, mut client) = pair();
+        client.write_all(&[2, 0, 0, 0, b'{', b'}']).unwrap();
+        assert!(matches!(connection.next_call(), Err(ConnectionError::Frame(FrameError::Json(_)))));
+    }
+
+    #[test]
+    fn half_a_request_waits_and_does_not_block() {
+        let (mut connection, mut client) = pair();
+        let bytes = frame::encode(&Call { id: 1, request: Request::Timeline }).unwrap();
+        client.write_all(&bytes[..7]).unwrap();
+        assert!(connection.next_call().unwrap().is_none());
+        client.write_all(&bytes[7..]).unwrap();
+        assert_eq!(connection.next_call().unwrap().unwrap().id, 1);
+        drop(client);
+        assert!(matches!(connection.next_call(), Err(ConnectionError::Closed)));
+    }
+
+    #[test]
+    fn a_client_that_does_not_read_is_given_up_and_never_waited_for() {
+        let (mut connection, client) = pair();
+        let answer = Answer { id: 1, result: Ok(Reply::Done) };
+        let result = (0..100_000).try_for_each(|_| connection.send(&answer));
+        assert!(matches!(result, Err(ConnectionError::Stuck)));
+        drop(client);
+    }
+
+    #[test]
+    fn what_a_slow_client_left_is_sent_later() {
+        let (mut connection, mut client) = pair();
+        let answer = Answer { id: 1, result: Ok(Reply::Done) };
+        let mut count = 0;
+        while !connection.has_unsent() {
+            connection.send(&answer).unwrap();
+            count += 1;
+        }
+        client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        for _ in 0..count {
+            connection.flush().unwrap();
+            let _: Answer = frame::read(&mut client).unwrap().unwrap();
+        }
+        assert!(!connection.has_unsent());
+    }
+}

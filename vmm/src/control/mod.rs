@@ -1,0 +1,183 @@
+//! The control socket: how the runtime's commands reach a sandbox.
+//!
+//! A connection carries frames ([`agent::frame`]): [`Call`]s from the client, one [`Answer`] for each from the VMM, in
+//! any order. Descriptors travel as `SCM_RIGHTS` with the frame of the request that needs them. The first connection
+//! is a socket pair the VMM inherits; its first request is [`Request::Configure`], and requests behind it may be sent
+//! without waiting. Every other client connects to `control.sock`.
+
+mod client;
+mod connection;
+
+pub use client::{Client, ClientError};
+pub use connection::{Connection, ConnectionError};
+
+use agent::{ExitStatus, Failure, ProcessId, TerminalSize};
+use oci_spec::runtime::{Process, Spec};
+use serde::{Deserialize, Serialize};
+
+use crate::config::SandboxConfig;
+
+/// The descriptors behind a process's standard streams, in the order in which they are passed.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StdioFds {
+    /// Two descriptors of one terminal, already in raw mode: to read from and to write to.
+    Terminal {
+        /// Size the guest's terminal starts with, where known.
+        size: Option<TerminalSize>,
+    },
+    /// Up to three descriptors: those of the streams that are true.
+    Streams {
+        /// Whether there is a standard input.
+        stdin: bool,
+        /// Whether there is a standard output.
+        stdout: bool,
+        /// Whether there is a standard error.
+        stderr: bool,
+    },
+}
+
+impl StdioFds {
+    /// How many descriptors come with it.
+    #[must_use]
+    pub fn count(self) -> usize {
+        match self {
+            Self::Terminal { .. } => 2,
+            Self::Streams { stdin, stdout, stderr } => [stdin, stdout, stderr].into_iter().filter(|open| *open).count(),
+        }
+    }
+}
+
+/// What a client asks for.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// Make and start the machine. Only first, and only on the inherited connection. Answered when the vCPUs run.
+    Configure(SandboxConfig),
+    /// Let the guest see a directory or file; comes with one `O_PATH` descriptor of it.
+    AddShare {
+        /// Its name: `CONTAINER/rootfs` or `CONTAINER/VOLUME`.
+        name: String,
+        /// Refuse every change.
+        read_only: bool,
+    },
+    /// Take a share away. What the guest still has open of it answers `ESTALE`.
+    RemoveShare {
+        /// Its name.
+        name: String,
+    },
+    /// Make a container; comes with the descriptors of `stdio`. Paths in `spec` are the guest's.
+    Create {
+        /// Its id.
+        container: String,
+        /// The OCI specification.
+        spec: Box<Spec>,
+        /// Streams of its first process.
+        stdio: StdioFds,
+    },
+    /// Execute a created container's program.
+    Start {
+        /// The container's id.
+        container: String,
+    },
+    /// Run a further process; comes with the descriptors of `stdio`.
+    Exec {
+        /// Its id; `exec` is present.
+        process: ProcessId,
+        /// What to run.
+        spec: Box<Process>,
+        /// Its streams.
+        stdio: StdioFds,
+    },
+    /// Send a signal.
+    Signal {
+        /// To whom.
+        process: ProcessId,
+        /// Its number.
+        signal: i32,
+        /// To every process of the container.
+        all: bool,
+    },
+    /// Tell a process's terminal its new size.
+    Resize {
+        /// Whose terminal.
+        process: ProcessId,
+        /// The size.
+        size: TerminalSize,
+    },
+    /// Forget a stopped container.
+    Delete {
+        /// The container's id.
+        container: String,
+    },
+    /// Answered with [`Reply::Exited`] when the process ended and its output was handed over, whenever that was.
+    Wait {
+        /// Which process.
+        process: ProcessId,
+    },
+    /// What state a container is in.
+    Status {
+        /// The container's id.
+        container: String,
+    },
+    /// When each stage of the start was reached.
+    Timeline,
+}
+
+/// A request on the wire.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Call {
+    /// Chosen by the client; the answer carries it back.
+    pub id: u64,
+    /// The request.
+    pub request: Request,
+}
+
+/// State of a container that the VMM knows.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// Its program has not been executed yet.
+    Created,
+    /// Its first process runs.
+    Running,
+    /// Its first process ended.
+    Stopped(ExitStatus),
+}
+
+/// A stage of the start.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Stage {
+    /// What had been done.
+    pub name: String,
+    /// When, in nanoseconds of the host's `CLOCK_MONOTONIC`.
+    pub at_ns: u64,
+}
+
+/// A request that succeeded.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// There is nothing to tell.
+    Done,
+    /// A process was made; its pid in the guest.
+    Process {
+        /// The pid.
+        pid: i32,
+    },
+    /// The process ended so.
+    Exited(ExitStatus),
+    /// The container's state.
+    Status(Status),
+    /// The stages of the start, earliest first.
+    Timeline(Vec<Stage>),
+}
+
+/// The end of a call.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Answer {
+    /// The call's id.
+    pub id: u64,
+    /// How it went.
+    pub result: Result<Reply, Failure>,
+}

@@ -1,0 +1,257 @@
+//! The bytes of a request and of its reply, scattered over guest memory.
+//!
+//! A transport makes [`Buffers`] of whatever it has (a descriptor chain, a test's arrays); the server never learns.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use rustix::io::Errno;
+use vm_memory::VolatileSlice;
+use zerocopy::{Immutable, IntoBytes};
+
+use super::wire::{OUT_HEADER, OutHeader};
+
+/// Most segments one system call takes (`IOV_MAX`).
+const MAX_SEGMENTS: usize = 1024;
+
+/// A list of memory segments, used up from the front.
+#[derive(Clone, Debug, Default)]
+pub struct Buffers<'m> {
+    segments: VecDeque<VolatileSlice<'m>>,
+    length: usize,
+}
+
+impl<'m> FromIterator<VolatileSlice<'m>> for Buffers<'m> {
+    fn from_iter<I: IntoIterator<Item = VolatileSlice<'m>>>(segments: I) -> Self {
+        let segments: VecDeque<_> = segments.into_iter().collect();
+        let length = segments.iter().map(VolatileSlice::len).sum();
+        Self { segments, length }
+    }
+}
+
+impl<'m> Buffers<'m> {
+    /// Bytes left.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Whether nothing is left.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Takes the first `count` bytes away as buffers of their own; `None` where there are fewer.
+    fn split_front(&mut self, count: usize) -> Option<Self> {
+        if count > self.length {
+            return None;
+        }
+        let mut front = Self::default();
+        while front.length < count {
+            let segment = self.segments.pop_front()?;
+            let wanted = segment.len().min(count - front.length);
+            let (taken, rest) = segment.split_at(wanted).ok()?;
+            front.segments.push_back(taken);
+            front.length += wanted;
+            if !rest.is_empty() {
+                self.segments.push_front(rest);
+            }
+        }
+        self.length -= count;
+        Some(front)
+    }
+
+    /// Copies the first bytes to `target` and takes them away; false, with nothing taken, where there are fewer.
+    pub(super) fn read(&mut self, target: &mut [u8]) -> bool {
+        let Some(front) = self.split_front(target.len()) else { return false };
+        let mut done = 0;
+        for segment in &front.segments {
+            done += segment.copy_to(&mut target[done..]);
+        }
+        true
+    }
+
+    /// Copies `source` to the first bytes and takes them away; false, with nothing written, where there are fewer.
+    fn write(&mut self, source: &[u8]) -> bool {
+        let Some(front) = self.split_front(source.len()) else { return false };
+        let mut rest = source;
+        for segment in &front.segments {
+            segment.copy_from(rest);
+            rest = &rest[segment.len()..];
+        }
+        true
+    }
+
+    /// As arguments of a vectored system call, neighbours joined, [`MAX_SEGMENTS`] at most.
+    fn vectors(&self) -> Vec<libc::iovec> {
+        let mut vectors: Vec<libc::iovec> = Vec::new();
+        for segment in &self.segments {
+            let base = segment.ptr_guard_mut().as_ptr();
+            let full = vectors.len() == MAX_SEGMENTS;
+            match vectors.last_mut() {
+                Some(last) if last.iov_base.addr() + last.iov_len == base.addr() => last.iov_len += segment.len(),
+                _ if full => break,
+                _ => vectors.push(libc::iovec { iov_base: base.cast(), iov_len: segment.len() }),
+            }
+        }
+        vectors
+    }
+
+    /// Fills the first bytes from `file`, without a copy in between, until they are full or the file ends.
+    /// `flags` are those of `preadv2`.
+    fn fill_from(&mut self, file: BorrowedFd<'_>, offset: u64, flags: i32) -> Result<usize, Errno> {
+        self.transfer(offset, |vectors, count, at| {
+            // SAFETY: the vectors describe segments of guest memory that `self` borrows, valid for writes for its
+            // lifetime; the guest may change them meanwhile, but no Rust reference to them exists.
+            unsafe { libc::preadv2(file.as_raw_fd(), vectors, count, at, flags) }
+        })
+    }
+
+    /// Writes all bytes to `file`, without a copy in between. `flags` are those of `pwritev2`.
+    fn drain_to(&mut self, file: BorrowedFd<'_>, offset: u64, flags: i32) -> Result<usize, Errno> {
+        self.transfer(offset, |vectors, count, at| {
+            // SAFETY: the vectors describe segments of guest memory that `self` borrows, valid for reads for its
+            // lifetime; the kernel copes with contents that change meanwhile.
+            unsafe { libc::pwritev2(file.as_raw_fd(), vectors, count, at, flags) }
+        })
+    }
+
+    fn transfer(
+        &mut self,
+        offset: u64,
+        call: impl Fn(*const libc::iovec, libc::c_int, libc::off_t) -> libc::ssize_t,
+    ) -> Result<usize, Errno> {
+        let mut done = 0;
+        while self.length > 0 {
+            let at = i64::try_from(offset).ok().and_then(|offset| offset.checked_add_unsigned(done as u64));
+            let vectors = self.vectors();
+            let count = libc::c_int::try_from(vectors.len()).map_err(|_| Errno::INVAL)?;
+            match usize::try_from(call(vectors.as_ptr(), count, at.ok_or(Errno::INVAL)?)) {
+                Ok(0) => break,
+                Ok(moved) => {
+                    self.split_front(moved).ok_or(Errno::IO)?;
+                    done += moved;
+                }
+                Err(_) => match Errno::from_io_error(&std::io::Error::last_os_error()) {
+                    Some(Errno::INTR) => {}
+                    error => return Err(error.unwrap_or(Errno::IO)),
+                },
+            }
+        }
+        Ok(done)
+    }
+}
+
+/// The data behind a `WRITE` request's arguments.
+#[derive(Debug)]
+pub(super) struct Payload<'m>(Buffers<'m>);
+
+impl<'m> Payload<'m> {
+    /// The first `size` bytes of `buffers`; `EINVAL` where there are fewer.
+    pub(super) fn new(mut buffers: Buffers<'m>, size: u32) -> Result<Self, Errno> {
+        let size = usize::try_from(size).map_err(|_| Errno::INVAL)?;
+        buffers.split_front(size).map(Self).ok_or(Errno::INVAL)
+    }
+
+    /// Writes it to `file` and returns how many bytes were written.
+    pub(super) fn write_to(mut self, file: BorrowedFd<'_>, offset: u64, flags: i32) -> Result<usize, Errno> {
+        self.0.drain_to(file, offset, flags)
+    }
+}
+
+/// A reply being written: room for the header is kept, the body is appended.
+#[derive(Debug)]
+pub(super) struct Reply<'m> {
+    header: Buffers<'m>,
+    body: Buffers<'m>,
+    written: usize,
+}
+
+impl<'m> Reply<'m> {
+    /// A reply into `buffers`; `None` where not even the header fits.
+    pub(super) fn new(mut buffers: Buffers<'m>) -> Option<Self> {
+        let header = buffers.split_front(OUT_HEADER)?;
+        Some(Self { header, body: buffers, written: 0 })
+    }
+
+    /// Room left for the body in bytes.
+    pub(super) fn room(&self) -> usize {
+        self.body.len()
+    }
+
+    /// Appends a structure; `EIO` where it does not fit.
+    pub(super) fn put<T: IntoBytes + Immutable>(&mut self, value: &T) -> Result<(), Errno> {
+        self.put_bytes(value.as_bytes())
+    }
+
+    /// Appends bytes; `EIO` where they do not fit.
+    pub(super) fn put_bytes(&mut self, bytes: &[u8]) -> Result<(), Errno> {
+        if !self.body.write(bytes) {
+            return Err(Errno::IO);
+        }
+        self.written += bytes.len();
+        Ok(())
+    }
+
+    /// Appends up to `size` bytes of `file` from `offset`; fewer only at its end. `EINVAL` where there is no room.
+    pub(super) fn put_file(&mut self, file: BorrowedFd<'_>, offset: u64, size: u32, flags: i32) -> Result<(), Errno> {
+        let size = usize::try_from(size).map_err(|_| Errno::INVAL)?;
+        if size > self.body.len() {
+            return Err(Errno::INVAL);
+        }
+        let mut target = self.body.clone().split_front(size).ok_or(Errno::INVAL)?;
+        let read = target.fill_from(file, offset, flags)?;
+        self.body.split_front(read).ok_or(Errno::IO)?;
+        self.written += read;
+        Ok(())
+    }
+
+    /// Writes the header and returns the reply's length in bytes. A failure's body is left out.
+    pub(super) fn finish(mut self, unique: u64, result: Result<(), Errno>) -> usize {
+        let (length, error) = match result {
+            Ok(()) => (OUT_HEADER + self.written, 0),
+            Err(errno) => (OUT_HEADER, -errno.raw_os_error()),
+        };
+        let header = OutHeader { len: u32::try_from(length).unwrap_or(u32::MAX), error, unique };
+        self.header.write(header.as_bytes());
+        length
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_and_splits_across_segments() {
+        let (mut one, mut two) = ([1_u8, 2, 3], [4_u8, 5]);
+        let mut buffers: Buffers<'_> = [&mut one[..], &mut two[..]].into_iter().map(VolatileSlice::from).collect();
+        let mut four = [0; 4];
+        assert!(buffers.read(&mut four));
+        assert_eq!(four, [1, 2, 3, 4]);
+        assert!(!buffers.read(&mut four), "only one byte is left");
+        assert_eq!(buffers.len(), 1);
+    }
+
+    #[test]
+    fn reply_too_small_is_told_apart() {
+        let mut little = [0_u8; 8];
+        assert!(Reply::new(std::iter::once(VolatileSlice::from(&mut little[..])).collect()).is_none());
+        let mut space = [0_u8; 20];
+        let mut reply = Reply::new(std::iter::once(VolatileSlice::from(&mut space[..])).collect()).unwrap();
+        assert_eq!(reply.put(&7_u64), Err(Errno::IO));
+        assert_eq!(reply.put(&7_u32), Ok(()));
+        assert_eq!(reply.finish(9, Ok(())), 20);
+        assert_eq!(space[0], 20);
+        assert_eq!(space[16], 7);
+    }
+
+    #[test]
+    fn neighbours_are_joined() {
+        let mut array = [0_u8; 12];
+        let (front, back) = array.split_at_mut(5);
+        let buffers: Buffers<'_> = [front, back].into_iter().map(VolatileSlice::from).collect();
+        assert_eq!(buffers.vectors().len(), 1);
+    }
+}

@@ -1,0 +1,142 @@
+//! An open directory of the host, read as the guest asks.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+
+/// Bytes of entries fetched from the host at once.
+const BLOCK: usize = 8 << 10;
+/// Where the name starts in the kernel's `struct linux_dirent64`.
+const NAME_OFFSET: usize = 19;
+
+/// One entry of a directory.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entry<'s> {
+    /// Inode number.
+    pub(super) ino: u64,
+    /// Where the entry behind it starts.
+    pub(super) next: u64,
+    /// `DT_*`.
+    pub(super) kind: u8,
+    /// Its name.
+    pub(super) name: &'s CStr,
+}
+
+/// The entries of an open directory, of which one block is kept between requests.
+#[derive(Debug)]
+pub(super) struct DirectoryStream {
+    directory: OwnedFd,
+    block: Vec<u8>,
+    /// Where in `block` the next entry is.
+    at: usize,
+    /// The host's offset of that entry.
+    offset: u64,
+}
+
+impl AsFd for DirectoryStream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+}
+
+impl DirectoryStream {
+    /// The entries of `directory`, from the first.
+    pub(super) fn new(directory: OwnedFd) -> Self {
+        Self { directory, block: Vec::new(), at: 0, offset: 0 }
+    }
+
+    /// Goes to the entry at `offset`: 0 or an [`Entry::next`].
+    pub(super) fn seek(&mut self, offset: u64) -> Result<(), Errno> {
+        // At 0 the directory is read afresh, as `rewinddir` must.
+        if offset == self.offset && offset != 0 {
+            return Ok(());
+        }
+        rustix::fs::seek(&self.directory, SeekFrom::Start(offset))?;
+        self.block.clear();
+        self.at = 0;
+        self.offset = offset;
+        Ok(())
+    }
+
+    /// The next entry, which stays the next until [`Self::advance`]; `None` at the end.
+    pub(super) fn peek(&mut self) -> Result<Option<Entry<'_>>, Errno> {
+        if self.at >= self.block.len() {
+            self.fetch()?;
+        }
+        if self.block.is_empty() {
+            return Ok(None);
+        }
+        parse(&self.block[self.at..]).map(|(entry, _)| Some(entry)).ok_or(Errno::IO)
+    }
+
+    /// Steps over the next entry.
+    pub(super) fn advance(&mut self) {
+        if let Some((entry, length)) = self.block.get(self.at..).and_then(parse) {
+            let next = entry.next;
+            self.at += length;
+            self.offset = next;
+        }
+    }
+
+    fn fetch(&mut self) -> Result<(), Errno> {
+        self.at = 0;
+        self.block.resize(BLOCK, 0);
+        // SAFETY: the kernel writes at most `BLOCK` bytes to a live buffer of that length.
+        let read =
+            unsafe { libc::syscall(libc::SYS_getdents64, self.directory.as_raw_fd(), self.block.as_mut_ptr(), BLOCK) };
+        let read = usize::try_from(read)
+            .map_err(|_| Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO));
+        self.block.truncate(read.unwrap_or(0));
+        if self.block.is_empty() {
+            self.block = Vec::new();
+        }
+        read.map(|_| ())
+    }
+}
+
+/// The entry at the front of `block`, and its length.
+fn parse(block: &[u8]) -> Option<(Entry<'_>, usize)> {
+    let ino = u64::from_ne_bytes(block.get(0..8)?.try_into().ok()?);
+    let next = u64::from_ne_bytes(block.get(8..16)?.try_into().ok()?);
+    let length = usize::from(u16::from_ne_bytes(block.get(16..18)?.try_into().ok()?));
+    let kind = *block.get(18)?;
+    let name = CStr::from_bytes_until_nul(block.get(NAME_OFFSET..length)?).ok()?;
+    Some((Entry { ino, next, kind, name }, length))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::fs::File;
+
+    use super::*;
+
+    #[test]
+    fn every_entry_comes_once_across_blocks_and_seeks() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut wanted = BTreeSet::from([".".to_owned(), "..".to_owned()]);
+        for number in 0..500 {
+            let name = format!("a-rather-long-name-of-a-file-{number}");
+            File::create(directory.path().join(&name)).unwrap();
+            wanted.insert(name);
+        }
+        let mut stream = DirectoryStream::new(File::open(directory.path()).unwrap().into());
+        let mut seen = BTreeSet::new();
+        let mut offset = 0;
+        while let Some(entry) = stream.peek().unwrap() {
+            assert!(seen.insert(entry.name.to_str().unwrap().to_owned()));
+            offset = entry.next;
+            stream.advance();
+            if seen.len() % 7 == 0 {
+                // Elsewhere and back.
+                stream.seek(0).unwrap();
+                stream.seek(offset).unwrap();
+            }
+        }
+        assert_eq!(seen, wanted);
+        stream.seek(offset).unwrap();
+        assert!(stream.peek().unwrap().is_none());
+    }
+}

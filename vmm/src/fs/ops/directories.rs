@@ -1,0 +1,149 @@
+//! Directories.
+
+use std::ffi::CStr;
+use std::os::fd::OwnedFd;
+use std::sync::Mutex;
+
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+use zerocopy::IntoBytes;
+
+use super::super::buffers::Reply;
+use super::super::directory::DirectoryStream;
+use super::super::handles::Handle;
+use super::super::inodes::Node;
+use super::super::request::Request;
+use super::super::server::Server;
+use super::super::shares::is_synthetic;
+use super::super::wire::{Dirent, EntryOut, OpenOut, ROOT_ID, ReadIn, aligned};
+use super::super::worker::name_of;
+use super::names::entry_of;
+
+/// A reply to `READDIR` or `READDIRPLUS` being filled.
+struct Listing<'r, 'm> {
+    reply: &'r mut Reply<'m>,
+    /// Bytes the guest still wants.
+    room: usize,
+    /// Whether every entry comes with its inode.
+    plus: bool,
+}
+
+impl Listing<'_, '_> {
+    /// Whether an entry of this name fits.
+    fn fits(&self, name: &[u8]) -> bool {
+        self.length(name) <= self.room
+    }
+
+    fn length(&self, name: &[u8]) -> usize {
+        let plus = if self.plus { size_of::<EntryOut>() } else { 0 };
+        plus + aligned(size_of::<Dirent>() + name.len())
+    }
+
+    /// Appends an entry that fits. `inode` all zero says that the guest has to look the name up itself.
+    fn push(&mut self, inode: &EntryOut, dirent: (u64, u64, u8), name: &[u8]) -> Result<(), Errno> {
+        let (ino, off, kind) = dirent;
+        let namelen = u32::try_from(name.len()).map_err(|_| Errno::IO)?;
+        let dirent = Dirent { ino, off, namelen, kind: kind.into() };
+        self.room -= self.length(name);
+        if self.plus {
+            self.reply.put(inode)?;
+        }
+        self.reply.put_bytes(dirent.as_bytes())?;
+        self.reply.put_bytes(name)?;
+        let padding = aligned(name.len()) - name.len();
+        self.reply.put_bytes(&[0; 8][..padding])
+    }
+}
+
+impl Server {
+    pub(in crate::fs) fn opendir(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
+        let id = request.header.nodeid;
+        let handle = if is_synthetic(id) {
+            Handle::Synthetic { id, entries: self.shares.entries(id).ok_or(Errno::STALE)? }
+        } else {
+            let node = self.node(id)?;
+            let stream = Mutex::new(DirectoryStream::new(self.open_directory(&node)?));
+            Handle::Directory { node, stream }
+        };
+        let fh = self.handles.insert(handle)?;
+        reply.put(&OpenOut { fh, ..OpenOut::default() })
+    }
+
+    /// Opens a directory of a share for reading.
+    pub(in crate::fs) fn open_directory(&self, node: &Node) -> Result<OwnedFd, Errno> {
+        if node.kind != FileType::Directory {
+            return Err(Errno::NOTDIR);
+        }
+        let times = if node.share.read_only { OFlags::NOATIME } else { OFlags::empty() };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NONBLOCK | times;
+        rustix::fs::openat(&self.descriptors, name_of(node), flags, Mode::empty())
+    }
+
+    pub(in crate::fs) fn readdir(
+        &self,
+        request: &mut Request<'_>,
+        reply: &mut Reply<'_>,
+        plus: bool,
+    ) -> Result<(), Errno> {
+        let ReadIn { fh, offset, size, .. } = request.take()?;
+        let room = usize::try_from(size).map_err(|_| Errno::INVAL)?.min(reply.room());
+        let handle = self.handles.get(fh, request.header.nodeid)?;
+        let mut listing = Listing { reply, room, plus };
+        match &*handle {
+            Handle::Synthetic { id, entries } => list_synthetic(*id, entries, offset, &mut listing),
+            Handle::Directory { node, .. } => {
+                let mut stream = handle.stream()?;
+                stream.seek(offset)?;
+                self.list(node, &mut stream, &mut listing)
+            }
+            Handle::File { .. } => Err(Errno::NOTDIR),
+        }
+    }
+
+    fn list(&self, node: &Node, stream: &mut DirectoryStream, listing: &mut Listing<'_, '_>) -> Result<(), Errno> {
+        let wanted = listing.room;
+        loop {
+            let entry = match stream.peek() {
+                Ok(Some(entry)) => entry,
+                Ok(None) => return Ok(()),
+                // What came before is told first.
+                Err(_) if listing.room < wanted => return Ok(()),
+                Err(errno) => return Err(errno),
+            };
+            let name = entry.name.to_bytes();
+            if !listing.fits(name) {
+                return if listing.room < wanted { Ok(()) } else { Err(Errno::INVAL) };
+            }
+            // The parent of a share's root is not the guest's to know.
+            let ino = if name == b".." { ROOT_ID } else { entry.ino };
+            let inode = if listing.plus { self.inode_of(node, entry.name) } else { EntryOut::default() };
+            listing.push(&inode, (ino, entry.next, entry.kind), name)?;
+            stream.advance();
+        }
+    }
+
+    /// The inode of the entry `name`; all zero where there is none to give. The guest then asks for itself, should
+    /// it care, and gets the error.
+    fn inode_of(&self, parent: &Node, name: &CStr) -> EntryOut {
+        if matches!(name.to_bytes(), b"." | b"..") {
+            return EntryOut::default();
+        }
+        self.child(parent, name).map(|(node, stat)| entry_of(&node, &stat)).unwrap_or_default()
+    }
+}
+
+/// Lists a synthetic directory; offsets count entries.
+fn list_synthetic(id: u64, entries: &[(String, u64)], offset: u64, listing: &mut Listing<'_, '_>) -> Result<(), Errno> {
+    let dots = [(".", id), ("..", ROOT_ID)];
+    let all = dots.into_iter().chain(entries.iter().map(|(name, id)| (name.as_str(), *id)));
+    let start = usize::try_from(offset).map_err(|_| Errno::INVAL)?;
+    for ((name, ino), next) in all.zip(1_u64..).skip(start) {
+        if !listing.fits(name.as_bytes()) {
+            break;
+        }
+        // An inode number of 0 would hide the entry; a share may be a file, so its type is left open.
+        let kind = if ino == 0 { libc::DT_UNKNOWN } else { libc::DT_DIR };
+        listing.push(&EntryOut::default(), (ino.max(ROOT_ID), next, kind), name.as_bytes())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,280 @@
+//! Regular files: opening, reading, writing.
+
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::{CWD, FallocateFlags, FileType, Mode, OFlags, SeekFrom, Statx};
+use rustix::io::Errno;
+
+use super::super::buffers::{Payload, Reply};
+use super::super::handles::Handle;
+use super::super::inodes::{Node, Version, stat_fd};
+use super::super::request::Request;
+use super::super::server::Server;
+use super::super::shares::is_synthetic;
+use super::super::wire::{
+    CopyFileRangeIn, CreateIn, FOPEN_KEEP_CACHE, FSYNC_DATA, FallocateIn, FsyncIn, InHeader, LseekIn, LseekOut,
+    OPEN_KILL_SUIDGID, OpenIn, OpenOut, ReadIn, ReleaseIn, WRITE_KILL_SUIDGID, WriteIn, WriteOut, op,
+};
+use super::super::worker::{Worker, name_of};
+use super::names::{creation_mode, entry_of};
+
+/// How old a file's times must be before they tell its contents apart: two changes within one tick of the coarsest
+/// file system's clock have the same times.
+const SETTLED: Duration = Duration::from_secs(2);
+
+impl Server {
+    pub(in crate::fs) fn open(
+        &self,
+        worker: &mut Worker,
+        request: &mut Request<'_>,
+        reply: &mut Reply<'_>,
+    ) -> Result<(), Errno> {
+        let OpenIn { flags, open_flags } = request.take()?;
+        let node = self.node(request.header.nodeid)?;
+        let kill = open_flags & OPEN_KILL_SUIDGID != 0;
+        let file = worker.without_fsetid(kill, || self.open_node(&node, flags))??;
+        let out = self.opened(node, file, flags)?;
+        reply.put(&out)
+    }
+
+    pub(in crate::fs) fn create(
+        &self,
+        worker: &mut Worker,
+        request: &mut Request<'_>,
+        reply: &mut Reply<'_>,
+    ) -> Result<(), Errno> {
+        let CreateIn { flags, mode, umask, open_flags } = request.take()?;
+        let name = request.last_name()?;
+        let parent = self.writable_node(request.header.nodeid)?;
+        let owner = request.owner()?;
+        let mode = creation_mode(&parent, mode, &owner)?;
+        // Exclusive always: what is there already, put there by the host, may be a FIFO or a device.
+        let host_flags = host_flags(flags) | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
+        let made = worker.create_as(&owner, umask, || rustix::fs::openat(&*parent, name, host_flags, mode));
+        match made {
+            Ok(file) => self.reply_made(&parent, file, flags, reply),
+            Err(Errno::EXIST) if !guest_flags(flags).contains(OFlags::EXCL) => {
+                let (node, stat) = self.child(&parent, name)?;
+                let kill = open_flags & OPEN_KILL_SUIDGID != 0;
+                let file = worker.without_fsetid(kill, || self.open_node(&node, flags)).and_then(|opened| opened);
+                let opened = file.and_then(|file| self.opened(Arc::clone(&node), file, flags));
+                self.reply_created(&node, &stat, opened, reply)
+            }
+            Err(errno) => Err(errno),
+        }
+    }
+
+    pub(in crate::fs) fn tmpfile(
+        &self,
+        worker: &mut Worker,
+        request: &mut Request<'_>,
+        reply: &mut Reply<'_>,
+    ) -> Result<(), Errno> {
+        let CreateIn { flags, mode, umask, .. } = request.take()?;
+        let parent = self.writable_node(request.header.nodeid)?;
+        if parent.kind != FileType::Directory {
+            return Err(Errno::NOTDIR);
+        }
+        let owner = request.owner()?;
+        let mode = creation_mode(&parent, mode, &owner)?;
+        let exclusive = guest_flags(flags) & OFlags::EXCL;
+        let host_flags = host_flags(flags) | OFlags::TMPFILE | exclusive;
+        let file = worker.create_as(&owner, umask, || rustix::fs::openat(CWD, name_of(&*parent), host_flags, mode))?;
+        self.reply_made(&parent, file, flags, reply)
+    }
+
+    /// Replies to `CREATE` and `TMPFILE` with the fresh `file`.
+    fn reply_made(&self, parent: &Node, file: OwnedFd, flags: u32, reply: &mut Reply<'_>) -> Result<(), Errno> {
+        let (node, stat) = self.adopt_file(&file, parent)?;
+        let opened = self.handles.insert(Handle::File { node: Arc::clone(&node), file, flags });
+        self.reply_created(&node, &stat, opened.map(|fh| OpenOut { fh, ..OpenOut::default() }), reply)
+    }
+
+    /// Replies with an inode and a handle of it. The lookup is taken back where the guest does not hear of it.
+    fn reply_created(
+        &self,
+        node: &Node,
+        stat: &Statx,
+        opened: Result<OpenOut, Errno>,
+        reply: &mut Reply<'_>,
+    ) -> Result<(), Errno> {
+        let entry = entry_of(node, stat);
+        let result = opened.and_then(|out| reply.put(&entry).and_then(|()| reply.put(&out)));
+        if result.is_err() {
+            self.inodes.forget(node.id, 1);
+        }
+        result
+    }
+
+    fn opened(&self, node: Arc<Node>, file: OwnedFd, flags: u32) -> Result<OpenOut, Errno> {
+        let open_flags = if is_unchanged(&node, &file)? { FOPEN_KEEP_CACHE } else { 0 };
+        let fh = self.handles.insert(Handle::File { node, file, flags })?;
+        Ok(OpenOut { fh, open_flags, ..OpenOut::default() })
+    }
+
+    /// Opens a regular file of a share. Nothing else is ever opened on the host: a FIFO would block, a device would act.
+    pub(in crate::fs) fn open_node(&self, node: &Node, flags: u32) -> Result<OwnedFd, Errno> {
+        match node.kind {
+            FileType::RegularFile => {}
+            FileType::Directory => return Err(Errno::ISDIR),
+            FileType::Symlink => return Err(Errno::LOOP),
+            _ => return Err(Errno::NXIO),
+        }
+        let guest = guest_flags(flags);
+        let writes = guest.intersects(OFlags::WRONLY | OFlags::RDWR | OFlags::TRUNC);
+        if writes && node.share.read_only {
+            return Err(Errno::ROFS);
+        }
+        let truncate = guest & OFlags::TRUNC;
+        let times = if node.share.read_only { OFlags::NOATIME } else { OFlags::empty() };
+        rustix::fs::openat(&self.descriptors, name_of(node), host_flags(flags) | truncate | times, Mode::empty())
+    }
+
+    pub(in crate::fs) fn release(&self, request: &mut Request<'_>) -> Result<(), Errno> {
+        let ReleaseIn { fh, .. } = request.take()?;
+        self.handles.remove(fh, request.header.nodeid)
+    }
+
+    pub(in crate::fs) fn read(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
+        let ReadIn { fh, offset, size, .. } = request.take()?;
+        let handle = self.handles.get(fh, request.header.nodeid)?;
+        let flags = if request.patient { 0 } else { libc::RWF_NOWAIT };
+        match reply.put_file(handle.file()?, offset, size, flags) {
+            // Not every file system can tell whether it would wait.
+            Err(Errno::OPNOTSUPP) if flags != 0 => reply.put_file(handle.file()?, offset, size, 0),
+            result => result,
+        }
+    }
+
+    pub(in crate::fs) fn write(
+        &self,
+        worker: &mut Worker,
+        (header, args, patient): (&InHeader, &WriteIn, bool),
+        payload: Payload<'_>,
+        reply: &mut Reply<'_>,
+    ) -> Result<(), Errno> {
+        let handle = self.handles.get(args.fh, header.nodeid)?;
+        let file = handle.file()?;
+        if !patient && guest_flags(args.flags).intersects(OFlags::SYNC | OFlags::DSYNC) {
+            return Err(Errno::AGAIN);
+        }
+        // Appending is asked for write by write, as the guest may turn it off and on (`fcntl`).
+        let append = guest_flags(args.flags).contains(OFlags::APPEND);
+        let flags = if append { libc::RWF_APPEND } else { 0 };
+        let privileged = Mode::SUID | Mode::SGID;
+        let kill = args.write_flags & WRITE_KILL_SUIDGID != 0
+            && Mode::from_raw_mode(stat_fd(file)?.stx_mode.into()).intersects(privileged);
+        let written = worker.without_fsetid(kill, || payload.write_to(file, args.offset, flags))??;
+        let size = u32::try_from(written).map_err(|_| Errno::IO)?;
+        reply.put(&WriteOut { size, padding: 0 })
+    }
+
+    pub(in crate::fs) fn fsync(&self, request: &mut Request<'_>) -> Result<(), Errno> {
+        let FsyncIn { fh, fsync_flags, .. } = request.take()?;
+        let handle = self.handles.get(fh, request.header.nodeid)?;
+        match (request.header.opcode, &*handle) {
+            (op::FSYNCDIR, Handle::Synthetic { .. }) => Ok(()),
+            (op::FSYNCDIR, handle) => rustix::fs::fsync(&*handle.stream()?),
+            (_, handle) if fsync_flags & FSYNC_DATA != 0 => rustix::fs::fdatasync(handle.file()?),
+            (_, handle) => rustix::fs::fsync(handle.file()?),
+        }
+    }
+
+    pub(in crate::fs) fn syncfs(&self, request: &mut Request<'_>) -> Result<(), Errno> {
+        if is_synthetic(request.header.nodeid) {
+            return Ok(());
+        }
+        let node = self.node(request.header.nodeid)?;
+        let flags = match node.kind {
+            FileType::Directory => OFlags::DIRECTORY,
+            FileType::RegularFile => OFlags::empty(),
+            _ => return Err(Errno::INVAL),
+        };
+        let flags = flags | OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        rustix::fs::syncfs(rustix::fs::openat(CWD, name_of(&*node), flags, Mode::empty())?)
+    }
+
+    pub(in crate::fs) fn fallocate(&self, worker: &mut Worker, request: &mut Request<'_>) -> Result<(), Errno> {
+        let FallocateIn { fh, offset, length, mode, .. } = request.take()?;
+        let handle = self.handles.get(fh, request.header.nodeid)?;
+        let (file, mode) = (handle.file()?, FallocateFlags::from_bits_retain(mode));
+        worker.without_fsetid(is_unprivileged(request), || rustix::fs::fallocate(file, mode, offset, length))?
+    }
+
+    pub(in crate::fs) fn lseek(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
+        let LseekIn { fh, offset, whence, .. } = request.take()?;
+        let handle = self.handles.get(fh, request.header.nodeid)?;
+        let position = match i32::try_from(whence) {
+            Ok(libc::SEEK_DATA) => SeekFrom::Data(offset),
+            Ok(libc::SEEK_HOLE) => SeekFrom::Hole(offset),
+            // Other positions are the guest's own business.
+            _ => return Err(Errno::INVAL),
+        };
+        let offset = rustix::fs::seek(handle.file()?, position)?;
+        reply.put(&LseekOut { offset })
+    }
+
+    pub(in crate::fs) fn copy_file_range(
+        &self,
+        worker: &mut Worker,
+        request: &mut Request<'_>,
+        reply: &mut Reply<'_>,
+    ) -> Result<(), Errno> {
+        let args: CopyFileRangeIn = request.take()?;
+        let source = self.handles.get(args.fh_in, request.header.nodeid)?;
+        let target = self.handles.get(args.fh_out, args.nodeid_out)?;
+        if args.flags != 0 {
+            return Err(Errno::INVAL);
+        }
+        let (mut from, mut to) = (args.off_in, args.off_out);
+        // The reply counts in 32 bits.
+        let length = usize::try_from(args.len.min(1 << 30)).map_err(|_| Errno::INVAL)?;
+        let (from_file, to_file) = (source.file()?, target.file()?);
+        let copied = worker.without_fsetid(is_unprivileged(request), || {
+            rustix::fs::copy_file_range(from_file, Some(&mut from), to_file, Some(&mut to), length)
+        })??;
+        let size = u32::try_from(copied).map_err(|_| Errno::IO)?;
+        reply.put(&WriteOut { size, padding: 0 })
+    }
+}
+
+/// Whether the caller's change of a file shall clear setuid and setgid. Requests without a flag for it leave only the user
+/// to judge by.
+fn is_unprivileged(request: &Request<'_>) -> bool {
+    request.header.uid != 0
+}
+
+/// The flags of `open(2)` that the guest sent.
+fn guest_flags(flags: u32) -> OFlags {
+    OFlags::from_bits_retain(flags)
+}
+
+/// The flags every file is opened with on the host: of the guest's only the access mode and those about durability.
+fn host_flags(flags: u32) -> OFlags {
+    let kept = OFlags::RDONLY | OFlags::WRONLY | OFlags::RDWR | OFlags::SYNC | OFlags::DSYNC;
+    (guest_flags(flags) & kept) | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY
+}
+
+/// Whether the contents of `file`, an open file of `node`, are what the guest may have cached when it last opened it.
+/// Notes what they are now.
+fn is_unchanged(node: &Node, file: &OwnedFd) -> Result<bool, Errno> {
+    let stat = stat_fd(file)?;
+    let version = Version {
+        mtime: (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec),
+        ctime: (stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec),
+        size: stat.stx_size,
+    };
+    let mut cached = node.cached.lock().unwrap_or_else(PoisonError::into_inner);
+    let unchanged = *cached == Some(version);
+    *cached = is_settled(version.ctime).then_some(version);
+    Ok(unchanged)
+}
+
+/// Whether a change now would give a file another change time than `ctime`.
+fn is_settled((seconds, nanoseconds): (i64, u32)) -> bool {
+    let since_epoch = u64::try_from(seconds).unwrap_or(0);
+    let changed = SystemTime::UNIX_EPOCH + Duration::new(since_epoch, nanoseconds);
+    SystemTime::now().duration_since(changed).is_ok_and(|age| age >= SETTLED)
+}

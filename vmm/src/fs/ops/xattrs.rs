@@ -1,0 +1,115 @@
+//! Extended attributes.
+//!
+//! The guest gets those that mean the same in a container on the host: `user.*`, ACLs and file capabilities. `trusted.*`
+//! and the labels of security modules steer the host's own kernel (overlay redirects, MAC labels), and are hidden.
+
+use std::ffi::CStr;
+
+use rustix::fs::XattrFlags;
+use rustix::io::Errno;
+
+use super::super::buffers::Reply;
+use super::super::inodes::Node;
+use super::super::request::Request;
+use super::super::server::Server;
+use super::super::shares::is_synthetic;
+use super::super::wire::{GetxattrIn, GetxattrOut, SETXATTR_ACL_KILL_SGID, SetxattrIn, init};
+use super::super::worker::{Worker, name_of};
+
+/// Longest value, and longest list of names, in bytes (`XATTR_SIZE_MAX`, `XATTR_LIST_MAX`).
+const MAX_VALUE: usize = 64 << 10;
+
+impl Server {
+    pub(in crate::fs) fn getxattr(
+        &self,
+        worker: &mut Worker,
+        request: &mut Request<'_>,
+        reply: &mut Reply<'_>,
+    ) -> Result<(), Errno> {
+        let GetxattrIn { size, .. } = request.take()?;
+        let name = checked(request.last_string()?)?;
+        if is_synthetic(request.header.nodeid) {
+            return Err(Errno::NODATA);
+        }
+        let node = self.node(request.header.nodeid)?;
+        let room = usize::try_from(size).map_err(|_| Errno::INVAL)?.min(MAX_VALUE);
+        if room == 0 {
+            return put_size(rustix::fs::getxattr_query(name_of(&*node), name)?, reply);
+        }
+        worker.scratch.resize(room, 0);
+        let length = rustix::fs::getxattr(name_of(&*node), name, worker.scratch.as_mut_slice())?;
+        reply.put_bytes(&worker.scratch[..length])
+    }
+
+    pub(in crate::fs) fn listxattr(
+        &self,
+        worker: &mut Worker,
+        request: &mut Request<'_>,
+        reply: &mut Reply<'_>,
+    ) -> Result<(), Errno> {
+        let GetxattrIn { size, .. } = request.take()?;
+        let names = if is_synthetic(request.header.nodeid) {
+            Vec::new()
+        } else {
+            visible_names(&*self.node(request.header.nodeid)?, &mut worker.scratch)?
+        };
+        match usize::try_from(size).map_err(|_| Errno::INVAL)? {
+            0 => put_size(names.len(), reply),
+            room if names.len() > room => Err(Errno::RANGE),
+            _ => reply.put_bytes(&names),
+        }
+    }
+
+    pub(in crate::fs) fn setxattr(&self, worker: &mut Worker, request: &mut Request<'_>) -> Result<(), Errno> {
+        let SetxattrIn { size, flags, setxattr_flags, .. } = self.take_setxattr(request)?;
+        let name = request.string()?;
+        let value = request.last_bytes(size)?;
+        let name = checked(name)?;
+        let flags = XattrFlags::from_bits_retain(flags);
+        let node = self.writable_node(request.header.nodeid)?;
+        let set = || rustix::fs::setxattr(name_of(&*node), name, value, flags);
+        if setxattr_flags & SETXATTR_ACL_KILL_SGID == 0 {
+            return set();
+        }
+        // As someone outside the file's group without `CAP_FSETID`, for whom the kernel clears setgid.
+        let owner = request.owner()?;
+        worker.without_fsetid(true, || owner.act(set))?
+    }
+
+    /// Takes `setxattr_in` off the arguments, which is shorter in older protocol versions.
+    fn take_setxattr(&self, request: &mut Request<'_>) -> Result<SetxattrIn, Errno> {
+        if self.negotiated(init::SETXATTR_EXT) {
+            return request.take();
+        }
+        let [size, flags]: [u32; 2] = request.take()?;
+        Ok(SetxattrIn { size, flags, ..SetxattrIn::default() })
+    }
+
+    pub(in crate::fs) fn removexattr(&self, request: &mut Request<'_>) -> Result<(), Errno> {
+        let name = checked(request.last_string()?)?;
+        let node = self.writable_node(request.header.nodeid)?;
+        rustix::fs::removexattr(name_of(&*node), name)
+    }
+}
+
+fn is_visible(name: &[u8]) -> bool {
+    name.starts_with(b"user.")
+        || matches!(name, b"security.capability" | b"system.posix_acl_access" | b"system.posix_acl_default")
+}
+
+fn checked(name: &CStr) -> Result<&CStr, Errno> {
+    if is_visible(name.to_bytes()) { Ok(name) } else { Err(Errno::OPNOTSUPP) }
+}
+
+/// The names the guest may see, each ended by a NUL.
+fn visible_names(node: &Node, scratch: &mut Vec<u8>) -> Result<Vec<u8>, Errno> {
+    scratch.resize(MAX_VALUE, 0);
+    let length = rustix::fs::listxattr(name_of(node), scratch.as_mut_slice())?;
+    let names = scratch[..length].split_inclusive(|byte| *byte == 0);
+    Ok(names.filter(|name| name.split_last().is_some_and(|(_, name)| is_visible(name))).flatten().copied().collect())
+}
+
+fn put_size(length: usize, reply: &mut Reply<'_>) -> Result<(), Errno> {
+    let size = u32::try_from(length).map_err(|_| Errno::RANGE)?;
+    reply.put(&GetxattrOut { size, padding: 0 })
+}

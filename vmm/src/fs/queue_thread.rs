@@ -1,0 +1,131 @@
+//! A thread that serves virtqueues.
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use virtio_queue::{QueueOwnedT, QueueT};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::chain::buffers;
+use super::server::Server;
+use super::slow_lane::{Entrance, spawn};
+use super::worker::Worker;
+use crate::virtio::device::{ActivateError, Interrupt, Memory, VirtQueue};
+
+/// One thread's share of the device.
+pub(super) struct QueueThread {
+    pub(super) server: Arc<Server>,
+    pub(super) memory: Arc<Memory>,
+    pub(super) interrupt: Interrupt,
+    pub(super) queues: Vec<VirtQueue>,
+    /// Indices of queues whose driver broke the rules; they rest until the device is reset.
+    pub(super) broken: Vec<usize>,
+    pub(super) stopping: Arc<AtomicBool>,
+    pub(super) stop_event: Arc<EventFd>,
+    pub(super) slow_lane: Entrance,
+}
+
+impl QueueThread {
+    /// Starts it. It ends with its queues when it is told to stop and owes the driver nothing.
+    pub(super) fn spawn(mut self, name: String) -> Result<JoinHandle<Vec<VirtQueue>>, ActivateError> {
+        let server = Arc::clone(&self.server);
+        spawn(name, &server, move |mut worker| {
+            self.serve(&mut worker);
+            self.queues
+        })
+    }
+
+    fn serve(&mut self, worker: &mut Worker) {
+        // What the driver made available before this activation has no doorbell to come.
+        let mut due: Vec<usize> = (0..self.queues.len()).collect();
+        while !self.stopping.load(Ordering::Acquire) {
+            for index in due {
+                let result = self.drain(worker, index);
+                self.rest_if_broken(index, result);
+            }
+            due = self.wait();
+        }
+        for (index, head, length) in self.slow_lane.wait_for_all() {
+            let result = self.finish(index, head, length);
+            self.rest_if_broken(index, result);
+        }
+    }
+
+    /// Waits for doorbells, finished slow requests, or the end; the queues that are due.
+    fn wait(&mut self) -> Vec<usize> {
+        let entry = |event: &EventFd| libc::pollfd { fd: event.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let mut fds = vec![entry(&self.stop_event), entry(self.slow_lane.finished_event())];
+        let first = fds.len();
+        fds.extend(self.queues.iter().map(|queue| entry(&queue.kick)));
+        // SAFETY: the pointer and length are those of a live vector; the descriptors are open while `self` is borrowed.
+        let count = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, -1) };
+        if count < 0 {
+            tracing::debug!("poll: {}", std::io::Error::last_os_error());
+            return Vec::new();
+        }
+        if fds[1].revents != 0 {
+            for (index, head, length) in self.slow_lane.take_finished() {
+                let result = self.finish(index, head, length);
+                self.rest_if_broken(index, result);
+            }
+        }
+        let due: Vec<usize> = (0..self.queues.len()).filter(|index| fds[index + first].revents != 0).collect();
+        due.iter().for_each(|index| self.queues[*index].drain());
+        due
+    }
+
+    /// Serves what is available in a queue.
+    fn drain(&mut self, worker: &mut Worker, index: usize) -> Result<(), virtio_queue::Error> {
+        if !self.queues[index].queue.ready() || self.broken.contains(&index) {
+            return Ok(());
+        }
+        loop {
+            self.queues[index].queue.disable_notification(&*self.memory)?;
+            let mut served = false;
+            while !self.stopping.load(Ordering::Acquire) {
+                let memory = Arc::clone(&self.memory);
+                let Some(chain) = self.queues[index].queue.iter(memory)?.next() else { break };
+                served = true;
+                let head = chain.head_index();
+                let length = match buffers(chain.clone(), &self.memory) {
+                    Some((request, reply)) => self.server.try_handle(worker, request, reply),
+                    None => Some(0),
+                };
+                match length {
+                    Some(length) => self.finish(index, head, length)?,
+                    None => self.slow_lane.send(index, chain),
+                }
+            }
+            let more = self.queues[index].queue.enable_notification(&*self.memory)?;
+            if !more || self.stopping.load(Ordering::Acquire) {
+                return Ok(());
+            }
+            if !served {
+                return Err(virtio_queue::Error::InvalidAvailRingIndex);
+            }
+        }
+    }
+
+    /// Gives a chain back to the driver, with a reply of `length` bytes.
+    fn finish(&mut self, index: usize, head: u16, length: usize) -> Result<(), virtio_queue::Error> {
+        let queue = &mut self.queues[index].queue;
+        queue.add_used(&*self.memory, head, u32::try_from(length).unwrap_or(u32::MAX))?;
+        if queue.needs_notification(&*self.memory)?
+            && let Err(error) = self.interrupt.used_buffers()
+        {
+            tracing::error!("cannot interrupt the guest for virtio-fs: {error}");
+        }
+        Ok(())
+    }
+
+    fn rest_if_broken(&mut self, index: usize, result: Result<(), virtio_queue::Error>) {
+        if let Err(error) = result
+            && !self.broken.contains(&index)
+        {
+            tracing::warn!(%error, "the driver broke virtqueue {index} of virtio-fs; it rests until reset");
+            self.broken.push(index);
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! What the guest may see: a tree of shares, changed while it runs.
+//!
+//! ```text
+//! /                     synthetic, read-only
+//! └─ CONTAINER/         synthetic, there while it holds a share
+//!    ├─ rootfs          a share: a directory or a regular file of the host
+//!    └─ volume-0
+//! ```
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{AtFlags, FileType, StatxFlags};
+use thiserror::Error;
+
+use super::wire::ROOT_ID;
+
+/// Longest name of a container or share in bytes (`NAME_MAX`).
+const MAX_NAME: usize = 255;
+
+/// Node ids from here up are the synthetic directories' of containers.
+pub(super) const FIRST_CONTAINER_ID: u64 = 1 << 63;
+
+/// Why the tree could not be changed.
+#[derive(Debug, Error)]
+pub enum ShareError {
+    /// The name does not have the form `CONTAINER/SHARE`.
+    #[error("share name {0:?} does not have the form CONTAINER/SHARE")]
+    Name(String),
+    /// There is one of that name.
+    #[error("share {0:?} exists already")]
+    Exists(String),
+    /// There is none of that name.
+    #[error("share {0:?} does not exist")]
+    Missing(String),
+    /// Its root cannot be shared.
+    #[error("share {0:?} is neither a directory nor a regular file")]
+    Kind(String),
+    /// Its root's attributes could not be read.
+    #[error("cannot read the attributes of share {0:?}")]
+    Attributes(String, #[source] std::io::Error),
+}
+
+/// A directory or file of the host that the guest may use.
+#[derive(Debug)]
+pub(super) struct Share {
+    /// Never used again, unlike its name.
+    pub(super) id: u64,
+    /// `CONTAINER/SHARE`.
+    pub(super) name: String,
+    /// Its root; nothing above it is ever reached.
+    pub(super) root: OwnedFd,
+    /// Whether every change is refused.
+    pub(super) read_only: bool,
+    removed: AtomicBool,
+}
+
+impl Share {
+    /// Whether it has been taken away.
+    pub(super) fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::Relaxed)
+    }
+}
+
+/// The synthetic directory of one container.
+#[derive(Debug)]
+struct Container {
+    id: u64,
+    shares: BTreeMap<String, Arc<Share>>,
+}
+
+#[derive(Debug)]
+struct Tree {
+    containers: BTreeMap<String, Container>,
+    next_container: u64,
+    next_share: u64,
+}
+
+/// The tree of shares. Clones are handles of the same tree: the control server changes it, the file server reads it.
+#[derive(Clone, Debug)]
+pub struct SharesHandle(Arc<Mutex<Tree>>);
+
+impl Default for SharesHandle {
+    fn default() -> Self {
+        let tree = Tree { containers: BTreeMap::new(), next_container: FIRST_CONTAINER_ID, next_share: 1 };
+        Self(Arc::new(Mutex::new(tree)))
+    }
+}
+
+impl SharesHandle {
+    /// A tree without shares.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Lets the guest see `root`, a directory or regular file, under `name` (`CONTAINER/SHARE`). It sees it at once.
+    ///
+    /// # Errors
+    /// The name is malformed or taken, or `root` is something else.
+    pub fn add(&self, name: &str, root: OwnedFd, read_only: bool) -> Result<(), ShareError> {
+        let (container, leaf) = split(name)?;
+        check_kind(name, &root)?;
+        let mut tree = self.lock();
+        if tree.containers.get(container).is_some_and(|known| known.shares.contains_key(leaf)) {
+            return Err(ShareError::Exists(name.to_owned()));
+        }
+        let share = Share { id: tree.next_share, name: name.to_owned(), root, read_only, removed: false.into() };
+        tree.next_share += 1;
+        tree.container(container).shares.insert(leaf.to_owned(), Arc::new(share));
+        Ok(())
+    }
+
+    /// Takes a share away. What the guest still holds of it answers `ESTALE`.
+    ///
+    /// # Errors
+    /// There is no share of that name.
+    pub fn remove(&self, name: &str) -> Result<(), ShareError> {
+        let (container, leaf) = split(name)?;
+        let mut tree = self.lock();
+        let missing = || ShareError::Missing(name.to_owned());
+        let known = tree.containers.get_mut(container).ok_or_else(missing)?;
+        let share = known.shares.remove(leaf).ok_or_else(missing)?;
+        share.removed.store(true, Ordering::Relaxed);
+        if known.shares.is_empty() {
+            tree.containers.remove(container);
+        }
+        Ok(())
+    }
+
+    /// The node id of a container's directory.
+    pub(super) fn container_id(&self, name: &str) -> Option<u64> {
+        self.lock().containers.get(name).map(|container| container.id)
+    }
+
+    /// The share called `leaf` in the container directory `id`.
+    pub(super) fn share_in(&self, id: u64, leaf: &str) -> Option<Arc<Share>> {
+        let tree = self.lock();
+        tree.containers.values().find(|container| container.id == id)?.shares.get(leaf).cloned()
+    }
+
+    /// The share of that full name.
+    pub(super) fn share(&self, name: &str) -> Option<Arc<Share>> {
+        let (container, leaf) = split(name).ok()?;
+        self.lock().containers.get(container)?.shares.get(leaf).cloned()
+    }
+
+    /// Names and node ids of the entries of the synthetic directory `id`; a share's id is not known here, and is 0.
+    /// `None` where there is no such directory.
+    pub(super) fn entries(&self, id: u64) -> Option<Vec<(String, u64)>> {
+        let tree = self.lock();
+        if id == ROOT_ID {
+            return Some(tree.containers.iter().map(|(name, container)| (name.clone(), container.id)).collect());
+        }
+        let container = tree.containers.values().find(|container| container.id == id)?;
+        Some(container.shares.keys().map(|name| (name.clone(), 0)).collect())
+    }
+
+    /// Whether `id` is a synthetic directory that exists.
+    pub(super) fn holds(&self, id: u64) -> bool {
+        id == ROOT_ID || self.lock().containers.values().any(|container| container.id == id)
+    }
+
+    /// Containers and the node ids of their directories.
+    pub(super) fn containers(&self) -> Vec<(String, u64)> {
+        self.lock().containers.iter().map(|(name, container)| (name.clone(), container.id)).collect()
+    }
+
+    /// Gives container directories the node ids a saved guest knows them by.
+    pub(super) fn restore_ids(&self, ids: &[(String, u64)]) {
+        let mut tree = self.lock();
+        for (name, id) in ids {
+            tree.next_container = tree.next_container.max(id.saturating_add(1));
+            if let Some(container) = tree.containers.get_mut(name) {
+                container.id = *id;
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Tree> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Tree {
+    fn container(&mut self, name: &str) -> &mut Container {
+        let next = &mut self.next_container;
+        self.containers.entry(name.to_owned()).or_insert_with(|| {
+            let id = *next;
+            *next += 1;
+            Container { id, shares: BTreeMap::new() }
+        })
+    }
+}
+
+/// Whether `id` is that of a synthetic directory, existing or not.
+pub(super) fn is_synthetic(id: u64) -> bool {
+    id == ROOT_ID || id >= FIRST_CONTAINER_ID
+}
+
+/// Splits a share's name into container and leaf.
+fn split(name: &str) -> Result<(&str, &str), ShareError> {
+    let good = |part: &str| !matches!(part, "" | "." | "..") && part.len() <= MAX_NAME && !part.contains(['/', '\0']);
+    name.split_once('/')
+        .filter(|(container, leaf)| good(container) && good(leaf))
+        .ok_or_else(|| ShareError::Name(name.to_owned()))
+}
+
+fn check_kind(name: &str, root: &OwnedFd) -> Result<(), ShareError> {
+    let stat = rustix::fs::statx(root, c"", AtFlags::EMPTY_PATH, StatxFlags::TYPE)
+        .map_err(|errno| ShareError::Attributes(name.to_owned(), errno.into()))?;
+    match FileType::from_raw_mode(stat.stx_mode.into()) {
+        FileType::Directory | FileType::RegularFile => Ok(()),
+        _ => Err(ShareError::Kind(name.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    fn root() -> OwnedFd {
+        File::open("/").unwrap().into()
+    }
+
+    #[test]
+    fn names_are_two_components() {
+        let shares = SharesHandle::new();
+        for bad in ["", "a", "/a", "a/", "a/b/c", "../a", "a/..", "./a", "a/.", "a/b\0"] {
+            assert!(matches!(shares.add(bad, root(), false), Err(ShareError::Name(_))), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn directories_live_as_long_as_their_shares() {
+        let shares = SharesHandle::new();
+        shares.add("c/rootfs", root(), false).unwrap();
+        let id = shares.container_id("c").unwrap();
+        assert!(shares.holds(id));
+        assert!(matches!(shares.add("c/rootfs", root(), false), Err(ShareError::Exists(_))));
+        let share = shares.share("c/rootfs").unwrap();
+        shares.remove("c/rootfs").unwrap();
+        assert!(share.is_removed());
+        assert!(!shares.holds(id));
+        assert!(matches!(shares.remove("c/rootfs"), Err(ShareError::Missing(_))));
+        shares.add("c/rootfs", root(), false).unwrap();
+        assert_ne!(shares.container_id("c").unwrap(), id, "node ids are not used again");
+    }
+
+    #[test]
+    fn devices_are_refused() {
+        let device = File::open("/dev/null").unwrap().into();
+        assert!(matches!(SharesHandle::new().add("c/null", device, false), Err(ShareError::Kind(_))));
+    }
+}

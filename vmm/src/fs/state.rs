@@ -1,0 +1,217 @@
+//! Saving and restoring what the guest knows.
+//!
+//! A descriptor cannot be saved; the path from its share's root can. It is walked component by component, following
+//! nothing, and must lead to the same inode when saved.
+
+use std::collections::BTreeSet;
+use std::ffi::CString;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex};
+
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use super::FsError;
+use super::directory::DirectoryStream;
+use super::handles::Handle;
+use super::inodes::{Found, Key, Node, kind_of, stat_fd};
+use super::server::Server;
+use super::shares::Share;
+
+/// What a guest knows of its file server.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct FsState {
+    /// The session's negotiated flags; 0 where there is none.
+    session: u64,
+    /// No inode has had this id or a higher one.
+    next_inode: u64,
+    /// Containers' directories and their node ids.
+    containers: Vec<(String, u64)>,
+    inodes: Vec<InodeState>,
+    handles: Vec<HandleState>,
+}
+
+/// An inode the guest knows.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+struct InodeState {
+    id: u64,
+    lookups: u64,
+    submount: bool,
+    share: String,
+    /// Components of the path from the share's root, where one leads there.
+    path: Option<Vec<CString>>,
+}
+
+/// A file or directory the guest has open.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+struct HandleState {
+    id: u64,
+    inode: u64,
+    kind: HandleKind,
+}
+
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum HandleKind {
+    /// Flags of `open(2)`.
+    File(u32),
+    Directory,
+    /// Names and node ids of its entries.
+    Synthetic(Vec<(String, u64)>),
+}
+
+impl Server {
+    /// What the guest knows. No worker may be serving. A file it has open that no path leads to any more is saved
+    /// without one, and cannot be restored.
+    pub(super) fn save(&self) -> FsState {
+        let handles = self.handles.all();
+        let open: BTreeSet<u64> = handles.iter().map(|(_, handle)| handle.node_id()).collect();
+        let inodes = self.inodes.all().into_iter().filter(|node| !node.share.is_removed()).map(|node| InodeState {
+            id: node.id,
+            lookups: node.lookups(),
+            submount: node.submount,
+            share: node.share.name.clone(),
+            path: self.path_of(&node),
+        });
+        // What is not open needs no place in the state: the guest is told ESTALE and looks again.
+        let inodes: Vec<_> = inodes.filter(|inode| inode.path.is_some() || open.contains(&inode.id)).collect();
+        let saved: BTreeSet<u64> = inodes.iter().map(|inode| inode.id).collect();
+        let handles = handles.into_iter().map(|(id, handle)| save_handle(id, &handle));
+        let handles = handles.filter(|handle| saved.contains(&handle.inode) || handle.kind.is_synthetic()).collect();
+        FsState {
+            session: self.session(),
+            next_inode: self.inodes.next_id(),
+            containers: self.shares.containers(),
+            inodes,
+            handles,
+        }
+    }
+
+    /// The path from a share's root that leads to `node` now.
+    fn path_of(&self, node: &Node) -> Option<Vec<CString>> {
+        let share = &node.share;
+        let root = self.descriptors.target(share.root.as_fd()).ok()?;
+        let path = components(&root, &self.descriptors.target(node.as_fd()).ok()?)?;
+        let there = stat_fd(walk(share, &path).ok()?).ok()?;
+        (Key::new(share, &there) == node.key).then_some(path)
+    }
+
+    /// Takes over what a guest knows.
+    pub(super) fn restore(&self, state: &FsState) -> Result<(), FsError> {
+        self.shares.restore_ids(&state.containers);
+        self.inodes.reserve_ids(state.next_inode);
+        let open: BTreeSet<u64> = state.handles.iter().map(|handle| handle.inode).collect();
+        for inode in &state.inodes {
+            match self.restore_inode(inode) {
+                Ok(()) => {}
+                Err(errno) if open.contains(&inode.id) => {
+                    return Err(FsError::Nameless {
+                        inode: inode.id,
+                        share: inode.share.clone(),
+                        source: errno.into(),
+                    });
+                }
+                Err(errno) => tracing::debug!("inode {} is not restored: {errno}", inode.id),
+            }
+        }
+        for handle in &state.handles {
+            self.restore_handle(handle)
+                .map_err(|errno| FsError::Reopen { inode: handle.inode, source: errno.into() })?;
+        }
+        self.restore_session(state.session);
+        Ok(())
+    }
+
+    fn restore_inode(&self, saved: &InodeState) -> Result<(), Errno> {
+        let share = self.shares.share(&saved.share).ok_or(Errno::STALE)?;
+        let fd = walk(&share, saved.path.as_ref().ok_or(Errno::NOENT)?)?;
+        let stat = stat_fd(&fd)?;
+        let key = Key::new(&share, &stat);
+        let found = Found { key, fd, kind: kind_of(&stat), share, submount: saved.submount };
+        self.inodes.restore(found, saved.id, saved.lookups).map(drop)
+    }
+
+    fn restore_handle(&self, saved: &HandleState) -> Result<(), Errno> {
+        let node = |id| self.inodes.get(id);
+        let handle = match &saved.kind {
+            HandleKind::Synthetic(entries) => Handle::Synthetic { id: saved.inode, entries: entries.clone() },
+            HandleKind::Directory => {
+                let node = node(saved.inode)?;
+                let stream = Mutex::new(DirectoryStream::new(self.open_directory(&node)?));
+                Handle::Directory { node, stream }
+            }
+            HandleKind::File(flags) => {
+                let node = node(saved.inode)?;
+                let flags = flags & !OFlags::TRUNC.bits();
+                let file = self.open_node(&node, flags)?;
+                Handle::File { node, file, flags }
+            }
+        };
+        self.handles.restore(saved.id, handle)
+    }
+}
+
+impl HandleKind {
+    fn is_synthetic(&self) -> bool {
+        matches!(self, Self::Synthetic(_))
+    }
+}
+
+fn save_handle(id: u64, handle: &Arc<Handle>) -> HandleState {
+    let kind = match &**handle {
+        Handle::File { flags, .. } => HandleKind::File(*flags),
+        Handle::Directory { .. } => HandleKind::Directory,
+        Handle::Synthetic { entries, .. } => HandleKind::Synthetic(entries.clone()),
+    };
+    HandleState { id, inode: handle.node_id(), kind }
+}
+
+/// The components of the host's `path` below `root`.
+fn components(root: &[u8], path: &[u8]) -> Option<Vec<CString>> {
+    let below = path.strip_prefix(root)?;
+    let below = match below {
+        [] => return Some(Vec::new()),
+        [b'/', rest @ ..] => rest,
+        // The root of the host's file system ends in its slash.
+        _ if root.ends_with(b"/") => below,
+        _ => return None,
+    };
+    below.split(|byte| *byte == b'/').map(|component| CString::new(component).ok()).collect()
+}
+
+/// The `O_PATH` descriptor at `path` below the root of `share`.
+fn walk(share: &Share, path: &[CString]) -> Result<OwnedFd, Errno> {
+    let mut fd = share.root.try_clone().map_err(|_| Errno::NFILE)?;
+    for component in path {
+        // Saved state may come from anywhere; what leads up or away is no name.
+        if matches!(component.to_bytes(), b"" | b"." | b"..") || component.to_bytes().contains(&b'/') {
+            return Err(Errno::INVAL);
+        }
+        if kind_of(&stat_fd(&fd)?) != FileType::Directory {
+            return Err(Errno::NOTDIR);
+        }
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        fd = rustix::fs::openat(&fd, component, flags, Mode::empty())?;
+    }
+    Ok(fd)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn split(root: &str, path: &str) -> Option<Vec<String>> {
+        let found = components(root.as_bytes(), path.as_bytes())?;
+        Some(found.into_iter().map(|component| component.into_string().unwrap()).collect())
+    }
+
+    #[test]
+    fn components_are_those_below_the_root() {
+        assert_eq!(split("/srv/a", "/srv/a"), Some(vec![]));
+        assert_eq!(split("/srv/a", "/srv/a/b/c"), Some(vec!["b".into(), "c".into()]));
+        assert_eq!(split("/", "/b"), Some(vec!["b".into()]));
+        assert_eq!(split("/srv/a", "/srv/ab"), None);
+        assert_eq!(split("/srv/a", "/else"), None);
+    }
+}

@@ -1,0 +1,403 @@
+//! What a hostile guest tries: the rows of the threat list that end in the file server.
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{CWD, FileType, Mode, RenameFlags};
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::super::server::Limits;
+use super::super::wire::*;
+use super::guest::{Guest, census, nul};
+
+const WRITE_ONLY: u32 = libc::O_WRONLY.cast_unsigned();
+
+/// How often this process has something below `path` open. Other tests run in it too.
+fn descriptors_below(path: &Path) -> usize {
+    let links =
+        std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+    links.filter(|target| target.starts_with(path)).count()
+}
+
+/// Every request that carries a name, with `name` as that name. The other names are good.
+fn requests_with(guest: &Guest, name: &[u8]) -> Vec<(u32, Vec<u8>)> {
+    let good = nul("good");
+    let rename = RenameIn { newdir: guest.root };
+    let rename2 = Rename2In { newdir: guest.root, flags: libc::RENAME_EXCHANGE, padding: 0 };
+    let node = MknodIn { mode: libc::S_IFREG | 0o644, ..MknodIn::default() };
+    let create = CreateIn { flags: libc::O_RDWR.cast_unsigned(), mode: 0o644, ..CreateIn::default() };
+    vec![
+        (op::LOOKUP, name.to_vec()),
+        (op::UNLINK, name.to_vec()),
+        (op::RMDIR, name.to_vec()),
+        (op::MKDIR, [MkdirIn { mode: 0o755, umask: 0 }.as_bytes(), name].concat()),
+        (op::MKNOD, [node.as_bytes(), name].concat()),
+        (op::CREATE, [create.as_bytes(), name].concat()),
+        (op::LINK, [LinkIn { oldnodeid: guest.root + 1 }.as_bytes(), name].concat()),
+        (op::SYMLINK, [name, b"target\0"].concat()),
+        (op::RENAME, [rename.as_bytes(), name, &good].concat()),
+        (op::RENAME, [rename.as_bytes(), &good, name].concat()),
+        (op::RENAME2, [rename2.as_bytes(), name, &good].concat()),
+        (op::RENAME2, [rename2.as_bytes(), &good, name].concat()),
+    ]
+}
+
+#[test]
+fn names_that_lead_elsewhere_are_refused() {
+    let mut guest = Guest::new();
+    std::fs::create_dir(guest.host("dir")).unwrap();
+    std::fs::write(guest.host("dir/file"), "").unwrap();
+    std::fs::write(guest.host("good"), "").unwrap();
+    assert_eq!(guest.lookup(guest.root, "good").unwrap().nodeid, guest.root + 1);
+    let outside = guest.host("").parent().unwrap().join("vmrt-outside-of-the-share");
+    let long = [vec![b'x'; 256], vec![0]].concat();
+    let longer = [vec![b'x'; 5000], vec![0]].concat();
+    let absolute = nul(outside.to_str().unwrap());
+    let bad: [&[u8]; 15] = [
+        &absolute,
+        b"/\0",
+        b"/etc\0",
+        b"..\0",
+        b".\0",
+        b"../x\0",
+        b"dir/file\0",
+        b"dir/\0",
+        b"/good\0",
+        b"good/..\0",
+        b"\0",
+        b"",
+        b"no nul",
+        &long,
+        &longer,
+    ];
+    let before = census(&guest.host(""));
+    for name in bad {
+        for (opcode, body) in requests_with(&guest, name) {
+            let answer = guest.call(opcode, guest.root, &[&body]);
+            let refused = [Err(libc::EINVAL), Err(libc::ENAMETOOLONG)].contains(&answer);
+            // Where the name is missing or not ended, a string behind it may be taken for it.
+            let misread = name.last() != Some(&0) && answer == Err(libc::ENOENT);
+            assert!(refused || misread, "{opcode} {:?}: {answer:?}", String::from_utf8_lossy(name));
+        }
+    }
+    for (opcode, body) in requests_with(&guest, b"in\0ner\0") {
+        assert!(guest.call(opcode, guest.root, &[&body]).is_err(), "{opcode}: a NUL inside");
+    }
+    assert_eq!(census(&guest.host("")), before);
+    assert!(!outside.exists());
+}
+
+#[test]
+fn symlinks_swapped_meanwhile_never_lead_out() {
+    let mut guest = Guest::new();
+    let outside = tempfile::tempdir().unwrap();
+    std::fs::write(outside.path().join("file"), "outside").unwrap();
+    std::fs::create_dir(guest.host("dir")).unwrap();
+    std::fs::write(guest.host("dir/file"), "inside").unwrap();
+    std::fs::write(guest.host("name"), "inside").unwrap();
+    symlink(outside.path(), guest.host("other-dir")).unwrap();
+    symlink(outside.path().join("file"), guest.host("other-name")).unwrap();
+    let pairs = [(guest.host("dir"), guest.host("other-dir")), (guest.host("name"), guest.host("other-name"))];
+    let done = AtomicBool::new(false);
+    let (mut inside, mut links) = (0, 0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                for (one, two) in &pairs {
+                    rustix::fs::renameat_with(CWD, one, CWD, two, RenameFlags::EXCHANGE).unwrap();
+                }
+            }
+        });
+        let end = Instant::now() + Duration::from_secs(2);
+        while Instant::now() < end {
+            for name in ["name", "dir"] {
+                let entry = guest.lookup(guest.root, name).unwrap();
+                let file = match name {
+                    "dir" => guest.lookup(entry.nodeid, "file").map(|file| file.nodeid),
+                    _ => Ok(entry.nodeid),
+                };
+                let read = file.and_then(|file| Ok((file, guest.open(file, libc::O_RDONLY)?.fh)));
+                match read {
+                    Ok((file, fh)) => {
+                        assert_eq!(guest.read(file, fh, 0, 100).unwrap(), b"inside");
+                        let release = ReleaseIn { fh, ..ReleaseIn::default() };
+                        guest.call(op::RELEASE, file, &[release.as_bytes()]).unwrap();
+                        inside += 1;
+                    }
+                    Err(libc::ELOOP | libc::ENOTDIR) => links += 1,
+                    Err(error) => panic!("error {error}"),
+                }
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    assert!(inside > 100 && links > 100, "both were met: {inside} files, {links} links");
+}
+
+#[test]
+fn special_files_are_never_opened() {
+    let mut guest = Guest::new();
+    let make = |name: &str, kind, device| rustix::fs::mknodat(CWD, guest.host(name), kind, Mode::RUSR, device).unwrap();
+    make("fifo", FileType::Fifo, 0);
+    make("zero", FileType::CharacterDevice, rustix::fs::makedev(1, 5));
+    make("loop", FileType::BlockDevice, rustix::fs::makedev(7, 0));
+    let _listener = UnixListener::bind(guest.host("socket")).unwrap();
+    symlink("nowhere", guest.host("dangling")).unwrap();
+    for name in ["fifo", "zero", "loop", "socket", "dangling"] {
+        let refused = if name == "dangling" { libc::ELOOP } else { libc::ENXIO };
+        let node = guest.lookup(guest.root, name).unwrap().nodeid;
+        for flags in [libc::O_RDONLY, libc::O_WRONLY, libc::O_RDWR | libc::O_TRUNC, libc::O_PATH] {
+            assert_eq!(guest.open(node, flags).map(|open| open.fh), Err(refused), "{name}");
+        }
+        assert_eq!(guest.create(name, libc::O_RDWR, 0o644).map(|(_, open)| open.fh), Err(refused), "{name}");
+        assert_eq!(guest.create(name, libc::O_RDWR | libc::O_EXCL, 0o644).map(|(_, open)| open.fh), Err(libc::EEXIST));
+        let truncate = SetattrIn { valid: fattr::SIZE, ..SetattrIn::default() };
+        assert_eq!(guest.setattr(node, truncate).map(|attr| attr.size), Err(libc::EINVAL));
+        assert_eq!(guest.call(op::OPENDIR, node, &[&[0; 8]]), Err(libc::ENOTDIR));
+        assert_eq!(guest.call(op::SYNCFS, node, &[&[0; 8]]), Err(libc::EINVAL));
+    }
+    assert!(!guest.host("nowhere").exists());
+}
+
+#[test]
+fn lookups_without_forget_end_at_the_limit() {
+    let mut guest = Guest::with(Limits { inodes: 50, handles: 10 }, false);
+    for number in 0..100 {
+        std::fs::write(guest.host(&number.to_string()), "").unwrap();
+    }
+    let baseline = descriptors_below(&guest.host(""));
+    let mut nodes = Vec::new();
+    let error = loop {
+        match guest.lookup(guest.root, &nodes.len().to_string()) {
+            Ok(entry) => nodes.push(entry.nodeid),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!((nodes.len(), error), (49, libc::ENFILE), "the root is one");
+    assert_eq!(descriptors_below(&guest.host("")), baseline + 49);
+    // Listing still works: what finds no place comes without an inode.
+    assert_eq!(guest.list(op::READDIRPLUS, guest.root, 4096).len(), 102);
+    // Known inodes go on, however often they are looked up.
+    for _ in 0..100_000 {
+        assert_eq!(guest.lookup(guest.root, "0").unwrap().nodeid, nodes[0]);
+    }
+    let opened = std::iter::repeat_with(|| guest.open(nodes[0], libc::O_RDONLY)).take_while(Result::is_ok).count();
+    assert_eq!(opened, 10);
+    for node in &nodes {
+        guest.forget(*node, u64::MAX);
+        guest.forget(*node, u64::MAX);
+    }
+    assert_eq!(guest.open(nodes[0], libc::O_RDONLY).map(|open| open.fh), Err(libc::ESTALE));
+    guest.call(op::DESTROY, 0, &[]).unwrap();
+    assert_eq!(descriptors_below(&guest.host("")), 1, "the share's own");
+}
+
+#[test]
+fn batches_of_forgets() {
+    let mut guest = Guest::new();
+    std::fs::write(guest.host("file"), "").unwrap();
+    let node = guest.lookup(guest.root, "file").unwrap().nodeid;
+    let batch = |count: u32| {
+        let one = ForgetOne { nodeid: node, nlookup: 1 };
+        [BatchForgetIn { count, dummy: 0 }.as_bytes(), one.as_bytes()].concat()
+    };
+    for _ in 0..2 {
+        guest.lookup(guest.root, "file").unwrap();
+    }
+    // More are announced than there are: what is there counts.
+    for count in [1, u32::MAX] {
+        let header = guest.header(op::BATCH_FORGET, 0, batch(count).len());
+        assert_eq!(guest.raw(&[header.as_bytes(), &batch(count)], &mut [0; 64]), 0);
+        guest.open(node, libc::O_RDONLY).unwrap();
+    }
+    guest.forget(node, 1);
+    assert_eq!(guest.open(node, libc::O_RDONLY).map(|open| open.fh), Err(libc::ESTALE));
+}
+
+#[test]
+fn lengths_that_lie() {
+    let mut guest = Guest::new();
+    let mut space = [0; 4096];
+    for len in [0, 39, 40, 41, 43, 100_000, u32::MAX] {
+        let header = InHeader { len, ..guest.header(op::LOOKUP, ROOT_ID, 2) };
+        assert_eq!(guest.raw(&[header.as_bytes(), b"c\0"], &mut space), OUT_HEADER, "{len}");
+        assert_eq!(OutHeader::read_from_prefix(&space).unwrap().0.error, -libc::EINVAL, "{len}");
+    }
+    let header = guest.header(op::LOOKUP, ROOT_ID, 2);
+    assert_eq!(guest.raw(&[&header.as_bytes()[..39]], &mut space), 0, "not even a header");
+    assert_eq!(guest.raw(&[], &mut space), 0);
+    for room in [0, 15] {
+        assert_eq!(guest.raw(&[header.as_bytes(), b"c\0"], &mut space[..room]), 0, "no room for a header");
+    }
+    assert_eq!(guest.raw(&[header.as_bytes(), b"c\0"], &mut space[..100]), OUT_HEADER, "no room for the entry");
+    assert_eq!(OutHeader::read_from_prefix(&space).unwrap().0.error, -libc::EIO);
+    let (file, open) = guest.create("file", libc::O_RDWR, 0o644).unwrap();
+    for size in [5, 1 << 20, u32::MAX] {
+        let args = WriteIn { fh: open.fh, size, ..WriteIn::default() };
+        assert_eq!(guest.call(op::WRITE, file.nodeid, &[args.as_bytes(), b"data"]), Err(libc::EINVAL));
+        let args = SetxattrIn { size, ..SetxattrIn::default() };
+        let body = [args.as_bytes(), &nul("user.x"), b"data"].concat();
+        assert_eq!(guest.call(op::SETXATTR, file.nodeid, &[&body]), Err(libc::EINVAL));
+    }
+    assert_eq!(guest.read(file.nodeid, open.fh, 0, u32::MAX), Err(libc::EINVAL));
+    assert_eq!(guest.call(op::LOOKUP, ROOT_ID, &[&vec![b'x'; 1 << 20]]), Err(libc::EINVAL));
+    let header = InHeader { total_extlen: u16::MAX, ..guest.header(op::LOOKUP, ROOT_ID, 2) };
+    assert_eq!(guest.raw(&[header.as_bytes(), b"c\0"], &mut space), OUT_HEADER);
+}
+
+#[test]
+fn sessions_begin_with_init() {
+    let mut guest = Guest::new();
+    let (file, open) = guest.create("file", libc::O_RDWR, 0o644).unwrap();
+    guest.init().unwrap();
+    assert_eq!(guest.read(file.nodeid, open.fh, 0, 1), Err(libc::EBADF), "a second INIT begins anew");
+    assert_eq!(guest.open(file.nodeid, libc::O_RDONLY).map(|open| open.fh), Err(libc::ESTALE));
+    guest.find_root();
+    guest.call(op::DESTROY, 0, &[]).unwrap();
+    assert_eq!(guest.lookup(ROOT_ID, "c").map(|entry| entry.nodeid), Err(libc::EIO));
+    let old = InitIn { major: MAJOR, minor: OLDEST_MINOR - 1, ..InitIn::default() };
+    assert_eq!(guest.call(op::INIT, 0, &[old.as_bytes()]), Err(libc::EPROTO));
+    let newer = InitIn { major: MAJOR + 1, ..InitIn::default() };
+    let out: InitOut = guest.ask(op::INIT, 0, &newer, &[]).unwrap();
+    assert_eq!(out.major, MAJOR);
+    assert_eq!(guest.lookup(ROOT_ID, "c").map(|entry| entry.nodeid), Err(libc::EIO), "only told the version");
+    assert_eq!(guest.call(op::INIT, 0, &[&[0; 15]]), Err(libc::EINVAL));
+    guest.init().unwrap();
+    guest.lookup(ROOT_ID, "c").unwrap();
+}
+
+#[test]
+fn unknown_nodes_handles_and_opcodes() {
+    let mut guest = Guest::new();
+    let (file, open) = guest.create("file", libc::O_RDWR, 0o644).unwrap();
+    for node in [0, 999, u64::MAX >> 1] {
+        assert_eq!(guest.call(op::GETATTR, node, &[&[0; 16]]), Err(libc::ENOENT));
+        assert_eq!(guest.lookup(node, "x").map(|entry| entry.nodeid), Err(libc::ENOENT));
+    }
+    assert_eq!(guest.call(op::GETATTR, u64::MAX, &[&[0; 16]]), Err(libc::ESTALE), "of a container that is gone");
+    for fh in [0, open.fh + 1, u64::MAX] {
+        assert_eq!(guest.read(file.nodeid, fh, 0, 1), Err(libc::EBADF));
+        assert_eq!(guest.write(file.nodeid, fh, 0, b"x", 0), Err(libc::EBADF));
+    }
+    assert_eq!(guest.read(guest.root, open.fh, 0, 1), Err(libc::EBADF), "another inode's handle");
+    let args = ReadIn { fh: open.fh, size: 100, ..ReadIn::default() };
+    assert_eq!(guest.call(op::READDIR, file.nodeid, &[args.as_bytes()]), Err(libc::ENOTDIR));
+    for opcode in [0, 7, 19, 25, 31, 33, 34, 39, 48, 53, 4096, u32::MAX] {
+        assert_eq!(guest.call(opcode, file.nodeid, &[&[0; 64]]), Err(libc::ENOSYS), "{opcode}");
+    }
+    let allocate = FallocateIn { fh: open.fh, length: 1, mode: u32::MAX, ..FallocateIn::default() };
+    assert_eq!(guest.call(op::FALLOCATE, file.nodeid, &[allocate.as_bytes()]), Err(libc::EOPNOTSUPP));
+}
+
+#[test]
+fn read_only_shares_stay_as_they_are() {
+    let mut guest = Guest::with(Limits { inodes: 1000, handles: 100 }, true);
+    std::fs::write(guest.host("good"), "text").unwrap();
+    let before = census(&guest.host(""));
+    let file = guest.lookup(guest.root, "good").unwrap().nodeid;
+    let changes = requests_with(&guest, &nul("fresh")).into_iter().filter(|(opcode, _)| *opcode != op::LOOKUP);
+    for (opcode, body) in changes.collect::<Vec<_>>() {
+        assert_eq!(guest.call(opcode, guest.root, &[&body]), Err(libc::EROFS), "{opcode}");
+    }
+    for flags in [libc::O_WRONLY, libc::O_RDWR, libc::O_RDONLY | libc::O_TRUNC] {
+        assert_eq!(guest.open(file, flags).map(|open| open.fh), Err(libc::EROFS));
+    }
+    for valid in [fattr::MODE, fattr::UID, fattr::SIZE, fattr::MTIME] {
+        let wish = SetattrIn { valid, ..SetattrIn::default() };
+        assert_eq!(guest.setattr(file, wish).map(|attr| attr.uid), Err(libc::EROFS));
+    }
+    let xattr = [SetxattrIn { size: 1, ..SetxattrIn::default() }.as_bytes(), &nul("user.x"), b"x"].concat();
+    assert_eq!(guest.call(op::SETXATTR, file, &[&xattr]), Err(libc::EROFS));
+    assert_eq!(guest.call(op::REMOVEXATTR, file, &[&nul("user.x")]), Err(libc::EROFS));
+    let create = CreateIn { flags: WRITE_ONLY, mode: 0o644, ..CreateIn::default() };
+    assert_eq!(guest.call(op::TMPFILE, guest.root, &[create.as_bytes(), &nul("#1")]), Err(libc::EROFS));
+    let open = guest.open(file, libc::O_RDONLY).unwrap();
+    assert_eq!(guest.write(file, open.fh, 0, b"x", 0), Err(libc::EBADF));
+    let allocate = FallocateIn { fh: open.fh, length: 10, ..FallocateIn::default() };
+    assert_eq!(guest.call(op::FALLOCATE, file, &[allocate.as_bytes()]), Err(libc::EBADF));
+    let size = SetattrIn { valid: fattr::SIZE | fattr::FH, fh: open.fh, ..SetattrIn::default() };
+    assert_eq!(guest.setattr(file, size).map(|attr| attr.size), Err(libc::EROFS));
+    assert_eq!(guest.read(file, open.fh, 0, 100).unwrap(), b"text");
+    assert_eq!(census(&guest.host("")), before);
+}
+
+#[test]
+fn synthetic_directories_stay_as_they_are() {
+    let mut guest = Guest::new();
+    let container = guest.lookup(ROOT_ID, "c").unwrap().nodeid;
+    for node in [ROOT_ID, container] {
+        let changes = requests_with(&guest, &nul("fresh")).into_iter().filter(|(opcode, _)| *opcode != op::LOOKUP);
+        for (opcode, body) in changes.collect::<Vec<_>>() {
+            assert_eq!(guest.call(opcode, node, &[&body]), Err(libc::EROFS), "{opcode}");
+        }
+        assert_eq!(guest.setattr(node, SetattrIn::default()).map(|attr| attr.uid), Err(libc::EROFS));
+        guest.call(op::STATFS, node, &[]).unwrap();
+        guest.call(op::SYNCFS, node, &[&[0; 8]]).unwrap();
+        let get = GetxattrIn { size: 100, padding: 0 };
+        assert_eq!(guest.call(op::GETXATTR, node, &[get.as_bytes(), &nul("user.x")]), Err(libc::ENODATA));
+        assert_eq!(guest.call(op::LISTXATTR, node, &[get.as_bytes()]), Ok(Vec::new()));
+        guest.ask::<StatxOut>(op::STATX, node, &StatxIn::default(), &[]).unwrap();
+    }
+}
+
+/// A repeatable source of bytes (xorshift).
+struct Noise(u64);
+
+impl Noise {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+}
+
+#[test]
+fn noise_changes_nothing_outside_of_the_share() {
+    let outside = tempfile::tempdir().unwrap();
+    std::fs::write(outside.path().join("file"), "outside").unwrap();
+    let mut guest = Guest::new();
+    symlink(outside.path(), guest.host("out")).unwrap();
+    for name in ["a", "b"] {
+        std::fs::write(guest.host(name), name).unwrap();
+        guest.lookup(guest.root, name).unwrap();
+    }
+    let mut noise = Noise(0x9e37_79b9_7f4a_7c15);
+    let mut seen = BTreeSet::new();
+    let words: [&[u8]; 6] = [b"out\0", b"a\0", b"b\0", b"../file\0", b"user.x\0", b"\0"];
+    for _ in 0..20_000 {
+        let opcode = u32::try_from(noise.below(54)).unwrap();
+        // The first has the whole file system written back, which takes long; the others end the session.
+        if [op::SYNCFS, op::INIT, op::DESTROY].contains(&opcode) {
+            continue;
+        }
+        let mut body: Vec<u8> = Vec::new();
+        for _ in 0..noise.below(6) {
+            // Small numbers mean more than large ones.
+            let number = if noise.below(2) == 0 { noise.below(9) } else { noise.next() };
+            body.extend(number.to_ne_bytes());
+        }
+        for _ in 0..noise.below(3) {
+            body.extend(words[usize::try_from(noise.below(6)).unwrap()]);
+        }
+        let header = InHeader { uid: 0, gid: 0, total_extlen: 0, ..guest.header(opcode, noise.below(12), body.len()) };
+        let mut space = vec![0; usize::try_from(noise.below(5000)).unwrap()];
+        let length = guest.raw(&[header.as_bytes(), &body], &mut space);
+        assert!(length <= space.len());
+        if length >= OUT_HEADER {
+            let error = OutHeader::read_from_prefix(&space).unwrap().0.error;
+            seen.insert((opcode, error == 0));
+        }
+    }
+    assert!(seen.iter().filter(|(_, good)| *good).count() > 10, "some of it makes sense: {seen:?}");
+    assert_eq!(std::fs::read(outside.path().join("file")).unwrap(), b"outside");
+    assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 1);
+}

@@ -1,0 +1,244 @@
+//! The machine: memory, vCPUs, interrupt controllers and virtio devices, put together and run.
+//!
+//! ```text
+//! Resources::open ─► MachineBuilder::new ─► add_device ... ─► build ─► Machine::start ─► RunningMachine
+//!  files open          memory, VM, kernel                      vCPUs     first guest instruction
+//! ```
+//!
+//! Every descriptor is open when `build` returns; `start` only makes threads.
+
+pub mod assembly;
+pub mod bus;
+pub mod command_line;
+pub mod exit;
+pub mod kernel;
+pub mod kvm;
+pub mod memory;
+pub mod resources;
+mod vcpu;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use kvm_ioctls::{IoEventAddress, VmFd};
+use thiserror::Error;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::arch::{self, CpuidTemplate, Firmware, FirmwareError, VcpuSetupError, layout};
+use crate::serial::Console;
+use crate::timeline;
+use crate::virtio::device::{Interrupt, Memory, VirtQueue, VirtioDevice};
+use crate::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
+use bus::{MmioBus, Ports};
+use exit::ExitReceiver;
+use kernel::{LoadError, Loaded};
+use kvm::KvmError;
+use memory::MemoryError;
+use resources::{OpenFile, Resources};
+use vcpu::{Shared, Vcpu};
+
+/// Why there is no machine.
+#[derive(Debug, Error)]
+pub enum MachineError {
+    /// KVM cannot run it.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// It has no memory.
+    #[error("cannot create the guest's memory")]
+    Memory(#[from] MemoryError),
+    /// It has nothing to boot.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The kernel cannot be told of its machine.
+    #[error("cannot describe the machine to the guest's kernel")]
+    Firmware(#[from] FirmwareError),
+    /// A vCPU cannot be made.
+    #[error("cannot create vCPU {0}")]
+    CreateVcpu(u8, #[source] kvm_ioctls::Error),
+    /// A vCPU cannot be set up.
+    #[error("cannot set up vCPU {0}")]
+    SetUpVcpu(u8, #[source] VcpuSetupError),
+    /// There is no thread to load the guest's software.
+    #[error("cannot start the thread that loads the guest's software")]
+    LoadThread(#[source] io::Error),
+    /// A vCPU has no thread.
+    #[error("cannot start the thread of vCPU {0}")]
+    Thread(u8, #[source] io::Error),
+    /// No descriptor is left.
+    #[error("cannot create an event descriptor")]
+    Event(#[source] io::Error),
+    /// There is no interrupt line left.
+    #[error("the machine has no room for more than {max} devices", max = layout::MAX_VIRTIO_DEVICES)]
+    TooManyDevices,
+    /// A device's doorbell or interrupt line cannot be tied to a descriptor.
+    #[error("cannot wire virtio device {0}")]
+    Wire(usize, #[source] kvm_ioctls::Error),
+}
+
+/// A machine in the making.
+pub struct MachineBuilder {
+    vm: VmFd,
+    memory: Memory,
+    memory_size: u64,
+    cpuid: CpuidTemplate,
+    vcpus: u8,
+    /// Reads the guest's software into its memory meanwhile.
+    loading: JoinHandle<Result<Loaded, LoadError>>,
+    console_log: Option<std::fs::File>,
+    mmio: MmioBus,
+}
+
+impl MachineBuilder {
+    /// A machine with memory, without devices. Its kernel is being loaded: much of the rest is waiting for KVM.
+    ///
+    /// # Errors
+    /// KVM is unusable.
+    pub fn new(resources: Resources) -> Result<Self, MachineError> {
+        let kvm = kvm::open(resources.vcpus)?;
+        timeline::mark("KVM opened");
+        let memory_size = resources.memory_size;
+        let memory = memory::map(memory_size)?;
+        let loading = load(memory.clone(), memory_size, resources.kernel, resources.initramfs)?;
+        let vm = kvm::create_vm(&kvm, &memory)?;
+        timeline::mark("virtual machine created");
+        let refused = |error| KvmError::Refused("tell what CPUID it supports", error);
+        let cpuid = CpuidTemplate::new(&kvm, resources.vcpus).map_err(refused)?;
+        Ok(Self {
+            vm,
+            memory,
+            memory_size,
+            cpuid,
+            vcpus: resources.vcpus,
+            loading,
+            console_log: resources.console_log,
+            mmio: MmioBus::default(),
+        })
+    }
+
+    /// Adds a device behind a transport of its own, its doorbells and its interrupt wired to the virtual machine.
+    ///
+    /// # Errors
+    /// There is no interrupt line or descriptor left, or KVM refused.
+    pub fn add_device<D: VirtioDevice + 'static>(&mut self, device: D) -> Result<Arc<MmioTransport<D>>, MachineError> {
+        let index = self.mmio.count();
+        let (address, irq) = command_line::places().nth(index).ok_or(MachineError::TooManyDevices)?;
+        let refused = |error| MachineError::Wire(index, error);
+        let line = event()?;
+        self.vm.register_irqfd(&line, irq).map_err(refused)?;
+        let mut queues = Vec::new();
+        for (number, size) in (0_u32..).zip(device.queue_sizes()) {
+            let kick = event()?;
+            let doorbell = IoEventAddress::Mmio(address + QUEUE_NOTIFY);
+            self.vm.register_ioevent(&kick, &doorbell, number).map_err(refused)?;
+            queues.push(VirtQueue::new(*size, kick));
+        }
+        let interrupt = Interrupt::new(Arc::default(), Arc::new(line));
+        let transport = Arc::new(MmioTransport::new(device, queues, self.memory.clone(), interrupt));
+        self.mmio.add(Arc::<MmioTransport<D>>::clone(&transport));
+        Ok(transport)
+    }
+
+    /// Makes the vCPUs and tells the kernel of its machine: the machine, and what hears of its end.
+    ///
+    /// # Errors
+    /// KVM refused, or there is no descriptor left.
+    pub fn build(mut self) -> Result<(Machine, ExitReceiver), MachineError> {
+        let command_line = command_line::build(self.mmio.count(), self.console_log.is_some());
+        let devices = u8::try_from(self.mmio.count()).expect("no more devices than interrupt lines");
+        let (sender, receiver) = exit::channel().map_err(MachineError::Event)?;
+        let shared = Shared {
+            mmio: std::mem::take(&mut self.mmio),
+            ports: Arc::new(Ports::new(Console::new(self.console_log.take()))),
+            exit: Arc::new(sender),
+            stop: Arc::new(AtomicBool::new(false)),
+        };
+        let vcpus: Vec<Vcpu> = (0..self.vcpus).map(|id| self.create_vcpu(id, &shared)).collect::<Result<_, _>>()?;
+        timeline::mark("devices and vCPUs created");
+        let loaded = self.loading.join().expect("a thread that returns its errors does not panic")?;
+        let firmware = Firmware {
+            memory_size: self.memory_size,
+            vcpus: self.vcpus,
+            devices,
+            initramfs: (loaded.initramfs_start, loaded.initramfs_size),
+            command_line: &command_line,
+        };
+        arch::write_firmware(&self.memory, &firmware, &self.cpuid)?;
+        arch::set_up_boot_vcpu(&vcpus[0].fd, loaded.entry).map_err(|error| MachineError::SetUpVcpu(0, error))?;
+        Ok((Machine { vm: self.vm, vcpus, stop: shared.stop }, receiver))
+    }
+
+    fn create_vcpu(&self, id: u8, shared: &Shared) -> Result<Vcpu, MachineError> {
+        let fd = self.vm.create_vcpu(u64::from(id)).map_err(|error| MachineError::CreateVcpu(id, error))?;
+        arch::set_up_vcpu(&fd, id, &self.cpuid).map_err(|error| MachineError::SetUpVcpu(id, error))?;
+        Ok(Vcpu { id, fd, shared: shared.clone() })
+    }
+}
+
+/// Reads kernel and initramfs into `memory` on a thread of its own.
+fn load(
+    memory: Memory,
+    size: u64,
+    mut kernel: OpenFile,
+    mut initramfs: OpenFile,
+) -> Result<JoinHandle<Result<Loaded, LoadError>>, MachineError> {
+    let work = move || {
+        let loaded = kernel::load(&memory, size, &mut kernel, &mut initramfs);
+        timeline::mark("kernel and initramfs loaded");
+        loaded
+    };
+    std::thread::Builder::new()
+        .name("load".to_owned())
+        .stack_size(vcpu::STACK)
+        .spawn(work)
+        .map_err(MachineError::LoadThread)
+}
+
+fn event() -> Result<EventFd, MachineError> {
+    EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(MachineError::Event)
+}
+
+/// A machine that is ready to run.
+pub struct Machine {
+    vm: VmFd,
+    vcpus: Vec<Vcpu>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Machine {
+    /// Runs the first guest instruction.
+    ///
+    /// # Errors
+    /// The host has no thread left. vCPUs that run already are stopped.
+    pub fn start(self) -> Result<RunningMachine, MachineError> {
+        let mut running = RunningMachine { _vm: self.vm, threads: Vec::new(), stop: self.stop };
+        for vcpu in self.vcpus {
+            let id = vcpu.id;
+            running.threads.push(vcpu.spawn().map_err(|error| MachineError::Thread(id, error))?);
+        }
+        timeline::mark("vCPUs started");
+        Ok(running)
+    }
+}
+
+/// A machine whose vCPUs run. They stop when it is dropped.
+///
+/// Drop it only after the event loop: a vCPU that hands a device's queues to the loop waits for it.
+pub struct RunningMachine {
+    _vm: VmFd,
+    threads: Vec<JoinHandle<()>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Drop for RunningMachine {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        self.threads.iter().for_each(vcpu::kick);
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a vCPU thread panicked");
+            }
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! What the VMM's process is started with: its arguments, the connection it inherits, its log.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use thiserror::Error;
+use tracing::level_filters::LevelFilter;
+
+/// How the program is called.
+pub const USAGE: &str = "usage: vmrt-vmm --control-fd FD [--log FILE] [--log-format text|json] [--debug]";
+
+/// The program's arguments.
+#[derive(Debug, Eq, PartialEq)]
+pub struct Options {
+    /// The inherited end of the control connection.
+    pub control_fd: RawFd,
+    /// File to append the log to; standard error where there is none.
+    pub log: Option<PathBuf>,
+    /// Form of the log's lines.
+    pub log_format: LogFormat,
+    /// Whether to log what only helps who looks for a fault.
+    pub debug: bool,
+}
+
+/// Form of the log's lines.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// An object a line.
+    Json,
+}
+
+/// What is wrong with how the program was started.
+#[derive(Debug, Error)]
+pub enum ProcessError {
+    /// There is no such option.
+    #[error("unknown argument {0:?}")]
+    Unknown(OsString),
+    /// An option lacks its value, or has a wrong one.
+    #[error("{0} needs {1}")]
+    Value(&'static str, &'static str),
+    /// It was called by hand.
+    #[error("--control-fd is missing: vmrt starts this program, it is not for use by hand")]
+    NoControlFd,
+    /// The descriptor is not a connection.
+    #[error("descriptor {0} is not a control connection")]
+    ControlFd(RawFd, #[source] io::Error),
+    /// The log cannot be opened.
+    #[error("cannot open the log {}", .0.display())]
+    Log(PathBuf, #[source] io::Error),
+}
+
+impl Options {
+    /// Reads arguments, the program's name not among them.
+    ///
+    /// # Errors
+    /// The first that is wrong.
+    pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, ProcessError> {
+        let mut control_fd = None;
+        let mut options = Self { control_fd: -1, log: None, log_format: LogFormat::Text, debug: false };
+        let mut arguments = arguments.into_iter();
+        while let Some(argument) = arguments.next() {
+            match argument.to_str() {
+                Some("--control-fd") => control_fd = Some(descriptor(arguments.next().as_ref())?),
+                Some("--log") => options.log = Some(file(arguments.next())?),
+                Some("--log-format") => options.log_format = log_format(arguments.next().as_ref())?,
+                Some("--debug") => options.debug = true,
+                _ => return Err(ProcessError::Unknown(argument)),
+            }
+        }
+        options.control_fd = control_fd.ok_or(ProcessError::NoControlFd)?;
+        Ok(options)
+    }
+
+    /// Starts logging.
+    ///
+    /// # Errors
+    /// The log cannot be opened.
+    pub fn start_log(&self) -> Result<(), ProcessError> {
+        let open = |path: &PathBuf| File::options().append(true).create(true).open(path);
+        let file = self.log.as_ref().map(|path| open(path).map_err(|error| ProcessError::Log(path.clone(), error)));
+        let level = if self.debug { LevelFilter::DEBUG } else { LevelFilter::INFO };
+        let builder = tracing_subscriber::fmt().with_max_level(level).with_target(false).with_ansi(false);
+        match (file.transpose()?, self.log_format) {
+            (Some(file), LogFormat::Text) => builder.with_writer(file).init(),
+            (Some(file), LogFormat::Json) => builder.json().with_writer(file).init(),
+            (None, LogFormat::Text) => builder.with_writer(io::stderr).init(),
+            (None, LogFormat::Json) => builder.json().with_writer(io::stderr).init(),
+        }
+        Ok(())
+    }
+
+    /// The inherited connection, which no program started from here inherits in turn.
+    ///
+    /// # Errors
+    /// The descriptor is not open, or not a Unix stream socket.
+    ///
+    /// # Safety
+    /// Nothing else in this process uses or owns the descriptor.
+    pub unsafe fn take_control(&self) -> Result<UnixStream, ProcessError> {
+        let refused = |error: nix::Error| ProcessError::ControlFd(self.control_fd, error.into());
+        // SAFETY: the caller promises that the descriptor is nobody else's; if it is not open, the calls below fail.
+        let stream = UnixStream::from(unsafe { OwnedFd::from_raw_fd(self.control_fd) });
+        if let Err(error) = stream.peer_addr() {
+            // A number that is no socket is not closed as one.
+            std::mem::forget(stream);
+            return Err(ProcessError::ControlFd(self.control_fd, error));
+        }
+        fcntl(&stream, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(refused)?;
+        Ok(stream)
+    }
+}
+
+fn descriptor(value: Option<&OsString>) -> Result<RawFd, ProcessError> {
+    let number = value.and_then(|value| value.to_str()).and_then(|value| value.parse().ok());
+    // The standard streams are not it.
+    number.filter(|fd| *fd > 2).ok_or(ProcessError::Value("--control-fd", "the number of an open descriptor"))
+}
+
+fn file(value: Option<OsString>) -> Result<PathBuf, ProcessError> {
+    value.map(PathBuf::from).ok_or(ProcessError::Value("--log", "a file"))
+}
+
+fn log_format(value: Option<&OsString>) -> Result<LogFormat, ProcessError> {
+    match value.and_then(|value| value.to_str()) {
+        Some("text") => Ok(LogFormat::Text),
+        Some("json") => Ok(LogFormat::Json),
+        _ => Err(ProcessError::Value("--log-format", "text or json")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::{AsRawFd, IntoRawFd};
+
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> Result<Options, String> {
+        Options::parse(arguments.iter().map(OsString::from)).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn every_option_is_read() {
+        let options = parse(&["--control-fd", "3", "--log", "vmm.log", "--log-format", "json", "--debug"]).unwrap();
+        let log = Some(PathBuf::from("vmm.log"));
+        assert_eq!(options, Options { control_fd: 3, log, log_format: LogFormat::Json, debug: true });
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        assert!(parse(&[]).unwrap_err().starts_with("--control-fd is missing"));
+        assert_eq!(parse(&["--control-fd"]).unwrap_err(), "--control-fd needs the number of an open descriptor");
+        assert_eq!(parse(&["--control-fd", "1"]).unwrap_err(), "--control-fd needs the number of an open descriptor");
+        assert_eq!(parse(&["--log-format", "xml"]).unwrap_err(), "--log-format needs text or json");
+        assert_eq!(parse(&["--verbose"]).unwrap_err(), "unknown argument \"--verbose\"");
+    }
+
+    #[test]
+    fn only_a_connection_is_taken() {
+        let options = |control_fd| Options { control_fd, log: None, log_format: LogFormat::Text, debug: false };
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let fd = theirs.into_raw_fd();
+        // SAFETY: the descriptor was just given up.
+        let taken = unsafe { options(fd).take_control() }.unwrap();
+        assert_eq!(taken.as_raw_fd(), fd);
+        drop(ours);
+        let file = tempfile::tempfile().unwrap();
+        // SAFETY: a descriptor that is no socket is left alone.
+        let refused = unsafe { options(file.as_raw_fd()).take_control() }.unwrap_err();
+        assert!(matches!(refused, ProcessError::ControlFd(..)));
+        assert!(file.metadata().is_ok(), "a file was closed");
+    }
+}

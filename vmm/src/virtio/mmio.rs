@@ -1,0 +1,338 @@
+//! The virtio-mmio transport (virtio 1.2, section 4.2), version 2.
+//!
+//! Feature negotiation, the status register and the queue registers live here, once for all devices. The queues are the
+//! transport's while the driver sets them up, and the device's from `DRIVER_OK` until reset. In between, queue registers
+//! do not change.
+//!
+//! Interrupt status and acknowledgement, the only registers in use once a device works, take no lock.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use virtio_bindings::virtio_config::{
+    VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED,
+    VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
+};
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use virtio_queue::QueueT;
+
+use super::device::{ActivateError, Activation, Interrupt, Memory, VirtQueue, VirtioDevice};
+use super::state::{self, RestoreError, SavedQueue, TransportState};
+use crate::chain;
+use crate::machine::bus::Registers;
+
+/// Offset of the doorbell. Writes of a queue's number go to that queue's descriptor without reaching the transport.
+pub const QUEUE_NOTIFY: u64 = 0x50;
+
+const MAGIC: u32 = u32::from_le_bytes(*b"virt");
+const VERSION: u32 = 2;
+const VENDOR: u32 = u32::from_le_bytes(*b"vmrt");
+
+/// Register offsets (section 4.2.2).
+mod register {
+    pub(super) const MAGIC: u64 = 0x00;
+    pub(super) const VERSION: u64 = 0x04;
+    pub(super) const DEVICE_ID: u64 = 0x08;
+    pub(super) const VENDOR_ID: u64 = 0x0c;
+    pub(super) const DEVICE_FEATURES: u64 = 0x10;
+    pub(super) const DEVICE_FEATURES_SEL: u64 = 0x14;
+    pub(super) const DRIVER_FEATURES: u64 = 0x20;
+    pub(super) const DRIVER_FEATURES_SEL: u64 = 0x24;
+    pub(super) const QUEUE_SEL: u64 = 0x30;
+    pub(super) const QUEUE_NUM_MAX: u64 = 0x34;
+    pub(super) const QUEUE_NUM: u64 = 0x38;
+    pub(super) const QUEUE_READY: u64 = 0x44;
+    pub(super) const INTERRUPT_STATUS: u64 = 0x60;
+    pub(super) const INTERRUPT_ACK: u64 = 0x64;
+    pub(super) const STATUS: u64 = 0x70;
+    pub(super) const QUEUE_DESC_LOW: u64 = 0x80;
+    pub(super) const QUEUE_DESC_HIGH: u64 = 0x84;
+    pub(super) const QUEUE_DRIVER_LOW: u64 = 0x90;
+    pub(super) const QUEUE_DRIVER_HIGH: u64 = 0x94;
+    pub(super) const QUEUE_DEVICE_LOW: u64 = 0xa0;
+    pub(super) const QUEUE_DEVICE_HIGH: u64 = 0xa4;
+    pub(super) const SHM_LEN_LOW: u64 = 0xb0;
+    pub(super) const SHM_LEN_HIGH: u64 = 0xb4;
+    pub(super) const SHM_BASE_LOW: u64 = 0xb8;
+    pub(super) const SHM_BASE_HIGH: u64 = 0xbc;
+    pub(super) const CONFIG_GENERATION: u64 = 0xfc;
+    pub(super) const CONFIG: u64 = 0x100;
+}
+
+/// Status bits in the order in which a driver sets them.
+const STATUS_ORDER: [u32; 4] =
+    [VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_DRIVER_OK];
+
+/// A device behind virtio-mmio registers.
+pub struct MmioTransport<D> {
+    interrupt: Interrupt,
+    inner: Mutex<Inner<D>>,
+}
+
+struct Inner<D> {
+    device: D,
+    memory: Memory,
+    interrupt: Interrupt,
+    status: u32,
+    device_features_sel: u32,
+    driver_features_sel: u32,
+    driver_features: u64,
+    queue_sel: u32,
+    /// A driver may fail as often as it likes; it is logged once.
+    complained: bool,
+    /// Empty while the device owns them.
+    queues: Vec<VirtQueue>,
+}
+
+impl<D: VirtioDevice> MmioTransport<D> {
+    /// A transport for `device`, whose `queues` are in the order of [`VirtioDevice::queue_sizes`].
+    pub fn new(device: D, queues: Vec<VirtQueue>, memory: Memory, interrupt: Interrupt) -> Self {
+        let inner = Inner {
+            device,
+            memory,
+            interrupt: interrupt.clone(),
+            status: 0,
+            device_features_sel: 0,
+            driver_features_sel: 0,
+            driver_features: 0,
+            queue_sel: 0,
+            complained: false,
+            queues,
+        };
+        Self { interrupt, inner: Mutex::new(inner) }
+    }
+
+    /// Quiesces the device and saves it. It stays inactive: a machine that goes on is restored from what was saved.
+    pub fn save(&self) -> TransportState<D::State> {
+        let mut inner = self.lock();
+        let quiesced = inner.device.quiesce();
+        inner.queues.extend(quiesced);
+        TransportState {
+            status: inner.status,
+            features_sel: (inner.device_features_sel, inner.driver_features_sel),
+            driver_features: inner.driver_features,
+            queue_sel: inner.queue_sel,
+            interrupt_status: self.interrupt.status(),
+            config_generation: self.interrupt.generation(),
+            queues: inner.queues.iter().map(SavedQueue::from).collect(),
+            device: inner.device.save(),
+        }
+    }
+
+    /// A transport whose driver had set it up as `state` says. A device that was active is activated again and finds its
+    /// doorbells rung, because what rang them before is lost.
+    ///
+    /// # Errors
+    /// The state does not fit the device.
+    pub fn restore(
+        device: D,
+        mut queues: Vec<VirtQueue>,
+        memory: Memory,
+        interrupt: Interrupt,
+        state: &TransportState<D::State>,
+    ) -> Result<Self, RestoreError> {
+        state::restore_queues(&mut queues, &state.queues)?;
+        interrupt.restore(state.interrupt_status, state.config_generation);
+        let transport = Self::new(device, queues, memory, interrupt);
+        {
+            let mut inner = transport.lock();
+            (inner.device_features_sel, inner.driver_features_sel) = state.features_sel;
+            (inner.driver_features, inner.queue_sel) = (state.driver_features, state.queue_sel);
+            inner.status = state.status;
+            if state.status & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
+                inner.activate();
+            }
+        }
+        Ok(transport)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner<D>> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<D: VirtioDevice> Registers for MmioTransport<D> {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        if offset >= register::CONFIG {
+            self.lock().device.read_config(offset - register::CONFIG, data);
+            return;
+        }
+        let value = match offset {
+            register::INTERRUPT_STATUS => self.interrupt.status(),
+            register::CONFIG_GENERATION => self.interrupt.generation(),
+            _ => self.lock().read(offset),
+        };
+        match <&mut [u8; 4]>::try_from(&mut *data) {
+            Ok(register) => *register = value.to_le_bytes(),
+            Err(_) => data.fill(0), // registers are 32 bits wide
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        if offset >= register::CONFIG {
+            self.lock().device.write_config(offset - register::CONFIG, data);
+            return;
+        }
+        let Ok(value) = data.try_into().map(u32::from_le_bytes) else { return };
+        match offset {
+            register::INTERRUPT_ACK => self.interrupt.acknowledge(value),
+            _ => self.lock().write(offset, value),
+        }
+    }
+}
+
+impl<D: VirtioDevice> Inner<D> {
+    fn read(&self, offset: u64) -> u32 {
+        match offset {
+            register::MAGIC => MAGIC,
+            register::VERSION => VERSION,
+            register::DEVICE_ID => self.device.device_type(),
+            register::VENDOR_ID => VENDOR,
+            register::DEVICE_FEATURES => half(self.device.features(), self.device_features_sel),
+            register::QUEUE_NUM_MAX => self.queue_num_max(),
+            register::QUEUE_READY => u32::from(self.queue_ready()),
+            register::STATUS => self.status,
+            // No shared memory regions: their length reads as -1 (section 4.2.2).
+            register::SHM_LEN_LOW | register::SHM_LEN_HIGH | register::SHM_BASE_LOW | register::SHM_BASE_HIGH => {
+                u32::MAX
+            }
+            _ => 0,
+        }
+    }
+
+    fn write(&mut self, offset: u64, value: u32) {
+        match offset {
+            register::DEVICE_FEATURES_SEL => self.device_features_sel = value,
+            register::DRIVER_FEATURES_SEL => self.driver_features_sel = value,
+            register::DRIVER_FEATURES => self.set_driver_features(value),
+            register::QUEUE_SEL => self.queue_sel = value,
+            register::STATUS => self.set_status(value),
+            _ if self.status & VIRTIO_CONFIG_S_DRIVER_OK == 0 => self.write_queue(offset, value),
+            _ => {} // the queues are the device's
+        }
+    }
+
+    fn selected(&self) -> Option<usize> {
+        usize::try_from(self.queue_sel).ok()
+    }
+
+    fn queue_num_max(&self) -> u32 {
+        self.selected().and_then(|index| self.device.queue_sizes().get(index)).map_or(0, |size| u32::from(*size))
+    }
+
+    /// A queue the device owns is ready, or the device would not have taken it.
+    fn queue_ready(&self) -> bool {
+        match self.selected().and_then(|index| self.queues.get(index)) {
+            Some(queue) => queue.queue.ready(),
+            None => self.queues.is_empty() && self.queue_num_max() != 0,
+        }
+    }
+
+    fn set_driver_features(&mut self, value: u32) {
+        if self.status & VIRTIO_CONFIG_S_FEATURES_OK != 0 {
+            return;
+        }
+        let value = u64::from(value);
+        match self.driver_features_sel {
+            0 => self.driver_features = (self.driver_features & !0xffff_ffff) | value,
+            1 => self.driver_features = (self.driver_features & 0xffff_ffff) | (value << 32),
+            _ => {}
+        }
+    }
+
+    fn write_queue(&mut self, offset: u64, value: u32) {
+        let Some(queue) = self.selected().and_then(|index| self.queues.get_mut(index)) else { return };
+        let queue = &mut queue.queue;
+        match offset {
+            register::QUEUE_NUM => queue.set_size(u16::try_from(value).unwrap_or(0)),
+            register::QUEUE_READY => queue.set_ready(value == 1),
+            register::QUEUE_DESC_LOW => queue.set_desc_table_address(Some(value), None),
+            register::QUEUE_DESC_HIGH => queue.set_desc_table_address(None, Some(value)),
+            register::QUEUE_DRIVER_LOW => queue.set_avail_ring_address(Some(value), None),
+            register::QUEUE_DRIVER_HIGH => queue.set_avail_ring_address(None, Some(value)),
+            register::QUEUE_DEVICE_LOW => queue.set_used_ring_address(Some(value), None),
+            register::QUEUE_DEVICE_HIGH => queue.set_used_ring_address(None, Some(value)),
+            _ => {}
+        }
+    }
+
+    /// A driver only adds bits, in the order of section 3.1.1, or writes 0 to reset the device. A step it may not take is
+    /// not taken, which it sees when it reads the register.
+    fn set_status(&mut self, value: u32) {
+        if value == 0 {
+            return self.reset();
+        }
+        let added = value & !self.status;
+        let mut before = 0;
+        for step in STATUS_ORDER {
+            if added & step != 0 {
+                if self.status & before != before
+                    || (step == VIRTIO_CONFIG_S_FEATURES_OK && !self.features_acceptable())
+                {
+                    return;
+                }
+                self.status |= step;
+                if step == VIRTIO_CONFIG_S_DRIVER_OK {
+                    self.activate();
+                }
+            }
+            before |= step;
+        }
+        self.status |= added & VIRTIO_CONFIG_S_FAILED;
+    }
+
+    fn features_acceptable(&self) -> bool {
+        let needed = 1_u64 << VIRTIO_F_VERSION_1;
+        self.driver_features & !self.device.features() == 0 && self.driver_features & needed != 0
+    }
+
+    /// Moves the queues into the device. Where that fails, the device is broken until the driver resets it.
+    fn activate(&mut self) {
+        let Err(error) = self.hand_over_queues() else { return };
+        self.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
+        if !std::mem::replace(&mut self.complained, true) {
+            tracing::error!(device = self.device.device_type(), "cannot activate a virtio device: {}", chain(&error));
+        }
+        if let Err(error) = self.interrupt.config_changed() {
+            tracing::debug!(%error, "cannot interrupt the guest");
+        }
+    }
+
+    fn hand_over_queues(&mut self) -> Result<(), ActivateError> {
+        for (index, queue) in self.queues.iter_mut().enumerate() {
+            if queue.queue.ready() && !queue.queue.is_valid(&self.memory) {
+                return Err(ActivateError::QueueInvalid(index));
+            }
+            queue.queue.set_event_idx(self.driver_features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0);
+        }
+        self.device.activate(Activation {
+            memory: self.memory.clone(),
+            queues: std::mem::take(&mut self.queues),
+            interrupt: self.interrupt.clone(),
+            features: self.driver_features,
+        })
+    }
+
+    fn reset(&mut self) {
+        let quiesced = self.device.quiesce();
+        self.queues.extend(quiesced);
+        self.queues.iter_mut().for_each(VirtQueue::reset);
+        self.interrupt.restore(0, self.interrupt.generation());
+        self.status = 0;
+        (self.device_features_sel, self.driver_features_sel) = (0, 0);
+        (self.driver_features, self.queue_sel) = (0, 0);
+    }
+}
+
+/// The half of `features` that a selector register names.
+fn half(features: u64, selector: u32) -> u32 {
+    let [a, b, c, d, e, f, g, h] = features.to_le_bytes();
+    match selector {
+        0 => u32::from_le_bytes([a, b, c, d]),
+        1 => u32::from_le_bytes([e, f, g, h]),
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+#[path = "mmio_tests.rs"]
+mod tests;

@@ -1,0 +1,8 @@
+//! Virtio devices (specification 1.2) and what they share.
+
+pub mod device;
+pub mod mmio;
+pub mod rng;
+pub mod state;
+#[cfg(test)]
+pub(crate) mod testing;

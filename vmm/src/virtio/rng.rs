@@ -1,0 +1,230 @@
+//! Entropy device (virtio 1.2, section 5.4): gives the guest random bytes of the host's kernel.
+
+use std::sync::atomic::Ordering;
+
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use serde::{Deserialize, Serialize};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
+use virtio_queue::{QueueOwnedT, QueueT};
+use vm_memory::Bytes;
+
+use super::device::{ActivateError, Activation, Interrupt, Memory, VirtQueue, VirtioDevice};
+use crate::event_loop::{LoopHandle, Registration};
+
+const QUEUE_SIZES: [u16; 1] = [64];
+
+/// Most bytes a request gets. A device may give less than there is room for; a driver asks again.
+const MOST_BYTES: usize = 4096;
+
+/// What is saved of an entropy device: it has nothing that outlasts a request.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct RngState {}
+
+/// The entropy device. Its queue is served in the event loop.
+pub struct Rng {
+    event_loop: LoopHandle,
+    active: Option<Registration<RngHandler>>,
+}
+
+impl Rng {
+    /// A device served by `event_loop`. A saved one differs from a new one in nothing.
+    #[must_use]
+    pub fn new(event_loop: LoopHandle, _state: Option<RngState>) -> Self {
+        Self { event_loop, active: None }
+    }
+}
+
+impl VirtioDevice for Rng {
+    type State = RngState;
+
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_RNG
+    }
+
+    fn features(&self) -> u64 {
+        1 << VIRTIO_F_VERSION_1
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn read_config(&self, _offset: u64, data: &mut [u8]) {
+        data.fill(0);
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        let Activation { memory, mut queues, interrupt, .. } = activation;
+        let queue = queues.pop().filter(|queue| queue.queue.ready()).ok_or(ActivateError::QueueDisabled(0))?;
+        self.active = Some(self.event_loop.add(RngHandler { memory, queue, interrupt })?);
+        Ok(())
+    }
+
+    fn quiesce(&mut self) -> Vec<VirtQueue> {
+        let handler = self.active.take().map(|registration| self.event_loop.remove(registration));
+        match handler {
+            Some(Ok(handler)) => vec![handler.queue],
+            Some(Err(error)) => {
+                tracing::error!(%error, "the event loop does not give the entropy device's queue back");
+                Vec::new()
+            }
+            None => Vec::new(),
+        }
+    }
+
+    fn save(&self) -> RngState {
+        RngState {}
+    }
+}
+
+/// The part that works.
+struct RngHandler {
+    memory: Memory,
+    queue: VirtQueue,
+    interrupt: Interrupt,
+}
+
+impl RngHandler {
+    /// Fills the buffers the driver offers, a queueful at a time: a driver that never stops offering must not keep the
+    /// event loop from everything else.
+    fn serve(&mut self) -> Result<(), ServeError> {
+        let queue = &mut self.queue.queue;
+        let mut used = false;
+        for _ in 0..queue.size() {
+            let Some(mut chain) = queue.iter(&self.memory)?.next() else { break };
+            let written = fill(&self.memory, chain.by_ref().find(|descriptor| descriptor.is_write_only()))?;
+            queue.add_used(&self.memory, chain.head_index(), written)?;
+            used = true;
+        }
+        if queue.avail_idx(&self.memory, Ordering::Acquire)?.0 != queue.next_avail() {
+            self.queue.kick.write(1).map_err(ServeError::Kick)?;
+        }
+        if used && queue.needs_notification(&self.memory)? {
+            self.interrupt.used_buffers().map_err(ServeError::Interrupt)?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes random bytes to the start of `buffer` and says how many.
+fn fill(memory: &Memory, buffer: Option<virtio_queue::desc::split::Descriptor>) -> Result<u32, ServeError> {
+    let Some(buffer) = buffer else { return Ok(0) };
+    let mut bytes = [0; MOST_BYTES];
+    let length = MOST_BYTES.min(usize::try_from(buffer.len()).unwrap_or(MOST_BYTES));
+    let bytes = &mut bytes[..length];
+    random(bytes).map_err(ServeError::Random)?;
+    memory.write_slice(bytes, buffer.addr())?;
+    Ok(u32::try_from(length).expect("at most 4096"))
+}
+
+fn random(bytes: &mut [u8]) -> std::io::Result<()> {
+    let mut filled = 0;
+    while filled < bytes.len() {
+        let rest = &mut bytes[filled..];
+        // SAFETY: `rest` may be written for its whole length.
+        let got = unsafe { libc::getrandom(rest.as_mut_ptr().cast(), rest.len(), 0) };
+        match usize::try_from(got) {
+            Ok(got) => filled += got,
+            Err(_) if std::io::Error::last_os_error().kind() == std::io::ErrorKind::Interrupted => {}
+            Err(_) => return Err(std::io::Error::last_os_error()),
+        }
+    }
+    Ok(())
+}
+
+/// Why a request was not served.
+#[derive(Debug, thiserror::Error)]
+enum ServeError {
+    #[error("the driver's queue is broken")]
+    Queue(#[from] virtio_queue::Error),
+    #[error("the driver's buffer does not lie in guest memory")]
+    Buffer(#[from] vm_memory::GuestMemoryError),
+    #[error("the host gives no random bytes")]
+    Random(#[source] std::io::Error),
+    #[error("cannot go on with the queue later")]
+    Kick(#[source] std::io::Error),
+    #[error("cannot interrupt the guest")]
+    Interrupt(#[source] std::io::Error),
+}
+
+impl MutEventSubscriber for RngHandler {
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        self.queue.drain();
+        if let Err(error) = self.serve() {
+            // A driver that breaks its queue gets nothing more until it resets the device. It may do both for ever, and the
+            // log is not its to fill.
+            tracing::debug!("the entropy device stops: {}", crate::chain(&error));
+            if let Err(error) = ops.remove(events) {
+                tracing::error!(%error, "cannot stop listening to the entropy device's queue");
+            }
+        }
+    }
+
+    fn init(&mut self, ops: &mut EventOps) {
+        if let Err(error) = ops.add(Events::new(&self.queue.kick, EventSet::IN)) {
+            tracing::error!(%error, "cannot listen to the entropy device's queue");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::virtio::testing::{Driver, LoopThread, life_cycle};
+
+    fn check(driver: &mut Driver<Rng>) {
+        let first = driver.request(0, &[], &[64]);
+        let second = driver.request(0, &[], &[64]);
+        assert_eq!((first.len(), second.len()), (64, 64));
+        assert_ne!(first, second);
+        assert_ne!(first, [0; 64]);
+    }
+
+    #[test]
+    fn it_gives_random_bytes_through_its_whole_life() {
+        let event_loop = LoopThread::start();
+        life_cycle(|state| Rng::new(event_loop.handle(), state), check);
+    }
+
+    #[test]
+    fn a_driver_that_offers_a_whole_queue_gets_all_of_it() {
+        let event_loop = LoopThread::start();
+        let mut driver = Driver::new(Rng::new(event_loop.handle(), None));
+        driver.set_up();
+        for _ in 0..3 {
+            let heads: Vec<u16> = (0..QUEUE_SIZES[0]).map(|_| driver.offer(0, &[], &[16])).collect();
+            driver.notify(0);
+            assert_eq!(heads, heads.iter().map(|_| driver.wait_used(0).head).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn a_buffer_outside_memory_stops_the_device_until_reset() {
+        let event_loop = LoopThread::start();
+        let mut driver = Driver::new(Rng::new(event_loop.handle(), None));
+        driver.set_up();
+        driver.offer_at(0, u64::MAX - 10, 64);
+        driver.notify(0);
+        std::thread::sleep(Duration::from_millis(50));
+        driver.offer(0, &[], &[16]);
+        driver.notify(0);
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(driver.take_used(0), None);
+        driver.reset();
+        driver.set_up();
+        check(&mut driver);
+    }
+
+    #[test]
+    fn a_request_gets_at_most_a_page_and_a_read_only_one_nothing() {
+        let event_loop = LoopThread::start();
+        let mut driver = Driver::new(Rng::new(event_loop.handle(), None));
+        driver.set_up();
+        assert_eq!(driver.request(0, &[], &[100_000]).len(), MOST_BYTES);
+        assert_eq!(driver.request(0, &[b"read me"], &[]).len(), 0);
+    }
+}

@@ -1,0 +1,170 @@
+//! All connections: which packet belongs to which, and whose turn it is.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use super::connection::{Connection, Violation};
+use super::descriptor::Watcher;
+use super::header::{OP_CREDIT_REQUEST, OP_CREDIT_UPDATE, OP_REQUEST, OP_RST, OP_RW, OP_SHUTDOWN, TYPE_STREAM};
+use super::packet::Incoming;
+use super::{GUEST_CID, HOST_CID, Packet, Ports};
+
+/// Resets that wait for a receive buffer. While there are this many, the guest's packets are left in its queue, so that a
+/// guest that sends nonsense and takes no answers costs no memory.
+const MAX_RESETS: usize = 256;
+
+/// The answer to a packet that belongs to no connection.
+#[derive(Clone, Copy, Debug)]
+struct Reset {
+    host_port: u32,
+    guest_port: u32,
+}
+
+#[derive(Debug)]
+pub(super) struct Backend {
+    ports: Ports,
+    watcher: Arc<Watcher>,
+    /// By host port: each takes one connection.
+    connections: HashMap<u32, Connection>,
+    resets: VecDeque<Reset>,
+    /// Host ports of the connections that have something to send, in turn.
+    turns: VecDeque<u32>,
+}
+
+impl Backend {
+    pub(super) fn new(ports: Ports) -> io::Result<Self> {
+        Ok(Self {
+            ports,
+            watcher: Arc::new(Watcher::new()?),
+            connections: HashMap::new(),
+            resets: VecDeque::new(),
+            turns: VecDeque::new(),
+        })
+    }
+
+    /// Readable when [`Backend::dispatch`] has work.
+    pub(super) fn events(&self) -> BorrowedFd<'_> {
+        self.watcher.as_fd()
+    }
+
+    /// Takes note of descriptors that became ready, and writes what waited for them.
+    pub(super) fn dispatch(&mut self) -> io::Result<()> {
+        let watcher = Arc::clone(&self.watcher);
+        watcher.dispatch(|token, events| {
+            let Ok(port) = u32::try_from(token >> 1) else { return };
+            let Some(connection) = self.connections.get_mut(&port) else { return };
+            if token & 1 == 0 {
+                connection.source_ready();
+            } else {
+                connection.sink_ready(events);
+            }
+            self.settle(port);
+        })
+    }
+
+    /// Whether the guest's packets can be taken.
+    pub(super) fn accepts_packets(&self) -> bool {
+        self.resets.len() < MAX_RESETS
+    }
+
+    /// Whether [`Backend::fill`] is worth a receive buffer.
+    pub(super) fn has_output(&self) -> bool {
+        !self.resets.is_empty() || !self.turns.is_empty()
+    }
+
+    /// A packet from the guest.
+    pub(super) fn receive(&mut self, packet: &Incoming) {
+        let ours = packet.src_cid() == GUEST_CID && packet.dst_cid() == HOST_CID && packet.kind() == TYPE_STREAM;
+        let port = packet.dst_port();
+        match self.connections.get_mut(&port).filter(|connection| ours && connection.is_with(packet.src_port())) {
+            Some(connection) => {
+                if let Err(Violation(what)) = Self::advance(connection, packet) {
+                    tracing::debug!(port, what, "guest broke the vsock protocol: connection reset");
+                    connection.close();
+                    self.reset(packet);
+                } else if connection.is_shut() {
+                    connection.close();
+                    self.reset(packet);
+                }
+                self.settle(port);
+            }
+            None if ours && packet.op() == OP_REQUEST => self.request(packet),
+            None => self.reset(packet),
+        }
+    }
+
+    /// Makes `packet` the next packet to the guest; false if there is none.
+    pub(super) fn fill(&mut self, packet: &mut Packet) -> bool {
+        packet.set_src_cid(HOST_CID).set_dst_cid(GUEST_CID).set_type(TYPE_STREAM);
+        if let Some(Reset { host_port, guest_port }) = self.resets.pop_front() {
+            packet.set_src_port(host_port).set_dst_port(guest_port).set_op(OP_RST);
+            packet.set_len(0).set_flags(0).set_buf_alloc(0).set_fwd_cnt(0);
+            return true;
+        }
+        while let Some(port) = self.turns.pop_front() {
+            let Some(connection) = self.connections.get_mut(&port) else { continue };
+            connection.queued = false;
+            let filled = connection.fill(packet.set_src_port(port));
+            self.settle(port);
+            if filled {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Number of connections, pending resets and pending turns.
+    #[cfg(test)]
+    pub(super) fn sizes(&self) -> (usize, usize, usize) {
+        (self.connections.len(), self.resets.len(), self.turns.len())
+    }
+
+    fn advance(connection: &mut Connection, packet: &Incoming) -> Result<(), Violation> {
+        connection.update_credit(packet);
+        match packet.op() {
+            OP_RW => connection.receive(packet)?,
+            OP_SHUTDOWN => connection.shutdown(packet.flags()),
+            OP_CREDIT_UPDATE => {}
+            OP_CREDIT_REQUEST => connection.credit_request(),
+            OP_RST => connection.close(),
+            _ => return Err(Violation("operation that no open connection has")),
+        }
+        Ok(())
+    }
+
+    fn request(&mut self, packet: &Incoming) {
+        let port = packet.dst_port();
+        let accepted = self.ports.take(port).map(|listener| Connection::accept(packet, listener, &self.watcher));
+        match accepted {
+            Some(Ok(connection)) => {
+                self.connections.insert(port, connection);
+                self.settle(port);
+            }
+            Some(Err(error)) => {
+                tracing::warn!(port, %error, "cannot serve a stream's descriptor");
+                self.reset(packet);
+            }
+            None => self.reset(packet),
+        }
+    }
+
+    fn reset(&mut self, packet: &Incoming) {
+        // A reset is never answered, or both sides would go on for ever.
+        if packet.op() != OP_RST {
+            self.resets.push_back(Reset { host_port: packet.dst_port(), guest_port: packet.src_port() });
+        }
+    }
+
+    /// Puts a connection in line, or away.
+    fn settle(&mut self, port: u32) {
+        let Some(connection) = self.connections.get_mut(&port) else { return };
+        if connection.is_finished() {
+            self.connections.remove(&port);
+        } else if !connection.queued && connection.wants_to_send() {
+            connection.queued = true;
+            self.turns.push_back(port);
+        }
+    }
+}

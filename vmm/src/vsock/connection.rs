@@ -1,0 +1,354 @@
+//! One connection: the stream protocol's state machine and credit, between the guest and two descriptors.
+
+use std::io;
+use std::num::Wrapping;
+use std::sync::Arc;
+
+use nix::sys::epoll::EpollFlags;
+use vm_memory::VolatileSlice;
+use vm_memory::volatile_memory::PtrGuard;
+
+use super::backlog::Backlog;
+use super::descriptor::{Descriptor, Direction, Watcher};
+use super::header::{OP_CREDIT_UPDATE, OP_RESPONSE, OP_RW, OP_SHUTDOWN, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
+use super::packet::Incoming;
+use super::ports::{Flow, Listener};
+use super::{BUFFER_SIZE, MAX_PAYLOAD, Packet};
+
+/// The guest broke the protocol; its connection has to be reset.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Violation(pub(super) &'static str);
+
+/// A descriptor and whether trying it makes sense.
+#[derive(Debug)]
+struct End {
+    descriptor: Descriptor,
+    /// False from the moment it would have blocked until the watcher tells.
+    ready: bool,
+}
+
+impl End {
+    fn new(
+        fd: Option<std::os::fd::OwnedFd>,
+        way: Direction,
+        port: u32,
+        watcher: &Arc<Watcher>,
+    ) -> io::Result<Option<Self>> {
+        let Some(fd) = fd else { return Ok(None) };
+        let token = u64::from(port) << 1 | u64::from(way == Direction::Write);
+        Ok(Some(Self { descriptor: Descriptor::new(fd, way, token, watcher)?, ready: true }))
+    }
+}
+
+/// What the guest has to be told.
+#[derive(Debug, Default)]
+struct Pending {
+    response: bool,
+    credit: bool,
+    shutdown: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Connection {
+    guest_port: u32,
+    source: Option<End>,
+    sink: Option<End>,
+    backlog: Backlog,
+    flow: Arc<Flow>,
+    pending: Pending,
+    /// Flags of our last `OP_SHUTDOWN`, or of the one that is pending.
+    our_shutdown: u32,
+    guest_shutdown: u32,
+    /// The guest's side is gone; only the backlog is left to be written.
+    closed: bool,
+    /// Bytes received, and of those the bytes handed over or dropped (virtio 1.2, 5.10.6.3).
+    received: Wrapping<u32>,
+    forwarded: Wrapping<u32>,
+    /// `forwarded` as the guest knows it.
+    told_forwarded: Wrapping<u32>,
+    sent: Wrapping<u32>,
+    guest_forwarded: Wrapping<u32>,
+    guest_buffer: u32,
+    /// Whether the backend has it in its list of connections with something to send.
+    pub(super) queued: bool,
+}
+
+impl Connection {
+    /// Accepts the guest's request.
+    pub(super) fn accept(request: &Incoming, listener: Listener, watcher: &Arc<Watcher>) -> io::Result<Self> {
+        let port = request.dst_port();
+        let Listener { bridge, flow } = listener;
+        Ok(Self {
+            guest_port: request.src_port(),
+            source: End::new(bridge.source, Direction::Read, port, watcher)?,
+            sink: End::new(bridge.sink, Direction::Write, port, watcher)?,
+            backlog: Backlog::default(),
+            flow,
+            pending: Pending { response: true, ..Pending::default() },
+            our_shutdown: 0,
+            guest_shutdown: 0,
+            closed: false,
+            received: Wrapping(0),
+            forwarded: Wrapping(0),
+            told_forwarded: Wrapping(0),
+            sent: Wrapping(0),
+            guest_forwarded: Wrapping(request.fwd_cnt()),
+            guest_buffer: request.buf_alloc(),
+            queued: false,
+        })
+    }
+
+    /// Whether a packet from this guest port belongs to it.
+    pub(super) fn is_with(&self, guest_port: u32) -> bool {
+        !self.closed && self.guest_port == guest_port
+    }
+
+    /// Nothing is left to do.
+    pub(super) fn is_finished(&self) -> bool {
+        self.closed && self.backlog.is_empty()
+    }
+
+    /// Every packet carries the guest's credit.
+    pub(super) fn update_credit(&mut self, packet: &Incoming) {
+        self.guest_buffer = packet.buf_alloc();
+        self.guest_forwarded = Wrapping(packet.fwd_cnt());
+    }
+
+    /// The guest asks how much it may send.
+    pub(super) fn credit_request(&mut self) {
+        self.pending.credit = true;
+    }
+
+    /// The guest sent data.
+    pub(super) fn receive(&mut self, packet: &Incoming) -> Result<(), Violation> {
+        if self.guest_shutdown & SHUTDOWN_SEND != 0 {
+            return Err(Violation("data after the end of data"));
+        }
+        if packet.len() > BUFFER_SIZE - (self.received - self.forwarded).0 {
+            return Err(Violation("more data than its credit allows"));
+        }
+        self.received += packet.len();
+        let written = if self.backlog.is_empty() { self.write_through(packet.payload()) } else { 0 };
+        if self.sink.is_none() {
+            // Dropped; the guest was told that nobody receives, or nobody ever did.
+            self.forwarded = self.received;
+        } else if written < packet.len() as usize {
+            self.keep(packet.payload(), written);
+        }
+        self.offer_credit();
+        Ok(())
+    }
+
+    /// The guest receives or sends no more.
+    pub(super) fn shutdown(&mut self, flags: u32) {
+        self.guest_shutdown |= flags & (SHUTDOWN_RECEIVE | SHUTDOWN_SEND);
+        if self.guest_shutdown & SHUTDOWN_RECEIVE != 0 {
+            self.source = None;
+        }
+        self.close_drained_sink();
+    }
+
+    /// Whether the guest has ended both directions: it waits for a reset.
+    pub(super) fn is_shut(&self) -> bool {
+        self.guest_shutdown == SHUTDOWN_RECEIVE | SHUTDOWN_SEND
+    }
+
+    /// The guest's side is gone; what it sent before is still written.
+    pub(super) fn close(&mut self) {
+        self.closed = true;
+        self.source = None;
+        self.guest_shutdown = SHUTDOWN_RECEIVE | SHUTDOWN_SEND;
+        self.close_drained_sink();
+    }
+
+    /// The source may have something to read.
+    pub(super) fn source_ready(&mut self) {
+        if let Some(source) = &mut self.source {
+            source.ready = true;
+        }
+    }
+
+    /// The sink may take more, or lost its reader.
+    pub(super) fn sink_ready(&mut self, events: EpollFlags) {
+        let Some(sink) = &mut self.sink else { return };
+        sink.ready = true;
+        if events.contains(EpollFlags::EPOLLERR) {
+            return self.lose_sink();
+        }
+        while !self.backlog.is_empty() {
+            let bytes = self.backlog.as_slice();
+            let part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+            // SAFETY: the part is one slice, and only read.
+            let Some(count) = (unsafe { self.write(&[part]) }) else { break };
+            self.backlog.consume(count);
+        }
+        self.flow.set_unwritten(self.backlog.len());
+        self.offer_credit();
+        self.close_drained_sink();
+    }
+
+    /// Whether [`Connection::fill`] may have something to say.
+    pub(super) fn wants_to_send(&self) -> bool {
+        let Pending { response, credit, shutdown } = self.pending;
+        let readable = self.source.as_ref().is_some_and(|source| source.ready) && self.credit() > 0;
+        !self.closed && (response || credit || shutdown || readable)
+    }
+
+    /// Makes `packet` the next packet to the guest: its operation, flags, payload and credit. False if there is none.
+    pub(super) fn fill(&mut self, packet: &mut Packet) -> bool {
+        if self.closed {
+            return false;
+        }
+        packet.set_flags(0).set_len(0);
+        if std::mem::take(&mut self.pending.response) {
+            packet.set_op(OP_RESPONSE);
+        } else if !self.pending.shutdown
+            && let Some(count) = self.read_to(packet)
+        {
+            packet.set_op(OP_RW).set_len(count);
+        } else if std::mem::take(&mut self.pending.shutdown) {
+            packet.set_op(OP_SHUTDOWN).set_flags(self.our_shutdown);
+        } else if self.pending.credit {
+            packet.set_op(OP_CREDIT_UPDATE);
+        } else {
+            return false;
+        }
+        // Every packet carries our credit.
+        self.pending.credit = false;
+        self.told_forwarded = self.forwarded;
+        packet.set_dst_port(self.guest_port).set_buf_alloc(BUFFER_SIZE).set_fwd_cnt(self.forwarded.0);
+        true
+    }
+
+    /// Bytes the guest has room for. A guest that claims to have forwarded what was never sent has none.
+    fn credit(&self) -> u32 {
+        self.guest_buffer.saturating_sub((self.sent - self.guest_forwarded).0)
+    }
+
+    /// Reads the source straight into the packet's buffer.
+    fn read_to(&mut self, packet: &Packet) -> Option<u32> {
+        let credit = self.credit();
+        let source = self.source.as_mut().filter(|source| source.ready)?;
+        let data = packet.data_slice()?;
+        let len = data.len().min(credit.min(MAX_PAYLOAD) as usize);
+        if len == 0 {
+            return None;
+        }
+        // SAFETY: the slice is guest memory of at least `len` bytes, which stays mapped while the guard lives.
+        match unsafe { source.descriptor.read(data.ptr_guard_mut().as_ptr(), len) } {
+            Ok(count @ 1..) => {
+                let count = u32::try_from(count).ok()?;
+                self.sent += count;
+                return Some(count);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => source.ready = false,
+            // A terminal that was hung up says EIO; for the guest all of these are the end of its input.
+            Ok(0) | Err(_) => {
+                self.source = None;
+                self.announce(SHUTDOWN_SEND);
+            }
+        }
+        None
+    }
+
+    /// Writes a payload to the sink straight from guest memory, as far as it goes.
+    fn write_through(&mut self, payload: &[VolatileSlice]) -> usize {
+        let guards: Vec<_> = payload.iter().map(VolatileSlice::ptr_guard).collect();
+        let part = |guard: &PtrGuard| libc::iovec { iov_base: guard.as_ptr().cast_mut().cast(), iov_len: guard.len() };
+        let mut parts: Vec<_> = guards.iter().map(part).collect();
+        let mut left = &mut parts[..];
+        let mut written = 0;
+        while !left.is_empty() {
+            // SAFETY: the parts are slices of guest memory, which stay mapped while the guards live; they are only read.
+            let Some(count) = (unsafe { self.write(left) }) else { break };
+            written += count;
+            left = advance(left, count);
+        }
+        written
+    }
+
+    /// Keeps what the sink did not take of a payload.
+    fn keep(&mut self, payload: &[VolatileSlice], mut written: usize) {
+        for part in payload {
+            let skipped = written.min(part.len());
+            written -= skipped;
+            if let Ok(rest) = part.offset(skipped) {
+                self.backlog.push(&rest);
+            }
+        }
+        self.flow.set_unwritten(self.backlog.len());
+    }
+
+    /// Writes to the sink; `None` if it takes nothing now, or is gone.
+    ///
+    /// # Safety
+    /// `parts` are readable memory.
+    unsafe fn write(&mut self, parts: &[libc::iovec]) -> Option<usize> {
+        let sink = self.sink.as_mut().filter(|sink| sink.ready)?;
+        // SAFETY: the caller's.
+        match unsafe { sink.descriptor.write(parts) } {
+            Ok(0) => {
+                tracing::debug!(port = self.guest_port, "a stream's device takes nothing");
+                self.lose_sink();
+                None
+            }
+            Ok(count) => {
+                self.forwarded += u32::try_from(count).unwrap_or(u32::MAX);
+                Some(count)
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                sink.ready = false;
+                None
+            }
+            Err(error) => {
+                tracing::debug!(port = self.guest_port, %error, "a stream's reader is gone");
+                self.lose_sink();
+                None
+            }
+        }
+    }
+
+    /// Nobody reads any more: as for a pipe, the guest's writers shall get `EPIPE`.
+    fn lose_sink(&mut self) {
+        self.sink = None;
+        self.backlog.clear();
+        self.forwarded = self.received;
+        self.flow.set_unwritten(0);
+        self.announce(SHUTDOWN_RECEIVE);
+    }
+
+    fn close_drained_sink(&mut self) {
+        if self.guest_shutdown & SHUTDOWN_SEND != 0 && self.backlog.is_empty() {
+            self.sink = None;
+        }
+    }
+
+    fn announce(&mut self, flags: u32) {
+        self.our_shutdown |= flags;
+        self.pending.shutdown = true;
+    }
+
+    /// Tells the guest of the room it has again, before it runs dry but not for every packet.
+    fn offer_credit(&mut self) {
+        let guest_sees = BUFFER_SIZE - (self.received - self.told_forwarded).0;
+        if guest_sees < BUFFER_SIZE / 2 && self.forwarded != self.told_forwarded {
+            self.pending.credit = true;
+        }
+    }
+}
+
+/// What is left of `parts` after `count` bytes of them were written.
+fn advance(parts: &mut [libc::iovec], mut count: usize) -> &mut [libc::iovec] {
+    let whole = parts.iter().take_while(|part| {
+        let taken = part.iov_len <= count;
+        count -= if taken { part.iov_len } else { 0 };
+        taken
+    });
+    let whole = whole.count();
+    let left = &mut parts[whole..];
+    if let Some(first) = left.first_mut() {
+        first.iov_base = first.iov_base.wrapping_byte_add(count);
+        first.iov_len -= count;
+    }
+    left
+}

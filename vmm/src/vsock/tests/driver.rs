@@ -1,0 +1,260 @@
+//! A vsock driver in a hundred lines.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+
+use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Address, ByteValued, Bytes, GuestAddress};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::super::backend::Backend;
+use super::super::handler::{EVENT, Handler, RX, TX};
+use super::super::header::TYPE_STREAM;
+use super::super::{GUEST_CID, HOST_CID, Ports};
+use crate::virtio::device::{Activation, Interrupt, Memory, VirtQueue};
+
+pub(super) const QUEUE_SIZE: u16 = 64;
+const BUFFER: u64 = 0x1_1000;
+const MEMORY: usize = 32 << 20;
+
+/// A packet header as the driver writes it.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub(super) struct Header {
+    /// Low and high half, so that the structure has no padding.
+    pub(super) src_cid: [u32; 2],
+    pub(super) dst_cid: [u32; 2],
+    pub(super) src_port: u32,
+    pub(super) dst_port: u32,
+    pub(super) len: u32,
+    pub(super) kind: u16,
+    pub(super) op: u16,
+    pub(super) flags: u32,
+    pub(super) buf_alloc: u32,
+    pub(super) fwd_cnt: u32,
+}
+
+// SAFETY: plain integers without padding.
+unsafe impl ByteValued for Header {}
+
+impl Header {
+    /// From guest port 9, with 64 KiB of credit.
+    pub(super) fn new(dst_port: u32, op: u16) -> Self {
+        Self {
+            src_cid: cid(GUEST_CID),
+            dst_cid: cid(HOST_CID),
+            src_port: 9,
+            dst_port,
+            kind: TYPE_STREAM,
+            op,
+            buf_alloc: 64 << 10,
+            ..Self::default()
+        }
+    }
+}
+
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+pub(super) struct Descriptor {
+    pub(super) addr: u64,
+    pub(super) len: u32,
+    pub(super) flags: u16,
+    pub(super) next: u16,
+}
+
+// SAFETY: plain integers without padding.
+unsafe impl ByteValued for Descriptor {}
+
+fn cid(cid: u64) -> [u32; 2] {
+    [u32::try_from(cid).unwrap(), 0]
+}
+
+/// The rings of one queue, from the driver's side.
+struct Ring {
+    base: u64,
+    avail: u16,
+    used: u16,
+}
+
+impl Ring {
+    fn new(index: usize) -> Self {
+        Self { base: 0x1000 + index as u64 * 0x4000, avail: 0, used: 0 }
+    }
+
+    fn queue(&self) -> Queue {
+        let mut queue = Queue::new(QUEUE_SIZE).unwrap();
+        queue.try_set_desc_table_address(GuestAddress(self.base)).unwrap();
+        queue.try_set_avail_ring_address(GuestAddress(self.base + 0x1000)).unwrap();
+        queue.try_set_used_ring_address(GuestAddress(self.base + 0x2000)).unwrap();
+        queue.set_ready(true);
+        queue
+    }
+
+    fn describe(&self, memory: &Memory, index: u16, descriptor: Descriptor) {
+        memory.write_obj(descriptor, GuestAddress(self.base + u64::from(index) * 16)).unwrap();
+    }
+
+    fn offer(&mut self, memory: &Memory, head: u16) {
+        let slot = self.base + 0x1000 + 4 + u64::from(self.avail % QUEUE_SIZE) * 2;
+        memory.write_obj(head, GuestAddress(slot)).unwrap();
+        self.avail = self.avail.wrapping_add(1);
+        self.set_avail(memory, self.avail);
+    }
+
+    fn set_avail(&self, memory: &Memory, index: u16) {
+        memory.write_obj(index, GuestAddress(self.base + 0x1000 + 2)).unwrap();
+    }
+
+    fn take_used(&mut self, memory: &Memory) -> Option<(u16, u32)> {
+        let index: u16 = memory.read_obj(GuestAddress(self.base + 0x2000 + 2)).unwrap();
+        if index == self.used {
+            return None;
+        }
+        let slot = GuestAddress(self.base + 0x2000 + 4 + u64::from(self.used % QUEUE_SIZE) * 8);
+        self.used = self.used.wrapping_add(1);
+        let head: u32 = memory.read_obj(slot).unwrap();
+        Some((head.try_into().unwrap(), memory.read_obj(slot.unchecked_add(4)).unwrap()))
+    }
+}
+
+pub(super) struct Driver {
+    pub(super) memory: Memory,
+    pub(super) ports: Ports,
+    pub(super) line: Arc<EventFd>,
+    pub(super) status: Arc<AtomicU32>,
+    rings: [Ring; 3],
+    next: u16,
+    handler: Handler,
+}
+
+impl Driver {
+    /// A driver whose receive buffers are all offered.
+    pub(super) fn new() -> Self {
+        let mut driver = Self::without_buffers(false);
+        driver.offer_receive_buffers(QUEUE_SIZE);
+        driver
+    }
+
+    pub(super) fn without_buffers(restored: bool) -> Self {
+        let memory = Memory::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
+        let ports = Ports::new().unwrap();
+        let rings = [RX, TX, EVENT].map(Ring::new);
+        let kick = || EventFd::new(EFD_NONBLOCK).unwrap();
+        let queues = rings.iter().map(|ring| VirtQueue { queue: ring.queue(), kick: kick() }).collect();
+        let (status, line) = (Arc::new(AtomicU32::new(0)), Arc::new(kick()));
+        let interrupt = Interrupt::new(Arc::clone(&status), Arc::clone(&line));
+        let activation = Activation { memory: memory.clone(), queues, interrupt, features: 0 };
+        let handler = Handler::new(activation, Backend::new(ports.clone()).unwrap(), restored);
+        Self { memory, ports, line, status, rings, next: 0, handler }
+    }
+
+    pub(super) fn offer_receive_buffers(&mut self, count: u16) {
+        for index in 0..count {
+            self.offer_receive_buffer(index);
+        }
+    }
+
+    fn offer_receive_buffer(&mut self, index: u16) {
+        let flags = u16::try_from(VRING_DESC_F_WRITE).unwrap();
+        let buffer = Descriptor { addr: Self::buffer(RX, index), len: 4096, flags, next: 0 };
+        self.rings[RX].describe(&self.memory, index, buffer);
+        self.rings[RX].offer(&self.memory, index);
+    }
+
+    pub(super) fn offer_event_buffer(&mut self) {
+        let flags = u16::try_from(VRING_DESC_F_WRITE).unwrap();
+        let buffer = Descriptor { addr: Self::buffer(EVENT, 0), len: 4, flags, next: 0 };
+        self.rings[EVENT].describe(&self.memory, 0, buffer);
+        self.rings[EVENT].offer(&self.memory, 0);
+    }
+
+    pub(super) fn take_event(&mut self) -> Option<u32> {
+        let (head, written) = self.rings[EVENT].take_used(&self.memory)?;
+        Some(self.memory.read_obj(GuestAddress(Self::buffer(EVENT, head))).unwrap()).filter(|_| written == 4)
+    }
+
+    fn buffer(queue: usize, index: u16) -> u64 {
+        0x10_0000 + (queue as u64 * u64::from(QUEUE_SIZE) + u64::from(index)) * BUFFER
+    }
+
+    /// Puts a packet into the transmit queue, in one, two or three descriptors.
+    pub(super) fn put(&mut self, mut header: Header, data: &[u8]) {
+        header.len = data.len().try_into().unwrap();
+        let head = self.next_head();
+        let addr = Self::buffer(TX, head);
+        self.memory.write_obj(header, GuestAddress(addr)).unwrap();
+        self.memory.write_slice(data, GuestAddress(addr + 44)).unwrap();
+        let length = 44 + header.len;
+        let cuts: &[u32] = match head / 4 % 3 {
+            0 => &[0, length],
+            1 => &[0, 44.min(length), length],
+            _ => &[0, 20, 44 + header.len / 3, length],
+        };
+        let parts = u16::try_from(cuts.len() - 1).unwrap();
+        for (cut, index) in cuts.windows(2).zip(0..parts).rev() {
+            let more = if index + 1 < parts { u16::try_from(VRING_DESC_F_NEXT).unwrap() } else { 0 };
+            let (addr, len) = (addr + u64::from(cut[0]), cut[1] - cut[0]);
+            let descriptor = Descriptor { addr, len, flags: more, next: head + index + 1 };
+            self.rings[TX].describe(&self.memory, head + index, descriptor);
+        }
+        self.rings[TX].offer(&self.memory, head);
+    }
+
+    /// The first of four descriptors that are free.
+    pub(super) fn next_head(&mut self) -> u16 {
+        self.next = (self.next + 4) % QUEUE_SIZE;
+        self.next
+    }
+
+    pub(super) fn put_raw(&mut self, head: u16, descriptor: Descriptor) {
+        self.rings[TX].describe(&self.memory, head, descriptor);
+        self.rings[TX].offer(&self.memory, head);
+    }
+
+    pub(super) fn claim_available(&mut self, queue: usize, index: u16) {
+        self.rings[queue].set_avail(&self.memory, index);
+    }
+
+    pub(super) fn serve(&mut self) {
+        self.handler.serve();
+    }
+
+    /// What the event loop does when a host descriptor became ready.
+    pub(super) fn host_events(&mut self) {
+        self.handler.dispatch().unwrap();
+        self.handler.serve();
+    }
+
+    pub(super) fn backend(&self) -> &Backend {
+        self.handler.backend()
+    }
+
+    pub(super) fn sent_back(&mut self) -> usize {
+        std::iter::from_fn(|| self.rings[TX].take_used(&self.memory)).count()
+    }
+
+    /// Takes what the device delivered, and offers the buffers again.
+    pub(super) fn receive(&mut self) -> Vec<(Header, Vec<u8>)> {
+        let mut packets = Vec::new();
+        while let Some((head, written)) = self.rings[RX].take_used(&self.memory) {
+            let addr = Self::buffer(RX, head);
+            let header: Header = self.memory.read_obj(GuestAddress(addr)).unwrap();
+            assert_eq!((header.src_cid, header.dst_cid, header.kind), (cid(HOST_CID), cid(GUEST_CID), TYPE_STREAM));
+            assert_eq!(written, 44 + header.len);
+            let mut data = vec![0; header.len as usize];
+            self.memory.read_slice(&mut data, GuestAddress(addr + 44)).unwrap();
+            packets.push((header, data));
+            self.offer_receive_buffer(head);
+        }
+        packets
+    }
+
+    /// Sends one packet and returns what comes back at once.
+    pub(super) fn exchange(&mut self, header: Header, data: &[u8]) -> Vec<(Header, Vec<u8>)> {
+        self.put(header, data);
+        self.serve();
+        self.sent_back();
+        self.receive()
+    }
+}

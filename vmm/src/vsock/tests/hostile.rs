@@ -1,0 +1,141 @@
+//! A guest that does not keep to the protocol (row 7 and 9 of the first list in the threat model).
+
+use super::driver::{Descriptor, QUEUE_SIZE};
+use super::*;
+
+fn ops(packets: &[(Header, Vec<u8>)]) -> Vec<u16> {
+    packets.iter().map(|(header, _)| header.op).collect()
+}
+
+#[test]
+fn unknown_ports_and_wrong_addresses_are_reset() {
+    let mut driver = Driver::new();
+    let (port, _) = driver.ports.listen(bridge(NONE, NONE));
+    let wrong = [
+        Header::new(port + 1, OP_REQUEST),
+        Header { src_cid: [4, 0], ..Header::new(port, OP_REQUEST) },
+        Header { dst_cid: [2, 1], ..Header::new(port, OP_REQUEST) },
+        Header { kind: 2, ..Header::new(port, OP_REQUEST) },
+        Header::new(port, OP_RW),
+        Header::new(port, 77),
+    ];
+    for header in wrong {
+        let answer = driver.exchange(header, b"x");
+        assert_eq!(ops(&answer), [OP_RST], "{header:?}");
+        assert_eq!(answer[0].0.dst_port, 9);
+    }
+    assert!(driver.exchange(Header::new(port + 1, OP_RST), b"").is_empty(), "a reset is never answered");
+    assert_eq!(ops(&driver.exchange(Header::new(port, OP_REQUEST), b"")), [OP_RESPONSE], "the port is still there");
+}
+
+#[test]
+fn a_port_takes_one_connection() {
+    let (mut driver, port, _) = connected(bridge(NONE, NONE));
+    let other = Header { src_port: 10, ..Header::new(port, OP_REQUEST) };
+    assert_eq!(ops(&driver.exchange(other, b"")), [OP_RST]);
+    assert_eq!(ops(&driver.exchange(Header::new(port, OP_REQUEST), b"")), [OP_RST], "asking twice ends it");
+    assert_eq!(ops(&driver.exchange(Header::new(port, OP_REQUEST), b"")), [OP_RST], "and it stays ended");
+}
+
+#[test]
+fn a_hundred_thousand_connects_and_resets_leave_nothing() {
+    let mut driver = Driver::new();
+    let mut answered = 0;
+    for round in 0..100_000 {
+        let op = if round % 2 == 0 { OP_REQUEST } else { OP_RST };
+        let header = Header { src_port: round, ..Header::new(2000 + round % 7, op) };
+        answered += driver.exchange(header, b"").len();
+    }
+    assert_eq!(answered, 50_000);
+    assert_eq!(driver.backend().sizes(), (0, 0, 0));
+}
+
+#[test]
+fn a_guest_that_takes_no_answers_is_not_listened_to() {
+    let mut driver = Driver::without_buffers(false);
+    for _ in 0..100 {
+        for _ in 0..QUEUE_SIZE / 4 {
+            driver.put(Header::new(5, OP_REQUEST), b"");
+        }
+        driver.serve();
+        if driver.sent_back() == 0 {
+            break;
+        }
+    }
+    let (_, resets, _) = driver.backend().sizes();
+    assert_eq!(resets, 256, "the bound of pending answers");
+    driver.offer_receive_buffers(QUEUE_SIZE);
+    driver.serve();
+    assert!(driver.sent_back() > 0, "and then it is again");
+}
+
+#[test]
+fn data_beyond_the_credit_resets_the_connection() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let (mut driver, port, flow) = connected(bridge(NONE, Some(writer)));
+    let data = vec![1; 64 << 10];
+    let mut answers = Vec::new();
+    // Nobody reads: the pipe takes 64 KiB, the device 256 KiB.
+    for _ in 0..6 {
+        answers.extend(driver.exchange(Header::new(port, OP_RW), &data));
+    }
+    assert_eq!(ops(&answers).last(), Some(&OP_RST), "{answers:?}");
+    assert!(!flow.is_drained(), "what was within the credit is still written");
+    drop(reader);
+    driver.host_events();
+    assert!(flow.is_drained());
+    assert_eq!(driver.backend().sizes(), (0, 0, 0));
+}
+
+#[test]
+fn false_credit_stops_the_device_and_nothing_else() {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    std::io::Write::write_all(&mut writer, b"input").unwrap();
+    let mut driver = Driver::new();
+    let (port, _) = driver.ports.listen(bridge(Some(reader), NONE));
+    // It claims to have forwarded what it never got.
+    let lie = Header { fwd_cnt: 1, buf_alloc: 4096, ..Header::new(port, OP_REQUEST) };
+    assert_eq!(ops(&driver.exchange(lie, b"")), [OP_RESPONSE]);
+    let truth = Header { buf_alloc: 3, ..Header::new(port, OP_CREDIT_UPDATE) };
+    let answer = driver.exchange(truth, b"");
+    assert_eq!(answer[0].1, b"inp", "never more than there is room for");
+    let shrunk = Header { buf_alloc: 0, fwd_cnt: u32::MAX, ..Header::new(port, OP_CREDIT_UPDATE) };
+    assert!(driver.exchange(shrunk, b"").is_empty());
+}
+
+#[test]
+fn chains_that_are_no_packets_are_given_back() {
+    let mut driver = Driver::new();
+    let hostile = [
+        Descriptor { addr: 0x10_0000, len: 10, flags: 0, next: 0 },
+        Descriptor { addr: 0x10_0000, len: 44, flags: 2, next: 0 },
+        Descriptor { addr: u64::MAX - 10, len: 44, flags: 0, next: 0 },
+        Descriptor { addr: 1 << 40, len: u32::MAX, flags: 0, next: 0 },
+        Descriptor { addr: 0x10_0000, len: 44, flags: 1, next: QUEUE_SIZE + 1 },
+        Descriptor { addr: 0x10_0000, len: 0, flags: 0, next: 0 },
+        Descriptor { addr: 0x10_0000, len: 64, flags: 4, next: 0 },
+    ];
+    for descriptor in hostile {
+        let head = driver.next_head();
+        driver.put_raw(head, descriptor);
+    }
+    // One that is its own successor, with a header that announces 4 GiB.
+    let head = driver.next_head();
+    let header = Header { len: u32::MAX, ..Header::new(5, OP_RW) };
+    vm_memory::Bytes::write_obj(&driver.memory, header, vm_memory::GuestAddress(0x20_0000)).unwrap();
+    driver.put_raw(head, Descriptor { addr: 0x20_0000, len: 44, flags: 1, next: head });
+    driver.serve();
+    assert_eq!(driver.sent_back(), hostile.len() + 1);
+}
+
+#[test]
+fn an_index_that_jumps_is_ignored() {
+    for queue in [0, 1, 2] {
+        let mut driver = Driver::without_buffers(true);
+        driver.claim_available(queue, 30_000);
+        driver.put(Header::new(5, OP_REQUEST), b"");
+        driver.claim_available(queue, 30_000);
+        driver.serve();
+        assert!(driver.receive().is_empty());
+    }
+}

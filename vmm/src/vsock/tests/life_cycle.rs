@@ -1,0 +1,78 @@
+//! The test every device passes, and the device's configuration space.
+
+use std::io::Read;
+
+use virtio_queue::QueueT;
+
+use super::super::handler::{EVENT, RX, TX};
+use super::super::{GUEST_CID, Ports, Vsock, VsockState};
+use super::*;
+use crate::virtio::device::{ActivateError, Activation, Interrupt, VirtQueue, VirtioDevice};
+use crate::virtio::testing::{self, LoopThread};
+use vm_memory::ByteValued;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+fn op(packet: &[u8]) -> u16 {
+    Header::from_slice(packet).unwrap().op
+}
+
+/// Connects, sends a line and closes.
+fn work(ports: &Ports, driver: &mut testing::Driver<Vsock>) {
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let (port, _) = ports.listen(bridge(NONE, Some(writer)));
+    driver.offer(RX, &[], &[44, 100]);
+    driver.request(TX, &[Header::new(port, OP_REQUEST).as_slice()], &[]);
+    assert_eq!(op(&driver.wait_used(RX).data), OP_RESPONSE);
+    let line = Header { len: 5, ..Header::new(port, OP_RW) };
+    driver.request(TX, &[line.as_slice(), b"line\n"], &[]);
+    driver.offer(RX, &[], &[44, 100]);
+    let end = Header { flags: SHUTDOWN_RECEIVE | SHUTDOWN_SEND, ..Header::new(port, OP_SHUTDOWN) };
+    driver.request(TX, &[end.as_slice()], &[]);
+    assert_eq!(op(&driver.wait_used(RX).data), OP_RST);
+    let mut said = String::new();
+    reader.read_to_string(&mut said).unwrap();
+    assert_eq!(said, "line\n");
+}
+
+#[test]
+fn the_device_passes_the_test_of_all_devices() {
+    let event_loop = LoopThread::start();
+    let ports = Ports::new().unwrap();
+    let make = |state: Option<VsockState>| Vsock::new(ports.clone(), event_loop.handle(), state).unwrap();
+    let mut rounds = 0;
+    testing::life_cycle(make, |driver| {
+        work(&ports, driver);
+        rounds += 1;
+        if rounds == 2 {
+            // The restored one: the guest is told that its connections are gone.
+            assert_eq!(driver.request(EVENT, &[], &[4]), [0; 4]);
+        }
+    });
+    assert_eq!(rounds, 3);
+}
+
+#[test]
+fn the_configuration_is_the_guests_cid() {
+    let event_loop = LoopThread::start();
+    let device = Vsock::new(Ports::new().unwrap(), event_loop.handle(), None).unwrap();
+    let mut data = [0xff; 12];
+    device.read_config(0, &mut data);
+    assert_eq!(data[..8], GUEST_CID.to_le_bytes());
+    assert_eq!(data[8..], [0; 4]);
+    device.read_config(u64::MAX, &mut data[..2]);
+    assert_eq!(data[..2], [0; 2]);
+}
+
+#[test]
+fn a_queue_that_is_not_enabled_is_an_error() {
+    let event_loop = LoopThread::start();
+    let mut device = Vsock::new(Ports::new().unwrap(), event_loop.handle(), None).unwrap();
+    let event = || EventFd::new(EFD_NONBLOCK).unwrap();
+    let mut queues: Vec<_> = device.queue_sizes().iter().map(|size| VirtQueue::new(*size, event())).collect();
+    queues[RX].queue.set_ready(true);
+    let memory = vm_memory::GuestMemoryMmap::from_ranges(&[(vm_memory::GuestAddress(0), 4096)]).unwrap();
+    let interrupt = Interrupt::new(std::sync::Arc::default(), std::sync::Arc::new(event()));
+    let result = device.activate(Activation { memory, queues, interrupt, features: 0 });
+    assert!(matches!(result, Err(ActivateError::QueueDisabled(TX))));
+    assert!(device.quiesce().is_empty());
+}

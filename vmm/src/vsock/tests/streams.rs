@@ -1,0 +1,220 @@
+//! Bytes from descriptors to the guest and back.
+
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+
+use super::super::BUFFER_SIZE;
+use super::*;
+
+fn rw(port: u32) -> Header {
+    Header::new(port, OP_RW)
+}
+
+#[test]
+fn both_directions_of_a_socket() {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let (mut driver, port, flow) = connected(bridge(Some(ours.try_clone().unwrap()), Some(ours)));
+    assert!(driver.exchange(rw(port), b"to the host").is_empty());
+    let mut got = [0; 11];
+    theirs.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"to the host");
+    assert!(flow.is_drained());
+    theirs.write_all(b"to the guest").unwrap();
+    driver.host_events();
+    let packets = driver.receive();
+    assert_eq!(packets[0].1, b"to the guest");
+    assert_eq!(packets[0].0.fwd_cnt, 11);
+    drop(theirs);
+    driver.host_events();
+    let end = driver.receive();
+    assert_eq!((end[0].0.op, end[0].0.flags), (OP_SHUTDOWN, SHUTDOWN_SEND));
+}
+
+#[test]
+fn input_stops_at_the_guests_credit_and_goes_on() {
+    let file = tempfile::tempfile().unwrap();
+    let content: Vec<u8> = (0..200_000_u32).map(|n| n.to_le_bytes()[0]).collect();
+    (&file).write_all(&content).unwrap();
+    std::io::Seek::rewind(&mut (&file)).unwrap();
+    let mut driver = Driver::new();
+    let (port, _) = driver.ports.listen(bridge(Some(file), NONE));
+    driver.put(Header::new(port, OP_REQUEST), b"");
+    let mut got: Vec<u8> = Vec::new();
+    let mut ended = false;
+    for round in 1..=4 {
+        driver.serve();
+        while let packets @ [_, ..] = driver.receive().as_slice() {
+            for (header, data) in packets {
+                ended |= header.op == OP_SHUTDOWN;
+                got.extend(data);
+            }
+            driver.serve();
+        }
+        assert_eq!(got.len(), content.len().min(round * (64 << 10)));
+        let fwd_cnt = got.len().try_into().unwrap();
+        driver.put(Header { fwd_cnt, ..Header::new(port, OP_CREDIT_UPDATE) }, b"");
+    }
+    assert!(ended && got == content);
+}
+
+#[test]
+fn a_slow_reader_gets_everything_and_the_guest_its_credit_back() {
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let (mut driver, port, flow) = connected(bridge(NONE, Some(writer)));
+    let (mut sent, mut forwarded, mut sum) = (0_u32, 0_u32, 0_usize);
+    while sent < 4 << 20 {
+        let credit = BUFFER_SIZE - (sent - forwarded);
+        let packets = if credit > 0 {
+            let data = vec![1; credit.min(64 << 10) as usize];
+            sent += credit.min(64 << 10);
+            driver.exchange(rw(port), &data)
+        } else {
+            assert!(!flow.is_drained());
+            sum += reader.read(&mut vec![0; 100_000]).unwrap();
+            driver.host_events();
+            driver.receive()
+        };
+        for (header, _) in packets {
+            assert_eq!(header.op, OP_CREDIT_UPDATE);
+            forwarded = header.fwd_cnt;
+        }
+    }
+    driver.put(Header { flags: SHUTDOWN_RECEIVE | SHUTDOWN_SEND, ..Header::new(port, OP_SHUTDOWN) }, b"");
+    driver.serve();
+    assert_eq!(driver.receive().last().unwrap().0.op, OP_RST, "the guest does not wait for our reader");
+    while sum < sent as usize {
+        sum += reader.read(&mut vec![0; 100_000]).unwrap();
+        driver.host_events();
+    }
+    assert!(flow.is_drained());
+    assert_eq!(reader.read(&mut [0; 1]).unwrap(), 0, "closed once everything was written");
+    assert_eq!(driver.backend().sizes(), (0, 0, 0));
+}
+
+#[test]
+fn drained_is_told_when_it_was_asked_for() {
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let (mut driver, port, flow) = connected(bridge(NONE, Some(writer)));
+    driver.exchange(rw(port), &vec![7; 64 << 10]);
+    driver.exchange(rw(port), &vec![8; 64 << 10]);
+    assert!(!flow.is_drained());
+    assert!(driver.ports.drained().read().is_err());
+    reader.read_exact(&mut vec![0; 64 << 10]).unwrap();
+    driver.host_events();
+    assert_eq!(driver.ports.drained().read().unwrap(), 1);
+    assert!(flow.is_drained());
+}
+
+#[test]
+fn a_reader_that_is_gone_is_told_to_the_guest() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let (mut driver, port, flow) = connected(bridge(NONE, Some(writer)));
+    drop(reader);
+    driver.host_events();
+    let answer = driver.receive();
+    assert_eq!((answer[0].0.op, answer[0].0.flags), (OP_SHUTDOWN, SHUTDOWN_RECEIVE));
+    for _ in 0..10 {
+        driver.exchange(rw(port), &vec![0; 64 << 10]);
+    }
+    assert!(flow.is_drained(), "what was under way is dropped, its credit returned");
+}
+
+#[test]
+fn half_closes_in_either_order() {
+    for guest_first in [true, false] {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let (input, input_writer) = std::io::pipe().unwrap();
+        let (mut driver, port, _) = connected(bridge(Some(input), Some(writer)));
+        let guest_ends = |driver: &mut Driver| {
+            driver.exchange(rw(port), b"last words");
+            driver.exchange(Header { flags: SHUTDOWN_SEND, ..Header::new(port, OP_SHUTDOWN) }, b"")
+        };
+        if guest_first {
+            assert!(guest_ends(&mut driver).is_empty());
+            let mut said = String::new();
+            reader.read_to_string(&mut said).unwrap();
+            assert_eq!(said, "last words");
+        }
+        (&input_writer).write_all(b"more input").unwrap();
+        drop(input_writer);
+        driver.host_events();
+        let packets = driver.receive();
+        assert_eq!(packets[0].1, b"more input");
+        assert_eq!(packets[1].0.op, OP_SHUTDOWN);
+        if !guest_first {
+            assert!(guest_ends(&mut driver).is_empty());
+        }
+        let end = driver.exchange(Header { flags: SHUTDOWN_RECEIVE, ..Header::new(port, OP_SHUTDOWN) }, b"");
+        assert_eq!(end[0].0.op, OP_RST);
+        assert_eq!(driver.backend().sizes(), (0, 0, 0));
+    }
+}
+
+#[test]
+fn data_after_the_end_of_data_is_refused() {
+    let (_reader, writer) = std::io::pipe().unwrap();
+    let (mut driver, port, _) = connected(bridge(NONE, Some(writer)));
+    driver.exchange(Header { flags: SHUTDOWN_SEND, ..Header::new(port, OP_SHUTDOWN) }, b"");
+    assert_eq!(driver.exchange(rw(port), b"x")[0].0.op, OP_RST);
+}
+
+#[test]
+fn a_port_that_is_closed_gives_its_descriptors_back() {
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let mut driver = Driver::new();
+    let (port, _) = driver.ports.listen(bridge(NONE, Some(writer)));
+    driver.ports.close(port);
+    assert_eq!(reader.read(&mut [0; 1]).unwrap(), 0);
+    assert_eq!(driver.exchange(Header::new(port, OP_REQUEST), b"")[0].0.op, OP_RST);
+}
+
+#[test]
+fn the_flags_of_a_passed_descriptor_stay() {
+    let (_reader, writer) = std::io::pipe().unwrap();
+    let (input, _input_writer) = std::io::pipe().unwrap();
+    let kept = (writer.try_clone().unwrap(), input.try_clone().unwrap());
+    let (mut driver, port, _) = connected(bridge(Some(input), Some(writer)));
+    for _ in 0..3 {
+        driver.exchange(rw(port), &vec![0; 64 << 10]);
+    }
+    let blocking = |fd: std::os::fd::BorrowedFd| {
+        let flags = nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_GETFL).unwrap();
+        !nix::fcntl::OFlag::from_bits_retain(flags).contains(nix::fcntl::OFlag::O_NONBLOCK)
+    };
+    assert!(blocking(kept.0.as_fd()) && blocking(kept.1.as_fd()));
+}
+
+#[test]
+fn devices_without_readiness_are_always_ready() {
+    let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null").unwrap();
+    let (mut driver, port, flow) = connected(bridge(Some(null.try_clone().unwrap()), Some(null)));
+    driver.serve();
+    driver.exchange(rw(port), b"into the void");
+    assert!(flow.is_drained());
+}
+
+#[test]
+fn one_interrupt_tells_of_a_whole_batch() {
+    let mut driver = Driver::new();
+    for _ in 0..8 {
+        driver.put(Header::new(5, OP_REQUEST), b"");
+    }
+    driver.serve();
+    assert_eq!(driver.receive().len(), 8);
+    assert_eq!(driver.line.read().unwrap(), 1);
+    assert_eq!(driver.status.load(std::sync::atomic::Ordering::SeqCst), 1);
+}
+
+#[test]
+fn a_restored_guest_is_told_that_its_connections_are_gone() {
+    let mut driver = Driver::without_buffers(true);
+    driver.serve();
+    assert_eq!(driver.take_event(), None);
+    driver.offer_event_buffer();
+    driver.serve();
+    assert_eq!(driver.take_event(), Some(0));
+    driver.offer_event_buffer();
+    driver.serve();
+    assert_eq!(driver.take_event(), None, "once");
+}
