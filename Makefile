@@ -57,7 +57,7 @@ run: build
 
 test: build
 	@echo "test: unit tests" >&2
-	@cargo test --locked --workspace
+	@cargo test --locked --workspace --features agent/agent
 	@echo "test: the test host" >&2
 	@tests/host/selftest
 	@tests/e2e $(FILTER)

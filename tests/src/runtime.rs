@@ -6,7 +6,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread::{self, JoinHandle};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -79,16 +80,25 @@ impl Done {
 pub struct Running {
     /// The process.
     pub child: Child,
-    streams: [Option<JoinHandle<Vec<u8>>>; 2],
+    streams: [Option<Receiver<Vec<u8>>>; 2],
 }
 
-fn collect(stream: Option<impl Read + Send + 'static>) -> Option<JoinHandle<Vec<u8>>> {
+fn collect(stream: Option<impl Read + Send + 'static>) -> Option<Receiver<Vec<u8>>> {
     let mut stream = stream?;
-    Some(thread::spawn(move || {
+    let (sender, receiver) = channel();
+    thread::spawn(move || {
         let mut bytes = Vec::new();
         stream.read_to_end(&mut bytes).expect("a pipe was read");
-        bytes
-    }))
+        // Nobody waits for it any more where the test has failed.
+        let _ = sender.send(bytes);
+    });
+    Some(receiver)
+}
+
+/// What a command wrote. Its processes may have kept the stream after its own end, but not for ever.
+fn written(stream: Option<Receiver<Vec<u8>>>) -> Vec<u8> {
+    let Some(stream) = stream else { return Vec::new() };
+    stream.recv_timeout(PATIENCE).expect("a command ended, and its output goes on: a process it started has it open")
 }
 
 /// Exit status as a shell tells it.
@@ -137,8 +147,7 @@ impl Running {
     #[must_use]
     pub fn end(mut self) -> Done {
         let code = wait(&mut self.child);
-        let [stdout, stderr] =
-            self.streams.map(|stream| stream.map_or_else(Vec::new, |bytes| bytes.join().expect("read")));
+        let [stdout, stderr] = self.streams.map(written);
         Done { code, stdout, stderr }
     }
 }
@@ -260,7 +269,9 @@ impl Drop for Runtime {
         if thread::panicking() {
             for entry in std::fs::read_dir(self.root()).into_iter().flatten().flatten() {
                 let id = entry.file_name().to_string_lossy().into_owned();
-                let _ = self.command(&["delete", "--force", &id]).status();
+                let deletion = self.command(&["delete", "--force", &id]).spawn();
+                // The test has failed already; a second panic would hide why.
+                let _ = deletion.map(|mut child| eventually(PATIENCE, || child.try_wait().ok().flatten()));
             }
         } else {
             self.assert_clean();

@@ -47,8 +47,22 @@ fn the_timeline_tells_the_stages_of_a_start() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["true"]);
     let done = runtime.call(&["run", "--timeline", "--bundle", bundle.path().to_str().unwrap(), "timeline"]).ok();
-    let lines = [done.text(), done.message()].concat();
-    assert!(lines.lines().filter(|line| line.contains("ms")).count() >= 4, "{lines}");
+    let table = done.message();
+    let rows = table.lines().skip_while(|line| !line.contains("stage")).skip(1);
+    let stages: Vec<(f64, &str)> = rows
+        .map(|row| {
+            let mut columns = row.trim().splitn(3, ' ');
+            let at = columns.next().unwrap().parse().expect("milliseconds since the command began");
+            (at, row.trim_start_matches(|char: char| char == ' ' || char == '.' || char.is_ascii_digit()))
+        })
+        .collect();
+    assert!(stages.is_sorted_by(|(before, _), (after, _)| before <= after), "{table}");
+    let mut names = stages.iter().map(|(_, name)| *name);
+    for wanted in
+        ["vmrt: VMM spawned", "vCPUs started", "agent ready", "container created", "vmrt: started", "vmrt: deleted"]
+    {
+        assert!(names.any(|name| name == wanted), "no {wanted:?} in its place in\n{table}");
+    }
 }
 
 #[test]
