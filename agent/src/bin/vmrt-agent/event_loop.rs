@@ -11,9 +11,10 @@ use thiserror::Error as ThisError;
 
 use crate::connection::{Connection, ConnectionError};
 use crate::container::Container;
+use crate::cpus::Cpus;
 use crate::error::Error;
 use crate::log::{self, Level};
-use crate::machine::{self, FileSystems};
+use crate::machine::FileSystems;
 use crate::processes::Process;
 use crate::streams::{CHUNK, Pump};
 use crate::sys;
@@ -101,7 +102,7 @@ pub(crate) struct Agent {
     /// Streams that have more to move without a further event.
     pub(crate) eager: Vec<u32>,
     pub(crate) chunk: Vec<u8>,
-    pub(crate) all_cpus: bool,
+    pub(crate) cpus: Cpus,
 }
 
 impl Agent {
@@ -124,7 +125,7 @@ impl Agent {
             next_stream: 0,
             eager: Vec::new(),
             chunk: vec![0; CHUNK],
-            all_cpus: false,
+            cpus: Cpus::First,
         };
         let both = EventFlags::IN | EventFlags::OUT | EventFlags::ET;
         epoll::add(&agent.epoll, &agent.connection, Source::Control.data(), both)?;
@@ -135,13 +136,12 @@ impl Agent {
     /// Serves the VMM until the connection ends.
     pub(crate) fn run(mut self) -> Result<std::convert::Infallible, Fatal> {
         // Most likely a container is on its way: what it needs is made while its request is.
-        if let Err(error) = self.mount_files() {
-            log::line(Level::Warning, chain(&error));
-        }
+        warn(self.mount_files());
         let mut events = Vec::with_capacity(EVENTS);
         loop {
             let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-            let timeout = if self.eager.is_empty() { None } else { Some(&at_once) };
+            let busy = !self.eager.is_empty() || self.cpus.are_coming();
+            let timeout = if busy { Some(&at_once) } else { None };
             match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), timeout) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
@@ -153,6 +153,7 @@ impl Agent {
                 self.dispatch(event)?;
             }
             self.finish_ended()?;
+            warn(self.cpus.start_next());
         }
     }
 
@@ -191,14 +192,12 @@ impl Agent {
     pub(crate) fn watch(&self, fd: BorrowedFd<'_>, source: Source, flags: EventFlags) -> Result<(), Error> {
         epoll::add(&self.epoll, fd, source.data(), flags).map_err(Error::at("watch a descriptor"))
     }
+}
 
-    /// Brings further vCPUs online, once.
-    pub(crate) fn use_all_cpus(&mut self) {
-        if !std::mem::replace(&mut self.all_cpus, true) {
-            if let Err(error) = machine::start_further_cpus() {
-                log::line(Level::Warning, chain(&error));
-            }
-        }
+/// Says what went wrong where the guest can go on without it.
+pub(crate) fn warn(result: Result<(), Error>) {
+    if let Err(error) = result {
+        log::line(Level::Warning, chain(&error));
     }
 }
 

@@ -86,8 +86,8 @@ impl FileSystems {
     /// Mounts them, and the shares at [`agent::SHARES_DIR`].
     pub(crate) fn mount() -> Result<Self, Error> {
         mount_shares()?;
-        let proc = detached("proc", None)?;
-        let cgroups = detached("cgroup2", None)?;
+        let proc = detached("proc")?;
+        let cgroups = detached("cgroup2")?;
         keep_tunnels_out(proc.as_fd())?;
         cgroup::enable_controllers(cgroups.as_fd()).map_err(Error::at("enable cgroup controllers"))?;
         Ok(Self { proc, cgroups })
@@ -112,9 +112,10 @@ fn keep_tunnels_out(proc: BorrowedFd<'_>) -> Result<(), Error> {
     }
 }
 
-fn detached(kind: &str, source: Option<&str>) -> Result<OwnedFd, Error> {
+/// A file system that is mounted nowhere.
+pub(crate) fn detached(kind: &str) -> Result<OwnedFd, Error> {
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
-    new_file_system(kind, source, attributes).map_err(Error::on("mount", kind))
+    new_file_system(kind, None, attributes).map_err(Error::on("mount", kind))
 }
 
 fn new_file_system(kind: &str, source: Option<&str>, attributes: MountAttrFlags) -> rustix::io::Result<OwnedFd> {
@@ -138,21 +139,8 @@ fn mount_shares() -> Result<(), Error> {
         .map_err(Error::on("mount the shares on", agent::SHARES_DIR))
 }
 
-/// Brings every vCPU online that the kernel knows of but has not started.
-pub(crate) fn start_further_cpus() -> Result<(), Error> {
-    let system = detached("sysfs", None)?;
-    let cpus = open_in(system.as_fd(), "devices/system/cpu", OFlags::DIRECTORY | OFlags::RDONLY)?;
-    for cpu in 1.. {
-        match write_in(cpus.as_fd(), &format!("cpu{cpu}/online"), b"1") {
-            Ok(()) => {}
-            Err(Errno::NOENT) => break,
-            Err(error) => return Err(Error::at(format!("bring vCPU {cpu} online"))(error)),
-        }
-    }
-    Ok(())
-}
-
-fn open_in(directory: BorrowedFd<'_>, path: &str, flags: OFlags) -> Result<OwnedFd, Error> {
+/// Opens what is below `directory`.
+pub(crate) fn open_in(directory: BorrowedFd<'_>, path: &str, flags: OFlags) -> Result<OwnedFd, Error> {
     rustix::fs::openat(directory, path, flags | OFlags::CLOEXEC, Mode::empty()).map_err(Error::on("open", path))
 }
 

@@ -9,6 +9,7 @@
 mod bpf;
 mod connection;
 mod container;
+mod cpus;
 mod error;
 mod event_loop;
 mod lifecycle;

@@ -11,7 +11,7 @@ use crate::container::plan::ContainerPlan;
 use crate::container::process::ProcessPlan;
 use crate::container::{self, Container, Guest, Spawned, terminal};
 use crate::error::Error;
-use crate::event_loop::{Agent, Fatal, Source};
+use crate::event_loop::{self, Agent, Fatal, Source};
 use crate::machine;
 use crate::processes::{self, HostStdio, Phase, Process};
 
@@ -125,6 +125,7 @@ impl Agent {
 
     fn start(&mut self, call: u64, id: &str) -> Result<Answer, Error> {
         self.init_of(id)?;
+        event_loop::warn(self.cpus.start_more());
         let process = self.processes.values_mut().find(|process| is_init(process, id));
         let process = process.ok_or_else(|| Error::NotFound(format!("container {id}")))?;
         let state = match process.phase {
