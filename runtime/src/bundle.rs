@@ -155,7 +155,8 @@ fn check_namespaces(spec: &Spec) -> Result<(), BundleError> {
     if let Some(kind) = ISOLATED.into_iter().find(|kind| !has(*kind)) {
         return Err(BundleError::HostNamespace(kind));
     }
-    for namespace in namespaces {
+    // The network namespace is the VMM's, which is the host's process.
+    for namespace in namespaces.iter().filter(|namespace| namespace.typ() != LinuxNamespaceType::Network) {
         if let Some(path) = namespace.path().as_ref().filter(|path| !path.as_os_str().is_empty()) {
             return Err(BundleError::JoinNamespace { kind: namespace.typ(), path: path.clone() });
         }

@@ -22,6 +22,7 @@ use crate::error::Error;
 use crate::host_process::{HostProcess, boot_id};
 use crate::id::ContainerId;
 use crate::limits::Limits;
+use crate::network_namespace::NetworkNamespace;
 use crate::sandbox::{self, CONTROL_SOCKET, SandboxError, Vmm};
 use crate::shares::{self, Share};
 use crate::signals::Signals;
@@ -93,6 +94,7 @@ pub(crate) struct Attached {
 pub(crate) fn create(context: &mut Context, order: Order) -> Result<Created, Error> {
     let config = context.config()?;
     let size = Size::of(&order.bundle.spec, &config)?;
+    let network = NetworkNamespace::of(&order.bundle.spec)?;
     let (spec, shares) = shares::open_all(&order.id, &order.bundle)?;
     let locked = context.store.claim(&order.id)?;
     let mut undo = Undo::default();
@@ -109,7 +111,7 @@ pub(crate) fn create(context: &mut Context, order: Order) -> Result<Created, Err
     let cgroup = record.cgroup.clone();
     undo.push(move || drop(cgroup.remove()));
     Cgroup::create(&path, &Limits::of(&order.bundle.spec, size))?;
-    let mut vmm = spawn(context, &config, &locked, &stdio, &mut undo)?;
+    let mut vmm = spawn(context, &config, &locked, &stdio, network, &mut undo)?;
     record.vmm = vmm.process;
     locked.write(&record)?;
     record.cgroup.add(vmm.process.pid)?;
@@ -152,9 +154,10 @@ fn spawn(
     config: &Config,
     locked: &Locked,
     stdio: &Stdio,
+    network: NetworkNamespace,
     undo: &mut Undo,
 ) -> Result<Vmm, SandboxError> {
-    let vmm = sandbox::spawn(&config.vmm, &locked.dir, context.log.debug, stdio.console())?;
+    let vmm = sandbox::spawn(&config.vmm, &locked.dir, context.log.debug, stdio.console(), network)?;
     let process = vmm.process;
     undo.push(move || {
         if process.kill_and_wait(END_PATIENCE) {

@@ -13,6 +13,7 @@ use crate::config::ConfigError;
 use crate::connection::RequestError;
 use crate::id::InvalidId;
 use crate::log::LogError;
+use crate::network_namespace::NetworkNamespaceError;
 use crate::sandbox::SandboxError;
 use crate::shares::ShareError;
 use crate::signals::SignalError;
@@ -33,6 +34,8 @@ pub(crate) enum Error {
     Bundle(#[from] BundleError),
     #[error(transparent)]
     Size(#[from] SizeError),
+    #[error(transparent)]
+    NetworkNamespace(#[from] NetworkNamespaceError),
     #[error(transparent)]
     Share(#[from] ShareError),
     #[error(transparent)]

@@ -20,6 +20,7 @@ mod host_process;
 mod id;
 mod limits;
 mod log;
+mod network_namespace;
 mod sandbox;
 mod shares;
 mod signals;

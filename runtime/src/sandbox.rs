@@ -17,6 +17,7 @@ use vmm::control::{Client, ClientError};
 
 use crate::descriptors::close_all_on_exec;
 use crate::host_process::HostProcess;
+use crate::network_namespace::NetworkNamespace;
 
 /// Name of the control socket in a container's directory, which is the VMM's working directory: so the path fits into
 /// a socket address however long the root is.
@@ -75,7 +76,7 @@ pub(crate) struct Vmm {
     pub(crate) control: UnixStream,
 }
 
-/// Starts the VMM at `program` in a new session, with `dir` as its working directory.
+/// Starts the VMM at `program` in a new session and in the network namespace `network`, with `dir` as its working directory.
 ///
 /// `terminal` becomes its controlling terminal, so that it is told of changes of size.
 pub(crate) fn spawn(
@@ -83,6 +84,7 @@ pub(crate) fn spawn(
     dir: &Path,
     debug: bool,
     terminal: Option<BorrowedFd>,
+    network: NetworkNamespace,
 ) -> Result<Vmm, SandboxError> {
     let (control, theirs) = UnixStream::pair().map_err(SandboxError::Socket)?;
     let control_fd = theirs.as_raw_fd();
@@ -92,7 +94,7 @@ pub(crate) fn spawn(
     command.args(debug.then_some("--debug"));
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     // SAFETY: the closure makes system calls only, and touches no memory another thread could have left locked.
-    unsafe { command.pre_exec(move || become_vmm(control_fd, terminal)) };
+    unsafe { command.pre_exec(move || become_vmm(control_fd, terminal, &network)) };
     let child = command.spawn().map_err(|source| SandboxError::Spawn { path: program.into(), source })?;
     let process = identify(&child)?;
     Ok(Vmm { child, process, control })
@@ -104,8 +106,9 @@ fn identify(child: &Child) -> Result<HostProcess, SandboxError> {
 }
 
 /// Runs in the child between `fork` and `execve`.
-fn become_vmm(control: RawFd, terminal: Option<RawFd>) -> io::Result<()> {
+fn become_vmm(control: RawFd, terminal: Option<RawFd>, network: &NetworkNamespace) -> io::Result<()> {
     nix::unistd::setsid()?;
+    network.enter()?;
     if let Some(terminal) = terminal {
         // SAFETY: takes no pointer; the descriptor is open in this process.
         nix::errno::Errno::result(unsafe { libc::ioctl(terminal, libc::TIOCSCTTY, 0) })?;
@@ -183,7 +186,7 @@ mod tests {
         // Without CLOEXEC, as a descriptor inherited from a careless caller is.
         let leak = nix::unistd::dup(&leak).unwrap();
         let program = script(dir.path(), "exec >&$2; ls -l /proc/$$/fd; ps -o sid= -p $$; echo pid $$; pwd");
-        let mut vmm = spawn(&program, dir.path(), false, None).unwrap();
+        let mut vmm = spawn(&program, dir.path(), false, None, NetworkNamespace::New).unwrap();
         let mut text = String::new();
         vmm.control.read_to_string(&mut text).unwrap();
         assert!(vmm.child.wait().unwrap().success());
@@ -210,7 +213,7 @@ mod tests {
     #[test]
     fn a_vmm_that_cannot_be_started_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let error = spawn(Path::new("/nonexistent"), dir.path(), false, None).unwrap_err();
+        let error = spawn(Path::new("/nonexistent"), dir.path(), false, None, NetworkNamespace::New).unwrap_err();
         assert_eq!(error.to_string(), "start /nonexistent");
     }
 
@@ -219,7 +222,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let program =
             script(dir.path(), "echo 'then ERROR no memory' >vmm.log; echo 'then  INFO bye' >>vmm.log; exit 3");
-        let mut vmm = spawn(&program, dir.path(), true, None).unwrap();
+        let mut vmm = spawn(&program, dir.path(), true, None, NetworkNamespace::New).unwrap();
         let ending = vmm.ending(dir.path(), Duration::from_secs(20));
         assert_eq!(ending.to_string(), "exit status: 3: no memory");
     }
@@ -228,7 +231,7 @@ mod tests {
     fn a_vmm_that_does_not_end_is_killed() {
         let dir = tempfile::tempdir().unwrap();
         let program = script(dir.path(), "exec sleep 100");
-        let mut vmm = spawn(&program, dir.path(), false, None).unwrap();
+        let mut vmm = spawn(&program, dir.path(), false, None, NetworkNamespace::New).unwrap();
         let ending = vmm.ending(dir.path(), Duration::from_millis(50));
         assert!(ending.to_string().starts_with("signal: 9"), "{ending}");
     }

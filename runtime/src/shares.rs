@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
-use oci_spec::runtime::{Mount, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 use thiserror::Error;
 
 use crate::bundle::Bundle;
@@ -48,6 +48,7 @@ pub(crate) fn open_all(id: &ContainerId, bundle: &Bundle) -> Result<(Spec, Vec<S
         shares.push(share);
     }
     forget_host_cpus(&mut spec);
+    forget_host_network(&mut spec);
     Ok((spec, shares))
 }
 
@@ -109,6 +110,14 @@ fn forget_host_cpus(spec: &mut Spec) {
     if let Some(cpu) = resources.and_then(|resources| resources.cpu_mut().as_mut()) {
         cpu.set_cpus(None);
         cpu.set_mems(None);
+    }
+}
+
+/// The namespace with the network on the host is the VMM's; the container gets one of the guest's.
+fn forget_host_network(spec: &mut Spec) {
+    let namespaces = spec.linux_mut().as_mut().and_then(|linux| linux.namespaces_mut().as_mut());
+    for namespace in namespaces.into_iter().flatten().filter(|own| own.typ() == LinuxNamespaceType::Network) {
+        namespace.set_path(None);
     }
 }
 

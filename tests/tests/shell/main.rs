@@ -8,6 +8,7 @@ mod isolation;
 mod lifecycle;
 mod limits;
 mod machine;
+mod namespaces;
 mod process;
 mod stdio;
 mod terminal;
