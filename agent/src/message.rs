@@ -1,6 +1,9 @@
 //! The messages of the protocol.
 
-use oci_spec::runtime::{Process, Spec};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use oci_spec::runtime::{LinuxResources, Process, Spec};
 use serde::{Deserialize, Serialize};
 
 /// One process the agent started: a container's first one, or one that was executed in it later.
@@ -64,6 +67,9 @@ pub struct Exec {
     pub spec: Process,
     /// Its streams.
     pub stdio: Stdio,
+    /// A cgroup below the container's, which exists, for it to be born in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<PathBuf>,
 }
 
 /// What the VMM asks of the agent.
@@ -95,6 +101,30 @@ pub enum Request {
         /// The size.
         size: TerminalSize,
     },
+    /// Stop every process of a container where it is, or let them go on. Answered when they all have.
+    Freeze {
+        /// The container's id.
+        container: String,
+        /// Whether they shall be stopped.
+        frozen: bool,
+    },
+    /// List the processes of a container.
+    Processes {
+        /// The container's id.
+        container: String,
+    },
+    /// Read what a container uses.
+    Statistics {
+        /// The container's id.
+        container: String,
+    },
+    /// Set limits of a container. Those that are absent stay as they are, and so do the rules for devices.
+    Update {
+        /// The container's id.
+        container: String,
+        /// The limits.
+        resources: Box<LinuxResources>,
+    },
     /// Forget a stopped container and remove what is left of it.
     Delete {
         /// The container's id.
@@ -113,6 +143,28 @@ pub struct Call {
     pub request: Request,
 }
 
+/// A process of a container, as the guest's `/proc` shows it.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct GuestProcess {
+    /// Its pid in the container.
+    pub pid: i32,
+    /// Its effective user.
+    pub uid: u32,
+    /// The line of `/proc/PID/stat`. Pids in it are those of the guest's initial pid namespace.
+    pub stat: String,
+    /// Its arguments, with spaces between; empty for a zombie.
+    pub arguments: String,
+}
+
+/// The processes of a container.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct ProcessList {
+    /// Milliseconds since the guest's kernel started its clock, in whose terms processes tell when they began.
+    pub uptime_ms: u64,
+    /// The processes.
+    pub processes: Vec<GuestProcess>,
+}
+
 /// A request that succeeded.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -124,6 +176,10 @@ pub enum Response {
         /// Its pid in the guest's initial pid namespace.
         pid: i32,
     },
+    /// The processes of a container.
+    Processes(ProcessList),
+    /// What a container uses: names and contents of the files of its cgroup, as `memory.current`.
+    Statistics(BTreeMap<String, String>),
 }
 
 /// What kind of failure a request met; decides the exit status the caller's user sees.

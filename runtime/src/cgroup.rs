@@ -85,6 +85,27 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Sets the limits of an existing one anew.
+    pub(crate) fn update(&self, limits: &Limits) -> Result<(), CgroupError> {
+        for dir in &self.dirs {
+            match version_of(dir) {
+                Version::V2 => {
+                    set_v2(dir, limits)?;
+                    if limits.cpu_quota.is_none() {
+                        write(&dir.join("cpu.max"), "max")?;
+                    }
+                }
+                Version::V1(controller) => {
+                    set_v1(controller, dir, limits)?;
+                    if limits.cpu_quota.is_none() && controller == "cpu" {
+                        write(&dir.join("cpu.cfs_quota_us"), "-1")?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Moves a process with all its threads in.
     pub(crate) fn add(&self, pid: i32) -> Result<(), CgroupError> {
         self.dirs.iter().try_for_each(|dir| write(&dir.join("cgroup.procs"), &pid.to_string()))
@@ -95,6 +116,16 @@ impl Cgroup {
         let end = Instant::now() + REMOVE_PATIENCE;
         self.dirs.iter().filter_map(|dir| remove_dir(dir, end).map_err(io_error("remove", dir)).err()).collect()
     }
+}
+
+/// Which hierarchy a container's directory is in. Those of version 1 are named after their controllers.
+fn version_of(dir: &Path) -> Version {
+    let below = dir.strip_prefix(MOUNT).ok().and_then(|path| path.components().next());
+    let is_v1 = |name: &&str| {
+        statfs(dir).is_ok_and(|fs| fs.filesystem_type() == CGROUP_SUPER_MAGIC)
+            && below == Some(Component::Normal((*name).as_ref()))
+    };
+    CONTROLLERS.into_iter().find(is_v1).map_or(Version::V2, Version::V1)
 }
 
 /// The path without its first slash; it has to lead down.

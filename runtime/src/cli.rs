@@ -3,11 +3,16 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub(crate) use self::update::UpdateArgs;
 use crate::log::Format;
+
+mod duration;
+mod update;
 
 /// Runs OCI containers, each in a virtual machine of its own.
 #[derive(Debug, Parser)]
@@ -59,16 +64,30 @@ pub(crate) struct Global {
 pub(crate) enum Command {
     /// Check whether this host can run virtual machines well
     Check,
+    /// Not supported yet
+    Checkpoint(UnsupportedArgs),
     /// Create a container
     Create(CreateArgs),
     /// Delete what a stopped container holds
     Delete(DeleteArgs),
+    /// Tell what a container uses, and when its memory runs out
+    Events(EventsArgs),
     /// Run a further process in a container
     Exec(Box<ExecArgs>),
+    /// Print what this runtime can do
+    Features,
     /// Send a signal to a container's first process
     Kill(KillArgs),
     /// List the containers
     List(ListArgs),
+    /// Stop every process of a container where it is
+    Pause(IdArgs),
+    /// Show the processes of a container
+    Ps(PsArgs),
+    /// Not supported yet
+    Restore(UnsupportedArgs),
+    /// Let the processes of a paused container go on
+    Resume(IdArgs),
     /// Create a container, start it and wait for its end
     Run(RunArgs),
     /// Write a starter config.json
@@ -77,6 +96,8 @@ pub(crate) enum Command {
     Start(IdArgs),
     /// Print a container's state
     State(IdArgs),
+    /// Change a container's limits
+    Update(Box<UpdateArgs>),
 }
 
 /// A container.
@@ -211,12 +232,12 @@ pub(crate) struct ExecArgs {
     /// More than 0 is refused: descriptors of the host mean nothing to the guest's kernel
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) preserve_fds: u32,
-    /// Refused: the container's cgroup is the guest's
+    /// Existing cgroup below the container's to run it in
     #[arg(long, value_name = "PATH")]
-    pub(crate) cgroup: Option<String>,
-    /// Accepted, without effect: no container is paused
+    pub(crate) cgroup: Vec<String>,
+    /// Run it in a paused container, too: it begins when that goes on
     #[arg(long)]
-    ignore_paused: bool,
+    pub(crate) ignore_paused: bool,
     /// The container's id
     pub(crate) id: String,
     /// The program and its arguments
@@ -224,7 +245,40 @@ pub(crate) struct ExecArgs {
     pub(crate) command: Vec<String>,
 }
 
-/// How `list` prints.
+/// What is given to a command that is not there yet.
+#[derive(Args, Debug)]
+pub(crate) struct UnsupportedArgs {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    arguments: Vec<OsString>,
+}
+
+/// Options of `events`.
+#[derive(Args, Debug)]
+pub(crate) struct EventsArgs {
+    /// Time between two tellings of what the container uses, as `5s` or `500ms`
+    #[arg(long, default_value = "5s", value_name = "DURATION", value_parser = duration::parse)]
+    pub(crate) interval: Duration,
+    /// Tell what the container uses, once
+    #[arg(long)]
+    pub(crate) stats: bool,
+    /// The container's id
+    pub(crate) id: String,
+}
+
+/// Options of `ps`.
+#[derive(Args, Debug)]
+pub(crate) struct PsArgs {
+    /// How to print: columns for people, or an array of pids of the host
+    #[arg(short, long, value_enum, default_value_t = ListFormat::Table)]
+    pub(crate) format: ListFormat,
+    /// The container's id
+    pub(crate) id: String,
+    /// Options as those of ps(1): -e -f -a -x -u, and -o with a list of columns [default: -ef]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) options: Vec<String>,
+}
+
+/// How `list` and `ps` print.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub(crate) enum ListFormat {
     /// Columns for people.
@@ -250,7 +304,7 @@ pub(crate) struct SpecArgs {
     /// The bundle's directory [default: the working directory]
     #[arg(short, long, value_name = "DIR")]
     pub(crate) bundle: Option<PathBuf>,
-    /// Refused: a virtual machine needs /dev/kvm, not user namespaces
+    /// For a container whose root is the caller, by way of a user namespace
     #[arg(long)]
     pub(crate) rootless: bool,
 }

@@ -33,7 +33,7 @@ use crate::timestamp;
 use crate::undo::Undo;
 
 /// File that gets the guest kernel's messages; from the bundle's directory, if relative.
-const CONSOLE_LOG_ANNOTATION: &str = "dev.vmrt.console-log";
+pub(crate) const CONSOLE_LOG_ANNOTATION: &str = "dev.vmrt.console-log";
 
 /// How long a killed VMM may take to be gone.
 pub(crate) const END_PATIENCE: Duration = Duration::from_secs(10);
@@ -106,7 +106,7 @@ pub(crate) fn create(context: &mut Context, order: Order) -> Result<Created, Err
 
     // Written before there is a cgroup and a VMM, so that both are found should this process be killed.
     let path = cgroup_path(&order);
-    let mut record = record(&order, Cgroup::plan(&path)?)?;
+    let mut record = record(&order, Cgroup::plan(&path)?, size)?;
     locked.write(&record)?;
     let cgroup = record.cgroup.clone();
     undo.push(move || drop(cgroup.remove()));
@@ -168,7 +168,7 @@ fn spawn(
     Ok(vmm)
 }
 
-fn record(order: &Order, cgroup: Cgroup) -> Result<Record, Error> {
+fn record(order: &Order, cgroup: Cgroup, machine: Size) -> Result<Record, Error> {
     Ok(Record {
         id: order.id.to_string(),
         phase: Phase::Creating,
@@ -179,6 +179,8 @@ fn record(order: &Order, cgroup: Cgroup) -> Result<Record, Error> {
         created: timestamp::nanoseconds(SystemTime::now()),
         annotations: order.bundle.spec.annotations().clone().unwrap_or_default(),
         cgroup,
+        machine,
+        resources: None,
     })
 }
 

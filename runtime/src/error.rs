@@ -14,6 +14,7 @@ use crate::connection::RequestError;
 use crate::id::InvalidId;
 use crate::log::LogError;
 use crate::network_namespace::NetworkNamespaceError;
+use crate::resources::ResourcesError;
 use crate::sandbox::SandboxError;
 use crate::shares::ShareError;
 use crate::signals::SignalError;
@@ -42,7 +43,7 @@ pub(crate) enum Error {
     Stdio(#[from] StdioError),
     #[error(transparent)]
     State(#[from] StateError),
-    #[error("put the VMM into its cgroup")]
+    #[error("limit the VMM's cgroup")]
     Cgroup(#[from] CgroupError),
     #[error("a cgroup is left")]
     Leftover(#[source] CgroupError),
@@ -60,6 +61,12 @@ pub(crate) enum Error {
     Signals(#[source] nix::Error),
     #[error("write pid file {}", path.display())]
     PidFile { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Resources(#[from] ResourcesError),
+    #[error("read {}", path.display())]
+    ResourcesFile { path: PathBuf, source: io::Error },
+    #[error("{} is no valid JSON", path.display())]
+    ResourcesJson { path: PathBuf, source: serde_json::Error },
     #[error("read {}", path.display())]
     ProcessFile { path: PathBuf, source: io::Error },
     #[error("{} is no valid process", path.display())]
@@ -80,18 +87,32 @@ pub(crate) enum Error {
     AlreadyRunning,
     #[error("cannot start a container that has stopped")]
     HasStopped,
+    #[error("cannot start a container in the paused state")]
+    StartPaused,
     #[error("container is still being created")]
     BeingCreated,
     #[error("cannot delete container {id} that is not stopped: {status}")]
     NotStopped { id: String, status: &'static str },
     #[error("cannot exec in a stopped container")]
     ExecInStopped,
+    #[error("cannot exec in a paused container (use --ignore-paused to override)")]
+    ExecInPaused,
     #[error("container not running")]
     NotRunning,
+    #[error("container not paused")]
+    NotPaused,
+    #[error("container with id {0} is not running")]
+    IdNotRunning(String),
+    #[error("ps option or column `{0}` is not supported: known are -e -f -a -x -u -A -w and -o LIST")]
+    PsOption(String),
+    #[error("{0} is not supported yet")]
+    NotYet(&'static str),
     #[error("process args cannot be empty")]
     NoExecArgs,
     #[error("parsing {text} as int for {what} failed")]
     Number { text: String, what: &'static str, source: std::num::ParseIntError },
+    #[error("invalid --cgroup argument: {0}")]
+    SubCgroup(String),
     #[error("unknown capability \"{0}\"")]
     Capability(String),
     #[error("invalid environment variable: \"{0}\"")]

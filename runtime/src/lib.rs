@@ -21,6 +21,7 @@ mod id;
 mod limits;
 mod log;
 mod network_namespace;
+mod resources;
 mod sandbox;
 mod shares;
 mod signals;

@@ -105,7 +105,7 @@ fn guest_path(share: &str) -> PathBuf {
 }
 
 /// CPU and memory node lists number the host's: the VMM is bound to those, and the guest has others.
-fn forget_host_cpus(spec: &mut Spec) {
+pub(crate) fn forget_host_cpus(spec: &mut Spec) {
     let resources = spec.linux_mut().as_mut().and_then(|linux| linux.resources_mut().as_mut());
     if let Some(cpu) = resources.and_then(|resources| resources.cpu_mut().as_mut()) {
         cpu.set_cpus(None);

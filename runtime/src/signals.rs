@@ -39,7 +39,12 @@ pub(crate) fn parse(text: &str) -> Result<i32, SignalError> {
     }
     let upper = text.to_ascii_uppercase();
     let name = if upper.starts_with("SIG") { upper } else { format!("SIG{upper}") };
-    let signal: Signal = name.parse().map_err(|_| SignalError::Unknown(text.to_owned()))?;
+    let signal = match name.as_str() {
+        "SIGCLD" => Signal::SIGCHLD,
+        "SIGIOT" => Signal::SIGABRT,
+        "SIGPOLL" => Signal::SIGIO,
+        name => name.parse().map_err(|_| SignalError::Unknown(text.to_owned()))?,
+    };
     Ok(signal as i32)
 }
 
@@ -82,6 +87,7 @@ mod tests {
         for text in ["KILL", "SIGKILL", "kill", "sigkill", "9"] {
             assert_eq!(parse(text).unwrap(), 9, "{text}");
         }
+        assert_eq!((parse("cld").unwrap(), parse("SIGIOT").unwrap(), parse("POLL").unwrap()), (17, 6, 29));
         assert_eq!(parse("0").unwrap(), 0);
         assert_eq!(parse("64").unwrap(), 64);
         assert_eq!(parse("FOO").unwrap_err().to_string(), "unknown signal \"FOO\"");

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use oci_spec::runtime::Spec;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vmm::config::{MAX_VCPUS, MIN_MEMORY_MIB};
 
@@ -30,16 +31,31 @@ pub(crate) enum SizeError {
     TooLarge { asked: u64, host: u64 },
     #[error("{0} vCPUs are not between 1 and {MAX_VCPUS}")]
     Vcpus(u64),
+    #[error(
+        "the memory limit cannot become {limit} MiB: with {GUEST_OVERHEAD_MIB} MiB for the guest's kernel and agent that \
+         takes a machine of {} MiB, and this one has {machine} MiB (annotation {MEMORY_ANNOTATION}) until it ends",
+        limit + GUEST_OVERHEAD_MIB
+    )]
+    MemoryGrowth { limit: u64, machine: u64 },
+    #[error(
+        "the CPU quota cannot become that of {asked} CPUs: this machine has {machine} (annotation {VCPUS_ANNOTATION}) \
+         until it ends"
+    )]
+    CpuGrowth { asked: u64, machine: u8 },
 }
 
 /// The size of a machine.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub(crate) struct Size {
     pub(crate) memory_mib: u64,
     pub(crate) vcpus: u8,
 }
 
 impl Size {
+    /// Of a machine that is not there.
+    pub(crate) const NONE: Self = Self { memory_mib: 0, vcpus: 0 };
+
     /// From annotations, else the container's limits, else the machine's configuration.
     pub(crate) fn of(spec: &Spec, config: &Config) -> Result<Self, SizeError> {
         let none = HashMap::new();
@@ -61,6 +77,24 @@ fn memory(spec: &Spec, annotations: &HashMap<String, String>, config: &Config) -
         },
     };
     check_memory(mib, host_memory_mib())
+}
+
+/// Refuses limits that a machine of this size cannot grow to. To go down, or not beyond what it was given, is always
+/// possible.
+pub(crate) fn check_update(before: &Spec, after: &Spec, machine: Size) -> Result<(), SizeError> {
+    let limit = |spec| memory_limit(spec).map(|bytes| bytes.div_ceil(MIB));
+    if let Some(limit) = limit(after).filter(|wanted| limit(before).is_none_or(|had| *wanted > had))
+        && limit + GUEST_OVERHEAD_MIB > machine.memory_mib
+    {
+        return Err(SizeError::MemoryGrowth { limit, machine: machine.memory_mib });
+    }
+    let cpus = |spec| cpu_quota(spec).map(|(quota, period)| quota.div_ceil(period).min(host_cpus()));
+    if let Some(asked) = cpus(after).filter(|wanted| cpus(before).is_none_or(|had| *wanted > had))
+        && asked > machine.vcpus.into()
+    {
+        return Err(SizeError::CpuGrowth { asked, machine: machine.vcpus });
+    }
+    Ok(())
 }
 
 fn check_memory(asked: u64, host: u64) -> Result<u64, SizeError> {
@@ -181,5 +215,20 @@ mod tests {
         assert!(matches!(annotated(VCPUS_ANNOTATION, "0"), Err(SizeError::Vcpus(0))));
         assert!(matches!(annotated(VCPUS_ANNOTATION, "65"), Err(SizeError::Vcpus(65))));
         assert!(matches!(annotated(VCPUS_ANNOTATION, "two"), Err(SizeError::Annotation { .. })));
+    }
+
+    #[test]
+    fn a_machine_does_not_grow() {
+        let spec = |resources| serde_json::from_value::<Spec>(serde_json::json!({"linux": {"resources": resources}}));
+        let memory = |mib: u64| spec(serde_json::json!({"memory": {"limit": mib << 20}})).unwrap();
+        let quota = |quota: u64| spec(serde_json::json!({"cpu": {"quota": quota, "period": 100_000}})).unwrap();
+        let machine = Size { memory_mib: 256, vcpus: 1 };
+        assert!(check_update(&memory(64), &memory(128), machine).is_ok());
+        let error = check_update(&memory(64), &memory(129), machine).unwrap_err().to_string();
+        assert!(error.contains("129 MiB") && error.contains(MEMORY_ANNOTATION), "{error}");
+        assert!(check_update(&memory(200), &memory(150), machine).is_ok(), "a machine sized by its annotation");
+        assert!(check_update(&Spec::default(), &quota(100_000), machine).is_ok());
+        let two = check_update(&Spec::default(), &quota(150_000), machine);
+        assert_eq!(two.is_err(), host_cpus() > 1);
     }
 }

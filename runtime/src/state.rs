@@ -12,12 +12,14 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use oci_spec::runtime::LinuxResources;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::cgroup::Cgroup;
 use crate::host_process::{HostProcess, boot_id};
 use crate::id::ContainerId;
+use crate::sizing::Size;
 
 /// Version of the runtime specification that states are told in.
 pub(crate) const OCI_VERSION: &str = "1.0.2";
@@ -47,7 +49,22 @@ pub(crate) enum Phase {
     Creating,
     Created,
     Running,
+    /// Told by the VMM, never recorded.
+    Paused,
     Stopped,
+}
+
+impl Phase {
+    /// As the runtime specification calls it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+        }
+    }
 }
 
 /// The contents of `state.json`.
@@ -67,6 +84,11 @@ pub(crate) struct Record {
     #[serde(default)]
     pub(crate) annotations: HashMap<String, String>,
     pub(crate) cgroup: Cgroup,
+    /// The size its machine has for all of its life.
+    pub(crate) machine: Size,
+    /// Limits that replaced those of the bundle's specification.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) resources: Option<LinuxResources>,
 }
 
 impl Record {
@@ -274,6 +296,8 @@ fn damaged(id: &ContainerId, dir: &Path) -> Record {
         created: dir.metadata().and_then(|m| m.modified()).map(crate::timestamp::nanoseconds).unwrap_or_default(),
         annotations: HashMap::new(),
         cgroup: Cgroup::plan(&Cgroup::default_path(id)).unwrap_or_default(),
+        machine: Size::NONE,
+        resources: None,
     }
 }
 

@@ -23,6 +23,8 @@ fn record() -> Record {
         created: "then".into(),
         annotations: HashMap::new(),
         cgroup: Cgroup::default(),
+        machine: Size::NONE,
+        resources: None,
     }
 }
 

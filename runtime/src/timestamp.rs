@@ -17,6 +17,12 @@ pub(crate) fn nanoseconds(time: SystemTime) -> String {
     format!("{}{fraction}Z", civil(since.as_secs()))
 }
 
+/// `HH:MM` in UTC, which is the guests' time zone, too.
+pub(crate) fn time_of_day(time: SystemTime) -> String {
+    let second = since_epoch(time).as_secs() % SECONDS_A_DAY;
+    format!("{:02}:{:02}", second / 3600, second / 60 % 60)
+}
+
 fn since_epoch(time: SystemTime) -> std::time::Duration {
     time.duration_since(UNIX_EPOCH).unwrap_or_default()
 }
@@ -67,6 +73,11 @@ mod tests {
         assert_eq!(seconds(at(951_782_400, 0)), "2000-02-29T00:00:00Z");
         assert_eq!(seconds(at(1_767_225_599, 0)), "2025-12-31T23:59:59Z");
         assert_eq!(seconds(at(4_107_542_400, 0)), "2100-03-01T00:00:00Z");
+    }
+
+    #[test]
+    fn the_time_of_day_is_short() {
+        assert_eq!(time_of_day(at(86_400 + 3 * 3600 + 7 * 60 + 59, 0)), "03:07");
     }
 
     #[test]

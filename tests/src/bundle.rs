@@ -75,6 +75,15 @@ impl Bundle {
         self
     }
 
+    /// Removes the mount at a place of the container.
+    #[must_use]
+    pub fn without_mount(mut self, destination: &str) -> Self {
+        let mounts = self.config.pointer_mut("/mounts").and_then(Value::as_array_mut).expect("mounts");
+        mounts.retain(|mount| mount["destination"] != destination);
+        self.save();
+        self
+    }
+
     /// Gives the process every capability.
     #[must_use]
     pub fn all_powerful(self) -> Self {

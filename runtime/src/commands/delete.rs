@@ -1,5 +1,8 @@
 //! `vmrt delete`
 
+use std::path::Path;
+
+use super::state::status;
 use crate::cli::DeleteArgs;
 use crate::context::Context;
 use crate::create::END_PATIENCE;
@@ -30,7 +33,7 @@ fn delete(context: &Context, id: &ContainerId, force: bool) -> Result<(), Error>
         Err(StateError::NotFound) if force => return Ok(locked.remove()?),
         found => match found? {
             Found::Damaged => kill_listener(&locked)?,
-            Found::Record(record) => check(&record, force)?,
+            Found::Record(record) => check(&record, &locked.dir, force)?,
         },
     }
     let record = context.store.record(id)?;
@@ -38,11 +41,16 @@ fn delete(context: &Context, id: &ContainerId, force: bool) -> Result<(), Error>
 }
 
 /// A container that is being created does not count: the `create` must have been killed, since its lock is ours.
-fn check(record: &Record, force: bool) -> Result<(), Error> {
-    if record.phase_now() == Phase::Running && !force {
-        return Err(Error::NotStopped { id: record.id.clone(), status: "running" });
+fn check(record: &Record, dir: &Path, force: bool) -> Result<(), Error> {
+    if force {
+        return Ok(());
     }
-    Ok(())
+    match status(record, dir) {
+        phase @ (Phase::Running | Phase::Paused) => {
+            Err(Error::NotStopped { id: record.id.clone(), status: phase.name() })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Ends what is left of a container's sandbox and removes all that is known of it.

@@ -10,9 +10,10 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use nix::unistd::{ForkResult, Pid, dup2_stderr, dup2_stdin, dup2_stdout, fork, setsid};
 use oci_spec::runtime::Process;
-use vmm::control::Request;
+use vmm::control::{Client, Request, Status};
 
-use super::exec_process::{build, check_args};
+use super::exec_process::{build, check_args, sub_cgroup};
+use super::state::ask_status;
 use crate::cli::ExecArgs;
 use crate::connection::{Connection, RequestError};
 use crate::context::Context;
@@ -31,6 +32,9 @@ use crate::terminal;
 /// How long the guest may take to start a process.
 const EXEC_DEADLINE: Duration = Duration::from_secs(30);
 
+/// The same in a paused container, which may be that for as long as its owner likes: a year.
+const PAUSED_DEADLINE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 /// Status of a process whose sandbox was killed.
 const KILLED: u8 = 137;
 
@@ -39,13 +43,18 @@ pub(crate) fn run(context: &Context, args: &ExecArgs) -> Result<u8, Error> {
     let id: ContainerId = args.id.parse()?;
     let record = context.store.record(&id)?;
     check(&record)?;
+    let mut client = control(&context.store.dir(&id)).map_err(RequestError::from)?;
+    let patience = patience(&mut client, &record, args.ignore_paused)?;
     let process = build(args, &record.bundle)?;
     let stdio = open_stdio(args, &process)?;
     let signals = Signals::take(stdio.terminal.is_some() || stdio.console().is_some()).map_err(Error::Signals)?;
-    let client = control(&context.store.dir(&id)).map_err(RequestError::from)?;
     let mut connection = Connection::new(client, Some(signals), None);
     let target = ProcessId { container: id.to_string(), exec: Some(unique()?) };
-    start(&mut connection, &target, process, &stdio)?;
+    let program = process.args().iter().flatten().next().cloned().unwrap_or_default();
+    let cgroup = sub_cgroup(&args.cgroup)?;
+    let request = Request::Exec { process: target.clone(), spec: Box::new(process), stdio: stdio.kind, cgroup };
+    let started = connection.call(&request, &stdio.fds(), "start the process", patience);
+    started.map_err(|error| error.about(&program))?;
     if args.detach {
         return detach(connection, &target, stdio, args.pid_file.as_deref());
     }
@@ -58,9 +67,18 @@ pub(crate) fn run(context: &Context, args: &ExecArgs) -> Result<u8, Error> {
 
 fn check(record: &Record) -> Result<(), Error> {
     match record.phase_now() {
-        Phase::Created | Phase::Running => Ok(()),
+        Phase::Created | Phase::Running | Phase::Paused => Ok(()),
         Phase::Creating => Err(Error::BeingCreated),
         Phase::Stopped => Err(Error::ExecInStopped),
+    }
+}
+
+/// How long the process may take to start: in a paused container until that goes on.
+fn patience(client: &mut Client, record: &Record, ignore_paused: bool) -> Result<Duration, Error> {
+    match ask_status(client, &record.id) {
+        Some(Status::Paused) if ignore_paused => Ok(PAUSED_DEADLINE),
+        Some(Status::Paused) => Err(Error::ExecInPaused),
+        _ => Ok(EXEC_DEADLINE),
     }
 }
 
@@ -77,13 +95,6 @@ fn open_stdio(args: &ExecArgs, process: &Process) -> Result<Stdio, Error> {
 fn unique() -> Result<String, Error> {
     let process = HostProcess::of(Pid::this().as_raw()).map_err(Error::OwnProcess)?;
     Ok(format!("{}-{}", process.pid, process.start_time))
-}
-
-fn start(connection: &mut Connection, target: &ProcessId, process: Process, stdio: &Stdio) -> Result<(), RequestError> {
-    let program = process.args().iter().flatten().next().cloned().unwrap_or_default();
-    let request = Request::Exec { process: target.clone(), spec: Box::new(process), stdio: stdio.kind };
-    let started = connection.call(&request, &stdio.fds(), "start the process", EXEC_DEADLINE);
-    started.map(drop).map_err(|error| error.about(&program))
 }
 
 /// A sandbox that ends takes the process with it.

@@ -1,7 +1,7 @@
 //! The process that `vmrt exec` runs: the container's own, changed by options, or the one in a file.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, Process};
 
@@ -17,7 +17,16 @@ pub(super) fn check_args(args: &ExecArgs) -> Result<(), Error> {
     refuse_if(args.process_label.as_ref().is_some_and(|label| !label.is_empty()), "--process-label", reason)?;
     let reason = "is refused: the guest's kernel has no AppArmor";
     refuse_if(args.apparmor.as_ref().is_some_and(|profile| !profile.is_empty()), "--apparmor", reason)?;
-    refuse_if(args.cgroup.is_some(), "--cgroup", "is refused: the container's cgroups are the guest's")
+    sub_cgroup(&args.cgroup).map(drop)
+}
+
+/// The one cgroup that may be given. With cgroup v2, the only one in a guest, it is the same for every controller.
+pub(super) fn sub_cgroup(given: &[String]) -> Result<Option<PathBuf>, Error> {
+    match given {
+        [] => Ok(None),
+        [path] if !path.contains(':') => Ok(Some(path.into())),
+        [first, ..] => Err(Error::SubCgroup(first.clone())),
+    }
 }
 
 /// The process to run in the container of `bundle`.
@@ -131,6 +140,15 @@ mod tests {
     }
 
     #[test]
+    fn a_cgroup_is_one_path() {
+        let of = |given: &[&str]| sub_cgroup(&given.iter().map(|&text| text.to_owned()).collect::<Vec<_>>());
+        assert_eq!(of(&["/sub"]).unwrap().as_deref(), Some(Path::new("/sub")));
+        assert!(of(&[]).unwrap().is_none());
+        assert_eq!(of(&["cpu:/sub"]).unwrap_err().to_string(), "invalid --cgroup argument: cpu:/sub");
+        assert!(of(&["/a", "/b"]).is_err());
+    }
+
+    #[test]
     fn a_capability_is_added_where_runc_adds_it() {
         let process = built(&["--cap", "CAP_SYS_ADMIN", "web", "id"]).unwrap();
         let sets = process.capabilities().as_ref().unwrap();
@@ -150,6 +168,6 @@ mod tests {
         assert_eq!(text(&["-u", "5:6:", "web", "ls"]), "parsing 6: as int for gid failed");
         assert_eq!(text(&["-p", "/nonexistent", "web"]), "read /nonexistent");
         assert!(text(&["--preserve-fds", "1", "web", "ls"]).starts_with("--preserve-fds is refused"));
-        assert!(text(&["--cgroup", "x", "web", "ls"]).starts_with("--cgroup is refused"));
+        assert!(text(&["--cgroup", "cpu:x", "web", "ls"]).starts_with("invalid --cgroup argument"));
     }
 }

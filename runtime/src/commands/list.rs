@@ -11,7 +11,6 @@ use super::{print, print_json};
 use crate::cli::{ListArgs, ListFormat};
 use crate::context::Context;
 use crate::error::Error;
-use crate::state::Phase;
 
 pub(crate) fn run(context: &Context, args: &ListArgs) -> Result<u8, Error> {
     let ids = context.store.ids()?;
@@ -60,20 +59,11 @@ fn row(state: &State) -> [String; 6] {
     [
         state.id.to_owned(),
         state.pid.to_string(),
-        phase(state.status).to_owned(),
+        state.status.name().to_owned(),
         state.bundle.display().to_string(),
         state.created.to_owned(),
         state.owner.clone(),
     ]
-}
-
-fn phase(phase: Phase) -> &'static str {
-    match phase {
-        Phase::Creating => "creating",
-        Phase::Created => "created",
-        Phase::Running => "running",
-        Phase::Stopped => "stopped",
-    }
 }
 
 #[cfg(test)]

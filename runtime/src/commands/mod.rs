@@ -2,14 +2,19 @@
 
 mod create;
 mod delete;
+mod events;
 mod exec;
 mod exec_process;
+mod features;
 mod kill;
 mod list;
+mod pause;
+mod ps;
 mod run;
 mod spec;
 mod start;
 mod state;
+mod update;
 
 use std::io::{self, Write};
 
@@ -23,15 +28,23 @@ use crate::error::Error;
 pub(crate) fn run(context: &mut Context, command: Command) -> Result<u8, Error> {
     match command {
         Command::Check => crate::check::run(context),
+        Command::Checkpoint(_) => Err(Error::NotYet("checkpoint")),
         Command::Create(args) => create::run(context, args),
         Command::Delete(args) => delete::run(context, &args),
+        Command::Events(args) => events::run(context, &args),
         Command::Exec(args) => exec::run(context, &args),
+        Command::Features => features::run(),
         Command::Kill(args) => kill::run(context, &args),
         Command::List(args) => list::run(context, &args),
+        Command::Pause(args) => pause::pause(context, &args),
+        Command::Ps(args) => ps::run(context, &args),
+        Command::Restore(_) => Err(Error::NotYet("restore")),
+        Command::Resume(args) => pause::resume(context, &args),
         Command::Run(args) => run::run(context, args),
         Command::Spec(args) => spec::run(&args),
         Command::Start(args) => start::run(context, &args),
         Command::State(args) => state::run(context, &args),
+        Command::Update(args) => update::run(context, &args),
     }
 }
 

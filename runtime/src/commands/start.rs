@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use vmm::control::Request;
 
+use super::state::status;
 use crate::cli::IdArgs;
 use crate::connection::RequestError;
 use crate::context::Context;
 use crate::error::Error;
 use crate::sandbox::control;
-use crate::state::{Phase, Record};
+use crate::state::Phase;
 
 /// How long the guest may take to execute a program.
 pub(crate) const START_DEADLINE: Duration = Duration::from_secs(10);
@@ -18,7 +19,7 @@ pub(crate) fn run(context: &Context, args: &IdArgs) -> Result<u8, Error> {
     let id = args.id.parse()?;
     let locked = context.store.lock(&id)?;
     let mut record = context.store.record(&id)?;
-    check(&record)?;
+    check(status(&record, &locked.dir))?;
     let mut client = control(&locked.dir).map_err(RequestError::from)?;
     let request = Request::Start { container: record.id.clone() };
     client.call(&request, &[], Some(START_DEADLINE)).map_err(RequestError::from)?;
@@ -27,11 +28,12 @@ pub(crate) fn run(context: &Context, args: &IdArgs) -> Result<u8, Error> {
     Ok(0)
 }
 
-fn check(record: &Record) -> Result<(), Error> {
-    match record.phase_now() {
+fn check(phase: Phase) -> Result<(), Error> {
+    match phase {
         Phase::Created => Ok(()),
         Phase::Creating => Err(Error::BeingCreated),
         Phase::Running => Err(Error::AlreadyRunning),
+        Phase::Paused => Err(Error::StartPaused),
         Phase::Stopped => Err(Error::HasStopped),
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde::Serialize;
-use vmm::control::{Reply, Request, Status};
+use vmm::control::{Client, Reply, Request, Status};
 
 use super::print_json;
 use crate::cli::IdArgs;
@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::sandbox::control;
 use crate::state::{OCI_VERSION, Phase, Record};
 
-/// How long a VMM may take to say whether its container was started.
+/// How long a VMM may take to say what state its container is in.
 const STATUS_DEADLINE: Duration = Duration::from_secs(1);
 
 /// A container's state with runc's fields, in runc's order.
@@ -58,18 +58,28 @@ pub(crate) fn run(context: &Context, args: &IdArgs) -> Result<u8, Error> {
     Ok(0)
 }
 
-/// A `start` that was killed may have started the container without writing so: then the VMM knows better.
-fn status(record: &Record, dir: &Path) -> Phase {
-    match record.phase_now() {
-        Phase::Created if has_started(record, dir) => Phase::Running,
-        phase => phase,
+/// The phase as it is now. Only the VMM knows whether its container is paused, and it knows better where a `start` was
+/// killed before it had written that the container is started. A VMM that does not answer changes nothing.
+pub(super) fn status(record: &Record, dir: &Path) -> Phase {
+    let phase = record.phase_now();
+    if !matches!(phase, Phase::Created | Phase::Running) {
+        return phase;
+    }
+    let status = control(dir).ok().and_then(|mut client| ask_status(&mut client, &record.id));
+    match (phase, status) {
+        (_, Some(Status::Paused)) => Phase::Paused,
+        (Phase::Created, Some(Status::Running | Status::Stopped(_))) => Phase::Running,
+        _ => phase,
     }
 }
 
-fn has_started(record: &Record, dir: &Path) -> bool {
-    let request = Request::Status { container: record.id.clone() };
-    let status = control(dir).and_then(|mut client| client.call(&request, &[], Some(STATUS_DEADLINE)));
-    matches!(status, Ok(Reply::Status(Status::Running | Status::Stopped(_))))
+/// What the VMM says.
+pub(super) fn ask_status(client: &mut Client, id: &str) -> Option<Status> {
+    let request = Request::Status { container: id.to_owned() };
+    match client.call(&request, &[], Some(STATUS_DEADLINE)) {
+        Ok(Reply::Status(status)) => Some(status),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -81,6 +91,7 @@ mod tests {
         let record = serde_json::json!({
             "id": "web", "phase": "running", "vmm": {"pid": 7, "startTime": 1}, "bootId": "then", "bundle": "/b",
             "rootfs": "/b/rootfs", "created": "2026-11-20T19:38:16Z", "annotations": {"b": "2", "a": "1"}, "cgroup": [],
+            "machine": {"memoryMib": 1, "vcpus": 1},
         });
         let record: Record = serde_json::from_value(record).unwrap();
         let text = serde_json::to_string(&State::of(&record, Path::new("/nonexistent"), String::new())).unwrap();

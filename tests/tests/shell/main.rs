@@ -1,6 +1,7 @@
 //! The shell's front door: every command of the runtime, as a person or an engine calls it.
 
 mod bad_input;
+mod commands;
 mod crash;
 mod exec;
 mod files;
@@ -9,6 +10,8 @@ mod lifecycle;
 mod limits;
 mod machine;
 mod namespaces;
+mod pausing;
 mod process;
+mod resources;
 mod stdio;
 mod terminal;

@@ -11,8 +11,11 @@ mod connection;
 pub use client::{Client, ClientError};
 pub use connection::{Connection, ConnectionError};
 
-use agent::{ExitStatus, Failure, ProcessId, TerminalSize};
-use oci_spec::runtime::{Process, Spec};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use agent::{ExitStatus, Failure, ProcessId, ProcessList, TerminalSize};
+use oci_spec::runtime::{LinuxResources, Process, Spec};
 use serde::{Deserialize, Serialize};
 
 use crate::config::SandboxConfig;
@@ -88,6 +91,8 @@ pub enum Request {
         spec: Box<Process>,
         /// Its streams.
         stdio: StdioFds,
+        /// A cgroup below the container's, which exists, to run it in.
+        cgroup: Option<PathBuf>,
     },
     /// Send a signal.
     Signal {
@@ -104,6 +109,38 @@ pub enum Request {
         process: ProcessId,
         /// The size.
         size: TerminalSize,
+    },
+    /// Stop every process of a container where it is, or let them go on.
+    Freeze {
+        /// The container's id.
+        container: String,
+        /// Whether they shall be stopped.
+        frozen: bool,
+    },
+    /// List the processes of a container. Answered with [`Reply::Processes`].
+    Processes {
+        /// The container's id.
+        container: String,
+    },
+    /// Read what a container uses. Answered with [`Reply::Statistics`].
+    Statistics {
+        /// The container's id.
+        container: String,
+    },
+    /// Set limits of a container. Those that are absent stay as they are.
+    Update {
+        /// The container's id.
+        container: String,
+        /// The limits.
+        resources: Box<LinuxResources>,
+    },
+    /// Answered with [`Reply::OutOfMemory`] when the guest's kernel has killed processes of the container for want of
+    /// memory more often than the caller knows of.
+    AwaitOutOfMemory {
+        /// The container's id.
+        container: String,
+        /// How often the caller knows of; `None` has the number told at once.
+        known: Option<u64>,
     },
     /// Forget a stopped container.
     Delete {
@@ -141,6 +178,8 @@ pub enum Status {
     Created,
     /// Its first process runs.
     Running,
+    /// Its processes are stopped where they are.
+    Paused,
     /// Its first process ended.
     Stopped(ExitStatus),
 }
@@ -171,6 +210,12 @@ pub enum Reply {
     Status(Status),
     /// The stages of the start, earliest first.
     Timeline(Vec<Stage>),
+    /// The processes of a container.
+    Processes(ProcessList),
+    /// What a container uses: names and contents of the files of its cgroup in the guest, as `memory.current`.
+    Statistics(BTreeMap<String, String>),
+    /// How often memory has run out in a container.
+    OutOfMemory(u64),
 }
 
 /// The end of a call.

@@ -125,7 +125,8 @@ impl Sandbox {
         for purpose in self.guest.abandon() {
             self.fail(purpose, failure.clone());
         }
-        let waiters = self.processes.abandon();
+        let mut waiters = self.processes.abandon();
+        waiters.extend(self.out_of_memory.abandon());
         self.fail_waiters(waiters, failure);
     }
 }

@@ -33,7 +33,7 @@ impl Sandbox {
                 tracing::info!(kernel = hello.kernel, "the agent is ready");
                 timeline::mark_guest(&hello);
             }
-            Heard::Reply { context, result: Ok(response) } => self.succeed(context, &response),
+            Heard::Reply { context, result: Ok(response) } => self.succeed(context, response),
             Heard::Reply { context, result: Err(failure) } => self.fail(context, failure),
             Heard::Event(Event::Exited { process, status }) => {
                 tracing::debug!(?process, ?status, "a process ended");
@@ -45,12 +45,24 @@ impl Sandbox {
                 }
             }
             Heard::Event(Event::OutOfMemory { container }) => {
-                tracing::debug!(container, "a process of a container was killed for want of memory");
+                tracing::info!(container, "a process of a container was killed for want of memory");
+                self.tell_out_of_memory(&container);
             }
         }
     }
 
-    fn succeed(&mut self, purpose: Purpose, response: &Response) {
+    /// A guest may tell this of containers that do not exist.
+    fn tell_out_of_memory(&mut self, container: &str) {
+        if self.processes.status(&super::init_of(container)).is_none() {
+            return;
+        }
+        let (waiters, count) = self.out_of_memory.happened(container);
+        for waiter in waiters {
+            self.clients.answer(waiter, Ok(Reply::OutOfMemory(count)));
+        }
+    }
+
+    fn succeed(&mut self, purpose: Purpose, response: Response) {
         let (caller, reply) = match purpose {
             Purpose::Make(caller, process) => {
                 self.processes.made(&process);
@@ -67,8 +79,13 @@ impl Sandbox {
                 }
                 (caller, Reply::Done)
             }
+            Purpose::Freeze(caller, process, frozen) => {
+                self.processes.paused(&process, frozen);
+                (caller, Reply::Done)
+            }
             Purpose::Delete(caller, container) => {
-                let waiters = self.processes.remove_container(&container, &self.ports);
+                let mut waiters = self.processes.remove_container(&container, &self.ports);
+                waiters.extend(self.out_of_memory.remove(&container));
                 self.fail_waiters(
                     waiters,
                     &super::failure(
@@ -92,7 +109,10 @@ impl Sandbox {
                 self.fail_waiters(waiters, &failure);
                 self.clients.answer(caller, Err(failure));
             }
-            Purpose::Start(caller, _) | Purpose::Delete(caller, _) | Purpose::Other(caller) => {
+            Purpose::Start(caller, _)
+            | Purpose::Freeze(caller, ..)
+            | Purpose::Delete(caller, _)
+            | Purpose::Other(caller) => {
                 self.clients.answer(caller, Err(failure));
             }
             Purpose::Own => tracing::debug!(%failure, "the guest refused"),
@@ -141,9 +161,11 @@ impl Sandbox {
     }
 }
 
-fn make_reply(response: &Response) -> Reply {
+fn make_reply(response: Response) -> Reply {
     match response {
         Response::Done => Reply::Done,
-        Response::Process { pid } => Reply::Process { pid: *pid },
+        Response::Process { pid } => Reply::Process { pid },
+        Response::Processes(list) => Reply::Processes(list),
+        Response::Statistics(files) => Reply::Statistics(files),
     }
 }

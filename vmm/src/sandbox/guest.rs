@@ -66,7 +66,7 @@ pub(super) enum Heard<T> {
 #[derive(Debug)]
 struct Waiting<T> {
     step: String,
-    deadline: Instant,
+    deadline: Option<Instant>,
     context: T,
 }
 
@@ -101,6 +101,24 @@ impl<T> Guest<T> {
     /// # Errors
     /// Too much waits for the guest already, or the connection failed; gives `context` back.
     pub(super) fn call(&mut self, request: Request, step: String, context: T) -> Result<(), (T, Failure)> {
+        self.enqueue(request, step, context, Some(Instant::now() + CALL_DEADLINE))
+    }
+
+    /// As [`Guest::call`], where the answer may take for ever.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) fn call_patiently(&mut self, request: Request, step: String, context: T) -> Result<(), (T, Failure)> {
+        self.enqueue(request, step, context, None)
+    }
+
+    fn enqueue(
+        &mut self,
+        request: Request,
+        step: String,
+        context: T,
+        deadline: Option<Instant>,
+    ) -> Result<(), (T, Failure)> {
         let id = self.next_id;
         let bytes = match frame::encode(&Call { id, request }) {
             Ok(bytes) if self.unsent.len() + bytes.len() <= MAX_UNSENT => bytes,
@@ -109,7 +127,7 @@ impl<T> Guest<T> {
         };
         self.next_id += 1;
         self.unsent.extend(bytes);
-        self.calls.insert(id, Waiting { step, deadline: Instant::now() + CALL_DEADLINE, context });
+        self.calls.insert(id, Waiting { step, deadline, context });
         Ok(())
     }
 
@@ -157,14 +175,15 @@ impl<T> Guest<T> {
         if !self.greeted {
             return if now >= self.boot_deadline { Err(GuestError::Silent) } else { Ok(Vec::new()) };
         }
-        let late: Vec<u64> = self.calls.iter().filter(|(_, call)| call.deadline <= now).map(|(id, _)| *id).collect();
+        let is_late = |call: &Waiting<T>| call.deadline.is_some_and(|deadline| deadline <= now);
+        let late: Vec<u64> = self.calls.iter().filter(|(_, call)| is_late(call)).map(|(id, _)| *id).collect();
         let late = late.into_iter().filter_map(|id| self.calls.remove(&id));
         Ok(late.map(|call| (call.context, timeout(call.step))).collect())
     }
 
     /// When [`Guest::expire`] has to be called next.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        if self.greeted { self.calls.values().map(|call| call.deadline).min() } else { Some(self.boot_deadline) }
+        if self.greeted { self.calls.values().filter_map(|call| call.deadline).min() } else { Some(self.boot_deadline) }
     }
 
     /// Gives up on everything: the contexts of all calls that were not answered.
@@ -198,8 +217,8 @@ impl<T> Guest<T> {
         }
         self.greeted = true;
         let now = Instant::now();
-        for call in self.calls.values_mut() {
-            call.deadline = now + CALL_DEADLINE;
+        for deadline in self.calls.values_mut().filter_map(|call| call.deadline.as_mut()) {
+            *deadline = now + CALL_DEADLINE;
         }
         hello.kernel = printable(&hello.kernel);
         Ok(Heard::Hello(hello))

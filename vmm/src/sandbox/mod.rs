@@ -20,6 +20,7 @@ mod ending;
 mod events;
 mod guest;
 mod launch;
+mod memory;
 mod processes;
 mod requests;
 mod signals;
@@ -45,6 +46,7 @@ use crate::vsock::{Bridge, Ports};
 use clients::{Caller, Clients, FIRST_TOKEN};
 use ending::Ending;
 use guest::Guest;
+use memory::OutOfMemory;
 use processes::Processes;
 
 pub use clients::listen;
@@ -87,6 +89,8 @@ enum Purpose {
     /// A client's request that makes a process: of a container, or executed in one.
     Make(Caller, ProcessId),
     Start(Caller, ProcessId),
+    /// Stops the container of this first process, or lets it go on.
+    Freeze(Caller, ProcessId, bool),
     Delete(Caller, String),
     /// Any other request of a client.
     Other(Caller),
@@ -101,6 +105,7 @@ pub struct Sandbox {
     guest_interest: EventSet,
     clients: Clients,
     processes: Processes,
+    out_of_memory: OutOfMemory,
     listener: UnixListener,
     signals: Signals,
     machine: ExitReceiver,
@@ -132,6 +137,7 @@ impl Sandbox {
             guest_interest: EventSet::IN,
             clients: Clients::new(parts.client, &parts.listener),
             processes: Processes::default(),
+            out_of_memory: OutOfMemory::default(),
             listener: parts.listener,
             signals: parts.signals,
             machine: parts.machine,
@@ -167,6 +173,7 @@ impl Sandbox {
         self.tell_ends();
         for client in self.clients.settle(ops) {
             self.processes.forget_client(client);
+            self.out_of_memory.forget_client(client);
             if client == FIRST_TOKEN && !self.created {
                 let cause = "the client that started it has gone away";
                 self.die_of(&failure(FailureKind::GuestDied, "supervise the sandbox", cause));
@@ -249,4 +256,9 @@ impl MutEventSubscriber for Sandbox {
 
 fn failure(kind: FailureKind, step: impl Into<String>, cause: impl std::fmt::Display) -> Failure {
     Failure { kind, step: step.into(), cause: cause.to_string() }
+}
+
+/// The name of a container's first process.
+fn init_of(container: &str) -> ProcessId {
+    ProcessId { container: container.to_owned(), exec: None }
 }

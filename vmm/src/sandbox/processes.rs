@@ -76,6 +76,8 @@ struct Process {
     state: State,
     streams: Streams,
     waiters: Vec<Caller>,
+    /// The container of this first process is stopped where it is.
+    paused: bool,
     /// Its end may be told: all its output was handed over.
     told: bool,
     /// Order of the ends, for forgetting the oldest.
@@ -118,7 +120,8 @@ impl Processes {
         if self.is_taken(&id) {
             return false;
         }
-        let process = Process { state: State::Asked, streams, waiters: Vec::new(), told: false, ended: 0 };
+        let process =
+            Process { state: State::Asked, streams, waiters: Vec::new(), paused: false, told: false, ended: 0 };
         self.known.insert(id, process);
         true
     }
@@ -137,6 +140,11 @@ impl Processes {
     /// The container's program runs.
     pub(super) fn started(&mut self, id: &ProcessId) {
         self.advance(id, State::Running);
+    }
+
+    /// The container of this first process was stopped where it is, or goes on.
+    pub(super) fn paused(&mut self, id: &ProcessId, paused: bool) {
+        self.known.entry(id.clone()).and_modify(|process| process.paused = paused);
     }
 
     /// The agent could not make the process, or deleted it: whoever waits for it.
@@ -209,8 +217,10 @@ impl Processes {
 
     /// State of a container: of its first process.
     pub(super) fn status(&self, id: &ProcessId) -> Option<Status> {
-        match self.known.get(id)?.state {
+        let process = self.known.get(id)?;
+        match process.state {
             State::Asked => None,
+            State::Created | State::Running if process.paused => Some(Status::Paused),
             State::Created => Some(Status::Created),
             State::Running => Some(Status::Running),
             State::Ended(status) => Some(Status::Stopped(status)),

@@ -1,6 +1,7 @@
 //! What clients ask for.
 
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 
 use agent::{CreateContainer, Exec, Failure, FailureKind, ProcessId};
 use event_manager::EventSet;
@@ -8,8 +9,8 @@ use oci_spec::runtime::{Process, Spec};
 
 use super::clients::Caller;
 use super::processes::{Absent, Streams};
-use super::{Purpose, Sandbox, failure};
-use crate::control::{Reply, Request, StdioFds};
+use super::{Purpose, Sandbox, failure, init_of};
+use crate::control::{Reply, Request, Status, StdioFds};
 use crate::timeline;
 
 impl Sandbox {
@@ -41,12 +42,13 @@ impl Sandbox {
                 let fds = self.clients.take_fds(caller, stdio.count())?;
                 self.create(caller, container, *spec, (stdio, fds))
             }
-            Request::Exec { process, spec, stdio } => {
+            Request::Exec { process, spec, stdio, cgroup } => {
                 let fds = self.clients.take_fds(caller, stdio.count())?;
-                self.exec(caller, process, *spec, (stdio, fds))
+                self.exec(caller, process, (*spec, cgroup), (stdio, fds))
             }
             Request::Wait { process } => self.wait(caller, &process),
-            Request::Status { container } => Some(self.status(container)),
+            Request::Status { container } => Some(self.status(&container)),
+            Request::AwaitOutOfMemory { container, known } => self.await_out_of_memory(caller, container, known),
             Request::Timeline => Some(Ok(Reply::Timeline(timeline::stages()))),
             Request::RemoveShare { name } => {
                 let removed = self.shares.remove(&name);
@@ -73,7 +75,7 @@ impl Sandbox {
         (stdio, fds): (StdioFds, Vec<OwnedFd>),
     ) -> Option<Result<Reply, Failure>> {
         let step = format!("create container {container}");
-        let process = ProcessId { container: container.clone(), exec: None };
+        let process = init_of(&container);
         let stdio = match self.open_streams(&process, &step, stdio, fds) {
             Ok(stdio) => stdio,
             Err(failure) => return Some(Err(failure)),
@@ -88,11 +90,11 @@ impl Sandbox {
         &mut self,
         caller: Caller,
         process: ProcessId,
-        spec: Process,
+        (spec, cgroup): (Process, Option<PathBuf>),
         (stdio, fds): (StdioFds, Vec<OwnedFd>),
     ) -> Option<Result<Reply, Failure>> {
         let step = format!("execute a process in container {}", process.container);
-        let container = ProcessId { container: process.container.clone(), exec: None };
+        let container = init_of(&process.container);
         let checked = match (self.processes.check_alive(&container), &process.exec) {
             (Err(absent), _) => Err(absent_failure(&container, absent)),
             (_, None) => Err(failure(FailureKind::InvalidSpec, step.as_str(), "the process has no id")),
@@ -100,8 +102,13 @@ impl Sandbox {
         };
         match checked {
             Ok(stdio) => {
-                let request = agent::Request::Exec(Box::new(Exec { process: process.clone(), spec, stdio }));
-                self.ask(request, step, Purpose::Make(caller, process));
+                let request = agent::Request::Exec(Box::new(Exec { process: process.clone(), spec, stdio, cgroup }));
+                let purpose = Purpose::Make(caller, process);
+                match self.processes.status(&container) {
+                    // A process that is born stopped does not get anywhere before the others go on.
+                    Some(Status::Paused) => self.ask_patiently(request, step, purpose),
+                    _ => self.ask(request, step, purpose),
+                }
                 None
             }
             Err(failure) => Some(Err(failure)),
@@ -134,35 +141,31 @@ impl Sandbox {
         }
     }
 
-    fn status(&self, container: String) -> Result<Reply, Failure> {
-        let process = ProcessId { container, exec: None };
+    fn await_out_of_memory(
+        &mut self,
+        caller: Caller,
+        container: String,
+        known: Option<u64>,
+    ) -> Option<Result<Reply, Failure>> {
+        if let Err(failure) = self.status(&container) {
+            return Some(Err(failure));
+        }
+        match self.out_of_memory.wait(container, known, caller) {
+            Some(count) => Some(Ok(Reply::OutOfMemory(count))),
+            // It stays among those who wait only as long as there is a guest to hear of it from.
+            None => self.lost.clone().map(Err),
+        }
+    }
+
+    fn status(&self, container: &str) -> Result<Reply, Failure> {
+        let process = init_of(container);
         let status = self.processes.status(&process).map(Reply::Status);
         status.ok_or_else(|| absent_failure(&process, Absent::Unknown))
     }
 
     /// Requests that the agent carries out as they are.
     fn relay(&mut self, caller: Caller, request: Request) -> Option<Result<Reply, Failure>> {
-        let init = |container: &String| ProcessId { container: container.clone(), exec: None };
-        let (process, request, step, purpose) = match request {
-            Request::Start { container } => {
-                let (step, process) = (format!("start container {container}"), init(&container));
-                (process.clone(), agent::Request::Start { container }, step, Purpose::Start(caller, process))
-            }
-            Request::Signal { process, signal, all } => {
-                let step = format!("send signal {signal} to container {}", process.container);
-                (process.clone(), agent::Request::Signal { process, signal, all }, step, Purpose::Other(caller))
-            }
-            Request::Resize { process, size } => {
-                let step = format!("resize the terminal of container {}", process.container);
-                (process.clone(), agent::Request::Resize { process, size }, step, Purpose::Other(caller))
-            }
-            Request::Delete { container } => {
-                let (step, process) = (format!("delete container {container}"), init(&container));
-                let purpose = Purpose::Delete(caller, container.clone());
-                (process, agent::Request::Delete { container }, step, purpose)
-            }
-            _ => return None,
-        };
+        let (process, request, step, purpose) = translate(caller, request)?;
         let is_delete = matches!(purpose, Purpose::Delete(..));
         match self.processes.check_alive(&process) {
             Ok(()) => {}
@@ -181,6 +184,57 @@ impl Sandbox {
             self.fail(purpose, failure);
         }
     }
+
+    /// As [`Sandbox::ask`], where the answer may take for ever.
+    fn ask_patiently(&mut self, request: agent::Request, step: String, purpose: Purpose) {
+        if let Some(failure) = self.lost.clone() {
+            self.fail(purpose, failure);
+        } else if let Err((purpose, failure)) = self.guest.call_patiently(request, step, purpose) {
+            self.fail(purpose, failure);
+        }
+    }
+}
+
+/// What the agent is asked for: whom it concerns, the request, what it is called, and what is to be done with the answer.
+fn translate(caller: Caller, request: Request) -> Option<(ProcessId, agent::Request, String, Purpose)> {
+    let other = Purpose::Other(caller);
+    Some(match request {
+        Request::Start { container } => {
+            let (step, init) = (format!("start container {container}"), init_of(&container));
+            (init.clone(), agent::Request::Start { container }, step, Purpose::Start(caller, init))
+        }
+        Request::Signal { process, signal, all } => {
+            let step = format!("send signal {signal} to container {}", process.container);
+            (process.clone(), agent::Request::Signal { process, signal, all }, step, other)
+        }
+        Request::Resize { process, size } => {
+            let step = format!("resize the terminal of container {}", process.container);
+            (process.clone(), agent::Request::Resize { process, size }, step, other)
+        }
+        Request::Freeze { container, frozen } => {
+            let step = format!("{} container {container}", if frozen { "freeze" } else { "thaw" });
+            let init = init_of(&container);
+            (init.clone(), agent::Request::Freeze { container, frozen }, step, Purpose::Freeze(caller, init, frozen))
+        }
+        Request::Processes { container } => {
+            let (step, init) = (format!("list the processes of container {container}"), init_of(&container));
+            (init, agent::Request::Processes { container }, step, other)
+        }
+        Request::Statistics { container } => {
+            let (step, init) = (format!("read what container {container} uses"), init_of(&container));
+            (init, agent::Request::Statistics { container }, step, other)
+        }
+        Request::Update { container, resources } => {
+            let (step, init) = (format!("set limits of container {container}"), init_of(&container));
+            (init, agent::Request::Update { container, resources }, step, other)
+        }
+        Request::Delete { container } => {
+            let (step, init) = (format!("delete container {container}"), init_of(&container));
+            let purpose = Purpose::Delete(caller, container.clone());
+            (init, agent::Request::Delete { container }, step, purpose)
+        }
+        _ => return None,
+    })
 }
 
 fn absent_failure(process: &ProcessId, absent: Absent) -> Failure {

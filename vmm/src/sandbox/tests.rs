@@ -134,7 +134,12 @@ impl Bench {
     fn exec(client: &mut Client, name: &str) -> u64 {
         let (_, writer) = Output::new();
         let spec = Box::new(oci_spec::runtime::Process::default());
-        client.send(&Request::Exec { process: of_main(Some(name)), spec, stdio: STREAMS }, &[writer.as_fd()]).unwrap()
+        client
+            .send(
+                &Request::Exec { process: of_main(Some(name)), spec, stdio: STREAMS, cgroup: None },
+                &[writer.as_fd()],
+            )
+            .unwrap()
     }
 
     fn wait(client: &mut Client, exec: Option<&str>) -> u64 {
@@ -372,7 +377,7 @@ fn requests_that_make_no_sense_fail_and_name_why() {
     let again = Request::Create { container: "main".into(), spec: Box::new(Spec::default()), stdio: STREAMS };
     assert_eq!(fails(&mut client, &again, &[writer.as_fd()]), "create container main: the id is in use");
     let spec = Box::new(oci_spec::runtime::Process::default());
-    let anonymous = Request::Exec { process: of_main(None), spec, stdio: STREAMS };
+    let anonymous = Request::Exec { process: of_main(None), spec, stdio: STREAMS, cgroup: None };
     let text = fails(&mut client, &anonymous, &[writer.as_fd()]);
     assert_eq!(text, "execute a process in container main: the process has no id");
     let share = Request::RemoveShare { name: "main/none".into() };
@@ -432,4 +437,55 @@ fn what_was_executed_in_the_main_container_ends_with_it_and_is_told() {
     let answer = client.receive(Some(LONG)).unwrap();
     assert_eq!((answer.id, exited(&answer)), (wait, ExitStatus::Signaled(9)));
     assert_eq!(bench.exit_status(), 0);
+}
+
+#[test]
+fn a_paused_container_is_told_until_it_goes_on() {
+    let (mut bench, _output) = Bench::running();
+    for (frozen, status) in [(true, Status::Paused), (false, Status::Running)] {
+        let request = Request::Freeze { container: "main".into(), frozen };
+        let id = bench.client().send(&request, &[]).unwrap();
+        match bench.answer(Ok(Response::Done)) {
+            agent::Request::Freeze { container, frozen: asked } => {
+                assert_eq!((container.as_str(), asked), ("main", frozen));
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(bench.client().receive(Some(LONG)).unwrap().id, id);
+        assert_eq!(bench.status(), status);
+    }
+}
+
+#[test]
+fn memory_that_runs_out_is_told_each_time_and_before_the_end() {
+    let (mut bench, _output) = Bench::running();
+    let mut client = bench.connect();
+    let ask = |client: &mut Client, known| {
+        client.send(&Request::AwaitOutOfMemory { container: "main".into(), known }, &[]).unwrap()
+    };
+    ask(&mut client, None);
+    assert_eq!(client.receive(Some(LONG)).unwrap().result, Ok(Reply::OutOfMemory(0)));
+    ask(&mut client, Some(0));
+    bench.say(&FromAgent::Event(Event::OutOfMemory { container: "nobody".into() }));
+    bench.say(&FromAgent::Event(Event::OutOfMemory { container: "main".into() }));
+    assert_eq!(client.receive(Some(LONG)).unwrap().result, Ok(Reply::OutOfMemory(1)));
+    ask(&mut client, Some(1));
+    Bench::wait(&mut client, None);
+    bench.say(&FromAgent::Event(Event::OutOfMemory { container: "main".into() }));
+    bench.ended(None, ExitStatus::Signaled(9));
+    assert_eq!(client.receive(Some(LONG)).unwrap().result, Ok(Reply::OutOfMemory(2)));
+    assert_eq!(exited(&client.receive(Some(LONG)).unwrap()), ExitStatus::Signaled(9));
+    let unknown = Request::AwaitOutOfMemory { container: "nobody".into(), known: None };
+    let failed = client.call(&unknown, &[], Some(LONG));
+    assert!(!matches!(failed, Ok(Reply::OutOfMemory(_))), "{failed:?}");
+}
+
+#[test]
+fn what_the_guest_tells_of_a_container_is_handed_on() {
+    let (mut bench, _output) = Bench::running();
+    let statistics = std::collections::BTreeMap::from([("pids.current".to_owned(), "3\n".to_owned())]);
+    let id = bench.client().send(&Request::Statistics { container: "main".into() }, &[]).unwrap();
+    bench.answer(Ok(Response::Statistics(statistics.clone())));
+    let answer = bench.client().receive(Some(LONG)).unwrap();
+    assert_eq!((answer.id, answer.result), (id, Ok(Reply::Statistics(statistics))));
 }

@@ -49,6 +49,8 @@ pub(crate) enum Source {
     Stream(u32),
     /// Memory ran out in the container whose first process has this pid.
     Memory(u32),
+    /// A container's processes have stopped, or go on.
+    Frozen,
 }
 
 impl Source {
@@ -59,6 +61,7 @@ impl Source {
             Self::Report(pid) => (2, pid),
             Self::Stream(id) => (3, id),
             Self::Memory(pid) => (4, pid),
+            Self::Frozen => (5, 0),
         };
         EventData::new_u64(kind << 32 | u64::from(id))
     }
@@ -72,6 +75,7 @@ impl Source {
             2 => Some(Self::Report(id)),
             3 => Some(Self::Stream(id)),
             4 => Some(Self::Memory(id)),
+            5 => Some(Self::Frozen),
             _ => None,
         }
     }
@@ -153,6 +157,7 @@ impl Agent {
                 self.dispatch(event)?;
             }
             self.finish_ended()?;
+            self.answer_freezing()?;
             warn(self.cpus.start_next());
         }
     }
@@ -166,7 +171,8 @@ impl Agent {
             Some(Source::Stream(id)) if flags.contains(EventFlags::ERR) => self.stream_failed(id),
             Some(Source::Stream(id)) => self.pump(id),
             Some(Source::Memory(pid)) => self.tell_out_of_memory(pid.cast_signed()),
-            None => Ok(()),
+            // All who wait for it are looked after behind every event.
+            Some(Source::Frozen) | None => Ok(()),
         }
     }
 
@@ -220,9 +226,14 @@ mod tests {
 
     #[test]
     fn a_source_survives_the_kernel() {
-        for source in
-            [Source::Control, Source::Children, Source::Report(7), Source::Stream(u32::MAX), Source::Memory(1)]
-        {
+        for source in [
+            Source::Control,
+            Source::Children,
+            Source::Report(7),
+            Source::Stream(u32::MAX),
+            Source::Memory(1),
+            Source::Frozen,
+        ] {
             assert_eq!(Source::from_data(source.data()), Some(source));
         }
     }

@@ -150,6 +150,21 @@ pub(crate) fn write_in(directory: BorrowedFd<'_>, path: &str, content: &[u8]) ->
     rustix::io::write(&file, content).map(drop)
 }
 
+/// Reads a file of a kernel file system, and no more than `limit` bytes of it.
+pub(crate) fn read_in(directory: BorrowedFd<'_>, path: &str, limit: usize) -> rustix::io::Result<Vec<u8>> {
+    let file = rustix::fs::openat(directory, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut content = vec![0; limit];
+    let mut length = 0;
+    while length < limit {
+        match rustix::io::read(&file, &mut content[length..])? {
+            0 => break,
+            count => length += count,
+        }
+    }
+    content.truncate(length);
+    Ok(content)
+}
+
 /// Writes everything back and resets the machine, which ends the VM.
 pub(crate) fn power_off() -> ! {
     rustix::fs::sync();

@@ -18,6 +18,7 @@ mod machine;
 mod processes;
 mod requests;
 mod streams;
+mod supervision;
 mod sys;
 
 use std::ffi::{c_char, c_int};

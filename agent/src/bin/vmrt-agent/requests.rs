@@ -16,8 +16,10 @@ use crate::machine;
 use crate::processes::{self, HostStdio, Phase, Process};
 
 /// When a call is answered.
-enum Answer {
+pub(crate) enum Answer {
+    /// With this.
     Now(Response),
+    /// When what it asks for has happened.
     Later,
 }
 
@@ -30,6 +32,10 @@ impl Agent {
             Request::Exec(exec) => self.exec(call.id, &exec),
             Request::Signal { process, signal, all } => self.signal(&process, signal, all),
             Request::Resize { process, size } => self.resize(&process, size),
+            Request::Freeze { container, frozen } => self.freeze(call.id, &container, frozen),
+            Request::Processes { container } => self.list_processes(&container),
+            Request::Statistics { container } => self.read_statistics(&container),
+            Request::Update { container, resources } => self.update(&container, &resources),
             Request::Delete { container } => self.delete(&container),
             Request::PowerOff => machine::power_off(),
         };
@@ -64,7 +70,7 @@ impl Agent {
             }
         };
         let pid = spawned.pid;
-        let container = Container { namespaces: plan.namespaces, init: Some(pid), cgroup };
+        let container = Container { namespaces: plan.namespaces, init: Some(pid), cgroup, freezing: Vec::new() };
         let watched = container.cgroup.memory_events().map_or(Ok(()), |events| {
             self.watch(events, Source::Memory(pid.cast_unsigned()), EventFlags::PRI | EventFlags::ET)
         });
@@ -91,7 +97,9 @@ impl Agent {
         }
         let (child, host) = processes::make_stdio(&exec.stdio, &self.null)?;
         let init = std::os::fd::AsFd::as_fd(&init.pidfd);
-        let spawned = container::spawn_exec(self.guest()?, container, init, &plan, &child)?;
+        let below = exec.cgroup.as_deref().map(|path| container.cgroup.below(path)).transpose()?;
+        let cgroup = below.as_ref().map_or(container.cgroup.directory(), std::os::fd::AsFd::as_fd);
+        let spawned = container::spawn_exec(self.guest()?, container, init, cgroup, &plan, &child)?;
         self.adopt(call, exec.process.clone(), spawned, host, &plan);
         Ok(Answer::Later)
     }
@@ -176,16 +184,16 @@ impl Agent {
         Ok(Guest { proc: self.files()?.proc(), agent: std::os::fd::AsFd::as_fd(&self.myself) })
     }
 
-    fn files(&self) -> Result<&machine::FileSystems, Error> {
+    pub(crate) fn files(&self) -> Result<&machine::FileSystems, Error> {
         self.files.as_ref().ok_or_else(|| Error::at("use the guest's file systems")(Errno::NODEV))
     }
 
-    fn container(&self, id: &str) -> Result<&Container, Error> {
+    pub(crate) fn container(&self, id: &str) -> Result<&Container, Error> {
         self.containers.get(id).ok_or_else(|| Error::NotFound(format!("container {id}")))
     }
 
     /// The first process of a container that has one and is past its creation.
-    fn init_of(&self, id: &str) -> Result<&Process, Error> {
+    pub(crate) fn init_of(&self, id: &str) -> Result<&Process, Error> {
         let init = self.container(id)?.init.and_then(|pid| self.processes.get(&pid));
         let init = init.filter(|process| process.status.is_none());
         init.ok_or_else(|| Error::WrongState { container: format!("container {id}"), state: "stopped" })

@@ -2,6 +2,7 @@
 
 pub(crate) mod cgroup;
 pub(crate) mod init;
+pub(crate) mod listing;
 pub(crate) mod plan;
 pub(crate) mod process;
 pub(crate) mod report;
@@ -39,6 +40,18 @@ pub(crate) struct Container {
     pub(crate) init: Option<i32>,
     /// Its cgroup.
     pub(crate) cgroup: Cgroup,
+    /// Waits for its processes to stop, or to go on, in the order in which they were asked for.
+    pub(crate) freezing: Vec<Freezing>,
+}
+
+/// A change of a container's cgroup that the kernel completes by itself.
+pub(crate) struct Freezing {
+    /// Id of the call that is answered then.
+    pub(crate) call: u64,
+    /// What was asked for.
+    pub(crate) frozen: bool,
+    /// The file that tells. Closing it ends the watch.
+    pub(crate) events: OwnedFd,
 }
 
 /// A process that was just made, and reports through `channel`.
@@ -67,10 +80,10 @@ pub(crate) fn spawn_init(
     cgroup: &Cgroup,
     stdio: &ChildStdio,
 ) -> Result<Spawned, Error> {
-    spawn(guest, plan.namespaces.clone_flags(), cgroup, &Role::Init(plan), stdio)
+    spawn(guest, plan.namespaces.clone_flags(), cgroup.directory(), &Role::Init(plan), stdio)
 }
 
-/// Makes a further process of a container whose first process is `container`, a pidfd.
+/// Makes a further process of a container whose first process is `init`, a pidfd, in `cgroup`.
 ///
 /// A process cannot move to another pid namespace, only its children can be born there. So the agent points its future
 /// children there, makes the process, and points back: no process in between is needed.
@@ -78,17 +91,18 @@ pub(crate) fn spawn_exec(
     guest: Guest<'_>,
     container: &Container,
     init: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
     process: &ProcessPlan,
     stdio: &ChildStdio,
 ) -> Result<Spawned, Error> {
     let namespaces = container.namespaces;
     let role = Role::Exec { container: init, namespaces, process };
     if !namespaces.has(ThreadNameSpaceType::PROCESS_ID) {
-        return spawn(guest, 0, &container.cgroup, &role, stdio);
+        return spawn(guest, 0, cgroup, &role, stdio);
     }
     let point_to = |process| rustix::thread::move_into_thread_name_spaces(process, ThreadNameSpaceType::PROCESS_ID);
     point_to(init).map_err(Error::at("join the container's pid namespace"))?;
-    let spawned = spawn(guest, 0, &container.cgroup, &role, stdio);
+    let spawned = spawn(guest, 0, cgroup, &role, stdio);
     point_to(guest.agent).map_err(Error::at("return to the guest's pid namespace"))?;
     spawned
 }
@@ -96,13 +110,13 @@ pub(crate) fn spawn_exec(
 fn spawn(
     guest: Guest<'_>,
     namespaces: u64,
-    cgroup: &Cgroup,
+    cgroup: BorrowedFd<'_>,
     role: &Role<'_>,
     stdio: &ChildStdio,
 ) -> Result<Spawned, Error> {
     let (near, far) = Channel::pair()?;
     // SAFETY: the agent has only one thread.
-    match unsafe { sys::clone3(namespaces, cgroup.directory()) }.map_err(Error::at("make a process"))? {
+    match unsafe { sys::clone3(namespaces, cgroup) }.map_err(Error::at("make a process"))? {
         Cloned::Child => init::run(role, stdio, &far, guest.proc),
         Cloned::Parent(pid, pidfd) => Ok(Spawned { pid, pidfd, channel: near }),
     }

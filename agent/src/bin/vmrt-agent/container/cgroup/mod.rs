@@ -2,6 +2,7 @@
 
 mod devices;
 mod resources;
+mod statistics;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
@@ -67,6 +68,19 @@ impl Cgroup {
         self.directory.as_fd()
     }
 
+    /// The directory of an existing cgroup below it.
+    pub(crate) fn below(&self, path: &Path) -> Result<OwnedFd, Error> {
+        let path = path.strip_prefix("/").unwrap_or(path);
+        if !path.components().all(|name| matches!(name, Component::Normal(_))) {
+            return Err(Error::invalid(format!("cgroup {}", path.display()), "leads out of the container's"));
+        }
+        match path.as_os_str().is_empty() {
+            true => open_directory(self.directory.as_fd(), "."),
+            false => open_directory(self.directory.as_fd(), path),
+        }
+        .map_err(Error::on("open the container's cgroup", path))
+    }
+
     /// A descriptor that has an exceptional condition whenever memory ran out.
     pub(crate) fn memory_events(&self) -> Option<BorrowedFd<'_>> {
         self.memory_events.as_ref().map(AsFd::as_fd)
@@ -82,6 +96,26 @@ impl Cgroup {
     /// Kills every process in it.
     pub(crate) fn kill(&self) -> rustix::io::Result<()> {
         machine::write_in(self.directory.as_fd(), "cgroup.kill", b"1")
+    }
+
+    /// Stops every process in it, or lets them go on. The kernel gets there by itself, see [`Cgroup::is_frozen`].
+    pub(crate) fn set_frozen(&self, frozen: bool) -> rustix::io::Result<()> {
+        machine::write_in(self.directory.as_fd(), "cgroup.freeze", if frozen { b"1" } else { b"0" })
+    }
+
+    /// A descriptor that has an exceptional condition whenever [`Cgroup::is_frozen`] changed.
+    pub(crate) fn events(&self) -> rustix::io::Result<OwnedFd> {
+        rustix::fs::openat(&self.directory, "cgroup.events", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+    }
+
+    /// Whether every process in it has stopped, told by a descriptor from [`Cgroup::events`].
+    pub(crate) fn is_frozen(events: BorrowedFd<'_>) -> rustix::io::Result<bool> {
+        Ok(read_all(events)?.lines().any(|line| line == "frozen 1"))
+    }
+
+    /// Sets limits anew. The rules for devices stay.
+    pub(crate) fn update(&self, settings: &Settings) -> Result<(), Error> {
+        settings.apply_limits(self.directory.as_fd())
     }
 
     /// Pids of the processes in it and in the cgroups below it.

@@ -51,13 +51,19 @@ impl Settings {
 
     /// Writes them to the cgroup `directory`.
     pub(crate) fn apply(&self, directory: BorrowedFd<'_>) -> Result<(), Error> {
+        self.apply_limits(directory)?;
+        self.devices.apply(directory)
+    }
+
+    /// Writes all but the devices that may be used.
+    pub(crate) fn apply_limits(&self, directory: BorrowedFd<'_>) -> Result<(), Error> {
         for Setting { file, value, optional } in &self.files {
             match machine::write_in(directory, file, value.as_bytes()) {
                 Err(Errno::NOENT) if *optional => {}
                 result => result.map_err(Error::at(format!("write {value:?} to {file} of the container's cgroup")))?,
             }
         }
-        self.devices.apply(directory)
+        Ok(())
     }
 
     fn set(&mut self, file: &str, value: impl std::fmt::Display) {

@@ -1,0 +1,54 @@
+//! What a container uses, as the files of its cgroup tell it.
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+
+use rustix::fs::{Dir, FileType};
+
+use super::Cgroup;
+use crate::machine;
+
+/// Endings of the names of files that hold numbers.
+const NUMBERS: [&str; 6] = [".current", ".events", ".max", ".peak", ".pressure", ".stat"];
+
+/// Bytes of one file that are told. The longest, `memory.stat`, has about two thousand.
+const MAX_FILE: usize = 16 << 10;
+
+impl Cgroup {
+    /// Names and contents of its files that hold numbers. One that cannot be read, as a pressure file without pressure
+    /// accounting, has none.
+    pub(crate) fn statistics(&self) -> rustix::io::Result<BTreeMap<String, String>> {
+        let mut files = BTreeMap::new();
+        for entry in Dir::read_from(&self.directory)? {
+            let entry = entry?;
+            let Ok(name) = entry.file_name().to_str() else { continue };
+            if entry.file_type() != FileType::RegularFile || !holds_numbers(name) {
+                continue;
+            }
+            if let Ok(content) = machine::read_in(self.directory.as_fd(), name, MAX_FILE) {
+                files.insert(name.to_owned(), String::from_utf8_lossy(&content).into_owned());
+            }
+        }
+        Ok(files)
+    }
+}
+
+/// Whether a file is a controller's and of the wanted kind.
+fn holds_numbers(name: &str) -> bool {
+    !name.starts_with("cgroup.") && NUMBERS.iter().any(|ending| name.ends_with(ending))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn controllers_numbers_are_told_apart() {
+        for name in ["memory.current", "hugetlb.2MB.max", "io.stat", "memory.swap.peak", "cpu.pressure"] {
+            assert!(holds_numbers(name), "{name}");
+        }
+        for name in ["cgroup.events", "cgroup.procs", "memory.reclaim", "cpu.weight"] {
+            assert!(!holds_numbers(name), "{name}");
+        }
+    }
+}

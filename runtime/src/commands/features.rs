@@ -1,0 +1,138 @@
+//! `vmrt features`: what this runtime can do, in the form of the runtime specification.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::print_json;
+use crate::create::CONSOLE_LOG_ANNOTATION;
+use crate::error::Error;
+use crate::sizing::{MEMORY_ANNOTATION, VCPUS_ANNOTATION};
+
+/// Every name below is honoured; what is not here is refused at `create`.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Features {
+    oci_version_min: &'static str,
+    oci_version_max: &'static str,
+    hooks: &'static [&'static str],
+    mount_options: &'static [&'static str],
+    linux: Linux,
+    annotations: BTreeMap<&'static str, &'static str>,
+    /// They decide about the host: how much of it a machine takes, and a file that is written.
+    potentially_unsafe_config_annotations: [&'static str; 3],
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Linux {
+    namespaces: &'static [&'static str],
+    capabilities: &'static [&'static str],
+    cgroup: Cgroup,
+    seccomp: Enabled,
+    apparmor: Enabled,
+    selinux: Enabled,
+    intel_rdt: Enabled,
+    mount_extensions: MountExtensions,
+    net_devices: Enabled,
+}
+
+/// Of the host: in the guest there is only version 2.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Cgroup {
+    v1: bool,
+    v2: bool,
+    systemd: bool,
+    systemd_user: bool,
+    rdma: bool,
+}
+
+#[derive(Serialize)]
+struct MountExtensions {
+    idmap: Enabled,
+}
+
+#[derive(Serialize)]
+struct Enabled {
+    enabled: bool,
+}
+
+const HOOKS: [&str; 0] = [];
+
+#[rustfmt::skip]
+const MOUNT_OPTIONS: [&str; 52] = [
+    "async", "atime", "bind", "defaults", "dev", "diratime", "exec", "loud", "noatime", "nodev", "nodiratime", "noexec",
+    "noiversion", "nolazytime", "nomand", "norelatime", "nostrictatime", "nosuid", "nosymfollow", "private", "ratime",
+    "rbind", "rdev", "rdiratime", "relatime", "rexec", "rnoatime", "rnodev", "rnodiratime", "rnoexec", "rnorelatime",
+    "rnostrictatime", "rnosuid", "rnosymfollow", "ro", "rprivate", "rrelatime", "rro", "rrw", "rshared", "rslave",
+    "rstrictatime", "rsuid", "rsymfollow", "runbindable", "rw", "shared", "slave", "strictatime", "suid", "symfollow",
+    "unbindable",
+];
+
+const NAMESPACES: [&str; 6] = ["cgroup", "ipc", "mount", "network", "pid", "uts"];
+
+#[rustfmt::skip]
+const CAPABILITIES: [&str; 41] = [
+    "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_SETGID",
+    "CAP_SETUID", "CAP_SETPCAP", "CAP_LINUX_IMMUTABLE", "CAP_NET_BIND_SERVICE", "CAP_NET_BROADCAST", "CAP_NET_ADMIN",
+    "CAP_NET_RAW", "CAP_IPC_LOCK", "CAP_IPC_OWNER", "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_SYS_CHROOT",
+    "CAP_SYS_PTRACE", "CAP_SYS_PACCT", "CAP_SYS_ADMIN", "CAP_SYS_BOOT", "CAP_SYS_NICE", "CAP_SYS_RESOURCE",
+    "CAP_SYS_TIME", "CAP_SYS_TTY_CONFIG", "CAP_MKNOD", "CAP_LEASE", "CAP_AUDIT_WRITE", "CAP_AUDIT_CONTROL",
+    "CAP_SETFCAP", "CAP_MAC_OVERRIDE", "CAP_MAC_ADMIN", "CAP_SYSLOG", "CAP_WAKE_ALARM", "CAP_BLOCK_SUSPEND",
+    "CAP_AUDIT_READ", "CAP_PERFMON", "CAP_BPF", "CAP_CHECKPOINT_RESTORE",
+];
+
+pub(crate) fn run() -> Result<u8, Error> {
+    print_json(&features(), true)?;
+    Ok(0)
+}
+
+fn features() -> Features {
+    Features {
+        oci_version_min: "1.0.0",
+        oci_version_max: "1.2.0",
+        hooks: &HOOKS,
+        mount_options: &MOUNT_OPTIONS,
+        linux: Linux {
+            namespaces: &NAMESPACES,
+            capabilities: &CAPABILITIES,
+            cgroup: Cgroup { v1: true, v2: true, systemd: false, systemd_user: false, rdma: false },
+            seccomp: Enabled { enabled: false },
+            apparmor: Enabled { enabled: false },
+            selinux: Enabled { enabled: false },
+            intel_rdt: Enabled { enabled: false },
+            mount_extensions: MountExtensions { idmap: Enabled { enabled: false } },
+            net_devices: Enabled { enabled: false },
+        },
+        annotations: BTreeMap::from([
+            ("dev.vmrt.version", env!("CARGO_PKG_VERSION")),
+            ("org.opencontainers.runc.checkpoint.enabled", "false"),
+        ]),
+        potentially_unsafe_config_annotations: [CONSOLE_LOG_ANNOTATION, MEMORY_ANNOTATION, VCPUS_ANNOTATION],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use oci_spec::runtime::{Capability, Features};
+
+    use super::*;
+
+    #[test]
+    fn features_have_the_specifications_form() {
+        let text = serde_json::to_string(&features()).unwrap();
+        let read: Features = serde_json::from_str(&text).unwrap();
+        assert_eq!(read.oci_version_min(), "1.0.0");
+        let linux = read.linux().as_ref().unwrap();
+        assert_eq!(linux.namespaces().as_ref().unwrap().len(), NAMESPACES.len());
+        assert_eq!(linux.cgroup().as_ref().unwrap().systemd(), &Some(false));
+    }
+
+    #[test]
+    fn capabilities_are_those_a_specification_may_name() {
+        for name in CAPABILITIES {
+            assert!(serde_json::from_value::<Capability>(name.into()).is_ok(), "{name}");
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! `vmrt ps`
+//!
+//! The table is made from the guest's `/proc`: no `ps` of the host sees the guest's processes. The array of `--format
+//! json` is for engines, which look its pids up on the host (`docker top`): so it holds what the host has of the
+//! container, its VMM.
+
+mod columns;
+mod process;
+
+use std::time::Duration;
+
+use agent::ProcessList;
+use vmm::control::{Reply, Request};
+
+use self::columns::Column;
+use self::process::Process;
+use super::{print, print_json};
+use crate::cli::{ListFormat, PsArgs};
+use crate::connection::RequestError;
+use crate::context::Context;
+use crate::error::Error;
+use crate::id::ContainerId;
+use crate::sandbox::control;
+use crate::state::{Phase, Record};
+
+/// How long a guest may take to list its processes.
+const LIST_DEADLINE: Duration = Duration::from_secs(10);
+
+pub(crate) fn run(context: &Context, args: &PsArgs) -> Result<u8, Error> {
+    let id: ContainerId = args.id.parse()?;
+    let record = context.store.record(&id)?;
+    match args.format {
+        // Go's encoding of a list without elements.
+        ListFormat::Json if record.phase_now() == Phase::Stopped => print("null\n")?,
+        ListFormat::Json => print_json(&[record.vmm.pid], false)?,
+        ListFormat::Table => {
+            let columns = columns::of(&args.options).map_err(Error::PsOption)?;
+            print(&table(&columns, &list(context, &id, &record)?))?;
+        }
+    }
+    Ok(0)
+}
+
+/// A stopped container has no processes.
+fn list(context: &Context, id: &ContainerId, record: &Record) -> Result<Vec<Process>, Error> {
+    if record.phase_now() == Phase::Stopped {
+        return Ok(Vec::new());
+    }
+    let mut client = control(&context.store.dir(id)).map_err(RequestError::from)?;
+    let request = Request::Processes { container: id.to_string() };
+    match client.call(&request, &[], Some(LIST_DEADLINE)).map_err(RequestError::from)? {
+        Reply::Processes(list) => processes(&list),
+        _ => Err(RequestError::Confused.into()),
+    }
+}
+
+fn processes(list: &ProcessList) -> Result<Vec<Process>, Error> {
+    let all: Option<Vec<_>> = list.processes.iter().map(|process| Process::new(process, list.uptime_ms)).collect();
+    let mut all = all.ok_or(RequestError::Confused)?;
+    process::name_parents(&mut all);
+    all.sort_by_key(|process| process.pid);
+    Ok(all)
+}
+
+/// Columns as wide as their widest cell, the last one as long as it is.
+fn table(columns: &[Column], processes: &[Process]) -> String {
+    let header: Vec<String> = columns.iter().map(|column| column.title.to_owned()).collect();
+    let row = |process| columns.iter().map(|column| (column.cell)(process)).collect();
+    let rows: Vec<Vec<String>> = std::iter::once(header).chain(processes.iter().map(row)).collect();
+    let width = |index: usize| rows.iter().map(|row: &Vec<String>| row[index].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns.len()).map(width).collect();
+    let mut text = String::new();
+    for row in &rows {
+        let cells = row.iter().zip(columns).zip(&widths).map(|((cell, column), width)| {
+            let width = (*width).max(column.width);
+            if column.right { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
+        });
+        text.push_str(cells.collect::<Vec<_>>().join(" ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use agent::GuestProcess;
+
+    use super::*;
+
+    fn sample() -> Vec<Process> {
+        let stat = |pid: i32, parent: i32, name: &str| {
+            format!("{pid} ({name}) S {parent} 9 9 34816 9 0 0 0 0 0 150 50 0 0 20 0 1 0 1000 4096000 100 0")
+        };
+        let process = |pid, uid, stat, arguments: &str| GuestProcess { pid, uid, stat, arguments: arguments.into() };
+        let list = ProcessList {
+            uptime_ms: 20_000,
+            processes: vec![
+                process(7, 1000, stat(57, 50, "a) (b"), "sleep 1000"),
+                process(1, 0, stat(50, 1, "sh"), "sh -c sleep 1000"),
+            ],
+        };
+        processes(&list).unwrap()
+    }
+
+    fn shown(options: &[&str]) -> Vec<String> {
+        let options: Vec<_> = options.iter().map(|&option| option.to_owned()).collect();
+        table(&columns::of(&options).unwrap(), &sample()).lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn the_default_is_the_full_format() {
+        let lines = shown(&[]);
+        let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(words(&lines[0]), ["UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"]);
+        let first = words(&lines[1]);
+        assert_eq!(first[..4], ["root", "1", "0", "20"], "two seconds of ten, and no parent in the container");
+        assert_eq!(first[5..], ["pts/0", "00:00:02", "sh", "-c", "sleep", "1000"]);
+        assert_eq!(words(&lines[2])[..3], ["1000", "7", "1"]);
+    }
+
+    #[test]
+    fn columns_may_be_chosen() {
+        assert_eq!(
+            shown(&["-o", "pid,comm", "-o", "stat"]),
+            ["    PID COMMAND STAT", "      1 sh      S", "      7 a) (b   S"]
+        );
+        assert_eq!(shown(&["-eo", "args="])[0], "COMMAND");
+        assert_eq!(
+            shown(&["-e", "-x"])[0].split_whitespace().collect::<Vec<_>>(),
+            ["PID", "TTY", "STAT", "TIME", "COMMAND"]
+        );
+        assert_eq!(shown(&["aux"])[1].split_whitespace().collect::<Vec<_>>()[..2], ["root", "1"]);
+    }
+
+    #[test]
+    fn options_that_mean_nothing_here_are_named() {
+        let of = |options: &[&str]| columns::of(&options.iter().map(|&one| one.to_owned()).collect::<Vec<_>>());
+        assert_eq!(of(&["--forest"]).err().as_deref(), Some("--forest"));
+        assert_eq!(of(&["-o", "pid,wchan"]).err().as_deref(), Some("wchan"));
+        assert_eq!(of(&["-o"]).err().as_deref(), Some("-o"));
+    }
+
+    #[test]
+    fn nonsense_from_the_guest_is_no_table() {
+        let process = GuestProcess { pid: 1, uid: 0, stat: "1 (sh".into(), arguments: String::new() };
+        assert!(processes(&ProcessList { uptime_ms: 0, processes: vec![process] }).is_err());
+    }
+}

@@ -1,0 +1,118 @@
+//! Commands that only tell something, and those that are not there yet.
+
+use std::fs;
+
+use serde_json::{Value, json};
+use vmrt_tests::bundle::Bundle;
+use vmrt_tests::runtime::{Runtime, is_vmrt};
+
+#[test]
+fn features_are_the_specifications_json() {
+    let runtime = Runtime::new();
+    let features: Value = serde_json::from_slice(&runtime.call(&["features"]).ok().stdout).unwrap();
+    assert_eq!(features["ociVersionMin"], "1.0.0");
+    for pointer in ["/hooks", "/mountOptions", "/linux/namespaces", "/linux/capabilities"] {
+        assert!(features.pointer(pointer).is_some_and(Value::is_array), "no {pointer} in {features}");
+    }
+    assert_eq!(features.pointer("/linux/cgroup/v2"), Some(&json!(true)));
+    assert!(features.pointer("/linux/seccomp/enabled").is_some_and(Value::is_boolean));
+}
+
+/// What `features` names does its work: a container with all of those mount options and namespaces runs.
+#[test]
+fn features_are_true() {
+    let runtime = Runtime::new();
+    let features: Value = serde_json::from_slice(&runtime.call(&["features"]).ok().stdout).unwrap();
+    if !is_vmrt() {
+        return;
+    }
+    let names = |pointer: &str| -> Vec<String> {
+        let list = features.pointer(pointer).and_then(Value::as_array).unwrap();
+        list.iter().map(|name| name.as_str().unwrap().to_owned()).collect()
+    };
+    // Binds and what contradicts the rest are what other tests are about.
+    let skipped = |name: &str| name.contains("bind") || name.contains("symfollow") || name.contains("dev");
+    let options: Vec<_> = names("/mountOptions").into_iter().filter(|name| !skipped(name)).collect();
+    let mount = json!({"type": "tmpfs", "source": "tmpfs", "destination": "/with-options", "options": options});
+    let namespaces = names("/linux/namespaces").into_iter().filter(|kind| kind != "user" && kind != "time");
+    let namespaces: Vec<_> = namespaces.map(|kind| json!({"type": kind})).collect();
+    let bundle = Bundle::script("grep /with-options /proc/mounts")
+        .with("/mounts/-", mount)
+        .with("/linux/namespaces", json!(namespaces));
+    assert!(runtime.run(&bundle).ok().text().contains("tmpfs"));
+}
+
+#[test]
+fn ps_shows_the_processes_of_the_container_and_no_others() {
+    let runtime = Runtime::new();
+    let bundle = Bundle::script("sleep 1001 & sleep 1002 & touch /ready; wait");
+    let container = runtime.started(&bundle);
+    bundle.await_file("ready");
+    let table = container.call("ps", &[]).ok().text();
+    let mut lines = table.lines();
+    let words: Vec<_> = lines.next().unwrap().split_whitespace().collect();
+    assert_eq!(words, ["UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"]);
+    let rows: Vec<Vec<_>> = lines.map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(rows.len(), 3, "{table}");
+    for program in ["1001", "1002"] {
+        let row =
+            rows.iter().find(|row| row.last() == Some(&program)).unwrap_or_else(|| panic!("no {program}: {table}"));
+        assert_eq!((row[0], row[5]), ("root", "?"), "{table}");
+        let parent = rows.iter().find(|other| other[1] == row[2]).unwrap();
+        assert!(parent.contains(&"sh"), "{table}");
+    }
+    if is_vmrt() {
+        assert_eq!(rows[0][1..3], ["1", "0"], "pids are the container's: {table}");
+    }
+
+    let short = container.call("ps", &["-e", "-x"]).ok().text();
+    let words: Vec<_> = short.lines().next().unwrap().split_whitespace().collect();
+    assert_eq!(words, ["PID", "TTY", "STAT", "TIME", "COMMAND"]);
+    assert_eq!(short.lines().count(), 4);
+    let chosen = container.call("ps", &["-eo", "pid,comm"]).ok().text();
+    assert!(chosen.lines().skip(1).all(|line| line.ends_with("sh") || line.ends_with("sleep")), "{chosen}");
+    assert_ne!(container.call("ps", &["--no-such-option"]).code, 0);
+}
+
+#[test]
+fn ps_as_json_is_a_list_of_pids_of_this_host() {
+    let runtime = Runtime::new();
+    let bundle = Bundle::busybox(["sleep", "1000"]);
+    let container = runtime.started(&bundle);
+    let mut command = runtime.command(&["ps", "--format", "json", &container.id]);
+    let pids: Value = serde_json::from_slice(&command.output().unwrap().stdout).unwrap();
+    assert_eq!(pids, json!([container.pid()]), "what `docker top` looks up on the host");
+    container.call("kill", &["KILL"]).ok();
+    container.await_status("stopped");
+    let mut command = runtime.command(&["ps", "-f", "json", &container.id]);
+    assert_eq!(String::from_utf8(command.output().unwrap().stdout).unwrap().trim(), "null");
+}
+
+#[test]
+fn a_checkpoint_is_refused_with_the_reason() {
+    let runtime = Runtime::new();
+    if !is_vmrt() {
+        return;
+    }
+    let bundle = Bundle::busybox(["sleep", "1000"]);
+    let container = runtime.started(&bundle);
+    for command in ["checkpoint", "restore"] {
+        let done = runtime.call(&[command, "--image-path", "/tmp/image", &container.id]);
+        assert_eq!(done.code, 1);
+        assert!(done.message().contains(&format!("{command} is not supported yet")), "{}", done.message());
+    }
+    assert_eq!(container.status(), "running");
+}
+
+#[test]
+fn a_rootless_specification_has_a_user_namespace() {
+    let runtime = Runtime::new();
+    let folder = tempfile::tempdir().unwrap();
+    runtime.call(&["spec", "--rootless", "--bundle", folder.path().to_str().unwrap()]).ok();
+    let config: Value = serde_json::from_slice(&fs::read(folder.path().join("config.json")).unwrap()).unwrap();
+    let namespaces = config["linux"]["namespaces"].as_array().unwrap();
+    assert!(namespaces.iter().any(|namespace| namespace["type"] == "user"));
+    assert_eq!(config["linux"]["uidMappings"], json!([{"containerID": 0, "hostID": 0, "size": 1}]));
+    assert_eq!(config["linux"]["gidMappings"], config["linux"]["uidMappings"]);
+    assert!(config["linux"].get("resources").is_none());
+}

@@ -1,0 +1,123 @@
+//! Containers that are stopped where they are, and go on.
+
+use std::fs;
+use std::thread::sleep;
+use std::time::Duration;
+
+use vmrt_tests::bundle::Bundle;
+use vmrt_tests::runtime::{Container, Running, Runtime, is_vmrt};
+
+/// A container that writes a longer file all the time.
+fn counting() -> Bundle {
+    Bundle::script("while :; do echo >>/count; sleep 0.01; done")
+}
+
+fn counted(bundle: &Bundle) -> u64 {
+    fs::metadata(bundle.file("count")).map_or(0, |metadata| metadata.len())
+}
+
+fn goes_on(bundle: &Bundle) -> bool {
+    let before = counted(bundle);
+    vmrt_tests::eventually(vmrt_tests::PATIENCE, || (counted(bundle) > before).then_some(())).is_some()
+}
+
+fn paused<'a>(runtime: &'a Runtime, bundle: &'a Bundle) -> Container<'a> {
+    let container = runtime.started(bundle);
+    bundle.await_file("count");
+    container.call("pause", &[]).ok();
+    container
+}
+
+#[test]
+fn a_paused_container_stands_still_until_it_is_resumed() {
+    let runtime = Runtime::new();
+    let bundle = counting();
+    let container = paused(&runtime, &bundle);
+    assert_eq!(container.status(), "paused");
+    assert!(runtime.call(&["list"]).ok().text().contains("paused"));
+    let before = counted(&bundle);
+    sleep(Duration::from_millis(500));
+    assert_eq!(counted(&bundle), before);
+
+    container.call("resume", &[]).ok();
+    assert_eq!(container.status(), "running");
+    assert!(goes_on(&bundle));
+}
+
+#[test]
+fn what_is_paused_is_not_paused_again_started_or_deleted() {
+    let runtime = Runtime::new();
+    let bundle = counting();
+    let container = paused(&runtime, &bundle);
+    assert_ne!(container.call("start", &[]).code, 0);
+    let refused = container.call("delete", &[]);
+    assert!(refused.code != 0 && refused.message().contains("paused"), "{}", refused.message());
+    let again = container.call("pause", &[]);
+    assert!(again.code != 0 && again.message().contains("container not running"), "{}", again.message());
+    container.call("resume", &[]).ok();
+    let again = container.call("resume", &[]);
+    assert!(again.code != 0 && again.message().contains("container not paused"), "{}", again.message());
+}
+
+#[test]
+fn nothing_is_executed_in_a_paused_container_unless_it_is_to_wait() {
+    let runtime = Runtime::new();
+    let bundle = counting();
+    let container = paused(&runtime, &bundle);
+    let refused = container.exec(&["true"]);
+    assert_eq!(refused.code, 255, "{refused:?}");
+    let reason = "cannot exec in a paused container (use --ignore-paused to override)";
+    assert!(refused.message().contains(reason), "{}", refused.message());
+
+    let mut command = runtime.command(&["exec", "--ignore-paused", &container.id, "sh", "-c", "touch /late; exit 7"]);
+    let waiting = Running::start(&mut command, None);
+    sleep(Duration::from_millis(500));
+    assert!(!bundle.file("late").exists());
+    container.call("resume", &[]).ok();
+    assert_eq!(waiting.end().code, 7);
+    assert!(bundle.file("late").exists());
+}
+
+#[test]
+fn a_signal_reaches_a_paused_container_and_death_does_at_once() {
+    let runtime = Runtime::new();
+    let bundle = Bundle::script("trap 'echo got >/got' USR1; touch /count; while :; do sleep 0.05; done");
+    let container = paused(&runtime, &bundle);
+    container.call("kill", &["USR1"]).ok();
+    sleep(Duration::from_millis(300));
+    assert!(!bundle.file("got").exists());
+    container.call("resume", &[]).ok();
+    bundle.await_file("got");
+    container.call("pause", &[]).ok();
+    container.call("kill", &["KILL"]).ok();
+    container.await_status("stopped");
+    container.call("delete", &[]).ok();
+}
+
+#[test]
+fn a_created_container_can_be_paused_and_force_removes_a_paused_one() {
+    let runtime = Runtime::new();
+    let bundle = Bundle::busybox(["sleep", "1000"]);
+    let container = runtime.created(&bundle);
+    container.call("pause", &[]).ok();
+    assert_eq!(container.status(), "paused");
+    container.call("resume", &[]).ok();
+    if is_vmrt() {
+        assert_eq!(container.status(), "created");
+    }
+    container.call("start", &[]).ok();
+    container.call("pause", &[]).ok();
+    container.call("delete", &["--force"]).ok();
+}
+
+#[test]
+fn what_has_stopped_is_neither_paused_nor_resumed() {
+    let runtime = Runtime::new();
+    let bundle = Bundle::busybox(["true"]);
+    let container = runtime.started(&bundle);
+    container.await_status("stopped");
+    for command in ["pause", "resume"] {
+        let done = container.call(command, &[]);
+        assert_eq!(done.code, 1, "{done:?}");
+    }
+}

@@ -1,0 +1,211 @@
+//! Limits of a running container, and what it uses.
+
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
+use serde_json::{Value, json};
+use vmrt_tests::bundle::Bundle;
+use vmrt_tests::runtime::{Container, Running, Runtime, is_vmrt, wait};
+
+const MIB: u64 = 1 << 20;
+
+fn limited() -> Bundle {
+    Bundle::busybox(["sleep", "1000"])
+        .with("/linux/resources/memory", json!({"limit": 64 * MIB, "swap": 64 * MIB}))
+        .with("/linux/resources/cpu", json!({"quota": 50_000, "period": 100_000, "shares": 512}))
+        .with("/linux/resources/pids", json!({"limit": 20}))
+}
+
+/// A file of the container's cgroup, read in the container.
+fn limit(container: &Container<'_>, file: &str) -> String {
+    container.exec(&["cat", &format!("/sys/fs/cgroup/{file}")]).ok().text()
+}
+
+fn update(runtime: &Runtime, container: &Container<'_>, options: &[&str]) {
+    runtime.call(&[&["update"], options, &[&container.id]].concat()).ok();
+}
+
+fn stats(runtime: &Runtime, id: &str) -> Value {
+    serde_json::from_slice(&runtime.call(&["events", "--stats", id]).ok().stdout).expect("one line of JSON")
+}
+
+#[test]
+fn limits_change_while_the_container_runs_and_the_others_stay() {
+    let runtime = Runtime::new();
+    let bundle = limited();
+    let container = runtime.started(&bundle);
+    let update = |options: &[&str]| update(&runtime, &container, options);
+    update(&["--memory", "48M", "--memory-swap", "48M"]);
+    assert_eq!(limit(&container, "memory.max"), (48 * MIB).to_string());
+    assert_eq!(limit(&container, "cpu.max"), "50000 100000");
+    assert_eq!(limit(&container, "pids.max"), "20");
+    update(&["--pids-limit", "30", "--cpu-quota", "20000", "--cpu-share", "1024"]);
+    assert_eq!(limit(&container, "pids.max"), "30");
+    assert_eq!(limit(&container, "cpu.max"), "20000 100000");
+    assert_eq!(limit(&container, "cpu.weight"), "39");
+    assert_eq!(limit(&container, "memory.max"), (48 * MIB).to_string());
+    update(&["--cpu-quota", "-1", "--memory-reservation", "16M"]);
+    assert_eq!(limit(&container, "cpu.max"), "max 100000");
+    assert_eq!(limit(&container, "memory.low"), (16 * MIB).to_string());
+}
+
+#[test]
+fn limits_come_as_json_from_a_file_or_the_standard_input() {
+    let runtime = Runtime::new();
+    let bundle = limited();
+    let container = runtime.started(&bundle);
+    let resources = json!({"memory": {"limit": 32 * MIB, "swap": 32 * MIB}, "cpu": {"shares": 0, "quota": 0}, "pids": {"limit": 11},
+        "devices": [{"allow": true, "access": "rwm"}]});
+    let mut command = runtime.command(&["update", "--resources", "-", &container.id]);
+    Running::start(&mut command, Some(resources.to_string().into_bytes())).end().ok();
+    assert_eq!(limit(&container, "memory.max"), (32 * MIB).to_string());
+    assert_eq!(limit(&container, "cpu.max"), "50000 100000");
+    assert_eq!(limit(&container, "pids.max"), "11");
+    let file = bundle.path().join("resources.json");
+    std::fs::write(&file, json!({"cpu": {"quota": 40_000}}).to_string()).unwrap();
+    runtime.call(&["update", "-r", file.to_str().unwrap(), &container.id]).ok();
+    assert_eq!(limit(&container, "cpu.max"), "40000 100000");
+    std::fs::write(&file, "{").unwrap();
+    assert_ne!(runtime.call(&["update", "-r", file.to_str().unwrap(), &container.id]).code, 0);
+}
+
+#[test]
+fn a_limit_holds_as_soon_as_it_is_set() {
+    let runtime = Runtime::new();
+    let bundle = limited();
+    let container = runtime.started(&bundle);
+    let greedy = ["dd", "if=/dev/zero", "of=/dev/null", "bs=40M", "count=1"];
+    assert_eq!(container.exec(&greedy).code, 0);
+    update(&runtime, &container, &["--memory", "24M", "--memory-swap", "24M"]);
+    assert_eq!(container.exec(&greedy).code, 137);
+}
+
+#[test]
+fn what_the_machine_cannot_grow_to_is_refused_by_name() {
+    let runtime = Runtime::new();
+    if !is_vmrt() {
+        return;
+    }
+    let bundle = limited();
+    let container = runtime.started(&bundle);
+    let update = |options: &[&str]| runtime.call(&[&["update"], options, &[&container.id]].concat());
+    for (options, words) in [
+        (&["--memory", "1G", "--memory-swap", "1G"][..], ["1024 MiB", "dev.vmrt.memory"]),
+        (&["--cpu-quota", "200000"], ["2 CPUs", "dev.vmrt.vcpus"]),
+        (&["--cpu-rt-runtime", "1000"], ["realtimeRuntime", "cannot"]),
+        (&["--l3-cache-schema", "L3:0=f"], ["--l3-cache-schema", "refused"]),
+        (&["--memory", "lots"], ["memory", "lots"]),
+    ] {
+        let done = update(options);
+        assert_eq!(done.code, 1, "{options:?}");
+        assert!(words.iter().all(|word| done.message().contains(word)), "{}", done.message());
+    }
+    assert_eq!(limit(&container, "memory.max"), (64 * MIB).to_string());
+    assert_eq!(limit(&container, "cpu.max"), "50000 100000");
+}
+
+#[test]
+fn the_machine_on_the_host_is_limited_anew() {
+    let runtime = Runtime::new();
+    if !is_vmrt() {
+        return;
+    }
+    let bundle = limited();
+    let container = runtime.started(&bundle);
+    let on_host = |file: &str| {
+        let path = format!("/sys/fs/cgroup/vmrt-{}/{file}", container.id);
+        std::fs::read_to_string(path).unwrap().trim().to_owned()
+    };
+    assert_eq!(on_host("cpu.max"), "62500 100000");
+    let memory = on_host("memory.max");
+    update(
+        &runtime,
+        &container,
+        &["--cpu-quota", "20000", "--cpu-share", "1024", "--memory", "32M", "--memory-swap", "-1"],
+    );
+    assert_eq!((on_host("cpu.max"), on_host("cpu.weight")), ("25000 100000".into(), "39".into()));
+    assert_eq!(on_host("memory.max"), memory, "the machine is as large as before");
+    update(&runtime, &container, &["--cpu-quota", "-1"]);
+    assert_eq!(on_host("cpu.max"), "max 100000");
+}
+
+#[test]
+fn stats_are_the_containers_own_in_runcs_form() {
+    let runtime = Runtime::new();
+    let bundle = limited();
+    let container = runtime.started(&bundle);
+    container.script("i=0; while [ $i -lt 5000 ]; do i=$((i+1)); done").ok();
+    let event = stats(&runtime, &container.id);
+    assert_eq!((&event["type"], &event["id"]), (&json!("stats"), &json!(container.id)));
+    let data = &event["data"];
+    let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(
+        keys(data),
+        ["blkio", "cpu", "cpuset", "hugetlb", "intel_rdt", "memory", "network_interfaces", "pids"].map(String::from)
+    );
+    assert_eq!(data["pids"], json!({"current": 1, "limit": 20}));
+    assert_eq!(data["memory"]["usage"]["limit"], json!(64 * MIB));
+    let memory: u64 = limit(&container, "memory.current").parse().unwrap();
+    let told = data["memory"]["usage"]["usage"].as_u64().unwrap();
+    assert!(told > 0 && told < memory + 16 * MIB, "{told} and {memory}");
+    let raw = &data["memory"]["raw"];
+    assert!(
+        raw["anon"].as_u64().is_some() && raw["file"] == data["memory"]["cache"].clone()
+            || data["memory"]["cache"].is_null()
+    );
+    let cpu = &data["cpu"]["usage"];
+    let (total, user, kernel) = (cpu["total"].as_u64(), cpu["user"].as_u64(), cpu["kernel"].as_u64());
+    assert!(total > Some(0) && total >= user.max(kernel), "{cpu}");
+    let later = stats(&runtime, &container.id);
+    assert!(later["data"]["cpu"]["usage"]["total"].as_u64() >= total);
+}
+
+#[test]
+fn events_go_on_until_the_end_and_tell_of_memory_that_ran_out() {
+    let runtime = Runtime::new();
+    let bundle = limited();
+    let container = runtime.started(&bundle);
+    let mut command = runtime.command(&["events", "--interval", "200ms", &container.id]);
+    let mut events = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(events.stdout.take().unwrap()).lines();
+    let mut next = || -> Value { serde_json::from_str(&lines.next().expect("an event").unwrap()).unwrap() };
+    assert_eq!(next()["type"], "stats");
+    assert_eq!(container.exec(&["dd", "if=/dev/zero", "of=/dev/null", "bs=150M", "count=1"]).code, 137);
+    let out_of_memory = (0..1000).map(|_| next()).find(|event| event["type"] == "oom").expect("it is told");
+    assert_eq!(out_of_memory, json!({"type": "oom", "id": container.id}));
+    assert_eq!(next()["type"], "stats", "and on it goes");
+    container.call("kill", &["KILL"]).ok();
+    while lines.next().is_some() {}
+    assert_eq!(wait(&mut events), 0);
+}
+
+#[test]
+fn a_stopped_container_has_no_stats_and_no_limits() {
+    let runtime = Runtime::new();
+    let bundle = Bundle::busybox(["true"]);
+    let container = runtime.started(&bundle);
+    container.await_status("stopped");
+    let done = runtime.call(&["events", "--stats", &container.id]);
+    assert!(done.code == 1 && done.message().contains("is not running"), "{done:?}");
+    assert_eq!(runtime.call(&["update", "--pids-limit", "5", &container.id]).code, 1);
+}
+
+#[test]
+fn a_process_may_run_in_a_cgroup_below_the_container_s() {
+    let runtime = Runtime::new();
+    let mount = json!({"type": "cgroup", "source": "cgroup", "destination": "/sys/fs/cgroup", "options": ["nosuid"]});
+    let bundle = Bundle::script("mkdir /sys/fs/cgroup/below && touch /ready; exec sleep 1000")
+        .without_mount("/sys/fs/cgroup")
+        .with("/mounts/-", mount);
+    let container = runtime.started(&bundle);
+    bundle.await_file("ready");
+    let exec = |cgroup: &str| {
+        let mut command = runtime.command(&["exec", "--cgroup", cgroup, &container.id, "cat", "/proc/self/cgroup"]);
+        Running::start(&mut command, None).end()
+    };
+    assert_eq!(exec("/below").ok().text(), "0::/below");
+    assert_ne!(exec("/missing").code, 0);
+    assert_ne!(exec("../..").code, 0);
+    container.call("kill", &["KILL"]).ok();
+    container.await_status("stopped");
+}
