@@ -29,6 +29,9 @@ const SOCKET_PATH_MAX: usize = 108;
 /// Name of the VMM's log there.
 pub(crate) const LOG_FILE: &str = "vmm.log";
 
+/// Name of the file there that gets the VMM's exit status, which is its container's.
+const EXIT_FILE: &str = "exit";
+
 /// Why a VMM could not be started, or is gone.
 #[derive(Debug, Error)]
 pub(crate) enum SandboxError {
@@ -90,7 +93,8 @@ pub(crate) fn spawn(
     let control_fd = theirs.as_raw_fd();
     let terminal = terminal.map(|fd| fd.as_raw_fd());
     let mut command = Command::new(program);
-    command.args(["--control-fd", &control_fd.to_string(), "--log", LOG_FILE]).current_dir(dir);
+    command.args(["--control-fd", &control_fd.to_string(), "--log", LOG_FILE, "--exit-file", EXIT_FILE]);
+    command.current_dir(dir);
     command.args(debug.then_some("--debug"));
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     // SAFETY: the closure makes system calls only, and touches no memory another thread could have left locked.
@@ -155,6 +159,11 @@ pub(crate) fn listener(dir: &Path) -> Option<HostProcess> {
     let client = control(dir).ok()?;
     let peer = getsockopt(&client, PeerCredentials).ok()?;
     HostProcess::of(peer.pid()).ok()
+}
+
+/// The exit status of a VMM that has ended, unless it was killed.
+pub(crate) fn exit_status(dir: &Path) -> Option<u8> {
+    fs::read_to_string(dir.join(EXIT_FILE)).ok()?.parse().ok()
 }
 
 /// The last error in a VMM's log, without its time.
@@ -225,6 +234,16 @@ mod tests {
         let mut vmm = spawn(&program, dir.path(), true, None, NetworkNamespace::New).unwrap();
         let ending = vmm.ending(dir.path(), Duration::from_secs(20));
         assert_eq!(ending.to_string(), "exit status: 3: no memory");
+    }
+
+    #[test]
+    fn a_status_is_read_where_the_vmm_left_one() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(exit_status(dir.path()), None);
+        fs::write(dir.path().join(EXIT_FILE), "143").unwrap();
+        assert_eq!(exit_status(dir.path()), Some(143));
+        fs::write(dir.path().join(EXIT_FILE), "").unwrap();
+        assert_eq!(exit_status(dir.path()), None);
     }
 
     #[test]

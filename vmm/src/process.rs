@@ -12,7 +12,8 @@ use thiserror::Error;
 use tracing::level_filters::LevelFilter;
 
 /// How the program is called.
-pub const USAGE: &str = "usage: vmrt-vmm --control-fd FD [--log FILE] [--log-format text|json] [--debug]";
+pub const USAGE: &str =
+    "usage: vmrt-vmm --control-fd FD [--log FILE] [--log-format text|json] [--exit-file FILE] [--debug]";
 
 /// The program's arguments.
 #[derive(Debug, Eq, PartialEq)]
@@ -23,6 +24,8 @@ pub struct Options {
     pub log: Option<PathBuf>,
     /// Form of the log's lines.
     pub log_format: LogFormat,
+    /// File that gets the exit status, for who comes when nobody waited for the process.
+    pub exit_file: Option<PathBuf>,
     /// Whether to log what only helps who looks for a fault.
     pub debug: bool,
 }
@@ -64,12 +67,14 @@ impl Options {
     /// The first that is wrong.
     pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, ProcessError> {
         let mut control_fd = None;
-        let mut options = Self { control_fd: -1, log: None, log_format: LogFormat::Text, debug: false };
+        let mut options =
+            Self { control_fd: -1, log: None, log_format: LogFormat::Text, exit_file: None, debug: false };
         let mut arguments = arguments.into_iter();
         while let Some(argument) = arguments.next() {
             match argument.to_str() {
                 Some("--control-fd") => control_fd = Some(descriptor(arguments.next().as_ref())?),
-                Some("--log") => options.log = Some(file(arguments.next())?),
+                Some("--log") => options.log = Some(file("--log", arguments.next())?),
+                Some("--exit-file") => options.exit_file = Some(file("--exit-file", arguments.next())?),
                 Some("--log-format") => options.log_format = log_format(arguments.next().as_ref())?,
                 Some("--debug") => options.debug = true,
                 _ => return Err(ProcessError::Unknown(argument)),
@@ -95,6 +100,14 @@ impl Options {
             (None, LogFormat::Json) => builder.json().with_writer(io::stderr).init(),
         }
         Ok(())
+    }
+
+    /// Leaves the exit status behind, as a number.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn leave_status(&self, status: u8) -> io::Result<()> {
+        self.exit_file.as_ref().map_or(Ok(()), |path| std::fs::write(path, status.to_string()))
     }
 
     /// The inherited connection, which no program started from here inherits in turn.
@@ -124,8 +137,8 @@ fn descriptor(value: Option<&OsString>) -> Result<RawFd, ProcessError> {
     number.filter(|fd| *fd > 2).ok_or(ProcessError::Value("--control-fd", "the number of an open descriptor"))
 }
 
-fn file(value: Option<OsString>) -> Result<PathBuf, ProcessError> {
-    value.map(PathBuf::from).ok_or(ProcessError::Value("--log", "a file"))
+fn file(option: &'static str, value: Option<OsString>) -> Result<PathBuf, ProcessError> {
+    value.map(PathBuf::from).ok_or(ProcessError::Value(option, "a file"))
 }
 
 fn log_format(value: Option<&OsString>) -> Result<LogFormat, ProcessError> {
@@ -148,9 +161,11 @@ mod tests {
 
     #[test]
     fn every_option_is_read() {
-        let options = parse(&["--control-fd", "3", "--log", "vmm.log", "--log-format", "json", "--debug"]).unwrap();
-        let log = Some(PathBuf::from("vmm.log"));
-        assert_eq!(options, Options { control_fd: 3, log, log_format: LogFormat::Json, debug: true });
+        let options =
+            parse(&["--control-fd", "3", "--log", "vmm.log", "--log-format", "json", "--exit-file", "exit", "--debug"])
+                .unwrap();
+        let (log, exit_file) = (Some(PathBuf::from("vmm.log")), Some(PathBuf::from("exit")));
+        assert_eq!(options, Options { control_fd: 3, log, log_format: LogFormat::Json, exit_file, debug: true });
     }
 
     #[test]
@@ -163,8 +178,19 @@ mod tests {
     }
 
     #[test]
+    fn a_status_is_left_behind_where_one_is_wanted() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("exit");
+        let options = parse(&["--control-fd", "3", "--exit-file", path.to_str().unwrap()]).unwrap();
+        options.leave_status(137).unwrap();
+        assert_eq!(std::fs::read_to_string(path).unwrap(), "137");
+        parse(&["--control-fd", "3"]).unwrap().leave_status(1).unwrap();
+    }
+
+    #[test]
     fn only_a_connection_is_taken() {
-        let options = |control_fd| Options { control_fd, log: None, log_format: LogFormat::Text, debug: false };
+        let options =
+            |control_fd| Options { control_fd, log: None, log_format: LogFormat::Text, exit_file: None, debug: false };
         let (ours, theirs) = UnixStream::pair().unwrap();
         let fd = theirs.into_raw_fd();
         // SAFETY: the descriptor was just given up.

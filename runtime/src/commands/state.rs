@@ -11,13 +11,13 @@ use super::print_json;
 use crate::cli::IdArgs;
 use crate::context::Context;
 use crate::error::Error;
-use crate::sandbox::control;
+use crate::sandbox::{control, exit_status};
 use crate::state::{OCI_VERSION, Phase, Record};
 
 /// How long a VMM may take to say what state its container is in.
 const STATUS_DEADLINE: Duration = Duration::from_secs(1);
 
-/// A container's state with runc's fields, in runc's order.
+/// A container's state with runc's fields, in runc's order, and how it ended.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct State<'a> {
@@ -31,6 +31,9 @@ pub(super) struct State<'a> {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     annotations: BTreeMap<&'a str, &'a str>,
     pub(super) owner: String,
+    /// Kept until the container is deleted, whether or not anybody waited for its end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exit_status: Option<u8>,
 }
 
 impl<'a> State<'a> {
@@ -47,6 +50,7 @@ impl<'a> State<'a> {
             created: &record.created,
             annotations: record.annotations.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
             owner,
+            exit_status: exit_status(dir).filter(|_| status == Phase::Stopped),
         }
     }
 }

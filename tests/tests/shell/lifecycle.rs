@@ -145,6 +145,9 @@ fn a_detached_container_outlives_its_command_and_keeps_its_end() {
     let container = runtime.started(&bundle);
     container.await_status("stopped");
     assert_eq!(container.state()["pid"], 0);
+    if is_vmrt() {
+        assert_eq!(container.state()["exitStatus"], 5);
+    }
     assert_ne!(container.exec(&["true"]).code, 0, "nothing runs in a stopped container");
 }
 

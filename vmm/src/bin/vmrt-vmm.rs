@@ -10,26 +10,31 @@ use vmm::process::{Options, ProcessError, USAGE};
 /// Exit status of a VMM that could not make its sandbox.
 const NO_SANDBOX: u8 = 1;
 
-fn start() -> Result<UnixStream, ProcessError> {
+fn start() -> Result<(Options, UnixStream), ProcessError> {
     let options = Options::parse(std::env::args_os().skip(1))?;
     // SAFETY: this process has only just begun and uses no descriptor but the standard streams.
     let control = unsafe { options.take_control() }?;
     options.start_log()?;
     std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
-    Ok(control)
+    Ok((options, control))
 }
 
 fn main() -> ExitCode {
     vmm::timeline::mark("VMM runs");
-    let control = match start() {
-        Ok(control) => control,
+    let (options, control) = match start() {
+        Ok(started) => started,
         Err(error) => {
             eprintln!("vmrt-vmm: {}\n{USAGE}", vmm::chain(&error));
             return NO_SANDBOX.into();
         }
     };
     match vmm::sandbox::run(control) {
-        Ok(status) => status.into(),
+        Ok(status) => {
+            if let Err(error) = options.leave_status(status) {
+                tracing::error!(%error, "cannot leave the exit status {status} behind");
+            }
+            status.into()
+        }
         Err(error) => {
             tracing::error!("{}", vmm::chain(&error));
             NO_SANDBOX.into()
