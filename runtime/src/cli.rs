@@ -119,6 +119,9 @@ pub(crate) struct BundleArgs {
     /// File to write the pid of the container's VMM to
     #[arg(long, value_name = "FILE")]
     pub(crate) pid_file: Option<PathBuf>,
+    /// Unix socket that gets a pidfd of the container's VMM
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) pidfd_socket: Option<PathBuf>,
     /// Accepted, without effect: the container's root is never the host's
     #[arg(long)]
     no_pivot: bool,
@@ -217,6 +220,9 @@ pub(crate) struct ExecArgs {
     /// File to write the pid of the process's stand-in on the host to
     #[arg(long, value_name = "FILE")]
     pub(crate) pid_file: Option<PathBuf>,
+    /// Unix socket that gets a pidfd of the process's stand-in on the host
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) pidfd_socket: Option<PathBuf>,
     /// Refused: the guest's kernel has no SELinux
     #[arg(long, value_name = "LABEL")]
     pub(crate) process_label: Option<String>,

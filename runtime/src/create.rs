@@ -23,6 +23,7 @@ use crate::host_process::{HostProcess, boot_id};
 use crate::id::ContainerId;
 use crate::limits::Limits;
 use crate::network_namespace::NetworkNamespace;
+use crate::rights::send_pidfd;
 use crate::sandbox::{self, CONTROL_SOCKET, SandboxError, Vmm};
 use crate::shares::{self, Share};
 use crate::signals::Signals;
@@ -45,6 +46,7 @@ pub(crate) struct Order {
     pub(crate) bundle: Bundle,
     pub(crate) pid_file: Option<PathBuf>,
     pub(crate) console_socket: Option<PathBuf>,
+    pub(crate) pidfd_socket: Option<PathBuf>,
     /// The command does not stay with the container.
     pub(crate) detach: bool,
 }
@@ -127,6 +129,9 @@ pub(crate) fn create(context: &mut Context, order: Order) -> Result<Created, Err
 
     record.phase = Phase::Created;
     locked.write(&record)?;
+    if let Some(path) = &order.pidfd_socket {
+        send_pidfd(path, vmm.process, "standard")?;
+    }
     if let Some(path) = &order.pid_file {
         write_pid_file(path, vmm.process.pid)?;
         let path = path.clone();

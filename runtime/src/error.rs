@@ -15,6 +15,7 @@ use crate::id::InvalidId;
 use crate::log::LogError;
 use crate::network_namespace::NetworkNamespaceError;
 use crate::resources::ResourcesError;
+use crate::rights::RightsError;
 use crate::sandbox::SandboxError;
 use crate::shares::ShareError;
 use crate::signals::SignalError;
@@ -61,6 +62,8 @@ pub(crate) enum Error {
     Signals(#[source] nix::Error),
     #[error("write pid file {}", path.display())]
     PidFile { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Rights(#[from] RightsError),
     #[error(transparent)]
     Resources(#[from] ResourcesError),
     #[error("read {}", path.display())]

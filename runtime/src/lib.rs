@@ -22,6 +22,7 @@ mod limits;
 mod log;
 mod network_namespace;
 mod resources;
+mod rights;
 mod sandbox;
 mod shares;
 mod signals;

@@ -47,18 +47,7 @@ impl Terminal {
     /// Where it sends none in time.
     #[must_use]
     pub fn received(listener: &UnixListener) -> Self {
-        assert!(readable(listener, PATIENCE), "nobody connected to the console socket");
-        let (stream, _) = listener.accept().expect("a connection to the console socket");
-        let mut name = [0; 256];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        recvmsg(&stream, &mut [IoSliceMut::new(&mut name)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)
-            .expect("a message");
-        let descriptor = ancillary.drain().find_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
-            _ => None,
-        });
-        Self { master: descriptor.expect("a descriptor came").into(), slave: None, seen: String::new() }
+        Self { master: received_descriptor(listener).into(), slave: None, seen: String::new() }
     }
 
     /// Starts a program as the leader of a session whose terminal this is.
@@ -149,6 +138,26 @@ impl Terminal {
 fn readable(descriptor: &impl AsFd, patience: Duration) -> bool {
     let timeout = Timespec::try_from(patience).expect("a short time");
     poll(&mut [PollFd::new(descriptor, PollFlags::IN)], Some(&timeout)).is_ok_and(|ready| ready > 0)
+}
+
+/// The descriptor a runtime sends to a socket of its caller's.
+///
+/// # Panics
+///
+/// Where it sends none in time.
+#[must_use]
+pub fn received_descriptor(listener: &UnixListener) -> OwnedFd {
+    assert!(readable(listener, PATIENCE), "nobody connected to the socket");
+    let (stream, _) = listener.accept().expect("a connection to the socket");
+    let mut name = [0; 256];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    recvmsg(&stream, &mut [IoSliceMut::new(&mut name)], &mut ancillary, RecvFlags::CMSG_CLOEXEC).expect("a message");
+    let descriptor = ancillary.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    });
+    descriptor.expect("a descriptor came")
 }
 
 /// A console socket at this path.

@@ -16,6 +16,7 @@ pub(crate) fn run(context: &mut Context, args: CreateArgs) -> Result<u8, Error> 
         bundle: Bundle::load(args.bundle.bundle.as_deref().unwrap_or(Path::new(".")))?,
         pid_file: args.bundle.pid_file,
         console_socket: args.bundle.console_socket,
+        pidfd_socket: args.bundle.pidfd_socket,
         detach: true,
     };
     create(context, order)?.keep();

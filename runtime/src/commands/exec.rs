@@ -1,7 +1,6 @@
 //! `vmrt exec`
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::Path;
 use std::process::exit;
 use std::time::Duration;
 
@@ -23,6 +22,7 @@ use crate::error::Error;
 use crate::foreground::{self, Screen};
 use crate::host_process::HostProcess;
 use crate::id::ContainerId;
+use crate::rights::send_pidfd;
 use crate::sandbox::control;
 use crate::signals::Signals;
 use crate::state::{Phase, Record};
@@ -56,11 +56,9 @@ pub(crate) fn run(context: &Context, args: &ExecArgs) -> Result<u8, Error> {
     let started = connection.call(&request, &stdio.fds(), "start the process", patience);
     started.map_err(|error| error.about(&program))?;
     if args.detach {
-        return detach(connection, &target, stdio, args.pid_file.as_deref());
+        return detach(connection, &target, stdio, args);
     }
-    if let Some(path) = &args.pid_file {
-        write_pid_file(path, Pid::this().as_raw())?;
-    }
+    tell_pid(args, Pid::this())?;
     let screen = stdio.terminal.as_ref().map_or(Screen::None, Screen::Own);
     attend(&mut connection, &target, screen)
 }
@@ -105,12 +103,21 @@ fn attend(connection: &mut Connection, target: &ProcessId, screen: Screen) -> Re
     }
 }
 
+/// Tells who wants to know which process stands for the one in the guest.
+fn tell_pid(args: &ExecArgs, pid: Pid) -> Result<(), Error> {
+    if let Some(path) = &args.pidfd_socket {
+        let process = HostProcess::of(pid.as_raw()).map_err(Error::OwnProcess)?;
+        send_pidfd(path, process, "setns")?;
+    }
+    args.pid_file.as_deref().map_or(Ok(()), |path| write_pid_file(path, pid.as_raw()))
+}
+
 /// Leaves a process behind that stands for the one in the guest: engines signal it, wait for it and take its status.
-fn detach(connection: Connection, target: &ProcessId, stdio: Stdio, pid_file: Option<&Path>) -> Result<u8, Error> {
+fn detach(connection: Connection, target: &ProcessId, stdio: Stdio, args: &ExecArgs) -> Result<u8, Error> {
     // SAFETY: this process has one thread, so the child may do anything it could.
     match unsafe { fork() }.map_err(Error::Proxy)? {
         ForkResult::Parent { child } => {
-            pid_file.map_or(Ok(()), |path| write_pid_file(path, child.as_raw()))?;
+            tell_pid(args, child)?;
             Ok(0)
         }
         ForkResult::Child => exit(stand_in(connection, target, stdio).into()),

@@ -16,6 +16,7 @@ mod start;
 mod state;
 mod update;
 
+use std::env;
 use std::io::{self, Write};
 
 use serde::Serialize;
@@ -63,7 +64,14 @@ fn check_bundle_args(args: &BundleArgs) -> Result<(), Error> {
 
 fn refuse_preserve_fds(count: u32) -> Result<(), Error> {
     let reason = "is refused: descriptors of the host mean nothing to the guest's kernel";
-    refuse_if(count > 0, "--preserve-fds", reason)
+    refuse_if(count > 0, "--preserve-fds", reason)?;
+    refuse_if(has_activation_sockets(), "LISTEN_FDS", reason)
+}
+
+/// Whether sockets were passed for the container, as systemd does it: meant for this very process.
+fn has_activation_sockets() -> bool {
+    let number = |name| env::var(name).ok().and_then(|text| text.parse::<u32>().ok());
+    number("LISTEN_PID") == Some(std::process::id()) && number("LISTEN_FDS").is_some_and(|count| count > 0)
 }
 
 fn refuse_if(given: bool, option: &'static str, reason: &'static str) -> Result<(), Error> {

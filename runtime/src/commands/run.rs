@@ -9,7 +9,7 @@ use super::check_bundle_args;
 use super::delete::finish;
 use super::start::START_DEADLINE;
 use crate::bundle::{Bundle, BundleError, CONFIG_FILE};
-use crate::cli::RunArgs;
+use crate::cli::{BundleArgs, RunArgs};
 use crate::connection::RequestError;
 use crate::context::Context;
 use crate::create::{Attached, Created, END_PATIENCE, Order, create, explain, is_guest_death};
@@ -51,8 +51,8 @@ fn order(args: RunArgs) -> Result<Order, Error> {
     if let Some(process) = bundle.spec.process_mut().as_mut().filter(|_| args.tty) {
         process.set_terminal(Some(true));
     }
-    let (pid_file, console_socket) = (args.bundle.pid_file, args.bundle.console_socket);
-    Ok(Order { id, bundle, pid_file, console_socket, detach: args.detach })
+    let BundleArgs { pid_file, console_socket, pidfd_socket, .. } = args.bundle;
+    Ok(Order { id, bundle, pid_file, console_socket, pidfd_socket, detach: args.detach })
 }
 
 /// Which bundle is meant, and the container's id: runc's form, or a bundle in the id's place.

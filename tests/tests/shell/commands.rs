@@ -1,10 +1,13 @@
 //! Commands that only tell something, and those that are not there yet.
 
 use std::fs;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::process::Stdio;
 
 use serde_json::{Value, json};
 use vmrt_tests::bundle::Bundle;
-use vmrt_tests::runtime::{Runtime, is_vmrt};
+use vmrt_tests::runtime::{Runtime, is_vmrt, new_id, wait};
+use vmrt_tests::terminal::{console_socket, received_descriptor};
 
 #[test]
 fn features_are_the_specifications_json() {
@@ -45,10 +48,14 @@ fn features_are_true() {
 #[test]
 fn ps_shows_the_processes_of_the_container_and_no_others() {
     let runtime = Runtime::new();
-    let bundle = Bundle::script("sleep 1001 & sleep 1002 & touch /ready; wait");
+    let bundle = Bundle::script("sleep 1001 & sleep 1002 & wait");
     let container = runtime.started(&bundle);
-    bundle.await_file("ready");
-    let table = container.call("ps", &[]).ok().text();
+    // Each is a copy of the shell at first, whose arguments go on behind their numbers.
+    let both_run = || {
+        let table = container.call("ps", &[]).ok().text();
+        [" sleep 1001", " sleep 1002"].iter().all(|end| table.lines().any(|row| row.ends_with(end))).then_some(table)
+    };
+    let table = vmrt_tests::eventually(vmrt_tests::PATIENCE, both_run).expect("both programs run");
     let mut lines = table.lines();
     let words: Vec<_> = lines.next().unwrap().split_whitespace().collect();
     assert_eq!(words, ["UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"]);
@@ -115,4 +122,52 @@ fn a_rootless_specification_has_a_user_namespace() {
     assert_eq!(config["linux"]["uidMappings"], json!([{"containerID": 0, "hostID": 0, "size": 1}]));
     assert_eq!(config["linux"]["gidMappings"], config["linux"]["uidMappings"]);
     assert!(config["linux"].get("resources").is_none());
+}
+
+#[test]
+fn what_cannot_be_passed_to_a_guest_is_refused_by_name() {
+    let runtime = Runtime::new();
+    if !is_vmrt() {
+        return;
+    }
+    let bundle = Bundle::busybox(["true"]);
+    let bundle = bundle.path().to_str().unwrap();
+    let done = runtime.call(&["run", "--preserve-fds", "1", "--bundle", bundle, "refused"]);
+    assert!(done.code == 1 && done.message().contains("--preserve-fds is refused"), "{done:?}");
+    // The shell replaces itself by the runtime, so that the sockets are meant for that.
+    let line =
+        format!("LISTEN_FDS=1 LISTEN_PID=$$ exec {} run --bundle {bundle} refused", vmrt_tests::runtime::program());
+    let done = std::process::Command::new("sh").args(["-c", &line]).output().unwrap();
+    let message = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.code() == Some(1) && message.contains("LISTEN_FDS is refused"), "{message}");
+}
+
+#[test]
+fn a_pidfd_of_the_container_s_process_is_sent() {
+    let runtime = Runtime::new();
+    // runc has it since 1.2.
+    if !is_vmrt() {
+        return;
+    }
+    let bundle = Bundle::busybox(["sleep", "1000"]);
+    let path = bundle.path().join("pidfd.sock");
+    let listener = console_socket(&path);
+    let pid = |descriptor: OwnedFd| {
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", descriptor.as_raw_fd())).unwrap();
+        info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse::<i32>().ok())
+    };
+    let id = new_id();
+    let options = ["run", "--detach", "--pidfd-socket", path.to_str().unwrap(), "--bundle"];
+    let mut command = runtime.command(&options);
+    command.arg(bundle.path()).arg(&id).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    assert_eq!(wait(&mut command.spawn().unwrap()), 0);
+    let sent = pid(received_descriptor(&listener));
+    let state: Value = serde_json::from_slice(&runtime.call(&["state", &id]).ok().stdout).unwrap();
+    assert_eq!(state["pid"], json!(sent));
+
+    let options = ["exec", "--pidfd-socket", path.to_str().unwrap(), &id, "sleep", "1"];
+    let mut exec = runtime.command(&options).stdin(Stdio::null()).spawn().unwrap();
+    assert_eq!(pid(received_descriptor(&listener)), i32::try_from(exec.id()).ok());
+    assert_eq!(wait(&mut exec), 0);
+    runtime.call(&["delete", "--force", &id]).ok();
 }

@@ -68,41 +68,42 @@ const USER: [&str; 10] = ["user", "pid", "%cpu", "vsz", "rss", "tty", "stat", "s
 /// The columns that options of ps(1) ask for. All processes of the container are shown whatever they select; what else
 /// an option does, this table cannot: the option's name is the error.
 pub(super) fn of(options: &[String]) -> Result<Vec<Column>, String> {
-    let mut chosen = Vec::new();
-    let mut letters = String::new();
+    let (mut chosen, mut letters) = (Vec::new(), String::new());
     let mut rest = options.iter();
     while let Some(option) = rest.next() {
-        let list = match option.strip_prefix("--format=") {
-            Some(list) => Some(list.to_owned()),
-            None => {
-                let letters_of = option.strip_prefix('-').unwrap_or(option);
-                // `-o` takes what follows it, in this argument or the next.
-                let (before, list) = letters_of.split_once('o').map_or((letters_of, None), |(a, b)| (a, Some(b)));
-                if before.is_empty() && list.is_none() || before.contains(|letter| !"efaxuAw".contains(letter)) {
-                    return Err(option.clone());
-                }
-                letters.push_str(before);
-                match list {
-                    Some("") => Some(rest.next().ok_or_else(|| option.clone())?.clone()),
-                    list => list.map(str::to_owned),
-                }
-            }
+        let (flags, list) = take_apart(option)?;
+        letters.push_str(flags);
+        let list = match list {
+            Some("") => Some(rest.next().ok_or_else(|| option.clone())?.as_str()),
+            list => list,
         };
         for name in list.iter().flat_map(|list| list.split([',', ' '])).filter(|name| !name.is_empty()) {
             chosen.push(named(name.trim_end_matches('='))?);
         }
     }
-    if !chosen.is_empty() {
-        return Ok(chosen);
+    if chosen.is_empty() { usual(&letters).iter().map(|name| named(name)).collect() } else { Ok(chosen) }
+}
+
+/// The flags of one argument, and the list of columns behind `-o`: empty where that is the next argument.
+fn take_apart(option: &str) -> Result<(&str, Option<&str>), String> {
+    if let Some(list) = option.strip_prefix("--format=") {
+        return Ok(("", Some(list)));
     }
-    let has = |letter| letters.contains(letter);
-    let names: &[&str] = match () {
-        () if letters.is_empty() || has('f') => &FULL,
+    let letters = option.strip_prefix('-').unwrap_or(option);
+    let (flags, list) = letters.split_once('o').map_or((letters, None), |(flags, list)| (flags, Some(list)));
+    let known = !flags.contains(|letter| !"efaxuAw".contains(letter)) && !letters.is_empty();
+    if known { Ok((flags, list)) } else { Err(option.to_owned()) }
+}
+
+/// The columns for flags, of which none means `-ef`.
+fn usual(flags: &str) -> &'static [&'static str] {
+    let has = |flag| flags.contains(flag);
+    match () {
+        () if flags.is_empty() || has('f') => &FULL,
         () if has('u') => &USER,
         () if has('x') || has('a') => &BSD,
         () => &SHORT,
-    };
-    names.iter().map(|name| named(name)).collect()
+    }
 }
 
 fn named(name: &str) -> Result<Column, String> {
