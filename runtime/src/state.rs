@@ -1,8 +1,8 @@
 //! What is known of a container between commands: `ROOT/ID/state.json`, replaced as a whole by rename.
 //!
-//! `create`, `start` and `delete` hold the container's lock, so of two such commands one waits for the other. Commands
-//! that only read, and those the VMM serialises anyway (`kill`, `exec`), need none: a container whose `start` hangs
-//! can still be killed.
+//! `create`, `start`, `update` and `delete` hold the container's lock, so of two such commands one waits for the other.
+//! Commands that only read, and those the VMM serialises anyway (`kill`, `exec`, `pause`), need none: a container whose
+//! `start` hangs can still be killed.
 
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
