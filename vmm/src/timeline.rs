@@ -43,7 +43,7 @@ pub fn mark_guest(hello: &Hello) {
 fn guest_stages(hello: &Hello, now: u64) -> [(&'static str, u64); 3] {
     let kernel = now.saturating_sub(hello.ready_ns);
     let agent = kernel.saturating_add(hello.started_ns).min(now);
-    [("guest kernel runs", kernel), ("agent runs", agent), ("agent ready", now)]
+    [("guest kernel keeps time", kernel), ("agent runs", agent), ("agent ready", now)]
 }
 
 /// The stages so far, earliest first.

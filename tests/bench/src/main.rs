@@ -90,7 +90,7 @@ pub struct Settings {
     #[arg(long, default_value_t = 20)]
     rounds: u32,
     /// Rounds of the file system benchmark
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 3)]
     fs_rounds: u32,
     /// A bundle with busybox
     #[arg(long)]
@@ -104,6 +104,9 @@ pub struct Settings {
     /// The guest initramfs
     #[arg(long)]
     initramfs: PathBuf,
+    /// QEMU's virtiofsd
+    #[arg(long)]
+    virtiofsd: PathBuf,
     /// Empty directory on a local file system for everything that is made on the way
     #[arg(long)]
     scratch: PathBuf,

@@ -1,7 +1,8 @@
 //! What an idle sandbox costs in memory: the VMM process without its guest's RAM, and the guest's kernel and agent.
 
 use std::fs;
-use std::process::Command;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 use crate::report::{Figure, Report};
 use crate::start::{bundle_running, run};
@@ -13,10 +14,23 @@ const GUEST_RAM_KIB: u64 = 64 << 10;
 /// Measures and adds to `report`.
 pub fn measure(settings: &Settings, report: &mut Report) -> Result<(), BenchError> {
     let bundle = bundle_running(settings, "idle", &["sleep", "1000"], |_| ())?;
-    run(Command::new("vmrt").args(["run", "--detach", "--bundle"]).arg(&bundle).arg("bench-idle"))?;
+    start_detached(&bundle)?;
     let measured = measure_idle(report);
     run(Command::new("vmrt").args(["delete", "--force", "bench-idle"]))?;
     measured
+}
+
+/// The container keeps the streams of its command, so they are no pipes here: nobody would see their end.
+fn start_detached(bundle: &Path) -> Result<(), BenchError> {
+    let mut command = Command::new("vmrt");
+    command.args(["run", "--detach", "--bundle"]).arg(bundle).arg("bench-idle");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let status = command.status().map_err(BenchError::io("start", "vmrt"))?;
+    if status.success() {
+        return Ok(());
+    }
+    let (command, status) = (format!("{command:?}"), status.to_string());
+    Err(BenchError::Command { command, status, stderr: String::new() })
 }
 
 fn measure_idle(report: &mut Report) -> Result<(), BenchError> {

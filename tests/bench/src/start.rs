@@ -11,6 +11,9 @@ use crate::{BenchError, Settings};
 /// Runs that are not counted: they fill the page cache.
 const WARM_UP: u32 = 2;
 
+/// Seconds after which a QEMU that does not end is ended, and the benchmark with it.
+const HANGS_AFTER: &str = "900";
+
 /// Memory of vmrt's guest by default, and so of its peer's, in MiB.
 const GUEST_MIB: u32 = 512;
 
@@ -27,7 +30,8 @@ pub fn run(command: &mut Command) -> Result<std::process::Output, BenchError> {
 
 /// QEMU's microvm machine with as little in it as boots: no BIOS devices that our VMM does not have either.
 pub fn microvm(kernel: &Path, memory_mib: u32) -> Command {
-    let mut command = Command::new("qemu-system-x86_64");
+    let mut command = Command::new("timeout");
+    command.args([HANGS_AFTER, "qemu-system-x86_64"]);
     command.args(["-M", "microvm,rtc=off,isa-serial=off,pcie=off,acpi=off,auto-kernel-cmdline=on"]);
     command.args(["-accel", "kvm", "-cpu", "host", "-smp", "1", "-m", &memory_mib.to_string()]);
     command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-nographic"]).arg("-kernel").arg(kernel);

@@ -11,13 +11,13 @@ use crate::BenchError;
 use crate::start::run;
 
 /// Size of the file that is read and written, in bytes.
-const FILE_SIZE: u64 = 128 << 20;
+const FILE_SIZE: u64 = 64 << 20;
 
 /// Size of a sequential request, in bytes.
 const BLOCK: usize = 1 << 20;
 
 /// Number and size of random reads.
-const RANDOM_READS: u64 = 4000;
+const RANDOM_READS: u64 = 2000;
 const PAGE: usize = 4096;
 
 /// One thing to do with a file system.

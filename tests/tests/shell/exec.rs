@@ -9,7 +9,7 @@ fn every_exit_status_and_signal_passes_through() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["sleep", "1000"]);
     let container = runtime.started(&bundle);
-    for status in [0, 1, 2, 41, 63, 100, 124, 125, 126, 127, 128, 129, 137, 143, 200, 254, 255] {
+    for status in 0..=255 {
         assert_eq!(container.script(&format!("exit {status}")).code, status);
     }
     for (signal, status) in [("HUP", 129), ("KILL", 137), ("SEGV", 139), ("TERM", 143)] {

@@ -1,21 +1,20 @@
 //! The control connection to the VMM.
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use agent::frame::{self, FrameError};
 use agent::{Call, FromAgent};
-use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use thiserror::Error;
-
-use crate::sys;
+use vsock::{VMADDR_CID_HOST, VsockAddr, VsockStream};
 
 /// Why the connection is no longer of use. The guest cannot go on without it.
 #[derive(Debug, Error)]
 pub(crate) enum ConnectionError {
     /// The VMM does not accept the connection.
     #[error("connect to the VMM")]
-    Connect(#[source] Errno),
+    Connect(#[source] io::Error),
     /// The VMM sent what is no request, or more than a frame may hold.
     #[error("receive a request")]
     Frame(#[from] FrameError),
@@ -34,13 +33,17 @@ pub(crate) struct Connection {
     unsent: Vec<u8>,
 }
 
+/// A stream to `port` of the host, which does not block once it is connected.
+pub(crate) fn connect(port: u32) -> io::Result<OwnedFd> {
+    let stream = VsockStream::connect(&VsockAddr::new(VMADDR_CID_HOST, port))?;
+    stream.set_nonblocking(true)?;
+    Ok(stream.into())
+}
+
 impl Connection {
     /// Connects to the VMM. Blocks: there is nothing else to do before.
     pub(crate) fn open() -> Result<Self, ConnectionError> {
-        let socket = sys::vsock_connect(agent::CONTROL_PORT).map_err(ConnectionError::Connect)?;
-        let mut wait = [PollFd::new(&socket, PollFlags::OUT)];
-        while poll(&mut wait, None)? == 0 {}
-        rustix::net::sockopt::socket_error(&socket)?.map_err(ConnectionError::Connect)?;
+        let socket = connect(agent::CONTROL_PORT).map_err(ConnectionError::Connect)?;
         Ok(Self::new(socket))
     }
 

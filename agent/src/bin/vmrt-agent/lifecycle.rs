@@ -214,7 +214,7 @@ impl Agent {
         let id = self.next_stream;
         self.next_stream = self.next_stream.wrapping_add(1);
         let source = Source::Stream(id);
-        self.watch(pump.from(), source, EventFlags::IN | EventFlags::OUT | EventFlags::ET)?;
+        self.watch(pump.from(), source, EventFlags::IN | EventFlags::ET)?;
         self.watch(pump.to(), source, EventFlags::OUT | EventFlags::ET)?;
         self.streams.insert(id, Stream { pump, pid, sibling: None });
         Ok(id)

@@ -17,6 +17,7 @@ use rustix::system::RebootCommand;
 use crate::container::cgroup;
 use crate::error::Error;
 use crate::log;
+use crate::sys::{self, SCHEDULER_ATTR_SIZE, SchedulerAttr};
 
 /// File systems the agent works with, made when the first container needs them at the latest.
 pub(crate) struct FileSystems {
@@ -36,6 +37,20 @@ pub(crate) fn set_up() -> Result<OwnedFd, Error> {
     leave_initial_root()?;
     hide_program()?;
     Ok(null)
+}
+
+/// The agent runs before everything else that could, and its children as usual: what it has to tell, an end above all, is
+/// not held up by the kernel's own clearing away. It is seldom awake, and real-time processes never get all of a CPU.
+pub(crate) fn come_first() -> Result<(), Error> {
+    const RESET_ON_FORK: u64 = 1;
+    let attr = SchedulerAttr {
+        size: SCHEDULER_ATTR_SIZE,
+        policy: libc::SCHED_FIFO.cast_unsigned(),
+        flags: RESET_ON_FORK,
+        priority: 1,
+        ..SchedulerAttr::default()
+    };
+    sys::set_scheduler(&attr).map_err(Error::at("become a real-time process"))
 }
 
 fn make_directory(path: &str) -> Result<(), Error> {

@@ -43,5 +43,6 @@ extern "C" fn start(_count: c_int, _arguments: *const *const c_char) -> c_int {
 
 fn serve(started_ns: u64) -> Result<std::convert::Infallible, Fatal> {
     let null = machine::set_up()?;
+    event_loop::warn(machine::come_first());
     Agent::new(null, started_ns)?.run()
 }

@@ -7,12 +7,12 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::WaitStatus;
 
+use crate::connection;
 use crate::container::Spawned;
 use crate::container::init::ChildStdio;
 use crate::container::report::Channel;
 use crate::error::Error;
 use crate::streams::Pump;
-use crate::sys;
 
 /// How far a process has come.
 #[derive(Debug)]
@@ -96,7 +96,8 @@ pub(crate) fn make_stdio(stdio: &Stdio, null: &OwnedFd) -> Result<(ChildStdio, H
 }
 
 fn connect(port: u32) -> Result<OwnedFd, Error> {
-    sys::vsock_connect(port).map_err(Error::at(format!("connect a stream to host port {port}")))
+    let connected = connection::connect(port).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO));
+    connected.map_err(Error::at(format!("connect a stream to host port {port}")))
 }
 
 impl HostStdio {
@@ -104,7 +105,7 @@ impl HostStdio {
         let Some(port) = port else { return duplicate(null) };
         let (read, write) = pipe()?;
         set_non_blocking(&write)?;
-        self.inputs.push(Pump::from_host(connect(port)?, write));
+        self.inputs.push(Pump::new(connect(port)?, write));
         Ok(read)
     }
 
@@ -112,7 +113,7 @@ impl HostStdio {
         let Some(port) = port else { return duplicate(null) };
         let (read, write) = pipe()?;
         set_non_blocking(&read)?;
-        self.outputs.push(Pump::to_host(read, connect(port)?));
+        self.outputs.push(Pump::new(read, connect(port)?));
         Ok(write)
     }
 }
@@ -134,8 +135,8 @@ pub(crate) fn duplicate(fd: &OwnedFd) -> Result<OwnedFd, Error> {
 /// The two pumps of a terminal: its output, and its input.
 pub(crate) fn terminal_pumps(master: OwnedFd, host: OwnedFd) -> Result<(Pump, Pump), Error> {
     rustix::io::ioctl_fionbio(&master, true).map_err(Error::at("make a terminal non-blocking"))?;
-    let input = Pump::from_host(duplicate(&host)?, duplicate(&master)?);
-    Ok((Pump::to_host(master, host), input))
+    let input = Pump::new(duplicate(&host)?, duplicate(&master)?);
+    Ok((Pump::new(master, host), input))
 }
 
 /// How a reaped process ended.

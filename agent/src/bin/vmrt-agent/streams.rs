@@ -28,34 +28,21 @@ pub(crate) enum Progress {
     Finished,
 }
 
-/// Which kind of host connection a pump still waits for.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Side {
-    From,
-    To,
-}
-
 /// One direction of a stream. Both descriptors are non-blocking.
 pub(crate) struct Pump {
     from: OwnedFd,
     to: OwnedFd,
-    connecting: Option<Side>,
     pending: Vec<u8>,
     drain: Option<u64>,
 }
 
 impl Pump {
-    /// From a process's pipe or terminal to a host connection that is being made.
-    pub(crate) fn to_host(from: OwnedFd, to: OwnedFd) -> Self {
-        Self { from, to, connecting: Some(Side::To), pending: Vec::new(), drain: None }
+    /// From a process's pipe or terminal to a host connection, or the other way round.
+    pub(crate) fn new(from: OwnedFd, to: OwnedFd) -> Self {
+        Self { from, to, pending: Vec::new(), drain: None }
     }
 
-    /// From a host connection that is being made to a process's pipe or terminal.
-    pub(crate) fn from_host(from: OwnedFd, to: OwnedFd) -> Self {
-        Self { from, to, connecting: Some(Side::From), pending: Vec::new(), drain: None }
-    }
-
-    /// The descriptor to watch for being readable (and, as it may be connecting, for being writable).
+    /// The descriptor to watch for being readable.
     pub(crate) fn from(&self) -> BorrowedFd<'_> {
         self.from.as_fd()
     }
@@ -82,11 +69,6 @@ impl Pump {
 
     /// Moves what can be moved. `chunk` is scratch space of [`CHUNK`] bytes.
     pub(crate) fn turn(&mut self, chunk: &mut [u8]) -> Progress {
-        match self.finish_connecting() {
-            Ok(true) => {}
-            Ok(false) => return Progress::Waiting,
-            Err(_) => return Progress::Finished,
-        }
         for _ in 0..TURN {
             match self.step(chunk) {
                 Ok(true) => {}
@@ -98,21 +80,6 @@ impl Pump {
             }
         }
         Progress::More
-    }
-
-    fn finish_connecting(&mut self) -> rustix::io::Result<bool> {
-        let socket = match self.connecting {
-            None => return Ok(true),
-            Some(Side::From) => &self.from,
-            Some(Side::To) => &self.to,
-        };
-        rustix::net::sockopt::socket_error(socket)??;
-        match rustix::net::getpeername(socket) {
-            Ok(_) => self.connecting = None,
-            Err(Errno::NOTCONN) => return Ok(false),
-            Err(error) => return Err(error),
-        }
-        Ok(true)
     }
 
     /// One write, or one read and the write of it. False at the end of the stream.
@@ -167,7 +134,7 @@ mod tests {
         let (read, write) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC).unwrap();
         let (near, far) = UnixStream::pair().unwrap();
         near.set_nonblocking(true).unwrap();
-        (write.into(), Pump::to_host(read, near.into()), far)
+        (write.into(), Pump::new(read, near.into()), far)
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! System calls that no crate in use wraps, each as one safe function (or a function that says what it needs).
 
 use std::ffi::{CString, c_char, c_int, c_uint, c_ulong};
-use std::mem::{size_of, size_of_val};
+use std::mem::size_of;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
@@ -119,24 +119,6 @@ pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, recursive: bool, attr: &Mount
         )
     })?;
     Ok(())
-}
-
-/// A non-blocking stream socket on its way to `port` of the host; writable once connected.
-pub(crate) fn vsock_connect(port: u32) -> Result<OwnedFd> {
-    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-    // SAFETY: no memory is passed.
-    let socket = owned(unsafe { libc::socket(libc::AF_VSOCK, kind, 0) })?;
-    // SAFETY: sockaddr_vm consists of integers, for which all zeroes are valid.
-    let mut address: libc::sockaddr_vm = unsafe { std::mem::zeroed() };
-    address.svm_family = libc::sa_family_t::try_from(libc::AF_VSOCK).map_err(|_| Errno::AFNOSUPPORT)?;
-    address.svm_cid = libc::VMADDR_CID_HOST;
-    address.svm_port = port;
-    let length = libc::socklen_t::try_from(size_of_val(&address)).map_err(|_| Errno::INVAL)?;
-    // SAFETY: `address` is a valid socket address of the length given.
-    match check(unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), length) }) {
-        Ok(_) | Err(Errno::INPROGRESS) => Ok(socket),
-        Err(error) => Err(error),
-    }
 }
 
 fn close_between(first: c_uint, last: c_uint) -> Result<()> {
