@@ -47,6 +47,16 @@ pub enum Stdio {
     },
 }
 
+/// A system call filter, compiled.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct SeccompFilter {
+    /// `SECCOMP_FILTER_FLAG_*` of the kernel.
+    pub flags: u32,
+    /// Classic BPF. Each number is one `struct sock_filter` of the kernel: from the most significant bit down 16 bits
+    /// of `code`, 8 of `jt`, 8 of `jf` and 32 of `k`.
+    pub program: Vec<u64>,
+}
+
 /// Everything needed to make a container.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct CreateContainer {
@@ -56,6 +66,9 @@ pub struct CreateContainer {
     pub spec: Spec,
     /// Streams of its first process.
     pub stdio: Stdio,
+    /// What stands in the place of the specification's `linux.seccomp`: the filter of all its processes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seccomp: Option<SeccompFilter>,
 }
 
 /// A further process in a container.
@@ -312,6 +325,7 @@ mod tests {
             container: "web".into(),
             spec: spec.clone(),
             stdio: Stdio::Streams { stdin: None, stdout: Some(7), stderr: None },
+            seccomp: None,
         };
         let call = Call { id: 3, request: Request::Create(Box::new(create)) };
         let mut bytes = crate::frame::encode(&call).unwrap();

@@ -6,10 +6,10 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use agent::FailureKind;
+use agent::{FailureKind, SeccompFilter};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxSeccomp, Spec};
 use vmm::config::SandboxConfig;
 use vmm::control::{Client, Reply, Request};
 
@@ -25,6 +25,7 @@ use crate::limits::Limits;
 use crate::network_namespace::NetworkNamespace;
 use crate::rights::send_pidfd;
 use crate::sandbox::{self, CONTROL_SOCKET, SandboxError, Vmm};
+use crate::seccomp;
 use crate::shares::{self, Share};
 use crate::signals::Signals;
 use crate::sizing::Size;
@@ -97,7 +98,8 @@ pub(crate) fn create(context: &mut Context, order: Order) -> Result<Created, Err
     let config = context.config()?;
     let size = Size::of(&order.bundle.spec, &config)?;
     let network = NetworkNamespace::of(&order.bundle.spec)?;
-    let (spec, shares) = shares::open_all(&order.id, &order.bundle)?;
+    let (mut spec, shares) = shares::open_all(&order.id, &order.bundle)?;
+    let seccomp = take_seccomp(&mut spec).map(|profile| seccomp::compile(&profile)).transpose()?;
     let locked = context.store.claim(&order.id)?;
     let mut undo = Undo::default();
     let dir = locked.dir.clone();
@@ -123,7 +125,7 @@ pub(crate) fn create(context: &mut Context, order: Order) -> Result<Created, Err
     let mut connection = connect(&vmm, signals)?;
     let sandbox = sandbox_config(&order, &config, size);
     let program = order.bundle.process()?.args().as_ref().and_then(|args| args.first()).cloned().unwrap_or_default();
-    let setup = Setup { sandbox, shares, spec, stdio: &stdio, timeout: config.start_timeout };
+    let setup = Setup { sandbox, shares, spec, seccomp, stdio: &stdio, timeout: config.start_timeout };
     set_up(&mut connection, &order.id, setup).map_err(|error| explain(error.about(&program), &mut vmm, &locked.dir))?;
     context.timeline.reached("container created");
 
@@ -138,6 +140,14 @@ pub(crate) fn create(context: &mut Context, order: Order) -> Result<Created, Err
         undo.push(move || drop(fs::remove_file(path)));
     }
     Ok(Created { id: order.id, program, connection, stdio, vmm, record, undo, locked })
+}
+
+/// The guest gets the compiled filter instead.
+fn take_seccomp(spec: &mut Spec) -> Option<LinuxSeccomp> {
+    let linux = spec.linux_mut().as_mut()?;
+    let profile = linux.seccomp().clone();
+    linux.set_seccomp(None);
+    profile
 }
 
 fn open_stdio(order: &Order) -> Result<Stdio, Error> {
@@ -213,6 +223,7 @@ struct Setup<'a> {
     sandbox: SandboxConfig,
     shares: Vec<Share>,
     spec: Spec,
+    seccomp: Option<SeccompFilter>,
     stdio: &'a Stdio,
     timeout: Duration,
 }
@@ -223,7 +234,12 @@ fn set_up(connection: &mut Connection, id: &ContainerId, setup: Setup) -> Result
     for Share { name, read_only, source } in setup.shares {
         connection.client.send(&Request::AddShare { name, read_only }, &[source.as_fd()])?;
     }
-    let request = Request::Create { container: id.to_string(), spec: Box::new(setup.spec), stdio: setup.stdio.kind };
+    let request = Request::Create {
+        container: id.to_string(),
+        spec: Box::new(setup.spec),
+        stdio: setup.stdio.kind,
+        seccomp: setup.seccomp,
+    };
     let step = "boot the guest and create the container";
     match connection.call(&request, &setup.stdio.fds(), step, setup.timeout)? {
         Reply::Process { .. } | Reply::Done => Ok(()),

@@ -17,6 +17,7 @@ use crate::network_namespace::NetworkNamespaceError;
 use crate::resources::ResourcesError;
 use crate::rights::RightsError;
 use crate::sandbox::SandboxError;
+use crate::seccomp::SeccompError;
 use crate::shares::ShareError;
 use crate::signals::SignalError;
 use crate::sizing::SizeError;
@@ -38,6 +39,8 @@ pub(crate) enum Error {
     Size(#[from] SizeError),
     #[error(transparent)]
     NetworkNamespace(#[from] NetworkNamespaceError),
+    #[error(transparent)]
+    Seccomp(#[from] SeccompError),
     #[error(transparent)]
     Share(#[from] ShareError),
     #[error(transparent)]

@@ -24,6 +24,7 @@ mod network_namespace;
 mod resources;
 mod rights;
 mod sandbox;
+mod seccomp;
 mod shares;
 mod signals;
 mod sizing;

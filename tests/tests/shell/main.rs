@@ -13,5 +13,6 @@ mod namespaces;
 mod pausing;
 mod process;
 mod resources;
+mod seccomp;
 mod stdio;
 mod terminal;

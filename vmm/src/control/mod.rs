@@ -14,7 +14,7 @@ pub use connection::{Connection, ConnectionError};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use agent::{ExitStatus, Failure, ProcessId, ProcessList, TerminalSize};
+use agent::{ExitStatus, Failure, ProcessId, ProcessList, SeccompFilter, TerminalSize};
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 use serde::{Deserialize, Serialize};
 
@@ -77,6 +77,9 @@ pub enum Request {
         spec: Box<Spec>,
         /// Streams of its first process.
         stdio: StdioFds,
+        /// The filter of its system calls, in the place of `linux.seccomp`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        seccomp: Option<SeccompFilter>,
     },
     /// Execute a created container's program.
     Start {

@@ -22,6 +22,10 @@ use crate::vsock::Flow;
 const LONG: Duration = Duration::from_secs(20);
 const STREAMS: StdioFds = StdioFds::Streams { stdin: false, stdout: true, stderr: false };
 
+fn create_request(container: &str) -> Request {
+    Request::Create { container: container.into(), spec: Box::new(Spec::default()), stdio: STREAMS, seccomp: None }
+}
+
 /// A sandbox in an event loop of its own, and all that is around it.
 struct Bench {
     client: Option<Client>,
@@ -126,7 +130,7 @@ impl Bench {
 
     fn create(&mut self, container: &str) -> (u64, Output) {
         let (output, writer) = Output::new();
-        let request = Request::Create { container: container.into(), spec: Box::new(Spec::default()), stdio: STREAMS };
+        let request = create_request(container);
         let id = self.client().send(&request, &[writer.as_fd()]).unwrap();
         (id, output)
     }
@@ -374,7 +378,7 @@ fn requests_that_make_no_sense_fail_and_name_why() {
     let text = fails(&mut client, &unknown, &[]);
     assert_eq!(text, "find container other: there is none of that name in this sandbox");
     let (_, writer) = Output::new();
-    let again = Request::Create { container: "main".into(), spec: Box::new(Spec::default()), stdio: STREAMS };
+    let again = create_request("main");
     assert_eq!(fails(&mut client, &again, &[writer.as_fd()]), "create container main: the id is in use");
     let spec = Box::new(oci_spec::runtime::Process::default());
     let anonymous = Request::Exec { process: of_main(None), spec, stdio: STREAMS, cgroup: None };

@@ -70,7 +70,8 @@ impl Agent {
             }
         };
         let pid = spawned.pid;
-        let container = Container { namespaces: plan.namespaces, init: Some(pid), cgroup, freezing: Vec::new() };
+        let (namespaces, seccomp) = (plan.namespaces, plan.seccomp);
+        let container = Container { namespaces, init: Some(pid), cgroup, freezing: Vec::new(), seccomp };
         let watched = container.cgroup.memory_events().map_or(Ok(()), |events| {
             self.watch(events, Source::Memory(pid.cast_unsigned()), EventFlags::PRI | EventFlags::ET)
         });

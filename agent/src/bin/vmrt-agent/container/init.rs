@@ -10,6 +10,7 @@ use crate::container::namespaces::Namespaces;
 use crate::container::plan::ContainerPlan;
 use crate::container::process::ProcessPlan;
 use crate::container::report::{Channel, Report};
+use crate::container::seccomp::Filter;
 use crate::container::terminal::Terminal;
 use crate::container::{devices, mounts, program, rootfs};
 use crate::error::Error;
@@ -35,6 +36,8 @@ pub(crate) enum Role<'a> {
         namespaces: Namespaces,
         /// What to run.
         process: &'a ProcessPlan,
+        /// The container's filter of system calls.
+        seccomp: Option<&'a Filter>,
     },
 }
 
@@ -45,13 +48,20 @@ impl Role<'_> {
             Role::Exec { process, .. } => process,
         }
     }
+
+    fn seccomp(&self) -> Option<&Filter> {
+        match self {
+            Role::Init(plan) => plan.seccomp.as_ref(),
+            Role::Exec { seccomp, .. } => *seccomp,
+        }
+    }
 }
 
 /// Goes all the way; what fails is reported and ends the process.
 pub(crate) fn run(role: &Role<'_>, stdio: &ChildStdio, channel: &Channel, proc: BorrowedFd<'_>) -> ! {
     match prepare(role, stdio, channel.as_fd(), proc) {
         Ok(kept) => {
-            let Err(error) = kept.execute(role.process());
+            let Err(error) = kept.execute(role.process(), role.seccomp());
             kept.channel.report(&Report::Failed(error.into()));
         }
         Err(error) => channel.report(&Report::Failed(error.into())),
@@ -72,7 +82,7 @@ fn prepare(role: &Role<'_>, stdio: &ChildStdio, channel: BorrowedFd<'_>, proc: B
     rustix::process::setsid().map_err(Error::at("make a session"))?;
     let (root, terminal) = match role {
         Role::Init(plan) => set_up_container(plan, stdio, proc)?,
-        Role::Exec { container, namespaces, process } => join_container(*container, *namespaces, process, stdio)?,
+        Role::Exec { container, namespaces, process, .. } => join_container(*container, *namespaces, process, stdio)?,
     };
     let streams = match (stdio, &terminal) {
         (ChildStdio::Streams(streams), _) => streams.each_ref().map(AsFd::as_fd),
@@ -94,8 +104,12 @@ fn prepare(role: &Role<'_>, stdio: &ChildStdio, channel: BorrowedFd<'_>, proc: B
 
 impl Kept {
     /// Becomes the process, says so, waits to be let go on, and executes the program.
-    fn execute(&self, process: &ProcessPlan) -> Result<Infallible, Error> {
-        let env = process.become_it(self.root.as_fd())?;
+    ///
+    /// As runc does: without `no_new_privs`, a filter of system calls takes privileges to install, so that is done
+    /// before they are given up; otherwise last, so that as few calls as possible have to get past it.
+    fn execute(&self, process: &ProcessPlan, seccomp: Option<&Filter>) -> Result<Infallible, Error> {
+        let (early, late) = if process.no_new_privileges { (None, seccomp) } else { (seccomp, None) };
+        let env = process.become_it(self.root.as_fd(), early)?;
         let program = program::find(&process.args[0], &env)?;
         self.channel.report(&Report::Ready { terminal: self.terminal.as_ref().map(AsRawFd::as_raw_fd) });
         if !self.channel.wait() {
@@ -103,6 +117,7 @@ impl Kept {
             return Err(Error::Died { step: "start".into() });
         }
         sys::default_signals().map_err(Error::at("reset signals"))?;
+        late.map_or(Ok(()), Filter::install)?;
         Err(program::not_executed(&program, sys::execute(&program, &process.args, &env)))
     }
 }

@@ -17,6 +17,7 @@ mod paths;
 mod program;
 mod rootfs;
 mod scheduling;
+mod seccomp;
 mod sysctl;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -29,6 +30,7 @@ pub(crate) use crate::container::namespaces::Namespaces;
 use crate::container::plan::ContainerPlan;
 use crate::container::process::ProcessPlan;
 use crate::container::report::Channel;
+use crate::container::seccomp::Filter;
 use crate::error::Error;
 use crate::sys::{self, Cloned};
 
@@ -42,6 +44,8 @@ pub(crate) struct Container {
     pub(crate) cgroup: Cgroup,
     /// Waits for its processes to stop, or to go on, in the order in which they were asked for.
     pub(crate) freezing: Vec<Freezing>,
+    /// The filter of its processes' system calls.
+    pub(crate) seccomp: Option<Filter>,
 }
 
 /// A change of a container's cgroup that the kernel completes by itself.
@@ -96,7 +100,7 @@ pub(crate) fn spawn_exec(
     stdio: &ChildStdio,
 ) -> Result<Spawned, Error> {
     let namespaces = container.namespaces;
-    let role = Role::Exec { container: init, namespaces, process };
+    let role = Role::Exec { container: init, namespaces, process, seccomp: container.seccomp.as_ref() };
     if !namespaces.has(ThreadNameSpaceType::PROCESS_ID) {
         return spawn(guest, 0, cgroup, &role, stdio);
     }

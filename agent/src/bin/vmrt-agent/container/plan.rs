@@ -12,6 +12,7 @@ use crate::container::mounts::MountPlan;
 use crate::container::namespaces::Namespaces;
 use crate::container::process::ProcessPlan;
 use crate::container::rootfs::Rootfs;
+use crate::container::seccomp::Filter;
 use crate::container::sysctl::Sysctl;
 use crate::error::Error;
 
@@ -40,6 +41,8 @@ pub(crate) struct ContainerPlan {
     pub(crate) cgroup: PathBuf,
     /// Limits of that cgroup.
     pub(crate) settings: Settings,
+    /// The filter of the system calls of all its processes.
+    pub(crate) seccomp: Option<Filter>,
 }
 
 impl ContainerPlan {
@@ -67,6 +70,7 @@ impl ContainerPlan {
             process: ProcessPlan::new(spec.process().as_ref().ok_or_else(|| missing("process"))?)?,
             cgroup: cgroup::path(linux.cgroups_path().as_deref(), &create.container),
             settings: linux.resources().as_ref().map(Settings::new).transpose()?.unwrap_or_default(),
+            seccomp: create.seccomp.as_ref().map(Filter::new).transpose()?,
         })
     }
 }
@@ -139,7 +143,7 @@ mod tests {
 
     fn create(spec: Spec) -> CreateContainer {
         let stdio = Stdio::Streams { stdin: None, stdout: None, stderr: None };
-        CreateContainer { container: "web".into(), spec, stdio }
+        CreateContainer { container: "web".into(), spec, stdio, seccomp: None }
     }
 
     #[test]

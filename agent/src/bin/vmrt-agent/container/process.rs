@@ -14,6 +14,7 @@ use rustix::process::{Resource, Rlimit};
 use crate::container::capabilities::CapabilityPlan;
 use crate::container::paths;
 use crate::container::scheduling::Scheduling;
+use crate::container::seccomp::Filter;
 use crate::error::Error;
 
 /// The most that is read of an image's `/etc/passwd`, in bytes.
@@ -41,7 +42,8 @@ pub(crate) struct ProcessPlan {
     umask: Mode,
     capabilities: CapabilityPlan,
     rlimits: Vec<(Resource, Rlimit)>,
-    no_new_privileges: bool,
+    /// Programs it executes get no more privileges than it has.
+    pub(crate) no_new_privileges: bool,
     scheduling: Scheduling,
 }
 
@@ -90,12 +92,15 @@ impl ProcessPlan {
     }
 
     /// Gives the caller everything of this process but its program. The order matters: what needs privileges first.
-    pub(crate) fn become_it(&self, root: BorrowedFd<'_>) -> Result<Vec<CString>, Error> {
+    /// `seccomp` is a filter of system calls to install as long as there are privileges.
+    pub(crate) fn become_it(&self, root: BorrowedFd<'_>, seccomp: Option<&Filter>) -> Result<Vec<CString>, Error> {
         for (resource, limit) in &self.rlimits {
             rustix::process::setrlimit(*resource, *limit).map_err(Error::at(format!("set limit {resource:?}")))?;
         }
         self.scheduling.apply()?;
         let env = self.env_with_home(root);
+        rustix::process::umask(self.umask);
+        seccomp.map_or(Ok(()), Filter::install)?;
         self.capabilities.apply_bounding()?;
         rustix::thread::set_keep_capabilities(true).map_err(Error::at("keep capabilities"))?;
         self.change_user()?;
@@ -105,7 +110,6 @@ impl ProcessPlan {
         if self.no_new_privileges {
             rustix::thread::set_no_new_privs(true).map_err(Error::at("set no_new_privs"))?;
         }
-        rustix::process::umask(self.umask);
         Ok(env)
     }
 

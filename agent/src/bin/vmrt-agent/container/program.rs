@@ -46,8 +46,11 @@ fn usable(path: &Path) -> Result<(), Unusable> {
         // What runc 1.1 says of a directory.
         return Err(Unusable::NotExecutable(error::text(Errno::ACCESS)));
     }
-    rustix::fs::accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS)
-        .map_err(|error| Unusable::NotExecutable(error::text(error)))
+    match rustix::fs::accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS) {
+        // A seccomp filter that does not know so new a system call. Then `execve` will tell.
+        Err(Errno::NOSYS | Errno::PERM) if stat.st_mode & 0o111 != 0 => Ok(()),
+        result => result.map_err(|error| Unusable::NotExecutable(error::text(error))),
+    }
 }
 
 /// The directories of `PATH`; the last one counts if there are several, as `execve`'d programs see it.
