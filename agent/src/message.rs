@@ -64,6 +64,8 @@ pub struct CreateContainer {
     pub container: String,
     /// The OCI specification. `root.path` and the source of every bind mount are already paths in the guest.
     pub spec: Spec,
+    /// Its bundle's directory on the host, which hooks are told.
+    pub bundle: PathBuf,
     /// Streams of its first process.
     pub stdio: Stdio,
     /// What stands in the place of the specification's `linux.seccomp`: the filter of all its processes.
@@ -324,6 +326,7 @@ mod tests {
         let create = CreateContainer {
             container: "web".into(),
             spec: spec.clone(),
+            bundle: "/bundle".into(),
             stdio: Stdio::Streams { stdin: None, stdout: Some(7), stderr: None },
             seccomp: None,
         };

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 use thiserror::Error;
 
+use crate::hooks;
+
 /// Name of the specification in a bundle.
 pub(crate) const CONFIG_FILE: &str = "config.json";
 
@@ -45,8 +47,8 @@ pub(crate) enum BundleError {
     HostNamespace(LinuxNamespaceType),
     #[error("joining the {kind} namespace {} is not supported: it is the host's, and the container's machine has its own", path.display())]
     JoinNamespace { kind: LinuxNamespaceType, path: PathBuf },
-    #[error("hooks.{0} is not supported yet")]
-    Hook(&'static str),
+    #[error("hooks.{turn}: {reason}")]
+    Hook { turn: &'static str, reason: String },
 }
 
 /// A bundle whose specification was read and makes sense. Nothing in it has been opened.
@@ -102,7 +104,7 @@ fn check(spec: &Spec) -> Result<(), BundleError> {
     check_process(spec.process().as_ref().ok_or(BundleError::NoProcess)?)?;
     check_mounts(spec)?;
     check_namespaces(spec)?;
-    check_hooks(spec)
+    spec.hooks().as_ref().map_or(Ok(()), hooks::check)
 }
 
 /// Every version 1 can be run: what later ones added is optional.
@@ -162,24 +164,6 @@ fn check_namespaces(spec: &Spec) -> Result<(), BundleError> {
         }
     }
     Ok(())
-}
-
-fn check_hooks(spec: &Spec) -> Result<(), BundleError> {
-    let Some(hooks) = spec.hooks() else { return Ok(()) };
-    #[allow(deprecated, reason = "engines still write prestart hooks")]
-    let prestart = hooks.prestart();
-    let kinds = [
-        ("prestart", prestart),
-        ("createRuntime", hooks.create_runtime()),
-        ("createContainer", hooks.create_container()),
-        ("startContainer", hooks.start_container()),
-        ("poststart", hooks.poststart()),
-        ("poststop", hooks.poststop()),
-    ];
-    match kinds.into_iter().find(|(_, hooks)| hooks.as_ref().is_some_and(|hooks| !hooks.is_empty())) {
-        Some((name, _)) => Err(BundleError::Hook(name)),
-        None => Ok(()),
-    }
 }
 
 #[cfg(test)]

@@ -94,9 +94,11 @@ fn what_is_the_hosts_is_refused_by_name() {
 }
 
 #[test]
-fn hooks_are_refused_by_name() {
-    let hook = json!([{"path": "/bin/true"}]);
-    assert_eq!(message(|spec| spec["hooks"] = json!({"poststop": hook})), "hooks.poststop is not supported yet");
-    assert_eq!(message(|spec| spec["hooks"] = json!({"prestart": hook})), "hooks.prestart is not supported yet");
-    load(|spec| spec["hooks"] = json!({"prestart": []})).unwrap();
+fn hooks_are_checked() {
+    let hooks = |hook: Value| message(|spec| spec["hooks"] = json!({"poststop": [{"path": "/bin/true"}, hook]}));
+    assert_eq!(hooks(json!({"path": "bin/true"})), "hooks.poststop: path \"bin/true\" is not absolute");
+    let timeless = json!({"path": "/bin/true", "timeout": 0});
+    assert_eq!(hooks(timeless.clone()), "hooks.poststop: timeout is not greater than zero");
+    assert!(message(|spec| spec["hooks"] = json!({"startContainer": [timeless]})).starts_with("hooks.startContainer"));
+    load(|spec| spec["hooks"] = json!({"prestart": [{"path": "/bin/true", "timeout": 1}]})).unwrap();
 }

@@ -1,6 +1,7 @@
 //! What every command works with.
 
 use std::path::{self, PathBuf};
+use std::rc::Rc;
 
 use crate::cli::Global;
 use crate::config::{Config, ConfigError};
@@ -12,7 +13,7 @@ use crate::timeline::Timeline;
 /// The parts of the command line and of the machine that do not depend on the command.
 pub(crate) struct Context {
     pub(crate) store: Store,
-    pub(crate) log: Log,
+    pub(crate) log: Rc<Log>,
     pub(crate) timeline: Timeline,
     config: Option<PathBuf>,
 }
@@ -23,7 +24,7 @@ impl Context {
         let root = path::absolute(&global.root).map_err(|source| Error::Root { path: global.root.clone(), source })?;
         Ok(Self {
             store: Store::new(root),
-            log: Log::new(global.log.as_deref(), global.log_format, global.debug)?,
+            log: Rc::new(Log::new(global.log.as_deref(), global.log_format, global.debug)?),
             timeline: Timeline::new(begin),
             config: global.config.clone(),
         })

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use agent::{FailureKind, SeccompFilter};
@@ -19,9 +20,11 @@ use crate::config::Config;
 use crate::connection::{Connection, RequestError};
 use crate::context::Context;
 use crate::error::Error;
+use crate::hooks::{self, Turn};
 use crate::host_process::{HostProcess, boot_id};
 use crate::id::ContainerId;
 use crate::limits::Limits;
+use crate::log::Log;
 use crate::network_namespace::NetworkNamespace;
 use crate::rights::send_pidfd;
 use crate::sandbox::{self, CONTROL_SOCKET, SandboxError, Vmm};
@@ -112,6 +115,7 @@ pub(crate) fn create(context: &mut Context, order: Order) -> Result<Created, Err
     let path = cgroup_path(&order);
     let mut record = record(&order, Cgroup::plan(&path)?, size)?;
     locked.write(&record)?;
+    push_poststop(&mut undo, &record, &context.log);
     let cgroup = record.cgroup.clone();
     undo.push(move || drop(cgroup.remove()));
     Cgroup::create(&path, &Limits::of(&order.bundle.spec, size))?;
@@ -121,11 +125,13 @@ pub(crate) fn create(context: &mut Context, order: Order) -> Result<Created, Err
     record.cgroup.add(vmm.process.pid)?;
     context.log.debug(&format!("{} runs as process {}", config.vmm.display(), vmm.process.pid));
     context.timeline.reached("VMM spawned");
+    hooks::run_creating(&record)?;
 
     let mut connection = connect(&vmm, signals)?;
     let sandbox = sandbox_config(&order, &config, size);
     let program = order.bundle.process()?.args().as_ref().and_then(|args| args.first()).cloned().unwrap_or_default();
-    let setup = Setup { sandbox, shares, spec, seccomp, stdio: &stdio, timeout: config.start_timeout };
+    let bundle = order.bundle.dir.clone();
+    let setup = Setup { sandbox, shares, spec, bundle, seccomp, stdio: &stdio, timeout: config.start_timeout };
     set_up(&mut connection, &order.id, setup).map_err(|error| explain(error.about(&program), &mut vmm, &locked.dir))?;
     context.timeline.reached("container created");
 
@@ -183,6 +189,14 @@ fn spawn(
     Ok(vmm)
 }
 
+/// What a failed `create` has done is over then, as for a container that was deleted.
+fn push_poststop(undo: &mut Undo, record: &Record, log: &Rc<Log>) {
+    if record.hooks.is_some() {
+        let (record, log) = (record.clone(), log.clone());
+        undo.push(move || hooks::run_all(Turn::Poststop, &record, &log));
+    }
+}
+
 fn record(order: &Order, cgroup: Cgroup, machine: Size) -> Result<Record, Error> {
     Ok(Record {
         id: order.id.to_string(),
@@ -196,6 +210,7 @@ fn record(order: &Order, cgroup: Cgroup, machine: Size) -> Result<Record, Error>
         cgroup,
         machine,
         resources: None,
+        hooks: order.bundle.spec.hooks().clone(),
     })
 }
 
@@ -223,6 +238,7 @@ struct Setup<'a> {
     sandbox: SandboxConfig,
     shares: Vec<Share>,
     spec: Spec,
+    bundle: PathBuf,
     seccomp: Option<SeccompFilter>,
     stdio: &'a Stdio,
     timeout: Duration,
@@ -237,6 +253,7 @@ fn set_up(connection: &mut Connection, id: &ContainerId, setup: Setup) -> Result
     let request = Request::Create {
         container: id.to_string(),
         spec: Box::new(setup.spec),
+        bundle: setup.bundle,
         stdio: setup.stdio.kind,
         seccomp: setup.seccomp,
     };

@@ -11,6 +11,7 @@ use crate::bundle::BundleError;
 use crate::cgroup::CgroupError;
 use crate::config::ConfigError;
 use crate::connection::RequestError;
+use crate::hooks::HookError;
 use crate::id::InvalidId;
 use crate::log::LogError;
 use crate::network_namespace::NetworkNamespaceError;
@@ -39,6 +40,8 @@ pub(crate) enum Error {
     Size(#[from] SizeError),
     #[error(transparent)]
     NetworkNamespace(#[from] NetworkNamespaceError),
+    #[error(transparent)]
+    Hook(#[from] HookError),
     #[error(transparent)]
     Seccomp(#[from] SeccompError),
     #[error(transparent)]

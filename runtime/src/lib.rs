@@ -16,6 +16,7 @@ mod create;
 mod descriptors;
 mod error;
 mod foreground;
+mod hooks;
 mod host_process;
 mod id;
 mod limits;

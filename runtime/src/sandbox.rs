@@ -183,7 +183,8 @@ mod tests {
 
     fn script(dir: &Path, text: &str) -> PathBuf {
         let path = dir.join("vmm");
-        fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        // dash redirects to descriptors of one digit only, and other tests have some open.
+        fs::write(&path, format!("#!/bin/bash\n{text}\n")).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         path
     }

@@ -13,6 +13,7 @@ use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 use thiserror::Error;
 
 use crate::bundle::Bundle;
+use crate::hooks;
 use crate::id::ContainerId;
 
 /// Why something cannot be shared.
@@ -49,6 +50,7 @@ pub(crate) fn open_all(id: &ContainerId, bundle: &Bundle) -> Result<(Spec, Vec<S
     }
     forget_host_cpus(&mut spec);
     forget_host_network(&mut spec);
+    hooks::leave_guests(&mut spec);
     Ok((spec, shares))
 }
 

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{Hooks, LinuxResources};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -89,6 +89,9 @@ pub(crate) struct Record {
     /// Limits that replaced those of the bundle's specification.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) resources: Option<LinuxResources>,
+    /// Those that later commands run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) hooks: Option<Hooks>,
 }
 
 impl Record {
@@ -298,6 +301,7 @@ fn damaged(id: &ContainerId, dir: &Path) -> Record {
         cgroup: Cgroup::plan(&Cgroup::default_path(id)).unwrap_or_default(),
         machine: Size::NONE,
         resources: None,
+        hooks: None,
     }
 }
 

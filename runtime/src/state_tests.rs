@@ -25,6 +25,7 @@ fn record() -> Record {
         cgroup: Cgroup::default(),
         machine: Size::NONE,
         resources: None,
+        hooks: None,
     }
 }
 

@@ -7,8 +7,10 @@ use crate::cli::DeleteArgs;
 use crate::context::Context;
 use crate::create::END_PATIENCE;
 use crate::error::Error;
+use crate::hooks::{self, Turn};
 use crate::host_process::HostProcess;
 use crate::id::ContainerId;
+use crate::log::Log;
 use crate::sandbox::{SandboxError, listener};
 use crate::state::{Found, Locked, Phase, Record, StateError};
 
@@ -37,7 +39,7 @@ fn delete(context: &Context, id: &ContainerId, force: bool) -> Result<(), Error>
         },
     }
     let record = context.store.record(id)?;
-    finish(&record, locked)
+    finish(&record, locked, &context.log)
 }
 
 /// A container that is being created does not count: the `create` must have been killed, since its lock is ours.
@@ -54,12 +56,13 @@ fn check(record: &Record, dir: &Path, force: bool) -> Result<(), Error> {
 }
 
 /// Ends what is left of a container's sandbox and removes all that is known of it.
-pub(crate) fn finish(record: &Record, locked: Locked) -> Result<(), Error> {
+pub(crate) fn finish(record: &Record, locked: Locked, log: &Log) -> Result<(), Error> {
     if record.of_this_boot() {
         kill(record.vmm)?;
     }
     let mut left = record.cgroup.remove().into_iter();
     locked.remove()?;
+    hooks::run_all(Turn::Poststop, record, log);
     left.next().map_or(Ok(()), |error| Err(Error::Leftover(error)))
 }
 

@@ -15,6 +15,7 @@ use crate::context::Context;
 use crate::create::{Attached, Created, END_PATIENCE, Order, create, explain, is_guest_death};
 use crate::error::Error;
 use crate::foreground::{self, Screen};
+use crate::hooks::{self, Turn};
 use crate::id::ContainerId;
 use crate::state::Phase;
 
@@ -27,6 +28,7 @@ pub(crate) fn run(context: &mut Context, args: RunArgs) -> Result<u8, Error> {
         ask_timeline(context, &mut created)?;
     }
     start(&mut created)?;
+    hooks::run_all(Turn::Poststart, &created.record, &context.log);
     context.timeline.reached("started");
     if detach {
         created.keep();
@@ -97,7 +99,7 @@ fn attend(mut attached: Attached) -> Result<u8, Error> {
 fn delete(context: &Context, id: &ContainerId) -> Result<(), Error> {
     let Ok(locked) = context.store.lock(id) else { return Ok(()) };
     let record = context.store.record(id)?;
-    finish(&record, locked)
+    finish(&record, locked, &context.log)
 }
 
 fn ask_timeline(context: &mut Context, created: &mut Created) -> Result<(), Error> {

@@ -9,6 +9,7 @@ use crate::cli::IdArgs;
 use crate::connection::RequestError;
 use crate::context::Context;
 use crate::error::Error;
+use crate::hooks::{self, Turn};
 use crate::sandbox::control;
 use crate::state::Phase;
 
@@ -25,6 +26,7 @@ pub(crate) fn run(context: &Context, args: &IdArgs) -> Result<u8, Error> {
     client.call(&request, &[], Some(START_DEADLINE)).map_err(RequestError::from)?;
     record.phase = Phase::Running;
     locked.write(&record)?;
+    hooks::run_all(Turn::Poststart, &record, &context.log);
     Ok(0)
 }
 

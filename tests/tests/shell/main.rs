@@ -5,6 +5,7 @@ mod commands;
 mod crash;
 mod exec;
 mod files;
+mod hooks;
 mod isolation;
 mod lifecycle;
 mod limits;

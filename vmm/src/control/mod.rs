@@ -75,6 +75,8 @@ pub enum Request {
         container: String,
         /// The OCI specification.
         spec: Box<Spec>,
+        /// Its bundle's directory on the host, which hooks are told.
+        bundle: PathBuf,
         /// Streams of its first process.
         stdio: StdioFds,
         /// The filter of its system calls, in the place of `linux.seccomp`.

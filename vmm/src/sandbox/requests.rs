@@ -38,9 +38,9 @@ impl Sandbox {
                 let root = self.clients.take_fds(caller, 1)?.pop()?;
                 Some(self.add_share(&name, root, read_only))
             }
-            Request::Create { container, spec, stdio, seccomp } => {
+            Request::Create { container, spec, bundle, stdio, seccomp } => {
                 let fds = self.clients.take_fds(caller, stdio.count())?;
-                self.create(caller, container, (*spec, seccomp), (stdio, fds))
+                self.create(caller, container, (*spec, bundle, seccomp), (stdio, fds))
             }
             Request::Exec { process, spec, stdio, cgroup } => {
                 let fds = self.clients.take_fds(caller, stdio.count())?;
@@ -71,7 +71,7 @@ impl Sandbox {
         &mut self,
         caller: Caller,
         container: String,
-        (spec, seccomp): (Spec, Option<SeccompFilter>),
+        (spec, bundle, seccomp): (Spec, PathBuf, Option<SeccompFilter>),
         (stdio, fds): (StdioFds, Vec<OwnedFd>),
     ) -> Option<Result<Reply, Failure>> {
         let step = format!("create container {container}");
@@ -81,7 +81,7 @@ impl Sandbox {
             Err(failure) => return Some(Err(failure)),
         };
         timeline::mark("container asked for");
-        let request = agent::Request::Create(Box::new(CreateContainer { container, spec, stdio, seccomp }));
+        let request = agent::Request::Create(Box::new(CreateContainer { container, spec, bundle, stdio, seccomp }));
         self.ask(request, step, Purpose::Make(caller, process));
         None
     }

@@ -23,7 +23,8 @@ const LONG: Duration = Duration::from_secs(20);
 const STREAMS: StdioFds = StdioFds::Streams { stdin: false, stdout: true, stderr: false };
 
 fn create_request(container: &str) -> Request {
-    Request::Create { container: container.into(), spec: Box::new(Spec::default()), stdio: STREAMS, seccomp: None }
+    let spec = Box::new(Spec::default());
+    Request::Create { container: container.into(), spec, bundle: "/bundle".into(), stdio: STREAMS, seccomp: None }
 }
 
 /// A sandbox in an event loop of its own, and all that is around it.

@@ -55,6 +55,14 @@ pub(crate) enum Error {
         /// Its state.
         state: &'static str,
     },
+    /// A hook of the container failed.
+    #[error("error running startContainer hook #{number}: {cause}")]
+    Hook {
+        /// Which, from 0.
+        number: usize,
+        /// Why.
+        cause: String,
+    },
     /// A process ended before it could say whether it succeeded.
     #[error("{step}: the process ended before it was set up")]
     Died {
@@ -81,7 +89,7 @@ impl Error {
 
     fn kind(&self) -> FailureKind {
         match self {
-            Self::System { .. } | Self::Died { .. } => FailureKind::System,
+            Self::System { .. } | Self::Hook { .. } | Self::Died { .. } => FailureKind::System,
             Self::Invalid { .. } => FailureKind::InvalidSpec,
             Self::ProgramNotFound { .. } => FailureKind::ProgramNotFound,
             Self::ProgramNotExecutable { .. } => FailureKind::ProgramNotExecutable,
@@ -104,6 +112,7 @@ impl From<Error> for Failure {
             Error::NotFound(object) => (object, "does not exist".into()),
             Error::Exists(object) => (object, "exists already".into()),
             Error::WrongState { container, state } => (container, format!("is {state}")),
+            Error::Hook { number, cause } => (format!("error running startContainer hook #{number}"), cause),
             Error::Died { step } => (step, "the process ended before it was set up".into()),
         };
         Self { kind, step, cause }

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use agent::TerminalSize;
 use rustix::fs::{FileType, Mode, OFlags};
 
+use crate::container::hooks::StartHooks;
 use crate::container::namespaces::Namespaces;
 use crate::container::plan::ContainerPlan;
 use crate::container::process::ProcessPlan;
@@ -49,6 +50,13 @@ impl Role<'_> {
         }
     }
 
+    fn start_hooks(&self) -> Option<&StartHooks> {
+        match self {
+            Role::Init(plan) => plan.start_hooks.as_ref(),
+            Role::Exec { .. } => None,
+        }
+    }
+
     fn seccomp(&self) -> Option<&Filter> {
         match self {
             Role::Init(plan) => plan.seccomp.as_ref(),
@@ -61,7 +69,7 @@ impl Role<'_> {
 pub(crate) fn run(role: &Role<'_>, stdio: &ChildStdio, channel: &Channel, proc: BorrowedFd<'_>) -> ! {
     match prepare(role, stdio, channel.as_fd(), proc) {
         Ok(kept) => {
-            let Err(error) = kept.execute(role.process(), role.seccomp());
+            let Err(error) = kept.execute(role);
             kept.channel.report(&Report::Failed(error.into()));
         }
         Err(error) => channel.report(&Report::Failed(error.into())),
@@ -107,7 +115,8 @@ impl Kept {
     ///
     /// As runc does: without `no_new_privs`, a filter of system calls takes privileges to install, so that is done
     /// before they are given up; otherwise last, so that as few calls as possible have to get past it.
-    fn execute(&self, process: &ProcessPlan, seccomp: Option<&Filter>) -> Result<Infallible, Error> {
+    fn execute(&self, role: &Role<'_>) -> Result<Infallible, Error> {
+        let (process, seccomp) = (role.process(), role.seccomp());
         let (early, late) = if process.no_new_privileges { (None, seccomp) } else { (seccomp, None) };
         let env = process.become_it(self.root.as_fd(), early)?;
         let program = program::find(&process.args[0], &env)?;
@@ -118,6 +127,7 @@ impl Kept {
         }
         sys::default_signals().map_err(Error::at("reset signals"))?;
         late.map_or(Ok(()), Filter::install)?;
+        role.start_hooks().map_or(Ok(()), StartHooks::run)?;
         Err(program::not_executed(&program, sys::execute(&program, &process.args, &env)))
     }
 }

@@ -10,6 +10,7 @@ pub(crate) mod terminal;
 
 mod capabilities;
 mod devices;
+mod hooks;
 mod mount_options;
 mod mounts;
 mod namespaces;

@@ -8,6 +8,7 @@ use rustix::thread::ThreadNameSpaceType;
 
 use crate::container::cgroup::{self, Settings};
 use crate::container::devices::DevicePlan;
+use crate::container::hooks::StartHooks;
 use crate::container::mounts::MountPlan;
 use crate::container::namespaces::Namespaces;
 use crate::container::process::ProcessPlan;
@@ -41,6 +42,8 @@ pub(crate) struct ContainerPlan {
     pub(crate) cgroup: PathBuf,
     /// Limits of that cgroup.
     pub(crate) settings: Settings,
+    /// What runs before its first process's program.
+    pub(crate) start_hooks: Option<StartHooks>,
     /// The filter of the system calls of all its processes.
     pub(crate) seccomp: Option<Filter>,
 }
@@ -51,7 +54,7 @@ impl ContainerPlan {
         let spec = &create.spec;
         let missing = |field: &str| Error::invalid(field, "is missing");
         let linux = spec.linux().as_ref().ok_or_else(|| missing("linux"))?;
-        refuse_unsupported(spec, linux)?;
+        refuse_unsupported(linux)?;
         let namespaces = Namespaces::new(linux.namespaces().as_deref().unwrap_or_default())?;
         let mounts = spec.mounts().iter().flatten().map(MountPlan::new).collect::<Result<Vec<_>, _>>()?;
         let devices = match mounts.iter().any(|mount| mount.binds("/dev")) {
@@ -70,6 +73,7 @@ impl ContainerPlan {
             process: ProcessPlan::new(spec.process().as_ref().ok_or_else(|| missing("process"))?)?,
             cgroup: cgroup::path(linux.cgroups_path().as_deref(), &create.container),
             settings: linux.resources().as_ref().map(Settings::new).transpose()?.unwrap_or_default(),
+            start_hooks: StartHooks::new(create),
             seccomp: create.seccomp.as_ref().map(Filter::new).transpose()?,
         })
     }
@@ -111,14 +115,11 @@ fn personality(personality: &LinuxPersonality) -> Result<u64, Error> {
     })
 }
 
-fn refuse_unsupported(spec: &Spec, linux: &Linux) -> Result<(), Error> {
+fn refuse_unsupported(linux: &Linux) -> Result<(), Error> {
     fn given<T>(list: &Option<Vec<T>>) -> bool {
         list.as_ref().is_some_and(|list| !list.is_empty())
     }
-    let hooks = spec.hooks().as_ref();
     let unsupported = [
-        ("hooks.createContainer", hooks.is_some_and(|hooks| given(hooks.create_container()))),
-        ("hooks.startContainer", hooks.is_some_and(|hooks| given(hooks.start_container()))),
         ("linux.uidMappings", given(linux.uid_mappings())),
         ("linux.gidMappings", given(linux.gid_mappings())),
         ("linux.seccomp", linux.seccomp().is_some()),
@@ -143,7 +144,7 @@ mod tests {
 
     fn create(spec: Spec) -> CreateContainer {
         let stdio = Stdio::Streams { stdin: None, stdout: None, stderr: None };
-        CreateContainer { container: "web".into(), spec, stdio, seccomp: None }
+        CreateContainer { container: "web".into(), spec, bundle: "/bundle".into(), stdio, seccomp: None }
     }
 
     #[test]

@@ -1,0 +1,162 @@
+//! Hooks: which run when, where, and what their failure does.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use vmrt_tests::bundle::Bundle;
+use vmrt_tests::runtime::{Runtime, is_vmrt, new_id};
+
+/// A hook that runs a shell script of the host, in which `$D` is a directory for notes.
+fn hook(notes: &Path, script: &str) -> Value {
+    json!({"path": "/bin/sh", "args": ["sh", "-c", script], "env": [format!("D={}", notes.display()), "PATH=/usr/bin:/bin"]})
+}
+
+fn state(file: PathBuf) -> Value {
+    serde_json::from_slice(&fs::read(file).unwrap()).unwrap()
+}
+
+#[test]
+fn hooks_run_in_their_order_and_read_the_state() {
+    let runtime = Runtime::new();
+    let notes = tempfile::tempdir().unwrap();
+    let note = |turn: &str| hook(notes.path(), &format!("cat >$D/{turn}; echo {turn} >>$D/order"));
+    let guest =
+        json!({"path": "/bin/sh", "args": ["sh", "-c", "cat >/told; echo $A >/env"], "env": ["A=in", "PATH=/bin"]});
+    let bundle =
+        Bundle::script("cat /told >/at-start; sleep 1000").with("/annotations/org.example.who", json!("me")).with(
+            "/hooks",
+            json!({
+                "poststop": [note("poststop")],
+                "poststart": [note("poststart")],
+                "startContainer": [guest],
+                "createContainer": [note("createContainer")],
+                "createRuntime": [note("createRuntime"), note("createRuntime")],
+                "prestart": [note("prestart")],
+            }),
+        );
+    let order = || fs::read_to_string(notes.path().join("order")).unwrap().replace('\n', " ");
+
+    let container = runtime.created(&bundle);
+    let pid = container.pid();
+    if is_vmrt() {
+        // runc 1.1 runs poststart here already.
+        assert_eq!(order(), "prestart createRuntime createRuntime createContainer ");
+    }
+    assert!(!bundle.file("told").exists(), "startContainer hooks wait for start");
+    container.call("start", &[]).ok();
+    bundle.await_file("at-start");
+    assert_eq!(order(), "prestart createRuntime createRuntime createContainer poststart ");
+    container.call("delete", &["--force"]).ok();
+    assert!(order().ends_with(" poststart poststop "), "{}", order());
+
+    for turn in ["prestart", "createRuntime", "createContainer", "poststart", "poststop"] {
+        let told = state(notes.path().join(turn));
+        assert_eq!(told["id"], json!(container.id), "{turn}");
+        assert_eq!(told["bundle"], json!(bundle.path()), "{turn}");
+        assert_eq!(told["annotations"]["org.example.who"], "me", "{turn}");
+        let status = match turn {
+            "poststart" => "running",
+            "poststop" => "stopped",
+            _ => "creating",
+        };
+        if is_vmrt() || turn != "poststart" {
+            assert_eq!(told["status"], status, "{turn}");
+        }
+        if !matches!(turn, "poststop") && (is_vmrt() || turn != "createContainer") {
+            assert_eq!(told["pid"], json!(pid), "{turn}");
+        }
+    }
+    let told = state(bundle.file("told"));
+    assert_eq!((&told["status"], &told["pid"]), (&json!("created"), &json!(1)));
+    assert_eq!((&told["id"], &told["bundle"]), (&json!(container.id), &json!(bundle.path())));
+    assert_eq!(fs::read_to_string(bundle.file("env")).unwrap(), "in\n");
+}
+
+#[test]
+fn a_hook_finds_the_sandboxs_network_namespace() {
+    let runtime = Runtime::new();
+    let notes = tempfile::tempdir().unwrap();
+    let own =
+        hook(notes.path(), "pid=$(sed 's/.*\"pid\": *\\([0-9]*\\).*/\\1/'); readlink /proc/$pid/ns/net >$D/prestart");
+    let inside = hook(notes.path(), "readlink /proc/self/ns/net >$D/inside; pwd >$D/cwd");
+    let bundle =
+        Bundle::busybox(["sleep", "1000"]).with("/hooks", json!({"prestart": [own], "createContainer": [inside]}));
+    let container = runtime.created(&bundle);
+    let namespace = fs::read_link(format!("/proc/{}/ns/net", container.pid())).unwrap();
+    let note = |name: &str| fs::read_to_string(notes.path().join(name)).unwrap().trim().to_owned();
+    assert_eq!([note("prestart"), note("inside")], [(); 2].map(|()| namespace.display().to_string()));
+    assert!(note("cwd").ends_with("/rootfs"), "{}", note("cwd"));
+}
+
+#[test]
+fn a_hook_that_fails_before_the_start_leaves_nothing() {
+    let runtime = Runtime::new();
+    for turn in ["prestart", "createRuntime", "createContainer"] {
+        let notes = tempfile::tempdir().unwrap();
+        let failing = hook(notes.path(), "echo because >&2; exit 3");
+        let bundle = Bundle::script("touch /proof").with(
+            "/hooks",
+            json!({
+                turn: [failing, hook(notes.path(), "touch $D/later")],
+                "poststop": [hook(notes.path(), "touch $D/stopped")],
+            }),
+        );
+        let done = runtime.run(&bundle);
+        assert_ne!(done.code, 0, "{turn}");
+        let message = done.message();
+        assert!(message.contains(&format!("running {turn} hook #0: ")), "{message}");
+        assert!(message.contains("exit status 3") && message.contains("because"), "{message}");
+        assert!(!notes.path().join("later").exists() && !bundle.file("proof").exists(), "{turn}");
+        assert!(notes.path().join("stopped").exists(), "what has begun is ended with poststop: {turn}");
+        runtime.assert_clean();
+    }
+}
+
+#[test]
+fn a_hook_has_its_time() {
+    let runtime = Runtime::new();
+    let slow = json!({"path": "/bin/sleep", "args": ["sleep", "1000"], "timeout": 1});
+    let done = runtime.run(&Bundle::busybox(["true"]).with("/hooks", json!({"createRuntime": [slow]})));
+    assert_ne!(done.code, 0);
+    assert!(done.message().contains("hook ran past specified timeout of 1.0s"), "{}", done.message());
+}
+
+#[test]
+fn a_start_container_hook_that_fails_ends_the_container() {
+    let runtime = Runtime::new();
+    let hook = json!({"path": "/bin/sh", "args": ["sh", "-c", "echo because; exit 3"]});
+    let bundle = Bundle::script("touch /proof").with("/hooks", json!({"startContainer": [hook]}));
+    let done = runtime.run(&bundle);
+    assert_ne!(done.code, 0);
+    assert!(!bundle.file("proof").exists());
+    if is_vmrt() {
+        assert!(done.message().contains("error running startContainer hook #0"), "{}", done.message());
+        assert!(done.message().contains("because"), "{}", done.message());
+    }
+}
+
+#[test]
+fn hooks_that_come_too_late_to_stop_anything_are_told_in_the_log() {
+    if !is_vmrt() {
+        return;
+    }
+    let runtime = Runtime::new();
+    let notes = tempfile::tempdir().unwrap();
+    let failing = json!({"path": "/bin/false"});
+    let bundle = Bundle::busybox(["echo", "output"]).with(
+        "/hooks",
+        json!({
+            "poststart": [failing, hook(notes.path(), "touch $D/started")],
+            "poststop": [failing, hook(notes.path(), "touch $D/stopped")],
+        }),
+    );
+    let log = notes.path().join("log");
+    let arguments = ["--log", log.to_str().unwrap(), "run", "--bundle", bundle.path().to_str().unwrap(), &new_id()];
+    assert_eq!(runtime.call(&arguments).ok().text(), "output");
+    let log = fs::read_to_string(log).unwrap();
+    for hook in ["poststart hook #0", "poststop hook #0"] {
+        assert!(log.contains(hook), "{log}");
+    }
+    assert!(notes.path().join("started").exists() && notes.path().join("stopped").exists());
+}
