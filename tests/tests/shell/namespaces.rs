@@ -77,3 +77,59 @@ fn the_hosts_network_is_refused() {
         assert!(done.message().contains("network"), "{}", done.message());
     }
 }
+
+/// A container in a time namespace with these clocks.
+fn with_clocks(bundle: Bundle, offsets: &serde_json::Value) -> Bundle {
+    bundle.with("/linux/namespaces/-", json!({"type": "time"})).with("/linux/timeOffsets", offsets.clone())
+}
+
+#[test]
+fn a_time_namespace_has_clocks_of_its_own() {
+    if !is_vmrt() {
+        return;
+    }
+    let runtime = Runtime::new();
+    let offsets = json!({"boottime": {"secs": 1_000_000, "nanosecs": 5}, "monotonic": {"secs": 2_000_000}});
+    let script = "cat /proc/self/timens_offsets >/offsets; cut -d. -f1 /proc/uptime >/uptime; sleep 1000";
+    let bundle = with_clocks(Bundle::script(script), &offsets);
+    let container = runtime.started(&bundle);
+    let uptime = |text: String| text.trim().parse::<u64>().unwrap();
+    let first = eventually(PATIENCE, || fs::read_to_string(bundle.file("uptime")).ok().filter(|text| !text.is_empty()));
+    assert!((1_000_000..1_100_000).contains(&uptime(first.expect("an uptime"))));
+    let words = fs::read_to_string(bundle.file("offsets")).unwrap();
+    let words: Vec<_> = words.split_whitespace().collect();
+    assert_eq!(words, ["monotonic", "2000000", "0", "boottime", "1000000", "5"]);
+    let later = uptime(container.script("cut -d. -f1 /proc/uptime").ok().text());
+    assert!((1_000_000..1_100_000).contains(&later), "an exec has the same clocks: {later}");
+    drop(container);
+    let plain = runtime.run(&Bundle::script("cut -d. -f1 /proc/uptime"));
+    assert!(uptime(plain.ok().text()) < 1_000_000);
+}
+
+#[test]
+fn clocks_without_a_namespace_are_refused() {
+    let runtime = Runtime::new();
+    let bundle = Bundle::busybox(["true"]).with("/linux/timeOffsets", json!({"boottime": {"secs": 1}}));
+    let done = runtime.run(&bundle);
+    if is_vmrt() {
+        assert_eq!(done.code, 1);
+        assert!(done.message().contains("linux.timeOffsets: boottime: needs a time namespace"), "{}", done.message());
+    }
+}
+
+#[test]
+fn an_exec_runs_on_the_cpus_asked_for() {
+    if !is_vmrt() {
+        return;
+    }
+    let runtime = Runtime::new();
+    let bundle = Bundle::script("grep Cpus_allowed_list /proc/self/status >/first; sleep 1000")
+        .with("/annotations/dev.vmrt.vcpus", json!("2"))
+        .with("/process/execCPUAffinity", json!({"initial": "0", "final": "1"}));
+    let container = runtime.started(&bundle);
+    bundle.await_file("first");
+    let list = |text: String| text.trim().rsplit('\t').next().unwrap_or_default().to_owned();
+    assert_eq!(list(container.exec(&["grep", "Cpus_allowed_list", "/proc/self/status"]).ok().text()), "1");
+    let first = || Some(list(fs::read_to_string(bundle.file("first")).ok()?)).filter(|list| !list.is_empty());
+    assert_ne!(eventually(PATIENCE, first).as_deref(), Some("1"), "the first process is not bound");
+}

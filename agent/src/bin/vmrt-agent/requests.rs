@@ -70,8 +70,14 @@ impl Agent {
             }
         };
         let pid = spawned.pid;
-        let (namespaces, seccomp) = (plan.namespaces, plan.seccomp);
-        let container = Container { namespaces, init: Some(pid), cgroup, freezing: Vec::new(), seccomp };
+        let container = Container {
+            namespaces: plan.namespaces,
+            init: Some(pid),
+            cgroup,
+            freezing: Vec::new(),
+            seccomp: plan.seccomp,
+            affinity: plan.process.exec_affinity.clone(),
+        };
         let watched = container.cgroup.memory_events().map_or(Ok(()), |events| {
             self.watch(events, Source::Memory(pid.cast_unsigned()), EventFlags::PRI | EventFlags::ET)
         });

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use agent::TerminalSize;
 use rustix::fs::{FileType, Mode, OFlags};
 
+use crate::container::affinity::Affinity;
 use crate::container::hooks::StartHooks;
 use crate::container::namespaces::Namespaces;
 use crate::container::plan::ContainerPlan;
@@ -39,6 +40,8 @@ pub(crate) enum Role<'a> {
         process: &'a ProcessPlan,
         /// The container's filter of system calls.
         seccomp: Option<&'a Filter>,
+        /// The CPUs it may run on.
+        affinity: Option<&'a Affinity>,
     },
 }
 
@@ -90,7 +93,10 @@ fn prepare(role: &Role<'_>, stdio: &ChildStdio, channel: BorrowedFd<'_>, proc: B
     rustix::process::setsid().map_err(Error::at("make a session"))?;
     let (root, terminal) = match role {
         Role::Init(plan) => set_up_container(plan, stdio, proc)?,
-        Role::Exec { container, namespaces, process, .. } => join_container(*container, *namespaces, process, stdio)?,
+        Role::Exec { container, namespaces, process, affinity, .. } => {
+            affinity.map_or(Ok(()), Affinity::apply)?;
+            join_container(*container, *namespaces, process, stdio)?
+        }
     };
     let streams = match (stdio, &terminal) {
         (ChildStdio::Streams(streams), _) => streams.each_ref().map(AsFd::as_fd),

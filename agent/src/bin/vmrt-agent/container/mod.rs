@@ -8,6 +8,7 @@ pub(crate) mod process;
 pub(crate) mod report;
 pub(crate) mod terminal;
 
+mod affinity;
 mod capabilities;
 mod devices;
 mod hooks;
@@ -20,11 +21,13 @@ mod rootfs;
 mod scheduling;
 mod seccomp;
 mod sysctl;
+mod time;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::thread::ThreadNameSpaceType;
 
+use crate::container::affinity::Affinity;
 use crate::container::cgroup::Cgroup;
 use crate::container::init::{ChildStdio, Role};
 pub(crate) use crate::container::namespaces::Namespaces;
@@ -47,6 +50,8 @@ pub(crate) struct Container {
     pub(crate) freezing: Vec<Freezing>,
     /// The filter of its processes' system calls.
     pub(crate) seccomp: Option<Filter>,
+    /// The CPUs of further processes that name none themselves.
+    pub(crate) affinity: Option<Affinity>,
 }
 
 /// A change of a container's cgroup that the kernel completes by itself.
@@ -85,7 +90,9 @@ pub(crate) fn spawn_init(
     cgroup: &Cgroup,
     stdio: &ChildStdio,
 ) -> Result<Spawned, Error> {
-    spawn(guest, plan.namespaces.clone_flags(), cgroup.directory(), &Role::Init(plan), stdio)
+    time::within(guest, plan.namespaces, &plan.time_offsets, || {
+        spawn(guest, plan.namespaces.clone_flags(), cgroup.directory(), &Role::Init(plan), stdio)
+    })
 }
 
 /// Makes a further process of a container whose first process is `init`, a pidfd, in `cgroup`.
@@ -101,7 +108,8 @@ pub(crate) fn spawn_exec(
     stdio: &ChildStdio,
 ) -> Result<Spawned, Error> {
     let namespaces = container.namespaces;
-    let role = Role::Exec { container: init, namespaces, process, seccomp: container.seccomp.as_ref() };
+    let affinity = process.exec_affinity.as_ref().or(container.affinity.as_ref());
+    let role = Role::Exec { container: init, namespaces, process, seccomp: container.seccomp.as_ref(), affinity };
     if !namespaces.has(ThreadNameSpaceType::PROCESS_ID) {
         return spawn(guest, 0, cgroup, &role, stdio);
     }

@@ -36,9 +36,9 @@ impl Namespaces {
     }
 
     /// What `clone3` is told. A cgroup namespace made by it would begin at the parent's cgroup, so that one is made by
-    /// [`Namespaces::finish`].
+    /// [`Namespaces::finish`]; the clocks of a time namespace made by it could not be set any more.
     pub(crate) fn clone_flags(self) -> u64 {
-        u64::from((self.0 - ThreadNameSpaceType::CONTROL_GROUP).bits())
+        u64::from((self.0 - ThreadNameSpaceType::CONTROL_GROUP - ThreadNameSpaceType::TIME).bits())
     }
 
     /// What a process that already is in the pid namespace has to join.

@@ -15,6 +15,7 @@ use crate::container::process::ProcessPlan;
 use crate::container::rootfs::Rootfs;
 use crate::container::seccomp::Filter;
 use crate::container::sysctl::Sysctl;
+use crate::container::time::TimeOffsets;
 use crate::error::Error;
 
 /// Everything a container is made of.
@@ -42,6 +43,8 @@ pub(crate) struct ContainerPlan {
     pub(crate) cgroup: PathBuf,
     /// Limits of that cgroup.
     pub(crate) settings: Settings,
+    /// Clocks of its time namespace.
+    pub(crate) time_offsets: TimeOffsets,
     /// What runs before its first process's program.
     pub(crate) start_hooks: Option<StartHooks>,
     /// The filter of the system calls of all its processes.
@@ -73,6 +76,10 @@ impl ContainerPlan {
             process: ProcessPlan::new(spec.process().as_ref().ok_or_else(|| missing("process"))?)?,
             cgroup: cgroup::path(linux.cgroups_path().as_deref(), &create.container),
             settings: linux.resources().as_ref().map(Settings::new).transpose()?.unwrap_or_default(),
+            time_offsets: linux
+                .time_offsets()
+                .as_ref()
+                .map_or_else(|| Ok(TimeOffsets::default()), |offsets| TimeOffsets::new(offsets, namespaces))?,
             start_hooks: StartHooks::new(create),
             seccomp: create.seccomp.as_ref().map(Filter::new).transpose()?,
         })
@@ -127,7 +134,6 @@ fn refuse_unsupported(linux: &Linux) -> Result<(), Error> {
         ("linux.intelRdt", linux.intel_rdt().is_some()),
         ("linux.memoryPolicy", linux.memory_policy().is_some()),
         ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty())),
-        ("linux.timeOffsets", linux.time_offsets().as_ref().is_some_and(|offsets| !offsets.is_empty())),
     ];
     match unsupported.iter().find(|(_, given)| *given) {
         Some((field, _)) => Err(Error::invalid(*field, "is not supported")),

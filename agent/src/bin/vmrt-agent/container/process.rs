@@ -11,6 +11,7 @@ use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit};
 
+use crate::container::affinity::Affinity;
 use crate::container::capabilities::CapabilityPlan;
 use crate::container::paths;
 use crate::container::scheduling::Scheduling;
@@ -37,6 +38,8 @@ pub(crate) struct ProcessPlan {
     pub(crate) uid: Uid,
     /// How readily the kernel kills it, -1000 to 1000.
     pub(crate) oom_score_adj: Option<i32>,
+    /// The CPUs of a process that is no container's first one.
+    pub(crate) exec_affinity: Option<Affinity>,
     gid: Gid,
     groups: Vec<Gid>,
     umask: Mode,
@@ -79,6 +82,7 @@ impl ProcessPlan {
             no_new_privileges: process.no_new_privileges().unwrap_or(false),
             oom_score_adj: process.oom_score_adj(),
             scheduling: Scheduling::new(process)?,
+            exec_affinity: Affinity::new(process)?,
         })
     }
 
@@ -146,7 +150,6 @@ fn refuse_unsupported(process: &Process) -> Result<(), Error> {
     let unsupported = [
         ("process.apparmorProfile", process.apparmor_profile().as_deref().is_some_and(|name| !name.is_empty())),
         ("process.selinuxLabel", process.selinux_label().as_deref().is_some_and(|name| !name.is_empty())),
-        ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),
     ];
     match unsupported.iter().find(|(_, given)| *given) {
         Some((field, _)) => Err(Error::invalid(*field, "is not supported")),
