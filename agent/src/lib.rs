@@ -8,8 +8,12 @@
 
 pub mod frame;
 mod message;
+#[cfg(feature = "netlink")]
+pub mod netlink;
+mod network;
 
 pub use message::*;
+pub use network::*;
 
 /// Version of this protocol. Both sides are built from one tree, so any difference is a broken installation.
 pub const VERSION: u32 = 1;

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 use serde::{Deserialize, Serialize};
 
+use crate::network::AttachedInterface;
+
 /// One process the agent started: a container's first one, or one that was executed in it later.
 #[derive(Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 pub struct ProcessId {
@@ -71,6 +73,9 @@ pub struct CreateContainer {
     /// What stands in the place of the specification's `linux.seccomp`: the filter of all its processes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seccomp: Option<SeccompFilter>,
+    /// Interfaces of its network namespace, beside the loopback.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub interfaces: Vec<AttachedInterface>,
 }
 
 /// A further process in a container.
@@ -93,6 +98,13 @@ pub struct Exec {
 pub enum Request {
     /// Make a container, up to the point where its program would be executed.
     Create(Box<CreateContainer>),
+    /// Give a container a further network interface.
+    AddInterface {
+        /// The container's id.
+        container: String,
+        /// The interface.
+        interface: Box<AttachedInterface>,
+    },
     /// Execute the program of a created container.
     Start {
         /// The container's id.
@@ -329,6 +341,7 @@ mod tests {
             bundle: "/bundle".into(),
             stdio: Stdio::Streams { stdin: None, stdout: Some(7), stderr: None },
             seccomp: None,
+            interfaces: Vec::new(),
         };
         let call = Call { id: 3, request: Request::Create(Box::new(create)) };
         let mut bytes = crate::frame::encode(&call).unwrap();

@@ -25,7 +25,8 @@ use crate::host_process::{HostProcess, boot_id};
 use crate::id::ContainerId;
 use crate::limits::Limits;
 use crate::log::Log;
-use crate::network_namespace::NetworkNamespace;
+use crate::network::{self, Connected, Namespace, NetworkRecord};
+use crate::network_namespace::{self, NetworkNamespace};
 use crate::rights::send_pidfd;
 use crate::sandbox::{self, CONTROL_SOCKET, SandboxError, Vmm};
 use crate::seccomp;
@@ -101,6 +102,7 @@ pub(crate) fn create(context: &mut Context, order: Order) -> Result<Created, Err
     let config = context.config()?;
     let size = Size::of(&order.bundle.spec, &config)?;
     let network = NetworkNamespace::of(&order.bundle.spec)?;
+    let network_record = plan_network(&order, &network)?;
     let (mut spec, shares) = shares::open_all(&order.id, &order.bundle)?;
     let seccomp = take_seccomp(&mut spec).map(|profile| seccomp::compile(&profile)).transpose()?;
     let locked = context.store.claim(&order.id)?;
@@ -113,7 +115,7 @@ pub(crate) fn create(context: &mut Context, order: Order) -> Result<Created, Err
 
     // Written before there is a cgroup and a VMM, so that both are found should this process be killed.
     let path = cgroup_path(&order);
-    let mut record = record(&order, Cgroup::plan(&path)?, size)?;
+    let mut record = record(&order, Cgroup::plan(&path)?, size, network_record)?;
     locked.write(&record)?;
     push_poststop(&mut undo, &record, &context.log);
     let cgroup = record.cgroup.clone();
@@ -128,11 +130,14 @@ pub(crate) fn create(context: &mut Context, order: Order) -> Result<Created, Err
     hooks::run_creating(&record)?;
 
     let mut connection = connect(&vmm, signals)?;
-    let sandbox = sandbox_config(&order, &config, size);
+    let sandbox = sandbox_config(&order, &config, size, record.network.slots);
     let program = order.bundle.process()?.args().as_ref().and_then(|args| args.first()).cloned().unwrap_or_default();
     let bundle = order.bundle.dir.clone();
-    let setup = Setup { sandbox, shares, spec, bundle, seccomp, stdio: &stdio, timeout: config.start_timeout };
-    set_up(&mut connection, &order.id, setup).map_err(|error| explain(error.about(&program), &mut vmm, &locked.dir))?;
+    let ended = |error: RequestError, vmm: &mut Vmm| explain(error.about(&program), vmm, &locked.dir);
+    configure(&mut connection, sandbox).map_err(|error| ended(error, &mut vmm))?;
+    let interfaces = connect_network(&vmm, &mut record, &locked, &mut undo)?;
+    let setup = Setup { shares, spec, bundle, seccomp, stdio: &stdio, interfaces, timeout: config.start_timeout };
+    set_up(&mut connection, &order.id, setup).map_err(|error| ended(error, &mut vmm))?;
     context.timeline.reached("container created");
 
     record.phase = Phase::Created;
@@ -197,7 +202,39 @@ fn push_poststop(undo: &mut Undo, record: &Record, log: &Rc<Log>) {
     }
 }
 
-fn record(order: &Order, cgroup: Cgroup, machine: Size) -> Result<Record, Error> {
+/// The network devices of the machine, whose number cannot change later. A namespace that is new, and whose container this
+/// command starts itself, stays empty unless a hook fills it.
+fn plan_network(order: &Order, namespace: &NetworkNamespace) -> Result<NetworkRecord, Error> {
+    let existing = namespace.existing().map(Namespace::opened).transpose().map_err(Error::NetworkDescriptor)?;
+    let slots = network::slots(existing.as_ref(), order.detach || fills_network(&order.bundle.spec))?;
+    let path = network_namespace::path(&order.bundle.spec).map(Path::to_owned);
+    Ok(NetworkRecord { namespace: path, slots, ..NetworkRecord::default() })
+}
+
+/// Whether hooks of the host run before the container starts: engines have such a one make the interfaces.
+fn fills_network(spec: &Spec) -> bool {
+    let Some(hooks) = spec.hooks() else { return false };
+    #[allow(deprecated, reason = "engines still write prestart hooks")]
+    let kinds = [hooks.prestart(), hooks.create_runtime()];
+    kinds.into_iter().flatten().any(|hooks| !hooks.is_empty())
+}
+
+/// Leads the interfaces of the sandbox's namespace, as they are now, into its machine.
+fn connect_network(vmm: &Vmm, record: &mut Record, locked: &Locked, undo: &mut Undo) -> Result<Vec<Connected>, Error> {
+    if record.network.slots == 0 {
+        return Ok(Vec::new());
+    }
+    let (process, namespace) = (vmm.process, Rc::new(Namespace::of(vmm.process)?));
+    let same = Rc::clone(&namespace);
+    undo.push(move || drop(network::disconnect(&same, process)));
+    let connected = network::connect(&namespace, process, &mut record.network)?;
+    if !connected.is_empty() {
+        locked.write(record)?;
+    }
+    Ok(connected)
+}
+
+fn record(order: &Order, cgroup: Cgroup, machine: Size, network: NetworkRecord) -> Result<Record, Error> {
     Ok(Record {
         id: order.id.to_string(),
         phase: Phase::Creating,
@@ -211,6 +248,7 @@ fn record(order: &Order, cgroup: Cgroup, machine: Size) -> Result<Record, Error>
         machine,
         resources: None,
         hooks: order.bundle.spec.hooks().clone(),
+        network,
     })
 }
 
@@ -219,7 +257,7 @@ fn connect(vmm: &Vmm, signals: Signals) -> Result<Connection, Error> {
     Ok(Connection::new(Client::from_stream(control), Some(signals), vmm.process.open()))
 }
 
-fn sandbox_config(order: &Order, config: &Config, size: Size) -> SandboxConfig {
+fn sandbox_config(order: &Order, config: &Config, size: Size, network_slots: u8) -> SandboxConfig {
     let annotations = order.bundle.spec.annotations().as_ref();
     let console_log = annotations.and_then(|annotations| annotations.get(CONSOLE_LOG_ANNOTATION));
     SandboxConfig {
@@ -229,36 +267,45 @@ fn sandbox_config(order: &Order, config: &Config, size: Size) -> SandboxConfig {
         vcpus: size.vcpus,
         control_socket: CONTROL_SOCKET.into(),
         console_log: console_log.map(|path| order.bundle.dir.join(path)),
+        network_slots,
         main_container: order.id.to_string(),
     }
 }
 
 /// Everything the VMM is told before it can make the container.
 struct Setup<'a> {
-    sandbox: SandboxConfig,
     shares: Vec<Share>,
     spec: Spec,
     bundle: PathBuf,
     seccomp: Option<SeccompFilter>,
     stdio: &'a Stdio,
+    interfaces: Vec<Connected>,
     timeout: Duration,
+}
+
+/// Has the guest boot, without waiting for it.
+fn configure(connection: &mut Connection, sandbox: SandboxConfig) -> Result<(), RequestError> {
+    Ok(connection.client.send(&Request::Configure(sandbox), &[]).map(drop)?)
 }
 
 /// Sends all requests at once and waits for the last one's answer: the guest boots meanwhile.
 fn set_up(connection: &mut Connection, id: &ContainerId, setup: Setup) -> Result<(), RequestError> {
-    connection.client.send(&Request::Configure(setup.sandbox), &[])?;
     for Share { name, read_only, source } in setup.shares {
         connection.client.send(&Request::AddShare { name, read_only }, &[source.as_fd()])?;
     }
+    let (taps, interfaces): (Vec<_>, Vec<_>) =
+        setup.interfaces.iter().map(|one| (one.tap(), one.interface.clone())).unzip();
     let request = Request::Create {
         container: id.to_string(),
         spec: Box::new(setup.spec),
         bundle: setup.bundle,
         stdio: setup.stdio.kind,
         seccomp: setup.seccomp,
+        interfaces,
     };
+    let fds = [setup.stdio.fds(), taps].concat();
     let step = "boot the guest and create the container";
-    match connection.call(&request, &setup.stdio.fds(), step, setup.timeout)? {
+    match connection.call(&request, &fds, step, setup.timeout)? {
         Reply::Process { .. } | Reply::Done => Ok(()),
         _ => Err(RequestError::Confused),
     }

@@ -14,6 +14,7 @@ use crate::connection::RequestError;
 use crate::hooks::HookError;
 use crate::id::InvalidId;
 use crate::log::LogError;
+use crate::network::NetworkError;
 use crate::network_namespace::NetworkNamespaceError;
 use crate::resources::ResourcesError;
 use crate::rights::RightsError;
@@ -38,6 +39,10 @@ pub(crate) enum Error {
     Bundle(#[from] BundleError),
     #[error(transparent)]
     Size(#[from] SizeError),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    #[error("duplicate the descriptor of the network namespace")]
+    NetworkDescriptor(#[source] io::Error),
     #[error(transparent)]
     NetworkNamespace(#[from] NetworkNamespaceError),
     #[error(transparent)]

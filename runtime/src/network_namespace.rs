@@ -45,6 +45,14 @@ impl NetworkNamespace {
         path(spec).map_or(Ok(Self::New), open)
     }
 
+    /// The one that is there already, if it is.
+    pub(crate) fn existing(&self) -> Option<&File> {
+        match self {
+            Self::New => None,
+            Self::Existing(namespace) => Some(namespace),
+        }
+    }
+
     /// Takes the calling process there. Makes a system call only, so it can be called between `fork` and `execve`.
     pub(crate) fn enter(&self) -> nix::Result<()> {
         match self {
@@ -55,7 +63,7 @@ impl NetworkNamespace {
 }
 
 /// The path of an existing network namespace that the specification names.
-fn path(spec: &Spec) -> Option<&Path> {
+pub(crate) fn path(spec: &Spec) -> Option<&Path> {
     let mut namespaces = spec.linux().as_ref()?.namespaces().iter().flatten();
     let namespace = namespaces.find(|namespace| namespace.typ() == LinuxNamespaceType::Network)?;
     namespace.path().as_deref().filter(|path| !path.as_os_str().is_empty())

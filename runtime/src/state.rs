@@ -19,6 +19,7 @@ use thiserror::Error;
 use crate::cgroup::Cgroup;
 use crate::host_process::{HostProcess, boot_id};
 use crate::id::ContainerId;
+use crate::network::NetworkRecord;
 use crate::sizing::Size;
 
 /// Version of the runtime specification that states are told in.
@@ -92,6 +93,8 @@ pub(crate) struct Record {
     /// Those that later commands run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) hooks: Option<Hooks>,
+    #[serde(default)]
+    pub(crate) network: NetworkRecord,
 }
 
 impl Record {
@@ -302,6 +305,7 @@ fn damaged(id: &ContainerId, dir: &Path) -> Record {
         machine: Size::NONE,
         resources: None,
         hooks: None,
+        network: NetworkRecord::default(),
     }
 }
 

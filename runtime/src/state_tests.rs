@@ -26,6 +26,7 @@ fn record() -> Record {
         machine: Size::NONE,
         resources: None,
         hooks: None,
+        network: NetworkRecord::default(),
     }
 }
 

@@ -27,6 +27,10 @@ pub struct SandboxConfig {
     /// File that gets what the guest's kernel prints, every message of it; created or appended to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub console_log: Option<PathBuf>,
+    /// Network devices, each a slot that an interface can be attached to while the guest runs; at most
+    /// [`crate::net::MAX_SLOTS`].
+    #[serde(default)]
+    pub network_slots: u8,
     /// The container whose first process decides the sandbox's end: the VMM exits when it did, with its status.
     pub main_container: String,
 }

@@ -11,6 +11,7 @@ use crate::hooks::{self, Turn};
 use crate::host_process::HostProcess;
 use crate::id::ContainerId;
 use crate::log::Log;
+use crate::network::{self, Namespace};
 use crate::sandbox::{SandboxError, listener};
 use crate::state::{Found, Locked, Phase, Record, StateError};
 
@@ -61,9 +62,22 @@ pub(crate) fn finish(record: &Record, locked: Locked, log: &Log) -> Result<(), E
         kill(record.vmm)?;
     }
     let mut left = record.cgroup.remove().into_iter();
+    let disconnected = leave_network(record);
     locked.remove()?;
     hooks::run_all(Turn::Poststop, record, log);
+    disconnected?;
     left.next().map_or(Ok(()), |error| Err(Error::Leftover(error)))
+}
+
+/// Takes the redirections off interfaces that outlive the sandbox. A namespace that is gone has none.
+fn leave_network(record: &Record) -> Result<(), Error> {
+    let Some(path) = record.network.namespace.as_ref().filter(|_| record.network.slots > 0) else {
+        return Ok(());
+    };
+    match Namespace::at(path) {
+        Ok(namespace) if record.of_this_boot() => Ok(network::disconnect(&namespace, record.vmm)?),
+        _ => Ok(()),
+    }
 }
 
 fn kill_recorded(context: &Context, id: &ContainerId) -> Result<(), Error> {

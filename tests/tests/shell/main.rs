@@ -11,6 +11,7 @@ mod lifecycle;
 mod limits;
 mod machine;
 mod namespaces;
+mod network;
 mod pausing;
 mod process;
 mod resources;

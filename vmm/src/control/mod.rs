@@ -14,7 +14,7 @@ pub use connection::{Connection, ConnectionError};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use agent::{ExitStatus, Failure, ProcessId, ProcessList, SeccompFilter, TerminalSize};
+use agent::{ExitStatus, Failure, Interface, ProcessId, ProcessList, SeccompFilter, TerminalSize};
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 use serde::{Deserialize, Serialize};
 
@@ -69,7 +69,7 @@ pub enum Request {
         /// Its name.
         name: String,
     },
-    /// Make a container; comes with the descriptors of `stdio`. Paths in `spec` are the guest's.
+    /// Make a container; comes with the descriptors of `stdio`, and behind them a tap for each interface. Paths in `spec` are the guest's.
     Create {
         /// Its id.
         container: String,
@@ -82,6 +82,16 @@ pub enum Request {
         /// The filter of its system calls, in the place of `linux.seccomp`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         seccomp: Option<SeccompFilter>,
+        /// Interfaces of its network namespace.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        interfaces: Vec<Interface>,
+    },
+    /// Give a container a further interface; comes with its tap.
+    AddInterface {
+        /// The container's id.
+        container: String,
+        /// The interface.
+        interface: Box<Interface>,
     },
     /// Execute a created container's program.
     Start {

@@ -10,6 +10,7 @@ use super::resources::Resources;
 use super::{Machine, MachineBuilder, MachineError};
 use crate::event_loop::LoopHandle;
 use crate::fs::{FsDevice, FsError, SharesHandle};
+use crate::net::{self, Net, Slots};
 use crate::virtio::rng::Rng;
 use crate::vsock::{Ports, Vsock};
 
@@ -28,9 +29,13 @@ pub enum AssemblyError {
     /// The socket device.
     #[error("cannot make the vsock device")]
     Vsock(#[source] io::Error),
+    /// A network device.
+    #[error("cannot make a network device")]
+    Net(#[source] io::Error),
 }
 
-/// Builds the machine: file system, sockets, entropy. The guest sees `shares`, and connects to `ports`.
+/// Builds the machine: file system, sockets, entropy, network. The guest sees `shares`, and connects to `ports`. With the
+/// machine come its network slots, nothing attached.
 ///
 /// # Errors
 /// KVM, the kernel or a device is unusable; nothing is left behind.
@@ -39,11 +44,19 @@ pub fn assemble(
     event_loop: &LoopHandle,
     shares: SharesHandle,
     ports: Ports,
-) -> Result<(Machine, ExitReceiver), AssemblyError> {
+) -> Result<(Machine, ExitReceiver, Slots), AssemblyError> {
+    let network_slots = resources.network_slots;
     let request_queues = u16::from(resources.vcpus.min(MAX_REQUEST_QUEUES));
     let mut builder = MachineBuilder::new(resources)?;
     builder.add_device(FsDevice::new(SHARES_TAG, shares, None)?.with_request_queues(request_queues))?;
     builder.add_device(Vsock::new(ports, event_loop.clone(), None).map_err(AssemblyError::Vsock)?)?;
     builder.add_device(Rng::new(event_loop.clone(), None))?;
-    Ok(builder.build()?)
+    let mut slots = Vec::new();
+    for number in 0..network_slots {
+        let (handle, slot) = net::slot(number).map_err(AssemblyError::Net)?;
+        builder.add_device(Net::new(slot, event_loop.clone(), None))?;
+        slots.push(handle);
+    }
+    let (machine, exit) = builder.build()?;
+    Ok((machine, exit, Slots::new(slots)))
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use crate::config::{MAX_VCPUS, MIN_MEMORY_MIB, SandboxConfig};
+use crate::net::MAX_SLOTS;
 
 const MIB: u64 = 1 << 20;
 
@@ -21,6 +22,8 @@ pub struct Resources {
     pub memory_size: u64,
     /// Number of vCPUs, 1 to 64.
     pub vcpus: u8,
+    /// Number of network devices.
+    pub network_slots: u8,
     /// Open for appending.
     pub console_log: Option<File>,
 }
@@ -42,6 +45,9 @@ pub enum ResourcesError {
     /// A machine needs a vCPU, and Linux is told of at most so many.
     #[error("a guest has 1 to {MAX_VCPUS} vCPUs, not {0}")]
     Vcpus(u8),
+    /// There are only so many interrupt lines.
+    #[error("a guest has at most {MAX_SLOTS} network devices, {0} were asked for")]
+    NetworkSlots(u8),
     /// Linux and the agent do not boot in less.
     #[error("a guest needs at least {MIN_MEMORY_MIB} MiB of memory, {0} MiB were asked for")]
     MemoryTooSmall(u64),
@@ -93,9 +99,13 @@ impl Resources {
         if !(1..=MAX_VCPUS).contains(&config.vcpus) {
             return Err(ResourcesError::Vcpus(config.vcpus));
         }
+        if config.network_slots > MAX_SLOTS {
+            return Err(ResourcesError::NetworkSlots(config.network_slots));
+        }
         Ok(Self {
             memory_size: memory_size(config.memory_mib)?,
             vcpus: config.vcpus,
+            network_slots: config.network_slots,
             kernel: OpenFile::open("guest kernel", &config.kernel)?,
             initramfs: OpenFile::open("initramfs", &config.initramfs)?,
             console_log: config.console_log.as_deref().map(open_console_log).transpose()?,
@@ -146,6 +156,7 @@ mod tests {
             initramfs: file("initramfs.cpio"),
             memory_mib: 64,
             vcpus: 1,
+            network_slots: 0,
             control_socket: directory.join("control.sock"),
             console_log: Some(directory.join("console")),
             main_container: "web".to_owned(),

@@ -109,11 +109,11 @@ fn launch(config: &SandboxConfig, client: Connection, signals: Signals) -> Resul
     let shares = SharesHandle::new();
     let ports = Ports::new().map_err(|error| LaunchError::System("make an event descriptor", error))?;
     let resources = Resources::open(config)?;
-    let (machine, exit) = assemble(resources, &LoopHandle::new(&event_loop), shares.clone(), ports.clone())?;
+    let (machine, exit, slots) = assemble(resources, &LoopHandle::new(&event_loop), shares.clone(), ports.clone())?;
     let path = &config.control_socket;
     let listener = listen(path).map_err(|source| LaunchError::Listen { path: path.clone(), source })?;
     let main_container = config.main_container.clone();
-    let parts = Parts { client, listener, signals, machine: exit, ports, shares, main_container };
+    let parts = Parts { client, listener, signals, machine: exit, ports, shares, slots, main_container };
     let (sandbox, outcome) =
         Sandbox::new(parts).map_err(|error| LaunchError::System("make the sandbox's descriptors", error))?;
     event_loop.add_subscriber(Box::new(sandbox));

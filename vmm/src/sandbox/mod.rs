@@ -21,6 +21,7 @@ mod events;
 mod guest;
 mod launch;
 mod memory;
+mod network;
 mod processes;
 mod requests;
 mod signals;
@@ -41,6 +42,7 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use crate::control::Connection;
 use crate::fs::SharesHandle;
 use crate::machine::exit::ExitReceiver;
+use crate::net::Slots;
 use crate::vsock::{Bridge, Ports};
 
 use clients::{Caller, Clients, FIRST_TOKEN};
@@ -79,6 +81,8 @@ pub struct Parts {
     pub ports: Ports,
     /// Shares of its virtio-fs device.
     pub shares: SharesHandle,
+    /// Its network devices.
+    pub slots: Slots,
     /// Id of the container whose end is the sandbox's.
     pub main_container: String,
 }
@@ -111,6 +115,7 @@ pub struct Sandbox {
     machine: ExitReceiver,
     ports: Ports,
     shares: SharesHandle,
+    slots: Slots,
     timer: TimerFd,
     armed: Option<Instant>,
     main: ProcessId,
@@ -143,6 +148,7 @@ impl Sandbox {
             machine: parts.machine,
             ports: parts.ports,
             shares: parts.shares,
+            slots: parts.slots,
             timer: TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)?,
             armed: None,
             main: ProcessId { container: parts.main_container, exec: None },

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-use agent::{CreateContainer, Exec, Failure, FailureKind, ProcessId, SeccompFilter};
+use agent::{AttachedInterface, CreateContainer, Exec, Failure, FailureKind, ProcessId, SeccompFilter};
 use event_manager::EventSet;
 use oci_spec::runtime::{Process, Spec};
 
@@ -38,9 +38,19 @@ impl Sandbox {
                 let root = self.clients.take_fds(caller, 1)?.pop()?;
                 Some(self.add_share(&name, root, read_only))
             }
-            Request::Create { container, spec, bundle, stdio, seccomp } => {
-                let fds = self.clients.take_fds(caller, stdio.count())?;
-                self.create(caller, container, (*spec, bundle, seccomp), (stdio, fds))
+            Request::Create { container, spec, bundle, stdio, seccomp, interfaces } => {
+                let mut fds = self.clients.take_fds(caller, stdio.count() + interfaces.len())?;
+                let taps = fds.split_off(stdio.count());
+                match self.attach_all(interfaces, taps) {
+                    Ok(interfaces) => {
+                        self.create(caller, container, (*spec, bundle, seccomp, interfaces), (stdio, fds))
+                    }
+                    Err(failure) => Some(Err(failure)),
+                }
+            }
+            Request::AddInterface { container, interface } => {
+                let tap = self.clients.take_fds(caller, 1)?.pop()?;
+                self.add_interface(caller, container, *interface, tap)
             }
             Request::Exec { process, spec, stdio, cgroup } => {
                 let fds = self.clients.take_fds(caller, stdio.count())?;
@@ -71,7 +81,7 @@ impl Sandbox {
         &mut self,
         caller: Caller,
         container: String,
-        (spec, bundle, seccomp): (Spec, PathBuf, Option<SeccompFilter>),
+        (spec, bundle, seccomp, interfaces): (Spec, PathBuf, Option<SeccompFilter>, Vec<AttachedInterface>),
         (stdio, fds): (StdioFds, Vec<OwnedFd>),
     ) -> Option<Result<Reply, Failure>> {
         let step = format!("create container {container}");
@@ -81,7 +91,8 @@ impl Sandbox {
             Err(failure) => return Some(Err(failure)),
         };
         timeline::mark("container asked for");
-        let request = agent::Request::Create(Box::new(CreateContainer { container, spec, bundle, stdio, seccomp }));
+        let create = CreateContainer { container, spec, bundle, stdio, seccomp, interfaces };
+        let request = agent::Request::Create(Box::new(create));
         self.ask(request, step, Purpose::Make(caller, process));
         None
     }
@@ -237,7 +248,7 @@ fn translate(caller: Caller, request: Request) -> Option<(ProcessId, agent::Requ
     })
 }
 
-fn absent_failure(process: &ProcessId, absent: Absent) -> Failure {
+pub(super) fn absent_failure(process: &ProcessId, absent: Absent) -> Failure {
     let name = match &process.exec {
         Some(exec) => format!("find process {exec} of container {}", process.container),
         None => format!("find container {}", process.container),

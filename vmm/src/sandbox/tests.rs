@@ -24,7 +24,14 @@ const STREAMS: StdioFds = StdioFds::Streams { stdin: false, stdout: true, stderr
 
 fn create_request(container: &str) -> Request {
     let spec = Box::new(Spec::default());
-    Request::Create { container: container.into(), spec, bundle: "/bundle".into(), stdio: STREAMS, seccomp: None }
+    Request::Create {
+        container: container.into(),
+        spec,
+        bundle: "/bundle".into(),
+        stdio: STREAMS,
+        seccomp: None,
+        interfaces: Vec::new(),
+    }
 }
 
 /// A sandbox in an event loop of its own, and all that is around it.
@@ -56,6 +63,7 @@ impl Bench {
                 machine: exit,
                 ports: sandbox_ports,
                 shares: SharesHandle::new(),
+                slots: Slots::default(),
                 main_container: "main".into(),
             };
             let (sandbox, outcome) = Sandbox::new(parts).unwrap();

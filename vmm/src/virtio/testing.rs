@@ -269,6 +269,22 @@ impl<D: VirtioDevice> Driver<D> {
         }
     }
 
+    /// Head and length of the next used chain, whose buffers are nowhere to be read; waits for it.
+    pub(crate) fn take_used_unread(&mut self, queue: usize) -> (u16, u32) {
+        let deadline = Instant::now() + PATIENCE;
+        let ring = &mut self.rings[queue];
+        while self.memory.load::<u16>(GuestAddress(ring.used() + 2), Ordering::SeqCst).unwrap() == ring.used_idx {
+            assert!(Instant::now() < deadline, "the device did not use a buffer of queue {queue}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let element = ring.used() + 4 + 8 * u64::from(ring.used_idx % ring.size);
+        let entry: [u32; 2] = self.memory.read_obj(GuestAddress(element)).unwrap();
+        ring.used_idx = ring.used_idx.wrapping_add(1);
+        let head = u16::try_from(entry[0]).unwrap();
+        ring.writable.remove(&head);
+        (head, entry[1])
+    }
+
     /// Offers a chain, rings the doorbell and waits until the device is done with it.
     pub(crate) fn request(&mut self, queue: usize, readable: &[&[u8]], writable: &[u32]) -> Vec<u8> {
         let head = self.offer(queue, readable, writable);

@@ -1,6 +1,10 @@
 //! What the VMM asks for.
 
-use agent::{Call, CreateContainer, Exec, Failure, FromAgent, ProcessId, Request, Response, TerminalSize};
+use std::os::fd::AsFd;
+
+use agent::{
+    AttachedInterface, Call, CreateContainer, Exec, Failure, FromAgent, ProcessId, Request, Response, TerminalSize,
+};
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
@@ -13,6 +17,7 @@ use crate::container::{self, Container, Guest, Spawned, terminal};
 use crate::error::Error;
 use crate::event_loop::{self, Agent, Fatal, Source};
 use crate::machine;
+use crate::network;
 use crate::processes::{self, HostStdio, Phase, Process};
 
 /// When a call is answered.
@@ -28,6 +33,7 @@ impl Agent {
     pub(crate) fn answer(&mut self, call: Call) -> Result<(), Fatal> {
         let result = match call.request {
             Request::Create(create) => self.create(call.id, &create),
+            Request::AddInterface { container, interface } => self.add_interface(&container, &interface),
             Request::Start { container } => self.start(call.id, &container),
             Request::Exec(exec) => self.exec(call.id, &exec),
             Request::Signal { process, signal, all } => self.signal(&process, signal, all),
@@ -70,6 +76,7 @@ impl Agent {
             }
         };
         let pid = spawned.pid;
+        let given = self.give_interfaces(&spawned, &create.interfaces);
         let container = Container {
             namespaces: plan.namespaces,
             init: Some(pid),
@@ -84,10 +91,26 @@ impl Agent {
         self.containers.insert(id.clone(), container);
         let name = ProcessId { container: id.clone(), exec: None };
         self.adopt(call, name, spawned, host, &plan.process);
-        if let Err(error) = watched {
+        if let Err(error) = watched.and(given) {
             self.give_up(pid, error);
         }
         Ok(Answer::Later)
+    }
+
+    /// The new process waits for its interfaces: what comes next may name them, as kernel parameters do.
+    fn give_interfaces(&self, spawned: &Spawned, interfaces: &[AttachedInterface]) -> Result<(), Error> {
+        if interfaces.is_empty() {
+            return Ok(());
+        }
+        network::give(self.guest()?, (spawned.pid, spawned.pidfd.as_fd()), interfaces)?;
+        spawned.channel.release().map_err(Error::at("let the new process go on"))
+    }
+
+    fn add_interface(&self, id: &str, interface: &AttachedInterface) -> Result<Answer, Error> {
+        let process = self.init_of(id)?.pidfd.as_fd();
+        let pid = self.container(id)?.init.ok_or_else(|| Error::NotFound(format!("container {id}")))?;
+        network::give(self.guest()?, (pid, process), std::slice::from_ref(interface))?;
+        Ok(Answer::Now(Response::Done))
     }
 
     fn exec(&mut self, call: u64, exec: &Exec) -> Result<Answer, Error> {
@@ -103,9 +126,9 @@ impl Agent {
             return Err(Error::WrongState { container, state: "being created" });
         }
         let (child, host) = processes::make_stdio(&exec.stdio, &self.null)?;
-        let init = std::os::fd::AsFd::as_fd(&init.pidfd);
+        let init = init.pidfd.as_fd();
         let below = exec.cgroup.as_deref().map(|path| container.cgroup.below(path)).transpose()?;
-        let cgroup = below.as_ref().map_or(container.cgroup.directory(), std::os::fd::AsFd::as_fd);
+        let cgroup = below.as_ref().map_or(container.cgroup.directory(), AsFd::as_fd);
         let spawned = container::spawn_exec(self.guest()?, container, init, cgroup, &plan, &child)?;
         self.adopt(call, exec.process.clone(), spawned, host, &plan);
         Ok(Answer::Later)
@@ -115,7 +138,7 @@ impl Agent {
     fn adopt(&mut self, call: u64, id: ProcessId, spawned: Spawned, mut host: HostStdio, plan: &ProcessPlan) {
         let pid = spawned.pid;
         let source = Source::Report(pid.cast_unsigned());
-        let watched = self.watch(std::os::fd::AsFd::as_fd(&spawned.channel), source, EventFlags::IN);
+        let watched = self.watch(spawned.channel.as_fd(), source, EventFlags::IN);
         self.processes.insert(pid, Process::new(id, spawned, host.terminal.take(), call));
         if let Err(error) = watched.and_then(|()| self.connect(pid, host, plan)) {
             self.give_up(pid, error);
@@ -188,7 +211,7 @@ impl Agent {
     }
 
     fn guest(&self) -> Result<Guest<'_>, Error> {
-        Ok(Guest { proc: self.files()?.proc(), agent: std::os::fd::AsFd::as_fd(&self.myself) })
+        Ok(Guest { proc: self.files()?.proc(), agent: self.myself.as_fd() })
     }
 
     pub(crate) fn files(&self) -> Result<&machine::FileSystems, Error> {

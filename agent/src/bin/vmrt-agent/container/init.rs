@@ -66,10 +66,18 @@ impl Role<'_> {
             Role::Exec { seccomp, .. } => *seccomp,
         }
     }
+
+    fn awaits_interfaces(&self) -> bool {
+        matches!(self, Role::Init(plan) if plan.awaits_interfaces)
+    }
 }
 
 /// Goes all the way; what fails is reported and ends the process.
 pub(crate) fn run(role: &Role<'_>, stdio: &ChildStdio, channel: &Channel, proc: BorrowedFd<'_>) -> ! {
+    if role.awaits_interfaces() && !channel.wait() {
+        // The agent has given up on this process, and says why itself.
+        exit();
+    }
     match prepare(role, stdio, channel.as_fd(), proc) {
         Ok(kept) => {
             let Err(error) = kept.execute(role);
@@ -77,6 +85,10 @@ pub(crate) fn run(role: &Role<'_>, stdio: &ChildStdio, channel: &Channel, proc: 
         }
         Err(error) => channel.report(&Report::Failed(error.into())),
     }
+    exit()
+}
+
+fn exit() -> ! {
     // SAFETY: ends this process at once, without what was registered in the agent it is a copy of.
     unsafe { libc::_exit(1) }
 }

@@ -49,6 +49,8 @@ pub(crate) struct ContainerPlan {
     pub(crate) start_hooks: Option<StartHooks>,
     /// The filter of the system calls of all its processes.
     pub(crate) seccomp: Option<Filter>,
+    /// Whether its network interfaces come from the agent, before which nothing is done.
+    pub(crate) awaits_interfaces: bool,
 }
 
 impl ContainerPlan {
@@ -75,6 +77,7 @@ impl ContainerPlan {
             personality: linux.personality().as_ref().map(personality).transpose()?,
             process: ProcessPlan::new(spec.process().as_ref().ok_or_else(|| missing("process"))?)?,
             cgroup: cgroup::path(linux.cgroups_path().as_deref(), &create.container),
+            awaits_interfaces: !create.interfaces.is_empty(),
             settings: linux.resources().as_ref().map(Settings::new).transpose()?.unwrap_or_default(),
             time_offsets: linux
                 .time_offsets()
@@ -150,7 +153,8 @@ mod tests {
 
     fn create(spec: Spec) -> CreateContainer {
         let stdio = Stdio::Streams { stdin: None, stdout: None, stderr: None };
-        CreateContainer { container: "web".into(), spec, bundle: "/bundle".into(), stdio, seccomp: None }
+        let (bundle, interfaces) = ("/bundle".into(), Vec::new());
+        CreateContainer { container: "web".into(), spec, bundle, stdio, seccomp: None, interfaces }
     }
 
     #[test]

@@ -1,0 +1,257 @@
+//! What the namespace says of an interface, for the guest to be told.
+
+use std::fmt::Display;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use agent::netlink::Netlink;
+use agent::{Address, HardwareAddress, Interface, Neighbour, Route};
+use netlink_packet_core::{DecodeError, Parseable};
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
+use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteType,
+    RouteVia,
+};
+use nix::libc;
+
+use super::NetworkError;
+use super::link::{Link, has_ipv6};
+
+/// The kernel's own table of local addresses, which come by themselves with the addresses.
+const LOCAL_TABLE: u32 = 255;
+
+/// Reads all that the guest has to know of an interface.
+pub(super) fn read(netlink: &mut Netlink, link: &Link) -> Result<Interface, NetworkError> {
+    Ok(Interface {
+        name: link.name.clone(),
+        hardware: link.hardware,
+        mtu: link.mtu,
+        ipv6: has_ipv6(&link.name),
+        addresses: addresses(netlink, link)?,
+        routes: routes(netlink, link)?,
+        neighbours: neighbours(netlink, link)?,
+    })
+}
+
+/// Parses what the kernel listed.
+fn parse_all<T>(
+    listed: io::Result<Vec<Vec<u8>>>,
+    parse: impl Fn(&[u8]) -> Result<T, DecodeError>,
+) -> io::Result<Vec<T>> {
+    listed?.iter().map(|body| parse(body).map_err(io::Error::other)).collect()
+}
+
+fn addresses(netlink: &mut Netlink, link: &Link) -> Result<Vec<Address>, NetworkError> {
+    let listed = netlink.list(libc::RTM_GETADDR, &AddressMessage::default());
+    let messages =
+        parse_all(listed, AddressMessage::parse).map_err(link.failed("read the addresses of network interface"))?;
+    Ok(messages.iter().filter(|message| message.header.index == link.index).filter_map(address).collect())
+}
+
+/// None for an address that an IPv6 router gave, which gives the guest one as well.
+fn address(message: &AddressMessage) -> Option<Address> {
+    let mut flags = AddressFlags::from_bits_retain(message.header.flags.bits().into());
+    let (mut address, mut local, mut broadcast) = (None, None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Address(found) => address = Some(*found),
+            AddressAttribute::Local(found) => local = Some(*found),
+            AddressAttribute::Broadcast(found) => broadcast = Some(*found),
+            AddressAttribute::Flags(found) => flags = *found,
+            _ => {}
+        }
+    }
+    let own = local.or(address)?;
+    if own.is_ipv6() && !flags.contains(AddressFlags::Permanent) {
+        return None;
+    }
+    Some(Address {
+        address: own,
+        prefix: message.header.prefix_len,
+        peer: address.filter(|peer| *peer != own),
+        broadcast,
+        scope: message.header.scope.into(),
+        no_prefix_route: flags.contains(AddressFlags::Noprefixroute),
+    })
+}
+
+fn routes(netlink: &mut Netlink, link: &Link) -> Result<Vec<Route>, NetworkError> {
+    let listed = netlink.list(libc::RTM_GETROUTE, &RouteMessage::default());
+    let messages =
+        parse_all(listed, RouteMessage::parse).map_err(link.failed("read the routes of network interface"))?;
+    let mut routes = Vec::new();
+    for message in messages.iter().filter(|message| leads_through(message, link.index)) {
+        routes.push(route(message).map_err(|reason| NetworkError::Refused { name: link.name.clone(), reason })?);
+    }
+    // A gateway has to be reachable before there is a route by it.
+    routes.sort_by_key(|route| route.gateway.is_some());
+    Ok(routes)
+}
+
+/// Whether a route leads through the interface and does not come by itself: with an address, or from a router.
+fn leads_through(message: &RouteMessage, index: u32) -> bool {
+    let own =
+        !matches!(message.header.protocol, RouteProtocol::Kernel | RouteProtocol::Ra | RouteProtocol::IcmpRedirect);
+    own && message.header.kind == RouteType::Unicast
+        && table(message) != LOCAL_TABLE
+        && message.attributes.iter().any(|attribute| match attribute {
+            RouteAttribute::Oif(found) => *found == index,
+            RouteAttribute::MultiPath(hops) => hops.iter().any(|hop| hop.interface_index == index),
+            _ => false,
+        })
+}
+
+fn table(message: &RouteMessage) -> u32 {
+    let large = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    large.unwrap_or_else(|| message.header.table.into())
+}
+
+fn route(message: &RouteMessage) -> Result<Route, String> {
+    let RouteHeader { address_family, destination_prefix_length: prefix, scope, protocol, flags, .. } = message.header;
+    let any: IpAddr = match address_family {
+        AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
+        _ => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let mut route = Route {
+        destination: any,
+        prefix,
+        gateway: None,
+        source: None,
+        metric: None,
+        mtu: None,
+        scope: scope.into(),
+        table: table(message),
+        protocol: protocol.into(),
+        on_link: flags.contains(RouteFlags::Onlink),
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(address) => route.destination = ip(address)?,
+            RouteAttribute::Gateway(address) => route.gateway = Some(ip(address)?),
+            RouteAttribute::Via(RouteVia::Inet6(address)) => route.gateway = Some((*address).into()),
+            RouteAttribute::PrefSource(address) => route.source = Some(ip(address)?),
+            RouteAttribute::Priority(metric) => route.metric = Some(*metric),
+            RouteAttribute::Metrics(metrics) => route.mtu = mtu(metrics),
+            RouteAttribute::MultiPath(_) => return Err(unsupported(&route, "has several next hops")),
+            RouteAttribute::Encap(_) => return Err(unsupported(&route, "is encapsulated")),
+            _ => {}
+        }
+    }
+    Ok(route)
+}
+
+fn unsupported(route: &Route, what: impl Display) -> String {
+    format!("its route to {}/{} {what}, which is not supported", route.destination, route.prefix)
+}
+
+fn ip(address: &RouteAddress) -> Result<IpAddr, String> {
+    match address {
+        RouteAddress::Inet(address) => Ok((*address).into()),
+        RouteAddress::Inet6(address) => Ok((*address).into()),
+        other => Err(format!("it has a route of an unknown kind ({other:?})")),
+    }
+}
+
+fn mtu(metrics: &[RouteMetric]) -> Option<u32> {
+    metrics.iter().find_map(|metric| match metric {
+        RouteMetric::Mtu(mtu) => Some(*mtu),
+        _ => None,
+    })
+}
+
+fn neighbours(netlink: &mut Netlink, link: &Link) -> Result<Vec<Neighbour>, NetworkError> {
+    let listed = netlink.list(libc::RTM_GETNEIGH, &NeighbourMessage::default());
+    let messages =
+        parse_all(listed, NeighbourMessage::parse).map_err(link.failed("read the neighbours of network interface"))?;
+    let of_link = messages.iter().filter(|message| message.header.ifindex == link.index);
+    Ok(of_link.filter(|message| message.header.state == NeighbourState::Permanent).filter_map(neighbour).collect())
+}
+
+fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
+    let address = message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(IpAddr::from(*address)),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => Some(IpAddr::from(*address)),
+        _ => None,
+    });
+    let hardware = message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::LinkLayerAddress(address) => HardwareAddress::try_from(address.as_slice()).ok(),
+        _ => None,
+    });
+    Some(Neighbour { address: address?, hardware: hardware? })
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_route::route::RouteNextHop;
+
+    use super::*;
+
+    const LINK: u32 = 7;
+
+    fn message(protocol: RouteProtocol, attributes: Vec<RouteAttribute>) -> RouteMessage {
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet;
+        (message.header.table, message.header.kind) = (RouteHeader::RT_TABLE_MAIN, RouteType::Unicast);
+        message.header.protocol = protocol;
+        message.attributes = attributes;
+        message
+    }
+
+    fn gateway() -> RouteAttribute {
+        RouteAttribute::Gateway(RouteAddress::Inet(Ipv4Addr::new(10, 0, 0, 1)))
+    }
+
+    #[test]
+    fn a_default_route_is_one_to_no_network() {
+        let message = message(RouteProtocol::Boot, vec![RouteAttribute::Oif(LINK), gateway()]);
+        assert!(leads_through(&message, LINK) && !leads_through(&message, LINK + 1));
+        let route = route(&message).unwrap();
+        assert_eq!((route.destination.to_string().as_str(), route.prefix, route.table), ("0.0.0.0", 0, 254));
+        assert_eq!(route.gateway, Some([10, 0, 0, 1].into()));
+    }
+
+    #[test]
+    fn routes_that_come_by_themselves_are_left_to_the_guest() {
+        for protocol in [RouteProtocol::Kernel, RouteProtocol::Ra] {
+            assert!(!leads_through(&message(protocol, vec![RouteAttribute::Oif(LINK)]), LINK));
+        }
+        let table = RouteAttribute::Table(LOCAL_TABLE);
+        assert!(!leads_through(&message(RouteProtocol::Static, vec![RouteAttribute::Oif(LINK), table]), LINK));
+    }
+
+    #[test]
+    fn a_route_with_several_next_hops_is_refused_by_name() {
+        let mut hop = RouteNextHop::default();
+        hop.interface_index = LINK;
+        let message = message(RouteProtocol::Static, vec![RouteAttribute::MultiPath(vec![hop])]);
+        assert!(leads_through(&message, LINK));
+        assert_eq!(
+            route(&message).unwrap_err(),
+            "its route to 0.0.0.0/0 has several next hops, which is not supported"
+        );
+    }
+
+    #[test]
+    fn an_address_has_a_peer_only_where_it_is_another() {
+        let [own, other] = [1, 2].map(|last| IpAddr::from([10, 0, 0, last]));
+        let mut message = AddressMessage::default();
+        message.attributes = vec![AddressAttribute::Address(own), AddressAttribute::Local(own)];
+        assert_eq!(address(&message).unwrap().peer, None);
+        message.attributes[0] = AddressAttribute::Address(other);
+        assert_eq!(address(&message).map(|found| (found.address, found.peer)), Some((own, Some(other))));
+    }
+
+    #[test]
+    fn an_address_from_an_ipv6_router_is_not_taken_over() {
+        let mut message = AddressMessage::default();
+        message.attributes = vec![AddressAttribute::Address(Ipv6Addr::LOCALHOST.into())];
+        assert_eq!(address(&message), None);
+        message.attributes.push(AddressAttribute::Flags(AddressFlags::Permanent));
+        assert!(address(&message).is_some());
+    }
+}

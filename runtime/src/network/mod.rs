@@ -1,0 +1,131 @@
+//! The network of a sandbox: every interface of its network namespace, led into the guest.
+//!
+//! ```text
+//!  the host's network │ the sandbox's namespace                     │ guest
+//!    bridge ── veth ══╪══ eth0 ◄─ tc: all that comes in goes out ─► vmrt0 (tap) ═══ VMM ═══ eth0
+//! ```
+//!
+//! An interface stays where the engine has put it, with its addresses. Whatever it receives is redirected to a tap
+//! before the namespace's own stack sees it, and whatever the guest sends leaves through it; the guest's interface is
+//! given the same name, addresses and routes. So no engine and no CNI plugin has to know of the guest.
+
+mod interface;
+mod link;
+mod namespace;
+mod record;
+mod tap;
+mod traffic;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use agent::Interface;
+use agent::netlink::Netlink;
+use thiserror::Error;
+
+use crate::host_process::HostProcess;
+use link::Link;
+pub(crate) use namespace::Namespace;
+pub(crate) use record::NetworkRecord;
+
+/// Devices of a machine whose namespace somebody may still fill: one for its interface, and one more.
+const LATER: u8 = 2;
+
+/// Devices besides those for the interfaces that are there already.
+const SPARE: u8 = 1;
+
+/// Why a sandbox has no network. Each names the interface.
+#[derive(Debug, Error)]
+pub(crate) enum NetworkError {
+    #[error("open the network namespace of process {pid}")]
+    Namespace { pid: i32, source: io::Error },
+    #[error("enter the sandbox's network namespace")]
+    Enter(#[source] io::Error),
+    #[error("{step}")]
+    Netlink { step: &'static str, source: io::Error },
+    #[error("{step} {name}")]
+    Interface { step: &'static str, name: String, source: io::Error },
+    #[error("network interface {name}: {reason}")]
+    Refused { name: String, reason: String },
+}
+
+/// An interface of the sandbox's namespace that is led into the guest. The tap ends with its last descriptor.
+pub(crate) struct Connected {
+    /// What the guest is to have.
+    pub(crate) interface: Interface,
+    /// What the VMM is to have.
+    tap: OwnedFd,
+}
+
+impl Connected {
+    pub(crate) fn tap(&self) -> BorrowedFd<'_> {
+        self.tap.as_fd()
+    }
+}
+
+/// How many network devices the machine gets: those are all the interfaces it can ever have.
+///
+/// # Errors
+/// The interfaces of an existing namespace cannot be listed, or are more than a machine can have.
+pub(crate) fn slots(namespace: Option<&Namespace>, may_be_filled: bool) -> Result<u8, NetworkError> {
+    let Some(namespace) = namespace else { return Ok(if may_be_filled { LATER } else { 0 }) };
+    let found = namespace.run(|| Ok(link::list(&mut netlink()?)?.len()))?;
+    match u8::try_from(found).ok().filter(|found| *found <= vmm::net::MAX_SLOTS) {
+        Some(0) => Ok(0),
+        Some(found) => Ok((found + SPARE).min(vmm::net::MAX_SLOTS)),
+        None => Err(NetworkError::Refused {
+            name: format!("number {found}"),
+            reason: format!("a machine has at most {} network devices", vmm::net::MAX_SLOTS),
+        }),
+    }
+}
+
+/// Leads every interface of `namespace` into the guest that is not yet, of which `record` keeps note. What was done before
+/// one fails is for [`disconnect`] to undo.
+pub(crate) fn connect(
+    namespace: &Namespace,
+    vmm: HostProcess,
+    record: &mut NetworkRecord,
+) -> Result<Vec<Connected>, NetworkError> {
+    let known = record.interfaces.clone();
+    let connected = namespace.run(move || {
+        let mut netlink = netlink()?;
+        let mut connected = BTreeMap::new();
+        for link in link::list(&mut netlink)?.into_iter().filter(|link| !known.contains(&link.index)) {
+            connected.insert(link.index, connect_one(&mut netlink, &link, tag(vmm))?);
+        }
+        Ok(connected)
+    })?;
+    record.interfaces.extend(connected.keys());
+    Ok(connected.into_values().collect())
+}
+
+/// By this number the redirections of one sandbox are told from another's.
+fn tag(vmm: HostProcess) -> u32 {
+    vmm.pid.cast_unsigned()
+}
+
+fn connect_one(netlink: &mut Netlink, link: &Link, tag: u32) -> Result<Connected, NetworkError> {
+    let interface = interface::read(netlink, link)?;
+    let tap = tap::Tap::make().map_err(link.failed("make a tap for network interface"))?;
+    link::prepare_tap(netlink, &tap, link)?;
+    traffic::tie(netlink, link, tap.index, tag)?;
+    Ok(Connected { interface, tap: tap.fd })
+}
+
+/// Takes back what [`connect`] did to the interfaces of `namespace`, for one that outlives the sandbox. They are found by
+/// their redirections, so that nobody has to have lived to write them down.
+pub(crate) fn disconnect(namespace: &Namespace, vmm: HostProcess) -> Result<(), NetworkError> {
+    namespace.run(move || {
+        let mut netlink = netlink()?;
+        link::indexes(&mut netlink)?.into_iter().try_for_each(|index| {
+            let removed = traffic::remove(&mut netlink, index, tag(vmm));
+            removed.map_err(|source| NetworkError::Netlink { step: "remove the redirection of an interface", source })
+        })
+    })
+}
+
+fn netlink() -> Result<Netlink, NetworkError> {
+    Netlink::open().map_err(|source| NetworkError::Netlink { step: "open a netlink socket", source })
+}

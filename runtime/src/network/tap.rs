@@ -1,0 +1,55 @@
+//! Taps: the VMM's end of an interface.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::libc;
+
+/// The kernel puts the first free number in the place of `%d`.
+const NAME: &[u8] = b"vmrt%d";
+
+/// Names of taps begin so.
+pub(super) const PREFIX: &str = "vmrt";
+
+/// Length of the header that the VMM's device wants before each frame (virtio 1.2, 5.1.6).
+const HEADER_LEN: libc::c_int = 12;
+
+/// A tap in the namespace of the thread that made it. It is gone when its last descriptor is closed.
+pub(super) struct Tap {
+    pub(super) fd: OwnedFd,
+    pub(super) name: String,
+    pub(super) index: u32,
+}
+
+impl Tap {
+    /// A tap that nothing is tied to, and that is down.
+    pub(super) fn make() -> io::Result<Self> {
+        let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
+        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        let mut request = request(NAME);
+        request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).map_err(io::Error::other)?;
+        // SAFETY: TUNSETIFF reads and writes an ifreq, and `request` is one with a name that ends in NUL.
+        Errno::result(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })?;
+        let header = HEADER_LEN;
+        // SAFETY: TUNSETVNETHDRSZ reads an int, and is given one.
+        Errno::result(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const header) })?;
+        let name: Vec<u8> = request.ifr_name.iter().map(|byte| byte.cast_unsigned()).take_while(|b| *b != 0).collect();
+        let name = String::from_utf8(name).map_err(io::Error::other)?;
+        Ok(Self { index: index(&name)?, name, fd: file.into() })
+    }
+}
+
+fn index(name: &str) -> io::Result<u32> {
+    Ok(nix::net::if_::if_nametoindex(name)?)
+}
+
+fn request(name: &[u8]) -> libc::ifreq {
+    // SAFETY: an ifreq consists of integers and a union of plain data, for which all zeroes are valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name) {
+        *to = from.cast_signed();
+    }
+    request
+}

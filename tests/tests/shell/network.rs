@@ -1,0 +1,315 @@
+//! The network of a container: the interfaces of its network namespace, whoever put them there.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::json;
+use vmrt_tests::bundle::Bundle;
+use vmrt_tests::runtime::{Container, Runtime, is_vmrt};
+use vmrt_tests::{PATIENCE, eventually};
+
+/// Runs `ip` or another tool of the host with the words of `line`; its output.
+fn tool(line: &str) -> String {
+    let mut words = line.split_whitespace();
+    let output = Command::new(words.next().expect("a program")).args(words).output().expect("the tool starts");
+    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).trim().to_string()
+}
+
+/// A network namespace whose `eth0` leads to the host, in network 10.99.NUMBER.0/24; gone when dropped.
+///
+/// Made before the [`Runtime`], whose census then does not count it.
+struct Network {
+    number: u8,
+    name: String,
+}
+
+impl Network {
+    fn new(number: u8) -> Self {
+        let name = format!("vmrt-test-{number}");
+        let network = Self { number, name };
+        tool(&format!("ip netns add {}", network.name));
+        network.add_interface(number, "eth0");
+        network.ip("link set lo up");
+        network
+    }
+
+    /// Adds an interface in network 10.99.NUMBER.0/24, whose host is 1 there and in fd99:NUMBER::/64.
+    fn add_interface(&self, number: u8, name: &str) {
+        let host = format!("vh{number}");
+        tool(&format!("ip link add {host} type veth peer name {name} netns {}", self.name));
+        tool(&format!("ip address add 10.99.{number}.1/24 dev {host}"));
+        tool(&format!("ip address add fd99:{number}::1/64 dev {host} nodad"));
+        tool(&format!("ip link set {host} mtu 1400 up"));
+        self.ip(&format!("link set {name} address 02:99:00:00:00:{number:02x} mtu 1400"));
+        self.ip(&format!("address add 10.99.{number}.2/24 broadcast 10.99.{number}.255 dev {name}"));
+        self.ip(&format!("address add fd99:{number}::2/64 dev {name} nodad"));
+        self.ip(&format!("link set {name} up"));
+    }
+
+    /// Runs `ip` in the namespace.
+    fn ip(&self, arguments: &str) -> String {
+        tool(&format!("ip -n {} {arguments}", self.name))
+    }
+
+    /// A bundle whose container joins the namespace.
+    fn join(&self, bundle: Bundle) -> Bundle {
+        let path = format!("/run/netns/{}", self.name);
+        bundle.all_powerful().with(
+            "/linux/namespaces",
+            json!([
+                {"type": "pid"}, {"type": "network", "path": path}, {"type": "ipc"}, {"type": "uts"},
+                {"type": "mount"}, {"type": "cgroup"},
+            ]),
+        )
+    }
+
+    /// Its interfaces and what is done with their traffic.
+    fn inventory(&self) -> (String, String) {
+        (self.ip("-o -br link"), tool(&format!("tc -n {} qdisc", self.name)))
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        tool(&format!("ip netns delete {}", self.name));
+        let host = format!("vh{}", self.number);
+        // The kernel takes the other end of a pair away when it gets to it.
+        let gone = || (!tool("ip -o link").contains(&format!(" {host}@"))).then_some(());
+        let gone = eventually(PATIENCE, gone);
+        assert!(std::thread::panicking() || gone.is_some(), "{host} stays");
+    }
+}
+
+/// Listens on an address of the host, for the rest of the test.
+fn listen(address: &str) -> TcpListener {
+    TcpListener::bind(address).expect("the host listens")
+}
+
+fn connect(address: &str) -> TcpStream {
+    let connected = eventually(PATIENCE, || TcpStream::connect(address).ok());
+    let stream = connected.unwrap_or_else(|| panic!("{address} does not answer"));
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    stream
+}
+
+#[test]
+fn the_guests_interface_is_that_of_the_namespace() {
+    let network = Network::new(1);
+    network.ip("route add default via 10.99.1.1");
+    network.ip("route add 192.0.2.0/24 via 10.99.1.1 src 10.99.1.2 metric 77 mtu 1300");
+    network.ip("route add 198.51.100.0/24 via 203.0.113.1 dev eth0 onlink");
+    network.ip("route add default via fd99:1::1");
+    network.ip("neighbour add 10.99.1.9 lladdr 02:99:00:00:00:99 dev eth0");
+    let runtime = Runtime::new();
+    let bundle = network.join(Bundle::busybox(["sleep", "1000"]));
+    let expected = |what: &str| {
+        let text = network.ip(what);
+        text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>()
+    };
+    let (routes, routes6) = (expected("route"), expected("-6 route"));
+    let container = runtime.started(&bundle);
+    let lines = |script: &str| {
+        let text = container.script(script).ok().text();
+        text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>()
+    };
+    assert_eq!(lines("ls /sys/class/net"), ["eth0", "lo"]);
+    assert_eq!(lines("cat /sys/class/net/eth0/address /sys/class/net/eth0/mtu"), ["02:99:00:00:00:01", "1400"]);
+    let addresses = lines("ip -o address show dev eth0").join("\n");
+    assert!(addresses.contains("inet 10.99.1.2/24 brd 10.99.1.255"), "{addresses}");
+    assert!(addresses.contains("inet6 fd99:1::2/64"), "{addresses}");
+    let guest = lines("ip route");
+    // The busybox does not print everything.
+    for (route, words) in [
+        ("default", vec!["via 10.99.1.1", "dev eth0"]),
+        ("192.0.2.0/24", vec!["via 10.99.1.1", "src 10.99.1.2", "metric 77"]),
+        ("198.51.100.0/24", vec!["via 203.0.113.1", "onlink"]),
+        ("10.99.1.0/24", vec!["dev eth0", "src 10.99.1.2"]),
+    ] {
+        let line = guest.iter().find(|line| line.starts_with(route)).unwrap_or_else(|| panic!("no {route}: {guest:?}"));
+        words.iter().for_each(|word| assert!(line.contains(word), "{word}: {line}"));
+    }
+    assert_eq!(guest.len(), routes.len(), "{guest:?} {routes:?}");
+    let guest6 = lines("ip -6 route");
+    assert!(guest6.iter().any(|line| line.starts_with("default via fd99:1::1 dev eth0")), "{guest6:?} {routes6:?}");
+    let neighbours = lines("ip neigh").join("\n");
+    assert!(neighbours.contains("10.99.1.9 dev eth0 lladdr 02:99:00:00:00:99"), "{neighbours}");
+}
+
+#[test]
+fn pings_and_streams_go_both_ways() {
+    let network = Network::new(2);
+    let runtime = Runtime::new();
+    // What the guest hears it sends back.
+    let bundle = network.join(Bundle::busybox(["nc", "-ll", "-p", "7000", "-e", "cat"]));
+    let container = runtime.started(&bundle);
+    container.script("ping -c 3 -w 60 10.99.2.1").ok();
+    container.script("ping -c 1 -s 1372 -w 60 10.99.2.1").ok();
+    container.script("ping -6 -c 1 -w 60 fd99:2::1").ok();
+    for address in ["10.99.2.2:7000", "[fd99:2::2]:7000"] {
+        // More than fits into any buffer on the way, in segments as large as they come.
+        let sent: Vec<u8> = (0..3_000_000_u32).map(|index| index.to_le_bytes()[(index % 3) as usize]).collect();
+        let mut stream = connect(address);
+        let mut writer = stream.try_clone().expect("a descriptor");
+        let copy = sent.clone();
+        let sender = std::thread::spawn(move || writer.write_all(&copy));
+        let mut received = vec![0; sent.len()];
+        stream.read_exact(&mut received).expect("the echo");
+        sender.join().expect("the sender").expect("all was sent");
+        assert!(received == sent, "{address}: other bytes came back");
+    }
+    let listener = listen("10.99.2.1:7001");
+    let answer = std::thread::spawn(move || {
+        let (mut stream, peer) = listener.accept().expect("the guest connects");
+        stream.write_all(b"from the host\n").expect("the answer is sent");
+        peer.ip().to_string()
+    });
+    assert_eq!(container.script("nc -w 60 10.99.2.1 7001 </dev/null").ok().text(), "from the host");
+    assert_eq!(answer.join().expect("the listener"), "10.99.2.2");
+}
+
+#[test]
+fn two_containers_talk_over_a_bridge_each_with_two_interfaces() {
+    let networks = [Network::new(3), Network::new(4)];
+    tool("ip link add vbr3 type bridge");
+    for (network, address) in networks.iter().zip([2, 3]) {
+        let host = format!("vb{address}");
+        tool(&format!("ip link add {host} type veth peer name net1 netns {}", network.name));
+        tool(&format!("ip link set {host} master vbr3 up"));
+        network.ip(&format!("address add 10.98.0.{address}/24 dev net1"));
+        network.ip("link set net1 up");
+    }
+    tool("ip link set vbr3 up");
+    {
+        let runtime = Runtime::new();
+        let server =
+            networks[0].join(Bundle::script("while true; do echo hello from $(hostname) | nc -l -p 7000; done"));
+        let server = server.with("/hostname", json!("server"));
+        let client = networks[1].join(Bundle::busybox(["sleep", "1000"]));
+        let _server = runtime.started(&server);
+        let client = runtime.started(&client);
+        let said = eventually(PATIENCE, || {
+            let said = client.script("nc -w 10 10.98.0.2 7000 </dev/null");
+            (said.code == 0 && !said.stdout.is_empty()).then(|| said.text())
+        });
+        assert_eq!(said.as_deref(), Some("hello from server"));
+        assert_eq!(client.script("ls /sys/class/net").ok().text().lines().collect::<Vec<_>>(), ["eth0", "lo", "net1"]);
+        client.script("ping -c 1 -w 60 10.99.4.1").ok();
+        let wrong = client.script("ping -c 1 -w 2 10.99.3.2");
+        assert_ne!(wrong.code, 0, "the networks are apart");
+    }
+    tool("ip link delete vbr3");
+}
+
+#[test]
+fn nothing_is_left_in_the_namespace() {
+    let network = Network::new(5);
+    let runtime = Runtime::new();
+    let before = network.inventory();
+    runtime.run(&network.join(Bundle::script("ping -c 1 -w 60 10.99.5.1"))).ok();
+    assert_eq!(network.inventory(), before, "after run");
+    let missing = runtime.run(&network.join(Bundle::busybox(["/no/such/program"])));
+    assert_ne!(missing.code, 0);
+    assert_eq!(network.inventory(), before, "after a create that failed");
+    let bundle = network.join(Bundle::busybox(["sleep", "1000"]));
+    let container = runtime.started(&bundle);
+    if is_vmrt() {
+        let second = runtime.run(&bundle);
+        assert_ne!(second.code, 0);
+        assert!(second.message().contains("eth0: its incoming traffic is another"), "{second:?}");
+        container.script("ping -c 1 -w 60 10.99.5.1").ok();
+    }
+    tool(&format!("kill -KILL {}", container.pid()));
+    container.await_status("stopped");
+    drop(container);
+    assert_eq!(network.inventory(), before, "after the VMM was killed");
+    // The namespace can be used again.
+    runtime.run(&network.join(Bundle::script("ping -c 1 -w 60 10.99.5.1"))).ok();
+}
+
+/// An interface for a container whose network namespace is its own, as an engine adds it.
+fn add_to(container: &Container<'_>) {
+    let pid = container.pid();
+    tool(&format!("ip link add vh6 type veth peer name eth0 netns {pid}"));
+    tool("ip address add 10.99.6.1/24 dev vh6");
+    tool("ip link set vh6 up");
+    let inside = |line: &str| tool(&format!("nsenter --net=/proc/{pid}/ns/net ip {line}"));
+    inside("address add 10.99.6.2/24 dev eth0");
+    inside("link set eth0 up");
+    inside("route add default via 10.99.6.1");
+}
+
+#[test]
+fn an_interface_added_between_create_and_start_is_there_at_the_start() {
+    let runtime = Runtime::new();
+    let script = "ip route >/routes; ping -c 1 -w 60 10.99.6.1 >/ping; exec sleep 1000";
+    let bundle = Bundle::script(script).all_powerful();
+    let container = runtime.created(&bundle);
+    add_to(&container);
+    container.call("start", &[]).ok();
+    container.script("ping -c 1 -w 60 10.99.6.1").ok();
+    let routes = eventually(PATIENCE, || container.script("cat /routes").text().contains("default").then_some(()));
+    assert!(routes.is_some(), "the program ran before its network was there");
+}
+
+#[test]
+fn a_namespace_with_the_loopback_alone_costs_no_device() {
+    let runtime = Runtime::new();
+    let script = "ls /sys/class/net; ls /sys/bus/virtio/drivers/virtio_net 2>/dev/null | grep -c '^virtio' ; ping -c 1 -w 60 127.0.0.1 >/dev/null && echo up";
+    let done = runtime.run(&Bundle::script(script).all_powerful()).ok();
+    let text = done.text();
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!((lines[0], lines[lines.len() - 1]), ("lo", "up"), "{lines:?}");
+    if is_vmrt() {
+        assert_eq!(lines[1], "0", "network devices in the machine");
+    }
+}
+
+#[test]
+fn what_a_guest_cannot_have_is_refused_by_name() {
+    if !is_vmrt() {
+        return;
+    }
+    let network = Network::new(7);
+    network.add_interface(8, "eth1");
+    network.ip("route add 192.0.2.0/24 nexthop via 10.99.7.1 nexthop via 10.99.8.1");
+    let runtime = Runtime::new();
+    let before = network.inventory();
+    let bundle = network.join(Bundle::busybox(["true"]));
+    let done = runtime.run(&bundle);
+    assert_ne!(done.code, 0);
+    assert!(done.message().contains("its route to 192.0.2.0/24 has several next hops"), "{done:?}");
+    assert_eq!(network.inventory(), before);
+}
+
+#[test]
+fn many_connections_at_once_all_end_well() {
+    let network = Network::new(9);
+    let runtime = Runtime::new();
+    let server = "import shutil, socketserver\nclass Echo(socketserver.StreamRequestHandler):\n \
+        def handle(self): shutil.copyfileobj(self.rfile, self.wfile, 1000)\n\
+        class Server(socketserver.ThreadingTCPServer): request_queue_size = 64\n\
+        Server(('', 7000), Echo).serve_forever()";
+    let bundle = network.join(Bundle::debian(["python3", "-c", server]));
+    let container = runtime.started(&bundle);
+    connect("10.99.9.2:7000");
+    let clients: Vec<_> = (0..20_u8)
+        .map(|number| {
+            std::thread::spawn(move || {
+                let mut stream = connect("10.99.9.2:7000");
+                let sent = vec![number; 50_000];
+                let mut received = vec![0; sent.len()];
+                stream.write_all(&sent).expect("sent");
+                stream.read_exact(&mut received).expect("received");
+                received == sent
+            })
+        })
+        .collect();
+    assert!(clients.into_iter().all(|client| client.join().expect("a client")));
+    // A guest that is not listening refuses, it does not swallow.
+    let refused = TcpStream::connect_timeout(&"10.99.9.2:7009".parse().expect("an address"), Duration::from_secs(60));
+    assert_eq!(refused.expect_err("nobody listens").kind(), std::io::ErrorKind::ConnectionRefused);
+    assert_eq!(container.status(), "running");
+}

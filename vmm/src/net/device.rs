@@ -1,0 +1,152 @@
+//! The device as the transport sees it.
+
+use std::io;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC,
+    VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
+};
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_queue::QueueT;
+
+use super::handler::{Handler, RX, TX};
+use super::slot::{Link, Slot};
+use crate::event_loop::{LoopHandle, Registration};
+use crate::virtio::device::{ActivateError, Activation, VirtQueue, VirtioDevice};
+
+/// Frames that can wait in a queue. Linux fills the receive queue with a page or less for each.
+const QUEUE_SIZES: [u16; 2] = [256, 256];
+
+/// Either side may leave checksums and segmentation of TCP to the other; the tap does the host's part. There is no
+/// control queue: the guest's filters would only keep out what the host's interface has already let through.
+const FEATURES: [u32; 14] = [
+    VIRTIO_F_VERSION_1,
+    VIRTIO_RING_F_EVENT_IDX,
+    VIRTIO_RING_F_INDIRECT_DESC,
+    VIRTIO_NET_F_MAC,
+    VIRTIO_NET_F_STATUS,
+    VIRTIO_NET_F_MRG_RXBUF,
+    VIRTIO_NET_F_CSUM,
+    VIRTIO_NET_F_HOST_TSO4,
+    VIRTIO_NET_F_HOST_TSO6,
+    VIRTIO_NET_F_HOST_ECN,
+    VIRTIO_NET_F_GUEST_CSUM,
+    VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6,
+    VIRTIO_NET_F_GUEST_ECN,
+];
+
+/// What a snapshot keeps of the device: nothing. A tap is a descriptor of this process and ends with it; the guest of a
+/// restored machine sees the link go down, and up again when a new tap is attached.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetState {}
+
+/// A network device.
+pub struct Net {
+    event_loop: LoopHandle,
+    address: [u8; 6],
+    link: Arc<Link>,
+    work: Work,
+    /// The driver remembers a link that was another machine's.
+    stale: bool,
+}
+
+enum Work {
+    /// Boxed, since it is moved about.
+    Inactive(Box<Slot>),
+    Active(Registration<Handler>),
+    /// The event loop failed while it held the slot.
+    Lost,
+}
+
+impl Net {
+    /// The device in `slot`, served by `event_loop`. With a state, its driver is told to look at the link.
+    #[must_use]
+    pub fn new(slot: Slot, event_loop: LoopHandle, state: Option<NetState>) -> Self {
+        let (address, link) = (slot.address(), Arc::clone(&slot.link));
+        Self { event_loop, address, link, work: Work::Inactive(Box::new(slot)), stale: state.is_some() }
+    }
+
+    fn config(&self) -> [u8; 8] {
+        let status = if self.link.is_up() { VIRTIO_NET_S_LINK_UP } else { 0 };
+        let mut config = [0; 8];
+        config[..6].copy_from_slice(&self.address);
+        config[6] = u8::try_from(status).unwrap_or(0);
+        config
+    }
+
+    fn handler(&mut self, activation: Activation) -> Result<Handler, ActivateError> {
+        for index in [RX, TX] {
+            if !activation.queues.get(index).is_some_and(|queue| queue.queue.ready()) {
+                return Err(ActivateError::QueueDisabled(index));
+            }
+        }
+        match std::mem::replace(&mut self.work, Work::Lost) {
+            Work::Inactive(slot) => Ok(Handler::new(activation, *slot, std::mem::take(&mut self.stale))),
+            other => {
+                self.work = other;
+                Err(ActivateError::System("activate a device twice", io::ErrorKind::ResourceBusy.into()))
+            }
+        }
+    }
+}
+
+impl VirtioDevice for Net {
+    type State = NetState;
+
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_NET
+    }
+
+    fn features(&self) -> u64 {
+        FEATURES.iter().fold(0, |features, feature| features | 1 << feature)
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let config = self.config();
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        for (index, byte) in data.iter_mut().enumerate() {
+            *byte = config.get(start.saturating_add(index)).copied().unwrap_or(0);
+        }
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        let handler = self.handler(activation)?;
+        self.work = Work::Active(self.event_loop.add(handler)?);
+        Ok(())
+    }
+
+    fn quiesce(&mut self) -> Vec<VirtQueue> {
+        match std::mem::replace(&mut self.work, Work::Lost) {
+            Work::Active(registration) => match self.event_loop.remove(registration) {
+                Ok(handler) => {
+                    let (queues, slot) = handler.into_parts();
+                    self.work = Work::Inactive(Box::new(slot));
+                    queues
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the event loop does not hand the network queues back");
+                    Vec::new()
+                }
+            },
+            inactive => {
+                self.work = inactive;
+                Vec::new()
+            }
+        }
+    }
+
+    fn save(&self) -> NetState {
+        NetState {}
+    }
+}

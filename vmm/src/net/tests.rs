@@ -1,0 +1,210 @@
+//! Frames through the device, by honest drivers and by others. A socket pair that keeps messages apart is the tap.
+
+use std::cell::RefCell;
+use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+use super::handler::{RX, TX};
+use super::header::{HEADER_LEN, MAX_FRAME};
+use super::*;
+use crate::event_loop::LoopHandle;
+use crate::virtio::testing::{Driver, LoopThread, life_cycle};
+
+/// The other end of a tap: where frames of the guest come out.
+struct Wire(OwnedFd);
+
+impl Wire {
+    fn send(&self, frame: &[u8]) {
+        assert_eq!(rustix::io::write(&self.0, frame).unwrap(), frame.len());
+    }
+
+    fn receive(&self) -> Vec<u8> {
+        let mut frame = vec![0; MAX_FRAME + 1];
+        let length = rustix::io::read(&self.0, &mut frame).unwrap();
+        frame.truncate(length);
+        frame
+    }
+
+    fn is_silent(&self) -> bool {
+        rustix::io::ioctl_fionbio(&self.0, true).unwrap();
+        let silent = rustix::io::read(&self.0, &mut [0; 1]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
+        rustix::io::ioctl_fionbio(&self.0, false).unwrap();
+        silent
+    }
+}
+
+fn tap() -> (Tap, Wire) {
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+    (Tap::of_socket(ours), Wire(theirs))
+}
+
+fn device(event_loop: &LoopHandle, state: Option<NetState>) -> (Driver<Net>, SlotHandle) {
+    let (handle, slot) = slot(3).unwrap();
+    (Driver::new(Net::new(slot, event_loop.clone(), state)), handle)
+}
+
+/// A working driver of a device with a tap, and the tap's other end.
+fn connected(event_loop: &LoopThread) -> (Driver<Net>, Wire) {
+    let (mut driver, handle) = device(&event_loop.handle(), None);
+    let (tap, wire) = tap();
+    handle.attach(tap).unwrap();
+    driver.set_up();
+    await_link(&driver, 1);
+    (driver, wire)
+}
+
+/// A frame with a header of zeroes.
+fn frame(length: usize, byte: u8) -> Vec<u8> {
+    [vec![0; HEADER_LEN], vec![byte; length]].concat()
+}
+
+fn status(driver: &Driver<Net>) -> u32 {
+    driver.register(0x104) >> 16
+}
+
+fn await_link(driver: &Driver<Net>, wanted: u32) {
+    let reached = (0..500).any(|_| {
+        std::thread::sleep(Duration::from_millis(10));
+        status(driver) == wanted
+    });
+    assert!(reached, "the link is {}, not {wanted}", status(driver));
+}
+
+#[test]
+fn frames_pass_both_ways_through_its_whole_life() {
+    let event_loop = LoopThread::start();
+    let wire = RefCell::new(None);
+    let make = |state| {
+        let (handle, slot) = slot(0).unwrap();
+        let (tap, other) = tap();
+        handle.attach(tap).unwrap();
+        wire.replace(Some(other));
+        Net::new(slot, event_loop.handle(), state)
+    };
+    life_cycle(make, |driver| {
+        let wire = wire.borrow();
+        let wire = wire.as_ref().unwrap();
+        driver.offer(RX, &[], &[2000]);
+        driver.notify(RX);
+        wire.send(&frame(60, 7));
+        let used = driver.wait_used(RX);
+        assert_eq!((used.data.len(), used.data[10], used.data[12]), (72, 1, 7));
+        driver.request(TX, &[&frame(100, 9)], &[]);
+        assert_eq!(wire.receive(), frame(100, 9));
+    });
+}
+
+#[test]
+fn a_slot_is_inert_until_a_tap_is_attached() {
+    let event_loop = LoopThread::start();
+    let (mut driver, handle) = device(&event_loop.handle(), None);
+    driver.set_up();
+    let mut address = [0; 6];
+    crate::machine::bus::Registers::read(&driver.transport, 0x100, &mut address);
+    assert_eq!((address, status(&driver)), (agent::slot_address(3), 0));
+    driver.request(TX, &[&frame(60, 1)], &[]);
+    assert_eq!(driver.register(0x60) & 2, 0);
+    let (tap, wire) = tap();
+    handle.attach(tap).unwrap();
+    await_link(&driver, 1);
+    assert_eq!(driver.register(0x60) & 2, 2, "a change of the configuration");
+    assert!(wire.is_silent(), "a frame from before reached the tap");
+    driver.request(TX, &[&frame(60, 2)], &[]);
+    assert_eq!(wire.receive(), frame(60, 2));
+}
+
+#[test]
+fn a_restored_driver_is_told_to_look_at_the_link() {
+    let event_loop = LoopThread::start();
+    let (mut driver, _handle) = device(&event_loop.handle(), Some(NetState {}));
+    driver.set_up();
+    assert!(driver.interrupted());
+    assert_eq!((driver.register(0x60), status(&driver)), (2, 0));
+}
+
+#[test]
+fn a_long_frame_fills_several_buffers_at_once_or_waits() {
+    let event_loop = LoopThread::start();
+    let (mut driver, wire) = connected(&event_loop);
+    let heads = [driver.offer(RX, &[], &[1000]), driver.offer(RX, &[], &[500, 500])];
+    driver.notify(RX);
+    wire.send(&frame(2500, 5));
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(driver.take_used(RX), None, "half a frame was delivered");
+    let last = driver.offer(RX, &[], &[4000]);
+    driver.notify(RX);
+    let used = [driver.wait_used(RX), driver.take_used(RX).unwrap(), driver.take_used(RX).unwrap()];
+    assert_eq!(used.each_ref().map(|used| used.head), [heads[0], heads[1], last]);
+    assert_eq!(used.each_ref().map(|used| used.data.len()), [1000, 1000, 512]);
+    assert_eq!(used[0].data[10..12], 3_u16.to_le_bytes());
+    assert!(used[2].data.iter().all(|byte| *byte == 5));
+}
+
+#[test]
+fn chains_that_are_no_frames_are_given_back_and_the_next_works() {
+    let event_loop = LoopThread::start();
+    let (mut driver, wire) = connected(&event_loop);
+    driver.request(TX, &[], &[100]);
+    driver.request(TX, &[&[0; HEADER_LEN]], &[]);
+    driver.request(TX, &[&frame(60, 1)], &[10]);
+    driver.request(TX, &[&vec![0; MAX_FRAME + 1]], &[]);
+    let outside = driver.offer_at(TX, u64::MAX - 10, 64);
+    driver.notify(TX);
+    assert_eq!(driver.wait_used(TX).head, outside);
+    assert!(wire.is_silent());
+    driver.request(TX, &[&frame(60, 2)], &[]);
+    assert_eq!(wire.receive(), frame(60, 2));
+}
+
+#[test]
+fn buffers_that_take_no_frame_cost_that_frame_alone() {
+    let event_loop = LoopThread::start();
+    let (mut driver, wire) = connected(&event_loop);
+    let outside = driver.offer_at(RX, 1 << 60, 2000);
+    driver.offer(RX, &[b"readable"], &[]);
+    driver.offer(RX, &[], &[2000]);
+    driver.notify(RX);
+    wire.send(&frame(60, 4));
+    let first = driver.take_used_unread(RX);
+    assert_eq!((first.0, first.1), (outside, 0));
+    assert_eq!(driver.wait_used(RX).data.len(), 0);
+    assert_eq!(driver.wait_used(RX).data.len(), 72);
+    for _ in 0..256 {
+        driver.offer(RX, &[], &[0]);
+    }
+    driver.notify(RX);
+    wire.send(&frame(60, 5));
+    for _ in 0..256 {
+        assert_eq!(driver.wait_used(RX).data.len(), 0, "a frame without room");
+    }
+    driver.offer(RX, &[], &[100]);
+    driver.notify(RX);
+    wire.send(&frame(60, 6));
+    assert_eq!(driver.wait_used(RX).data[12], 6);
+}
+
+#[test]
+fn a_tap_that_goes_away_leaves_a_slot_for_the_next() {
+    let event_loop = LoopThread::start();
+    let (handle, slot) = slot(0).unwrap();
+    let slots = Slots::new(vec![handle]);
+    let mut driver = Driver::new(Net::new(slot, event_loop.handle(), None));
+    driver.set_up();
+    let (first, wire) = tap();
+    assert_eq!(slots.attach(first).unwrap(), 0);
+    await_link(&driver, 1);
+    assert_eq!(
+        slots.attach(tap().0).unwrap_err().to_string(),
+        "the machine has 1 network devices, and every one is in use"
+    );
+    drop(wire);
+    await_link(&driver, 0);
+    let (second, wire) = tap();
+    slots.attach(second).unwrap();
+    await_link(&driver, 1);
+    driver.request(TX, &[&frame(60, 3)], &[]);
+    assert_eq!(wire.receive(), frame(60, 3));
+}
