@@ -16,7 +16,7 @@ use super::server::{Limits, Server};
 use super::shares::SharesHandle;
 use super::slow_lane::SlowLane;
 use super::state::FsState;
-use crate::virtio::device::{ActivateError, Activation, VirtQueue, VirtioDevice};
+use crate::virtio::device::{ActivateError, Activation, VirtQueue, VirtioDevice, read_config};
 
 /// Length of the tag in the configuration space in bytes (virtio 1.2, 5.11.4).
 const TAG_LENGTH: usize = 36;
@@ -117,11 +117,7 @@ impl VirtioDevice for FsDevice {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        let source = self.config.get(start..).unwrap_or_default();
-        data.fill(0);
-        let length = source.len().min(data.len());
-        data[..length].copy_from_slice(&source[..length]);
+        read_config(&self.config, offset, data);
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {

@@ -1,6 +1,5 @@
 //! The device as the transport sees it.
 
-use std::io;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -16,8 +15,9 @@ use virtio_queue::QueueT;
 
 use super::handler::{Handler, RX, TX};
 use super::slot::{Link, Slot};
-use crate::event_loop::{LoopHandle, Registration};
-use crate::virtio::device::{ActivateError, Activation, VirtQueue, VirtioDevice};
+use crate::event_loop::LoopHandle;
+use crate::virtio::device::{ActivateError, Activation, VirtQueue, VirtioDevice, read_config};
+use crate::virtio::work::Work;
 
 /// Frames that can wait in a queue. Linux fills the receive queue with a page or less for each.
 const QUEUE_SIZES: [u16; 2] = [256, 256];
@@ -49,20 +49,11 @@ pub struct NetState {}
 
 /// A network device.
 pub struct Net {
-    event_loop: LoopHandle,
     address: [u8; 6],
     link: Arc<Link>,
-    work: Work,
+    work: Work<Slot, Handler>,
     /// The driver remembers a link that was another machine's.
     stale: bool,
-}
-
-enum Work {
-    /// Boxed, since it is moved about.
-    Inactive(Box<Slot>),
-    Active(Registration<Handler>),
-    /// The event loop failed while it held the slot.
-    Lost,
 }
 
 impl Net {
@@ -70,7 +61,7 @@ impl Net {
     #[must_use]
     pub fn new(slot: Slot, event_loop: LoopHandle, state: Option<NetState>) -> Self {
         let (address, link) = (slot.address(), Arc::clone(&slot.link));
-        Self { event_loop, address, link, work: Work::Inactive(Box::new(slot)), stale: state.is_some() }
+        Self { address, link, work: Work::new(event_loop, slot), stale: state.is_some() }
     }
 
     fn config(&self) -> [u8; 8] {
@@ -79,21 +70,6 @@ impl Net {
         config[..6].copy_from_slice(&self.address);
         config[6] = u8::try_from(status).unwrap_or(0);
         config
-    }
-
-    fn handler(&mut self, activation: Activation) -> Result<Handler, ActivateError> {
-        for index in [RX, TX] {
-            if !activation.queues.get(index).is_some_and(|queue| queue.queue.ready()) {
-                return Err(ActivateError::QueueDisabled(index));
-            }
-        }
-        match std::mem::replace(&mut self.work, Work::Lost) {
-            Work::Inactive(slot) => Ok(Handler::new(activation, *slot, std::mem::take(&mut self.stale))),
-            other => {
-                self.work = other;
-                Err(ActivateError::System("activate a device twice", io::ErrorKind::ResourceBusy.into()))
-            }
-        }
     }
 }
 
@@ -113,37 +89,21 @@ impl VirtioDevice for Net {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = self.config();
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (index, byte) in data.iter_mut().enumerate() {
-            *byte = config.get(start.saturating_add(index)).copied().unwrap_or(0);
-        }
+        read_config(&self.config(), offset, data);
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let handler = self.handler(activation)?;
-        self.work = Work::Active(self.event_loop.add(handler)?);
-        Ok(())
+        for index in [RX, TX] {
+            if !activation.queues.get(index).is_some_and(|queue| queue.queue.ready()) {
+                return Err(ActivateError::QueueDisabled(index));
+            }
+        }
+        let stale = &mut self.stale;
+        self.work.begin(|slot| Handler::new(activation, slot, std::mem::take(stale)))
     }
 
     fn quiesce(&mut self) -> Vec<VirtQueue> {
-        match std::mem::replace(&mut self.work, Work::Lost) {
-            Work::Active(registration) => match self.event_loop.remove(registration) {
-                Ok(handler) => {
-                    let (queues, slot) = handler.into_parts();
-                    self.work = Work::Inactive(Box::new(slot));
-                    queues
-                }
-                Err(error) => {
-                    tracing::error!(%error, "the event loop does not hand the network queues back");
-                    Vec::new()
-                }
-            },
-            inactive => {
-                self.work = inactive;
-                Vec::new()
-            }
-        }
+        self.work.end("network", Handler::into_parts)
     }
 
     fn save(&self) -> NetState {

@@ -2,11 +2,11 @@
 
 use std::os::fd::OwnedFd;
 
-use agent::{AttachedInterface, Failure, FailureKind, Interface, ProcessId};
+use agent::{AttachedInterface, Failure, FailureKind, Interface};
 
 use super::clients::Caller;
 use super::requests::absent_failure;
-use super::{Purpose, Sandbox, failure};
+use super::{Purpose, Sandbox, failure, init_of};
 use crate::control::Reply;
 use crate::net::Tap;
 
@@ -35,7 +35,7 @@ impl Sandbox {
         interface: Interface,
         tap: OwnedFd,
     ) -> Option<Result<Reply, Failure>> {
-        let process = ProcessId { container: container.clone(), exec: None };
+        let process = init_of(&container);
         if let Err(absent) = self.processes.check_alive(&process) {
             return Some(Err(absent_failure(&process, absent)));
         }

@@ -142,6 +142,15 @@ pub enum ActivateError {
     EventLoop(#[from] event_manager::Error),
 }
 
+/// Reads the device configuration space `config`; bytes past its end read as zero.
+pub(crate) fn read_config(config: &[u8], offset: u64, data: &mut [u8]) {
+    let start = usize::try_from(offset).unwrap_or(usize::MAX);
+    let source = config.get(start..).unwrap_or_default();
+    data.fill(0);
+    let length = source.len().min(data.len());
+    data[..length].copy_from_slice(&source[..length]);
+}
+
 /// A virtio device behind any transport.
 pub trait VirtioDevice: Send {
     /// What a snapshot keeps of the device's backend.

@@ -6,3 +6,4 @@ pub mod rng;
 pub mod state;
 #[cfg(test)]
 pub(crate) mod testing;
+pub(crate) mod work;

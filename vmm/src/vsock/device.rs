@@ -11,8 +11,9 @@ use virtio_queue::QueueT;
 use super::backend::Backend;
 use super::handler::{EVENT, Handler, RX, TX};
 use super::{GUEST_CID, Ports};
-use crate::event_loop::{LoopHandle, Registration};
-use crate::virtio::device::{ActivateError, Activation, VirtQueue, VirtioDevice};
+use crate::event_loop::LoopHandle;
+use crate::virtio::device::{ActivateError, Activation, VirtQueue, VirtioDevice, read_config};
+use crate::virtio::work::Work;
 
 /// `VIRTIO_VSOCK_F_STREAM` (virtio 1.2, 5.10.3).
 const F_STREAM: u32 = 0;
@@ -28,17 +29,8 @@ pub struct VsockState {}
 
 /// The virtio-vsock device.
 pub struct Vsock {
-    event_loop: LoopHandle,
-    work: Work,
+    work: Work<Backend, Handler>,
     reset_due: bool,
-}
-
-enum Work {
-    /// Boxed, since it is moved about.
-    Inactive(Box<Backend>),
-    Active(Registration<Handler>),
-    /// The event loop failed while it held the backend.
-    Lost,
 }
 
 impl Vsock {
@@ -47,27 +39,8 @@ impl Vsock {
     /// # Errors
     /// No epoll descriptor can be made.
     pub fn new(ports: Ports, event_loop: LoopHandle, state: Option<VsockState>) -> io::Result<Self> {
-        let work = Work::Inactive(Box::new(Backend::new(ports)?));
-        Ok(Self { event_loop, work, reset_due: state.is_some() })
-    }
-
-    fn handler(&mut self, mut activation: Activation) -> Result<Handler, ActivateError> {
-        for index in [RX, TX, EVENT] {
-            let Some(queue) = activation.queues.get_mut(index).map(|queue| &mut queue.queue) else {
-                return Err(ActivateError::QueueDisabled(index));
-            };
-            if !queue.ready() {
-                return Err(ActivateError::QueueDisabled(index));
-            }
-            queue.set_event_idx(activation.features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0);
-        }
-        match std::mem::replace(&mut self.work, Work::Lost) {
-            Work::Inactive(backend) => Ok(Handler::new(activation, *backend, self.reset_due)),
-            other => {
-                self.work = other;
-                Err(ActivateError::System("activate a device twice", io::ErrorKind::ResourceBusy.into()))
-            }
-        }
+        let work = Work::new(event_loop, Backend::new(ports)?);
+        Ok(Self { work, reset_due: state.is_some() })
     }
 }
 
@@ -87,38 +60,30 @@ impl VirtioDevice for Vsock {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = GUEST_CID.to_le_bytes();
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (index, byte) in data.iter_mut().enumerate() {
-            *byte = config.get(start.saturating_add(index)).copied().unwrap_or(0);
-        }
+        read_config(&GUEST_CID.to_le_bytes(), offset, data);
     }
 
-    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let handler = self.handler(activation)?;
-        self.work = Work::Active(self.event_loop.add(handler)?);
-        Ok(())
+    fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
+        for index in [RX, TX, EVENT] {
+            let Some(queue) = activation.queues.get_mut(index).map(|queue| &mut queue.queue) else {
+                return Err(ActivateError::QueueDisabled(index));
+            };
+            if !queue.ready() {
+                return Err(ActivateError::QueueDisabled(index));
+            }
+            queue.set_event_idx(activation.features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0);
+        }
+        let reset_due = self.reset_due;
+        self.work.begin(|backend| Handler::new(activation, backend, reset_due))
     }
 
     fn quiesce(&mut self) -> Vec<VirtQueue> {
-        match std::mem::replace(&mut self.work, Work::Lost) {
-            Work::Active(registration) => match self.event_loop.remove(registration) {
-                Ok(handler) => {
-                    let (queues, backend, reset_due) = handler.into_parts();
-                    self.work = Work::Inactive(Box::new(backend));
-                    self.reset_due = reset_due;
-                    queues
-                }
-                Err(error) => {
-                    tracing::error!(%error, "the event loop does not hand the vsock queues back");
-                    Vec::new()
-                }
-            },
-            inactive => {
-                self.work = inactive;
-                Vec::new()
-            }
-        }
+        let reset_due = &mut self.reset_due;
+        self.work.end("vsock", |handler| {
+            let (queues, backend, still_due) = handler.into_parts();
+            *reset_due = still_due;
+            (queues, backend)
+        })
     }
 
     fn save(&self) -> VsockState {

@@ -1,0 +1,66 @@
+//! Where the backend of a device is that works in the event loop.
+
+use std::io;
+
+use super::device::{ActivateError, VirtQueue};
+use crate::event_loop::{LoopHandle, Registration, Subscriber};
+
+/// A backend `B`, which is with the device while that is inactive, and in the event loop while a handler `H` works
+/// with it and the device's queues.
+pub(crate) struct Work<B, H> {
+    event_loop: LoopHandle,
+    place: Place<B, H>,
+}
+
+enum Place<B, H> {
+    /// Boxed, since it is moved about.
+    Inactive(Box<B>),
+    Active(Registration<H>),
+    /// The event loop failed while it held the backend.
+    Lost,
+}
+
+impl<B, H: Subscriber> Work<B, H> {
+    /// A backend that does not work yet.
+    pub(crate) fn new(event_loop: LoopHandle, backend: B) -> Self {
+        Self { event_loop, place: Place::Inactive(Box::new(backend)) }
+    }
+
+    /// Has the event loop serve the handler that is made of the backend.
+    ///
+    /// # Errors
+    /// It works already, or the event loop is gone.
+    pub(crate) fn begin(&mut self, handler: impl FnOnce(B) -> H) -> Result<(), ActivateError> {
+        match std::mem::replace(&mut self.place, Place::Lost) {
+            Place::Inactive(backend) => {
+                self.place = Place::Active(self.event_loop.add(handler(*backend))?);
+                Ok(())
+            }
+            other => {
+                self.place = other;
+                Err(ActivateError::System("activate a device twice", io::ErrorKind::ResourceBusy.into()))
+            }
+        }
+    }
+
+    /// Takes the handler back and apart: the queues, none where it did not work. `device` is whose they are.
+    pub(crate) fn end(&mut self, device: &str, parts: impl FnOnce(H) -> (Vec<VirtQueue>, B)) -> Vec<VirtQueue> {
+        match std::mem::replace(&mut self.place, Place::Lost) {
+            Place::Active(registration) => match self.event_loop.remove(registration) {
+                Ok(handler) => {
+                    let (queues, backend) = parts(handler);
+                    self.place = Place::Inactive(Box::new(backend));
+                    queues
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the event loop does not hand the {device} queues back");
+                    Vec::new()
+                }
+            },
+            inactive => {
+                self.place = inactive;
+                Vec::new()
+            }
+        }
+    }
+}
