@@ -30,23 +30,28 @@ const SOCKET_DEADLINE: Duration = Duration::from_secs(20);
 
 type Times = Vec<f64>;
 
+/// How to do every workload in one of the measured; `vmrt` comes first.
+type Measure = fn(&Settings, &Path) -> Result<Times, BenchError>;
+const MEASURED: [(&str, Measure); 3] = [("vmrt", in_vmrt), ("host", on_host), ("qemu+virtiofsd", in_qemu)];
+
 /// Measures and adds to `report`.
 pub fn measure(settings: &Settings, report: &mut Report) -> Result<(), BenchError> {
     let data = prepare(settings)?;
-    let mut samples = [const { Vec::<Times>::new() }; 3];
+    let mut samples = [const { Vec::<Times>::new() }; MEASURED.len()];
     // Fills the host's page cache.
-    on_host(&data)?;
+    on_host(settings, &data)?;
     for round in 1..=settings.fs_rounds {
-        eprintln!("bench: file system, round {round} of {}", settings.fs_rounds);
-        let times = [in_vmrt(settings, &data)?, on_host(&data)?, in_qemu(settings, &data)?];
-        eprintln!("bench: ms in vmrt, on the host, in QEMU: {times:.0?}");
-        times.into_iter().zip(&mut samples).for_each(|(times, samples)| samples.push(times));
+        for ((name, in_it), samples) in MEASURED.iter().zip(&mut samples) {
+            clean(&data)?;
+            let times = in_it(settings, &data)?;
+            eprintln!("bench: file system, round {round} of {}, {name}: {times:.0?} ms", settings.fs_rounds);
+            samples.push(times);
+        }
     }
     for (index, workload) in Workload::ALL.into_iter().enumerate() {
         let entry = |name, rounds: &[Times]| Entry::new(name, rounds.iter().map(|times| times[index]).collect());
-        let entries =
-            ["vmrt", "host", "qemu+virtiofsd"].into_iter().zip(&samples).map(|(name, times)| entry(name, times));
-        report.benchmarks.push(Benchmark { name: workload.title().into(), unit: "ms", entries: entries.collect() });
+        let entries = MEASURED.iter().zip(&samples).map(|((name, _), times)| entry(name, times)).collect();
+        report.benchmarks.push(Benchmark { name: workload.title().into(), unit: "ms", entries });
     }
     Ok(())
 }
@@ -88,17 +93,11 @@ fn clean(data: &Path) -> Result<(), BenchError> {
     Ok(())
 }
 
-fn on_host(data: &Path) -> Result<Times, BenchError> {
-    clean(data)?;
-    times_in(data)
-}
-
-fn times_in(data: &Path) -> Result<Times, BenchError> {
+fn on_host(_: &Settings, data: &Path) -> Result<Times, BenchError> {
     Workload::ALL.into_iter().map(|workload| Ok(workload.time(data)?.as_secs_f64() * 1e3)).collect()
 }
 
 fn in_vmrt(settings: &Settings, data: &Path) -> Result<Times, BenchError> {
-    clean(data)?;
     let bundle = vmrt_bundle(settings, data)?;
     run(Command::new("vmrt").args(["run", "--bundle"]).arg(bundle).arg("bench-fs"))?;
     results(data)
@@ -132,7 +131,6 @@ fn results(data: &Path) -> Result<Times, BenchError> {
 
 /// The directory is the QEMU guest's whole root file system, and this program its init.
 fn in_qemu(settings: &Settings, data: &Path) -> Result<Times, BenchError> {
-    clean(data)?;
     let socket = settings.scratch.join("virtiofsd.sock");
     let _ = fs::remove_file(&socket);
     let mut virtiofsd = virtiofsd(&settings.virtiofsd, &socket, data)?;

@@ -5,6 +5,7 @@
 //! arguments as PID 1 of a QEMU guest. See `tests/bench/run` for how it is started.
 
 mod chart;
+mod exec;
 mod filesystem;
 mod memory;
 mod report;
@@ -135,12 +136,14 @@ fn main() -> ExitCode {
     }
 }
 
+/// What was measured is written down after every part: a later one may fail.
 fn run(settings: &Settings) -> Result<(), BenchError> {
     let mut report = Report::new(settings.host.clone());
-    start::measure(settings, &mut report)?;
-    memory::measure(settings, &mut report)?;
-    filesystem::measure(settings, &mut report)?;
+    for measure in [start::measure, exec::measure, memory::measure, filesystem::measure] {
+        measure(settings, &mut report)?;
+        report.write(&settings.out)?;
+        chart::draw(&report, &settings.out.join("bench.svg"))?;
+    }
     print!("{report}");
-    report.write(&settings.out)?;
-    chart::draw(&report, &settings.out.join("bench.svg"))
+    Ok(())
 }

@@ -1,11 +1,10 @@
 //! What an idle sandbox costs in memory: the VMM process without its guest's RAM, and the guest's kernel and agent.
 
 use std::fs;
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use crate::report::{Figure, Report};
-use crate::start::{bundle_running, run};
+use crate::start::{Detached, bundle_running, run};
 use crate::{BenchError, Settings};
 
 /// Mappings at least this large are guest RAM: nothing else in the VMM is near it. In KiB.
@@ -14,33 +13,19 @@ const GUEST_RAM_KIB: u64 = 64 << 10;
 /// Measures and adds to `report`.
 pub fn measure(settings: &Settings, report: &mut Report) -> Result<(), BenchError> {
     let bundle = bundle_running(settings, "idle", &["sleep", "1000"], |_| ())?;
-    start_detached(&bundle)?;
-    let measured = measure_idle(report);
-    run(Command::new("vmrt").args(["delete", "--force", "bench-idle"]))?;
-    measured
+    let idle = Detached::start("vmrt", &bundle, "bench-idle")?;
+    measure_idle(&idle, report)?;
+    idle.delete()
 }
 
-/// The container keeps the streams of its command, so they are no pipes here: nobody would see their end.
-fn start_detached(bundle: &Path) -> Result<(), BenchError> {
-    let mut command = Command::new("vmrt");
-    command.args(["run", "--detach", "--bundle"]).arg(bundle).arg("bench-idle");
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let status = command.status().map_err(BenchError::io("start", "vmrt"))?;
-    if status.success() {
-        return Ok(());
-    }
-    let (command, status) = (format!("{command:?}"), status.to_string());
-    Err(BenchError::Command { command, status, stderr: String::new() })
-}
-
-fn measure_idle(report: &mut Report) -> Result<(), BenchError> {
+fn measure_idle(idle: &Detached, report: &mut Report) -> Result<(), BenchError> {
     let state = text_of(Command::new("vmrt").args(["state", "bench-idle"]))?;
     let pid = serde_json::from_str::<serde_json::Value>(&state).ok().and_then(|state| state["pid"].as_u64());
     let pid = pid.ok_or(BenchError::Output { command: "vmrt state".into(), expected: "pid", output: state })?;
     let path = format!("/proc/{pid}/smaps");
     let smaps = fs::read_to_string(&path).map_err(BenchError::io("read", &path))?;
     let (own, ram) = pss(&smaps);
-    let meminfo = text_of(Command::new("vmrt").args(["exec", "bench-idle", "cat", "/proc/meminfo"]))?;
+    let meminfo = text_of(&mut idle.exec(&["cat", "/proc/meminfo"]))?;
     let used = field(&meminfo, "MemTotal:").saturating_sub(field(&meminfo, "MemAvailable:"));
     for (name, kib) in [
         ("VMM process PSS without guest RAM", own),

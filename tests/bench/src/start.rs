@@ -9,7 +9,7 @@ use crate::report::{Benchmark, Entry, Figure, Report};
 use crate::{BenchError, Settings};
 
 /// Runs that are not counted: they fill the page cache.
-const WARM_UP: u32 = 2;
+pub const WARM_UP: u32 = 2;
 
 /// Seconds after which a QEMU that does not end is ended, and the benchmark with it.
 const HANGS_AFTER: &str = "900";
@@ -103,6 +103,39 @@ fn count_exits(bundle: &Path, seen: Option<u64>, report: &mut Report) -> Result<
 
 fn vm_exits() -> Option<u64> {
     fs::read_to_string("/sys/kernel/debug/kvm/exits").ok()?.trim().parse().ok()
+}
+
+/// A container that runs without anybody at its streams, until it is deleted.
+pub struct Detached {
+    runtime: &'static str,
+    id: &'static str,
+}
+
+impl Detached {
+    /// Starts it. It keeps the streams of its command, so they are no pipes here: nobody would see their end.
+    pub fn start(runtime: &'static str, bundle: &Path, id: &'static str) -> Result<Self, BenchError> {
+        let mut command = Command::new(runtime);
+        command.args(["run", "--detach", "--bundle"]).arg(bundle).arg(id);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let status = command.status().map_err(BenchError::io("start", runtime))?;
+        if status.success() {
+            return Ok(Self { runtime, id });
+        }
+        let (command, status) = (format!("{command:?}"), status.to_string());
+        Err(BenchError::Command { command, status, stderr: String::new() })
+    }
+
+    /// A further process in it.
+    pub fn exec(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(self.runtime);
+        command.args(["exec", self.id]).args(args);
+        command
+    }
+
+    /// Ends it.
+    pub fn delete(self) -> Result<(), BenchError> {
+        run(Command::new(self.runtime).args(["delete", "--force", self.id])).map(drop)
+    }
 }
 
 /// A bundle over the busybox rootfs whose process is `args`, with `edit` applied to its configuration.
