@@ -16,7 +16,7 @@ use super::server::{Limits, Server};
 use super::shares::SharesHandle;
 use super::slow_lane::SlowLane;
 use super::state::FsState;
-use crate::virtio::device::{ActivateError, Activation, VirtQueue, VirtioDevice, read_config};
+use crate::virtio::device::{ActivateError, Activation, VirtQueue, VirtioDevice};
 
 /// Length of the tag in the configuration space in bytes (virtio 1.2, 5.11.4).
 const TAG_LENGTH: usize = 36;
@@ -116,8 +116,8 @@ impl VirtioDevice for FsDevice {
         &self.queue_sizes
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_config(&self.config, offset, data);
+    fn config(&self) -> Vec<u8> {
+        self.config.into()
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
@@ -292,13 +292,10 @@ mod tests {
     fn configuration_space() {
         let (_directory, shares) = shares();
         let device = FsDevice::new("vmrt", shares.clone(), None).unwrap().with_request_queues(3);
-        let mut config = [0xff; 50];
-        device.read_config(0, &mut config);
+        let config = device.config();
         assert_eq!(&config[..6], b"vmrt\0\0");
-        assert_eq!(config[36..], [3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(config[36..], [3, 0, 0, 0]);
         assert_eq!(device.queue_sizes(), [1024; 4]);
-        device.read_config(u64::MAX, &mut config);
-        assert_eq!(config, [0; 50]);
         for tag in ["", &"x".repeat(37)] {
             assert!(matches!(FsDevice::new(tag, shares.clone(), None), Err(FsError::Tag(_))));
         }

@@ -11,12 +11,14 @@ use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::arch::layout;
 use crate::virtio::device::Memory;
+use crate::virtio::registers::RegisterPage;
 
 const KVM_DEVICE: &str = "/dev/kvm";
 
 /// What the machine cannot do without.
-const REQUIRED: [(Cap, &str); 7] = [
+const REQUIRED: [(Cap, &str); 8] = [
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+    (Cap::ReadonlyMem, "KVM_CAP_READONLY_MEM"),
     (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
     (Cap::Pit2, "KVM_CAP_PIT2"),
     (Cap::Irqfd, "KVM_CAP_IRQFD"),
@@ -81,15 +83,15 @@ pub fn open(vcpus: u8) -> Result<Kvm, KvmError> {
     if usize::from(vcpus) > most { Err(KvmError::TooManyVcpus { asked: vcpus, most }) } else { Ok(kvm) }
 }
 
-/// Creates a virtual machine with `memory` and interrupt controllers.
+/// Creates a virtual machine with `memory`, `registers` where its virtio devices are, and interrupt controllers.
 ///
 /// Memory comes first: a change of the memory slots waits for every reader that the interrupt controllers brought.
 ///
 /// # Errors
 /// KVM refused.
-pub fn create_vm(kvm: &Kvm, memory: &Memory) -> Result<VmFd, KvmError> {
+pub fn create_vm(kvm: &Kvm, memory: &Memory, registers: &[RegisterPage]) -> Result<VmFd, KvmError> {
     let vm = kvm.create_vm().map_err(|error| KvmError::Refused("create a virtual machine", error))?;
-    add_memory(&vm, memory)?;
+    add_memory(&vm, memory, registers)?;
     let address = usize::try_from(layout::KVM_TSS).expect("an address below 4 GiB");
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
         .and_then(|()| vm.set_tss_address(address))
@@ -101,17 +103,24 @@ pub fn create_vm(kvm: &Kvm, memory: &Memory) -> Result<VmFd, KvmError> {
     Ok(vm)
 }
 
-fn add_memory(vm: &VmFd, memory: &Memory) -> Result<(), KvmError> {
-    for (slot, region) in (0..).zip(memory.iter()) {
-        let range = kvm_userspace_memory_region {
-            slot,
-            flags: 0,
-            guest_phys_addr: region.start_addr().raw_value(),
-            memory_size: region.len(),
-            userspace_addr: region.as_ptr() as u64,
-        };
-        // SAFETY: the range is a mapping of that length which lives as long as the process, and regions of guest memory
-        // do not overlap.
+fn add_memory(vm: &VmFd, memory: &Memory, registers: &[RegisterPage]) -> Result<(), KvmError> {
+    let ram = memory.iter().map(|region| kvm_userspace_memory_region {
+        guest_phys_addr: region.start_addr().raw_value(),
+        memory_size: region.len(),
+        userspace_addr: region.as_ptr() as u64,
+        ..Default::default()
+    });
+    let registers = registers.first().map(|first| kvm_userspace_memory_region {
+        flags: kvm_bindings::KVM_MEM_READONLY,
+        guest_phys_addr: layout::VIRTIO_MMIO_START,
+        memory_size: layout::VIRTIO_MMIO_SIZE * registers.len() as u64,
+        userspace_addr: first.address(),
+        ..Default::default()
+    });
+    for (slot, range) in (0..).zip(ram.chain(registers)) {
+        let range = kvm_userspace_memory_region { slot, ..range };
+        // SAFETY: the range is a mapping of that length which lives as long as the process, and neither regions of guest
+        // memory nor the devices' addresses overlap.
         unsafe { vm.set_user_memory_region(range) }.map_err(|error| KvmError::Refused("map guest memory", error))?;
     }
     Ok(())

@@ -24,13 +24,15 @@ use std::thread::JoinHandle;
 
 use kvm_ioctls::{IoEventAddress, VmFd};
 use thiserror::Error;
+use virtio_bindings::virtio_mmio::VIRTIO_MMIO_INT_VRING;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::arch::{self, CpuidTemplate, Firmware, FirmwareError, VcpuSetupError, layout};
 use crate::serial::Console;
 use crate::timeline;
 use crate::virtio::device::{Interrupt, Memory, VirtQueue, VirtioDevice};
-use crate::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
+use crate::virtio::mmio::MmioTransport;
+use crate::virtio::registers::{RegisterPage, register};
 use bus::{MmioBus, Ports};
 use exit::ExitReceiver;
 use kernel::{LoadError, Loaded};
@@ -69,6 +71,9 @@ pub enum MachineError {
     /// No descriptor is left.
     #[error("cannot create an event descriptor")]
     Event(#[source] io::Error),
+    /// No memory is left.
+    #[error("cannot map the devices' registers")]
+    Registers(#[source] io::Error),
     /// There is no interrupt line left.
     #[error("the machine has no room for more than {max} devices", max = layout::MAX_VIRTIO_DEVICES)]
     TooManyDevices,
@@ -88,6 +93,10 @@ pub struct MachineBuilder {
     loading: JoinHandle<Result<Loaded, LoadError>>,
     console_log: Option<std::fs::File>,
     mmio: MmioBus,
+    /// What devices' registers say, in order; those of devices that are not there are zero.
+    registers: Vec<RegisterPage>,
+    /// Where acknowledgements of used buffers go, which nobody needs.
+    acknowledged: EventFd,
 }
 
 impl MachineBuilder {
@@ -101,7 +110,8 @@ impl MachineBuilder {
         let memory_size = resources.memory_size;
         let memory = memory::map(memory_size)?;
         let loading = load(memory.clone(), memory_size, resources.kernel, resources.initramfs)?;
-        let vm = kvm::create_vm(&kvm, &memory)?;
+        let registers = RegisterPage::map(layout::MAX_VIRTIO_DEVICES.into()).map_err(MachineError::Registers)?;
+        let vm = kvm::create_vm(&kvm, &memory, &registers)?;
         timeline::mark("virtual machine created");
         let refused = |error| KvmError::Refused("tell what CPUID it supports", error);
         let cpuid = CpuidTemplate::new(&kvm, resources.vcpus).map_err(refused)?;
@@ -114,6 +124,8 @@ impl MachineBuilder {
             loading,
             console_log: resources.console_log,
             mmio: MmioBus::default(),
+            registers,
+            acknowledged: event()?,
         })
     }
 
@@ -124,17 +136,20 @@ impl MachineBuilder {
     pub fn add_device<D: VirtioDevice + 'static>(&mut self, device: D) -> Result<Arc<MmioTransport<D>>, MachineError> {
         let index = self.mmio.count();
         let (address, irq) = command_line::places().nth(index).ok_or(MachineError::TooManyDevices)?;
+        let registers = *self.registers.get(index).ok_or(MachineError::TooManyDevices)?;
         let refused = |error| MachineError::Wire(index, error);
         let line = event()?;
         self.vm.register_irqfd(&line, irq).map_err(refused)?;
+        let acknowledge = IoEventAddress::Mmio(address + register::INTERRUPT_ACK);
+        self.vm.register_ioevent(&self.acknowledged, &acknowledge, VIRTIO_MMIO_INT_VRING).map_err(refused)?;
         let mut queues = Vec::new();
         for (number, size) in (0_u32..).zip(device.queue_sizes()) {
             let kick = event()?;
-            let doorbell = IoEventAddress::Mmio(address + QUEUE_NOTIFY);
+            let doorbell = IoEventAddress::Mmio(address + register::QUEUE_NOTIFY);
             self.vm.register_ioevent(&kick, &doorbell, number).map_err(refused)?;
             queues.push(VirtQueue::new(*size, kick));
         }
-        let interrupt = Interrupt::new(Arc::default(), Arc::new(line));
+        let interrupt = Interrupt::new(registers, Arc::new(line));
         let transport = Arc::new(MmioTransport::new(device, queues, self.memory.clone(), interrupt));
         self.mmio.add(Arc::<MmioTransport<D>>::clone(&transport));
         Ok(transport)

@@ -76,7 +76,8 @@ impl Vcpu {
             Err(error) => return self.interrupted(error),
         };
         match exit {
-            VcpuExit::MmioRead(address, data) => shared.mmio.read(address, data),
+            // Devices are read without an exit: nothing answers here.
+            VcpuExit::MmioRead(_, data) => data.fill(0xff),
             VcpuExit::MmioWrite(address, data) => shared.mmio.write(address, data),
             VcpuExit::IoIn(port, data) => shared.ports.read(port, data),
             VcpuExit::IoOut(port, data) => {

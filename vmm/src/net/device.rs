@@ -8,7 +8,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
     VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC,
-    VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
+    VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_STATUS,
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::QueueT;
@@ -16,7 +16,7 @@ use virtio_queue::QueueT;
 use super::handler::{Handler, RX, TX};
 use super::slot::{Link, Slot};
 use crate::event_loop::LoopHandle;
-use crate::virtio::device::{ActivateError, Activation, VirtQueue, VirtioDevice, read_config};
+use crate::virtio::device::{ActivateError, Activation, VirtQueue, VirtioDevice};
 use crate::virtio::work::Work;
 
 /// Frames that can wait in a queue. Linux fills the receive queue with a page or less for each.
@@ -63,14 +63,6 @@ impl Net {
         let (address, link) = (slot.address(), Arc::clone(&slot.link));
         Self { address, link, work: Work::new(event_loop, slot), stale: state.is_some() }
     }
-
-    fn config(&self) -> [u8; 8] {
-        let status = if self.link.is_up() { VIRTIO_NET_S_LINK_UP } else { 0 };
-        let mut config = [0; 8];
-        config[..6].copy_from_slice(&self.address);
-        config[6] = u8::try_from(status).unwrap_or(0);
-        config
-    }
 }
 
 impl VirtioDevice for Net {
@@ -88,8 +80,8 @@ impl VirtioDevice for Net {
         &QUEUE_SIZES
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_config(&self.config(), offset, data);
+    fn config(&self) -> Vec<u8> {
+        self.link.config(self.address).into()
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {

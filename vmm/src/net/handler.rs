@@ -79,7 +79,7 @@ impl Handler {
     }
 
     fn tell_link(&self) {
-        if let Err(error) = self.interrupt.config_changed() {
+        if let Err(error) = self.interrupt.config_changed(&self.slot.link.config(self.slot.address())) {
             tracing::error!(%error, "cannot tell the guest of its network link");
         }
     }

@@ -11,6 +11,9 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::tap::Tap;
 
+/// `VIRTIO_NET_S_LINK_UP`, in the low byte of the status.
+const LINK_UP: u8 = 1;
+
 /// Why a tap was not attached.
 #[derive(Debug, Error)]
 pub enum AttachError {
@@ -39,6 +42,14 @@ pub(super) struct Link {
 impl Link {
     pub(super) fn is_up(&self) -> bool {
         self.up.load(Ordering::SeqCst)
+    }
+
+    /// The configuration space of the device with `address` (virtio 1.2, section 5.1.4): address and status.
+    pub(super) fn config(&self, address: [u8; 6]) -> [u8; 8] {
+        let mut config = [0; 8];
+        config[..6].copy_from_slice(&address);
+        config[6] = u8::from(self.is_up()) * LINK_UP;
+        config
     }
 
     pub(super) fn set_up(&self) {

@@ -14,7 +14,7 @@
 //! `Some(state)`. `testing.rs` holds the test of this life cycle that every device passes.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -23,6 +23,8 @@ use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
+
+use super::registers::{RegisterPage, register};
 
 /// The guest's memory, as devices see it.
 pub type Memory = GuestMemoryMmap<()>;
@@ -59,56 +61,66 @@ impl VirtQueue {
     }
 }
 
-/// A device's interrupt line: an irqfd and the interrupt status register (virtio 1.2, 4.2.2).
+/// A device's interrupt line: an irqfd, and the registers that tell why it was interrupted (virtio 1.2, 4.2.2).
+///
+/// The interrupt status register says at all times that buffers were used, and the driver always looks. So there is nothing
+/// to clear when it acknowledges that: no exit, where every interrupt would need one.
 #[derive(Clone, Debug)]
 pub struct Interrupt {
-    status: Arc<AtomicU32>,
-    generation: Arc<AtomicU32>,
+    registers: RegisterPage,
     line: Arc<EventFd>,
 }
 
 impl Interrupt {
-    /// An interrupt that sets bits in `status` and then writes `line`.
+    /// An interrupt that says in `registers` why, and writes `line`.
     #[must_use]
-    pub fn new(status: Arc<AtomicU32>, line: Arc<EventFd>) -> Self {
-        Self { status, generation: Arc::default(), line }
+    pub fn new(registers: RegisterPage, line: Arc<EventFd>) -> Self {
+        registers.store(register::INTERRUPT_STATUS, VIRTIO_MMIO_INT_VRING);
+        Self { registers, line }
+    }
+
+    /// Where it says why.
+    pub(super) fn registers(&self) -> RegisterPage {
+        self.registers
     }
 
     /// Tells the driver that a queue has used buffers.
     pub fn used_buffers(&self) -> std::io::Result<()> {
-        self.raise(VIRTIO_MMIO_INT_VRING)
+        self.line.write(1)
     }
 
-    /// Tells the driver that the device's configuration changed.
-    pub fn config_changed(&self) -> std::io::Result<()> {
-        self.generation.fetch_add(1, Ordering::SeqCst);
-        self.raise(VIRTIO_MMIO_INT_CONFIG)
+    /// Tells the driver that the device's configuration space is `config` from now on. At most one field changes.
+    pub fn config_changed(&self, config: &[u8]) -> std::io::Result<()> {
+        self.registers.store_config(config);
+        self.registers.at(register::CONFIG_GENERATION).fetch_add(1, Ordering::SeqCst);
+        self.status_changed()
     }
 
-    /// What was not acknowledged yet.
+    /// Tells the driver that the device needs a reset.
+    pub(super) fn status_changed(&self) -> std::io::Result<()> {
+        self.registers.at(register::INTERRUPT_STATUS).fetch_or(VIRTIO_MMIO_INT_CONFIG, Ordering::SeqCst);
+        self.line.write(1)
+    }
+
+    /// Why the driver is interrupted, as it reads it.
     pub(super) fn status(&self) -> u32 {
-        self.status.load(Ordering::SeqCst)
+        self.registers.at(register::INTERRUPT_STATUS).load(Ordering::SeqCst)
     }
 
     /// The driver has seen `bits`.
     pub(super) fn acknowledge(&self, bits: u32) {
-        self.status.fetch_and(!bits, Ordering::SeqCst);
+        let seen = bits & VIRTIO_MMIO_INT_CONFIG;
+        self.registers.at(register::INTERRUPT_STATUS).fetch_and(!seen, Ordering::SeqCst);
     }
 
     /// Changes whenever the device's configuration did, so that the driver sees that it read half of each.
     pub(super) fn generation(&self) -> u32 {
-        self.generation.load(Ordering::SeqCst)
+        self.registers.at(register::CONFIG_GENERATION).load(Ordering::SeqCst)
     }
 
     pub(super) fn restore(&self, status: u32, generation: u32) {
-        self.status.store(status, Ordering::SeqCst);
-        self.generation.store(generation, Ordering::SeqCst);
-    }
-
-    /// A bit that is still set was not acknowledged yet: the driver looks at the queues after it did, so a second
-    /// edge would only cost it another interrupt.
-    fn raise(&self, bit: u32) -> std::io::Result<()> {
-        if self.status.fetch_or(bit, Ordering::SeqCst) & bit == 0 { self.line.write(1) } else { Ok(()) }
+        self.registers.store(register::INTERRUPT_STATUS, status | VIRTIO_MMIO_INT_VRING);
+        self.registers.store(register::CONFIG_GENERATION, generation);
     }
 }
 
@@ -142,15 +154,6 @@ pub enum ActivateError {
     EventLoop(#[from] event_manager::Error),
 }
 
-/// Reads the device configuration space `config`; bytes past its end read as zero.
-pub(crate) fn read_config(config: &[u8], offset: u64, data: &mut [u8]) {
-    let start = usize::try_from(offset).unwrap_or(usize::MAX);
-    let source = config.get(start..).unwrap_or_default();
-    data.fill(0);
-    let length = source.len().min(data.len());
-    data[..length].copy_from_slice(&source[..length]);
-}
-
 /// A virtio device behind any transport.
 pub trait VirtioDevice: Send {
     /// What a snapshot keeps of the device's backend.
@@ -165,11 +168,11 @@ pub trait VirtioDevice: Send {
     /// Largest size of each queue; their number is the number of queues.
     fn queue_sizes(&self) -> &[u16];
 
-    /// Reads the device configuration space; bytes past its end read as zero.
-    fn read_config(&self, offset: u64, data: &mut [u8]);
-
-    /// Writes the device configuration space. Few devices have a writable one.
-    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+    /// The device configuration space; bytes past its end read as zero. While the device is active, changes are told with
+    /// [`Interrupt::config_changed`]. Drivers write none of it.
+    fn config(&self) -> Vec<u8> {
+        Vec::new()
+    }
 
     /// Takes the queues and begins to work.
     ///

@@ -4,7 +4,8 @@
 //! transport's while the driver sets them up, and the device's from `DRIVER_OK` until reset. In between, queue registers
 //! do not change.
 //!
-//! Interrupt status and acknowledgement, the only registers in use once a device works, take no lock.
+//! The driver reads registers from the device's [`RegisterPage`] without the transport's help, so it is the transport's to
+//! say there what they say after every write. Once a device works, interrupts are all there is, and they take no lock.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -16,47 +17,14 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::QueueT;
 
 use super::device::{ActivateError, Activation, Interrupt, Memory, VirtQueue, VirtioDevice};
+use super::registers::{RegisterPage, register};
 use super::state::{self, RestoreError, SavedQueue, TransportState};
 use crate::chain;
 use crate::machine::bus::Registers;
 
-/// Offset of the doorbell. Writes of a queue's number go to that queue's descriptor without reaching the transport.
-pub const QUEUE_NOTIFY: u64 = 0x50;
-
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VERSION: u32 = 2;
 const VENDOR: u32 = u32::from_le_bytes(*b"vmrt");
-
-/// Register offsets (section 4.2.2).
-mod register {
-    pub(super) const MAGIC: u64 = 0x00;
-    pub(super) const VERSION: u64 = 0x04;
-    pub(super) const DEVICE_ID: u64 = 0x08;
-    pub(super) const VENDOR_ID: u64 = 0x0c;
-    pub(super) const DEVICE_FEATURES: u64 = 0x10;
-    pub(super) const DEVICE_FEATURES_SEL: u64 = 0x14;
-    pub(super) const DRIVER_FEATURES: u64 = 0x20;
-    pub(super) const DRIVER_FEATURES_SEL: u64 = 0x24;
-    pub(super) const QUEUE_SEL: u64 = 0x30;
-    pub(super) const QUEUE_NUM_MAX: u64 = 0x34;
-    pub(super) const QUEUE_NUM: u64 = 0x38;
-    pub(super) const QUEUE_READY: u64 = 0x44;
-    pub(super) const INTERRUPT_STATUS: u64 = 0x60;
-    pub(super) const INTERRUPT_ACK: u64 = 0x64;
-    pub(super) const STATUS: u64 = 0x70;
-    pub(super) const QUEUE_DESC_LOW: u64 = 0x80;
-    pub(super) const QUEUE_DESC_HIGH: u64 = 0x84;
-    pub(super) const QUEUE_DRIVER_LOW: u64 = 0x90;
-    pub(super) const QUEUE_DRIVER_HIGH: u64 = 0x94;
-    pub(super) const QUEUE_DEVICE_LOW: u64 = 0xa0;
-    pub(super) const QUEUE_DEVICE_HIGH: u64 = 0xa4;
-    pub(super) const SHM_LEN_LOW: u64 = 0xb0;
-    pub(super) const SHM_LEN_HIGH: u64 = 0xb4;
-    pub(super) const SHM_BASE_LOW: u64 = 0xb8;
-    pub(super) const SHM_BASE_HIGH: u64 = 0xbc;
-    pub(super) const CONFIG_GENERATION: u64 = 0xfc;
-    pub(super) const CONFIG: u64 = 0x100;
-}
 
 /// Status bits in the order in which a driver sets them.
 const STATUS_ORDER: [u32; 4] =
@@ -70,6 +38,7 @@ pub struct MmioTransport<D> {
 
 struct Inner<D> {
     device: D,
+    registers: RegisterPage,
     memory: Memory,
     interrupt: Interrupt,
     status: u32,
@@ -88,6 +57,7 @@ impl<D: VirtioDevice> MmioTransport<D> {
     pub fn new(device: D, queues: Vec<VirtQueue>, memory: Memory, interrupt: Interrupt) -> Self {
         let inner = Inner {
             device,
+            registers: interrupt.registers(),
             memory,
             interrupt: interrupt.clone(),
             status: 0,
@@ -98,6 +68,7 @@ impl<D: VirtioDevice> MmioTransport<D> {
             complained: false,
             queues,
         };
+        inner.introduce();
         Self { interrupt, inner: Mutex::new(inner) }
     }
 
@@ -141,6 +112,7 @@ impl<D: VirtioDevice> MmioTransport<D> {
             if state.status & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
                 inner.activate();
             }
+            inner.publish();
         }
         Ok(transport)
     }
@@ -151,27 +123,7 @@ impl<D: VirtioDevice> MmioTransport<D> {
 }
 
 impl<D: VirtioDevice> Registers for MmioTransport<D> {
-    fn read(&self, offset: u64, data: &mut [u8]) {
-        if offset >= register::CONFIG {
-            self.lock().device.read_config(offset - register::CONFIG, data);
-            return;
-        }
-        let value = match offset {
-            register::INTERRUPT_STATUS => self.interrupt.status(),
-            register::CONFIG_GENERATION => self.interrupt.generation(),
-            _ => self.lock().read(offset),
-        };
-        match <&mut [u8; 4]>::try_from(&mut *data) {
-            Ok(register) => *register = value.to_le_bytes(),
-            Err(_) => data.fill(0), // registers are 32 bits wide
-        }
-    }
-
     fn write(&self, offset: u64, data: &[u8]) {
-        if offset >= register::CONFIG {
-            self.lock().device.write_config(offset - register::CONFIG, data);
-            return;
-        }
         let Ok(value) = data.try_into().map(u32::from_le_bytes) else { return };
         match offset {
             register::INTERRUPT_ACK => self.interrupt.acknowledge(value),
@@ -181,21 +133,33 @@ impl<D: VirtioDevice> Registers for MmioTransport<D> {
 }
 
 impl<D: VirtioDevice> Inner<D> {
-    fn read(&self, offset: u64) -> u32 {
-        match offset {
-            register::MAGIC => MAGIC,
-            register::VERSION => VERSION,
-            register::DEVICE_ID => self.device.device_type(),
-            register::VENDOR_ID => VENDOR,
-            register::DEVICE_FEATURES => half(self.device.features(), self.device_features_sel),
-            register::QUEUE_NUM_MAX => self.queue_num_max(),
-            register::QUEUE_READY => u32::from(self.queue_ready()),
-            register::STATUS => self.status,
-            // No shared memory regions: their length reads as -1 (section 4.2.2).
-            register::SHM_LEN_LOW | register::SHM_LEN_HIGH | register::SHM_BASE_LOW | register::SHM_BASE_HIGH => {
-                u32::MAX
-            }
-            _ => 0,
+    /// Stores what never changes, and the rest as it is before a driver comes.
+    fn introduce(&self) {
+        for (offset, value) in [
+            (register::MAGIC, MAGIC),
+            (register::VERSION, VERSION),
+            (register::DEVICE_ID, self.device.device_type()),
+            (register::VENDOR_ID, VENDOR),
+        ] {
+            self.registers.store(offset, value);
+        }
+        // No shared memory regions: their length reads as -1 (section 4.2.2).
+        for offset in [register::SHM_LEN_LOW, register::SHM_LEN_HIGH, register::SHM_BASE_LOW, register::SHM_BASE_HIGH] {
+            self.registers.store(offset, u32::MAX);
+        }
+        self.registers.store_config(&self.device.config());
+        self.publish();
+    }
+
+    /// Stores what a write to a register may have changed.
+    fn publish(&self) {
+        for (offset, value) in [
+            (register::DEVICE_FEATURES, half(self.device.features(), self.device_features_sel)),
+            (register::QUEUE_NUM_MAX, self.queue_num_max()),
+            (register::QUEUE_READY, u32::from(self.queue_ready())),
+            (register::STATUS, self.status),
+        ] {
+            self.registers.store(offset, value);
         }
     }
 
@@ -209,6 +173,7 @@ impl<D: VirtioDevice> Inner<D> {
             _ if self.status & VIRTIO_CONFIG_S_DRIVER_OK == 0 => self.write_queue(offset, value),
             _ => {} // the queues are the device's
         }
+        self.publish();
     }
 
     fn selected(&self) -> Option<usize> {
@@ -292,7 +257,8 @@ impl<D: VirtioDevice> Inner<D> {
         if !std::mem::replace(&mut self.complained, true) {
             tracing::error!(device = self.device.device_type(), "cannot activate a virtio device: {}", chain(&error));
         }
-        if let Err(error) = self.interrupt.config_changed() {
+        self.publish();
+        if let Err(error) = self.interrupt.status_changed() {
             tracing::debug!(%error, "cannot interrupt the guest");
         }
     }
@@ -320,6 +286,7 @@ impl<D: VirtioDevice> Inner<D> {
         self.status = 0;
         (self.device_features_sel, self.driver_features_sel) = (0, 0);
         (self.driver_features, self.queue_sel) = (0, 0);
+        self.registers.store_config(&self.device.config());
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod device;
 pub mod mmio;
+pub mod registers;
 pub mod rng;
 pub mod state;
 #[cfg(test)]

@@ -51,10 +51,6 @@ impl VirtioDevice for Rng {
         &QUEUE_SIZES
     }
 
-    fn read_config(&self, _offset: u64, data: &mut [u8]) {
-        data.fill(0);
-    }
-
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let Activation { memory, mut queues, interrupt, .. } = activation;
         let queue = queues.pop().filter(|queue| queue.queue.ready()).ok_or(ActivateError::QueueDisabled(0))?;

@@ -12,6 +12,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::device::{Interrupt, Memory, VirtQueue, VirtioDevice};
 use super::mmio::MmioTransport;
+use super::registers::RegisterPage;
 use crate::event_loop::{EventLoop, LoopHandle};
 use crate::machine::bus::Registers;
 
@@ -100,6 +101,7 @@ pub(crate) struct Used {
 /// A driver and the device it drives.
 pub(crate) struct Driver<D: VirtioDevice> {
     pub(crate) transport: MmioTransport<D>,
+    registers: RegisterPage,
     pub(crate) memory: Memory,
     kicks: Vec<EventFd>,
     line: Arc<EventFd>,
@@ -138,24 +140,24 @@ impl<D: VirtioDevice> Driver<D> {
         let memory = Memory::from_ranges(&[(GuestAddress(0), size)]).unwrap();
         let (queues, kicks) = queues(&device);
         let line = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
-        let interrupt = Interrupt::new(Arc::default(), Arc::clone(&line));
+        let registers = RegisterPage::map(1).unwrap()[0];
+        let interrupt = Interrupt::new(registers, Arc::clone(&line));
         let transport = MmioTransport::new(device, queues, memory.clone(), interrupt);
-        Self { transport, memory, kicks, line, rings: Vec::new(), event_idx: false }
+        Self { transport, registers, memory, kicks, line, rings: Vec::new(), event_idx: false }
     }
 
     /// The same driver in a restored machine.
     fn restored(self, device: D, state: &super::state::TransportState<D::State>) -> Self {
         let (queues, kicks) = queues(&device);
-        let interrupt = Interrupt::new(Arc::default(), Arc::clone(&self.line));
+        let registers = RegisterPage::map(1).unwrap()[0];
+        let interrupt = Interrupt::new(registers, Arc::clone(&self.line));
         let transport = MmioTransport::restore(device, queues, self.memory.clone(), interrupt, state).unwrap();
-        Self { transport, kicks, ..self }
+        Self { transport, registers, kicks, ..self }
     }
 
     /// Reads a register.
     pub(crate) fn register(&self, offset: u64) -> u32 {
-        let mut data = [0; 4];
-        self.transport.read(offset, &mut data);
-        u32::from_le_bytes(data)
+        self.registers.at(offset).load(Ordering::SeqCst)
     }
 
     /// Writes a register.

@@ -12,7 +12,7 @@ use super::backend::Backend;
 use super::handler::{EVENT, Handler, RX, TX};
 use super::{GUEST_CID, Ports};
 use crate::event_loop::LoopHandle;
-use crate::virtio::device::{ActivateError, Activation, VirtQueue, VirtioDevice, read_config};
+use crate::virtio::device::{ActivateError, Activation, VirtQueue, VirtioDevice};
 use crate::virtio::work::Work;
 
 /// `VIRTIO_VSOCK_F_STREAM` (virtio 1.2, 5.10.3).
@@ -59,8 +59,8 @@ impl VirtioDevice for Vsock {
         &QUEUE_SIZES
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_config(&GUEST_CID.to_le_bytes(), offset, data);
+    fn config(&self) -> Vec<u8> {
+        GUEST_CID.to_le_bytes().into()
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {

@@ -1,7 +1,6 @@
 //! A vsock driver in a hundred lines.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
 
 use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::{Queue, QueueT};
@@ -13,6 +12,7 @@ use super::super::handler::{EVENT, Handler, RX, TX};
 use super::super::header::TYPE_STREAM;
 use super::super::{GUEST_CID, HOST_CID, Ports};
 use crate::virtio::device::{Activation, Interrupt, Memory, VirtQueue};
+use crate::virtio::registers::RegisterPage;
 
 pub(super) const QUEUE_SIZE: u16 = 64;
 const BUFFER: u64 = 0x1_1000;
@@ -122,7 +122,6 @@ pub(super) struct Driver {
     pub(super) memory: Memory,
     pub(super) ports: Ports,
     pub(super) line: Arc<EventFd>,
-    pub(super) status: Arc<AtomicU32>,
     rings: [Ring; 3],
     next: u16,
     handler: Handler,
@@ -142,11 +141,11 @@ impl Driver {
         let rings = [RX, TX, EVENT].map(Ring::new);
         let kick = || EventFd::new(EFD_NONBLOCK).unwrap();
         let queues = rings.iter().map(|ring| VirtQueue { queue: ring.queue(), kick: kick() }).collect();
-        let (status, line) = (Arc::new(AtomicU32::new(0)), Arc::new(kick()));
-        let interrupt = Interrupt::new(Arc::clone(&status), Arc::clone(&line));
+        let line = Arc::new(kick());
+        let interrupt = Interrupt::new(RegisterPage::map(1).unwrap()[0], Arc::clone(&line));
         let activation = Activation { memory: memory.clone(), queues, interrupt, features: 0 };
         let handler = Handler::new(activation, Backend::new(ports.clone()).unwrap(), restored);
-        Self { memory, ports, line, status, rings, next: 0, handler }
+        Self { memory, ports, line, rings, next: 0, handler }
     }
 
     pub(super) fn offer_receive_buffers(&mut self, count: u16) {

@@ -8,6 +8,7 @@ use super::super::handler::{EVENT, RX, TX};
 use super::super::{GUEST_CID, Ports, Vsock, VsockState};
 use super::*;
 use crate::virtio::device::{ActivateError, Activation, Interrupt, VirtQueue, VirtioDevice};
+use crate::virtio::registers::RegisterPage;
 use crate::virtio::testing::{self, LoopThread};
 use vm_memory::ByteValued;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -55,12 +56,7 @@ fn the_device_passes_the_test_of_all_devices() {
 fn the_configuration_is_the_guests_cid() {
     let event_loop = LoopThread::start();
     let device = Vsock::new(Ports::new().unwrap(), event_loop.handle(), None).unwrap();
-    let mut data = [0xff; 12];
-    device.read_config(0, &mut data);
-    assert_eq!(data[..8], GUEST_CID.to_le_bytes());
-    assert_eq!(data[8..], [0; 4]);
-    device.read_config(u64::MAX, &mut data[..2]);
-    assert_eq!(data[..2], [0; 2]);
+    assert_eq!(device.config(), GUEST_CID.to_le_bytes());
 }
 
 #[test]
@@ -71,7 +67,7 @@ fn a_queue_that_is_not_enabled_is_an_error() {
     let mut queues: Vec<_> = device.queue_sizes().iter().map(|size| VirtQueue::new(*size, event())).collect();
     queues[RX].queue.set_ready(true);
     let memory = vm_memory::GuestMemoryMmap::from_ranges(&[(vm_memory::GuestAddress(0), 4096)]).unwrap();
-    let interrupt = Interrupt::new(std::sync::Arc::default(), std::sync::Arc::new(event()));
+    let interrupt = Interrupt::new(RegisterPage::map(1).unwrap()[0], std::sync::Arc::new(event()));
     let result = device.activate(Activation { memory, queues, interrupt, features: 0 });
     assert!(matches!(result, Err(ActivateError::QueueDisabled(TX))));
     assert!(device.quiesce().is_empty());
