@@ -91,7 +91,7 @@ pub struct Settings {
     #[arg(long, default_value_t = 20)]
     rounds: u32,
     /// Rounds of the file system benchmark
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 1)]
     fs_rounds: u32,
     /// A bundle with busybox
     #[arg(long)]

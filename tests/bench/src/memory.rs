@@ -1,4 +1,5 @@
-//! What an idle sandbox costs in memory: the VMM process without its guest's RAM, and the guest's kernel and agent.
+//! What an idle sandbox costs: VM exits until it runs, and memory of the VMM process without its guest's RAM, and of the
+//! guest's kernel and agent.
 
 use std::fs;
 use std::process::Command;
@@ -19,6 +20,7 @@ pub fn measure(settings: &Settings, report: &mut Report) -> Result<(), BenchErro
 }
 
 fn measure_idle(idle: &Detached, report: &mut Report) -> Result<(), BenchError> {
+    count_exits(report)?;
     let state = text_of(Command::new("vmrt").args(["state", "bench-idle"]))?;
     let pid = serde_json::from_str::<serde_json::Value>(&state).ok().and_then(|state| state["pid"].as_u64());
     let pid = pid.ok_or(BenchError::Output { command: "vmrt state".into(), expected: "pid", output: state })?;
@@ -35,6 +37,22 @@ fn measure_idle(idle: &Detached, report: &mut Report) -> Result<(), BenchError> 
         #[expect(clippy::cast_precision_loss, reason = "KiB of a process are far below 2^52")]
         report.figures.push(Figure { name: name.into(), value: kib as f64 / 1024.0, unit: "MiB" });
     }
+    Ok(())
+}
+
+/// KVM counts the exits of the machines that run, and this is the only one.
+fn count_exits(report: &mut Report) -> Result<(), BenchError> {
+    let path = "/sys/kernel/debug/kvm/exits";
+    let Ok(text) = fs::read_to_string(path) else {
+        eprintln!("bench: no {path} here: VM exits are not counted");
+        return Ok(());
+    };
+    let value = text.trim().parse().map_err(|_| BenchError::Output {
+        command: path.into(),
+        expected: "number",
+        output: text.clone(),
+    })?;
+    report.figures.push(Figure { name: "VM exits until a container runs".into(), value, unit: "exits" });
     Ok(())
 }
 

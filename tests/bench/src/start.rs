@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use crate::report::{Benchmark, Entry, Figure, Report};
+use crate::report::{Benchmark, Entry, Report};
 use crate::{BenchError, Settings};
 
 /// Runs that are not counted: they fill the page cache.
@@ -68,7 +68,6 @@ pub fn measure(settings: &Settings, report: &mut Report) -> Result<(), BenchErro
     let bundle = bundle_running(settings, "start", &["true"], |_| ())?;
     let peers = [oci("vmrt", &bundle), oci("runc", &bundle), oci("crun", &bundle), qemu(settings)];
     let mut samples = vec![Vec::new(); peers.len()];
-    let exits_before = vm_exits();
     for round in 0..WARM_UP + settings.rounds {
         eprintln!("bench: start, round {} of {}", round + 1, WARM_UP + settings.rounds);
         for (peer, samples) in peers.iter().zip(&mut samples) {
@@ -81,28 +80,9 @@ pub fn measure(settings: &Settings, report: &mut Report) -> Result<(), BenchErro
     }
     let entries = peers.iter().zip(samples).map(|(peer, samples)| Entry::new(peer.name, samples)).collect();
     report.benchmarks.push(Benchmark { name: "cold run of busybox true".into(), unit: "ms", entries });
-    count_exits(&bundle, exits_before, report)?;
     let output = run(Command::new("vmrt").args(["run", "--timeline", "--bundle"]).arg(&bundle).arg("bench-timeline"))?;
     report.timeline = String::from_utf8_lossy(&output.stderr).into();
     Ok(())
-}
-
-/// VM exits of one start, by KVM's own statistics; absent where debugfs is.
-fn count_exits(bundle: &Path, seen: Option<u64>, report: &mut Report) -> Result<(), BenchError> {
-    if seen.is_none() {
-        eprintln!("bench: no /sys/kernel/debug/kvm here: VM exits are not counted");
-        return Ok(());
-    }
-    let before = vm_exits().unwrap_or(0);
-    run(&mut (oci("vmrt", bundle).command)(u32::MAX))?;
-    let exits = vm_exits().unwrap_or(0).saturating_sub(before);
-    #[expect(clippy::cast_precision_loss, reason = "a count of exits is far below 2^52")]
-    report.figures.push(Figure { name: "VM exits of one vmrt run".into(), value: exits as f64, unit: "exits" });
-    Ok(())
-}
-
-fn vm_exits() -> Option<u64> {
-    fs::read_to_string("/sys/kernel/debug/kvm/exits").ok()?.trim().parse().ok()
 }
 
 /// A container that runs without anybody at its streams, until it is deleted.
