@@ -26,3 +26,6 @@ pub const SHARES_TAG: &str = "vmrt";
 
 /// Where the guest mounts that device; a share named `web/rootfs` is the directory `web/rootfs` below it.
 pub const SHARES_DIR: &str = "/run/vmrt/shares";
+
+/// Where the guest has special files: see [`SpecialFile`].
+pub const SPECIAL_DIR: &str = "/run/vmrt/special";

@@ -1,7 +1,7 @@
 //! The messages of the protocol.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 use serde::{Deserialize, Serialize};
@@ -59,6 +59,54 @@ pub struct SeccompFilter {
     pub program: Vec<u64>,
 }
 
+/// What a special file is.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SpecialKind {
+    /// A character device.
+    Device {
+        /// The driver's number.
+        major: u32,
+        /// The device's number.
+        minor: u32,
+    },
+    /// A stream socket: who connects to it reaches the host's.
+    Socket,
+}
+
+/// A file of the host that cannot be shared, and that the guest gets one of its own of: the source of a bind mount.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct SpecialFile {
+    /// Its name, unique in the container: [`SpecialFile::path`] is the mount's source.
+    pub name: String,
+    /// What it is.
+    pub kind: SpecialKind,
+    /// Its permissions.
+    pub mode: u32,
+    /// Its owner.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+}
+
+impl SpecialFile {
+    /// Where the guest has it.
+    #[must_use]
+    pub fn path(&self, container: &str) -> PathBuf {
+        Path::new(crate::SPECIAL_DIR).join(container).join(&self.name)
+    }
+}
+
+/// A special file and, for a socket, the host port that leads to the host's.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct AttachedFile {
+    /// The file.
+    pub file: SpecialFile,
+    /// The port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u32>,
+}
+
 /// Everything needed to make a container.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct CreateContainer {
@@ -76,6 +124,9 @@ pub struct CreateContainer {
     /// Interfaces of its network namespace, beside the loopback.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub interfaces: Vec<AttachedInterface>,
+    /// Sources of its bind mounts that are in no share.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub special_files: Vec<AttachedFile>,
 }
 
 /// A further process in a container.
@@ -342,6 +393,7 @@ mod tests {
             stdio: Stdio::Streams { stdin: None, stdout: Some(7), stderr: None },
             seccomp: None,
             interfaces: Vec::new(),
+            special_files: Vec::new(),
         };
         let call = Call { id: 3, request: Request::Create(Box::new(create)) };
         let mut bytes = crate::frame::encode(&call).unwrap();

@@ -12,7 +12,7 @@ use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxSeccomp, Spec};
 use vmm::config::SandboxConfig;
-use vmm::control::{Client, Reply, Request};
+use vmm::control::{Client, NewContainer, Reply, Request};
 
 use crate::bundle::Bundle;
 use crate::cgroup::Cgroup;
@@ -30,7 +30,7 @@ use crate::network_namespace::{self, NetworkNamespace};
 use crate::rights::send_pidfd;
 use crate::sandbox::{self, CONTROL_SOCKET, SandboxError, Vmm};
 use crate::seccomp;
-use crate::shares::{self, Share};
+use crate::shares::{self, HostFiles, Share};
 use crate::signals::Signals;
 use crate::sizing::Size;
 use crate::state::{Locked, Phase, Record, remove_dir};
@@ -103,8 +103,8 @@ pub(crate) fn create(context: &mut Context, order: Order) -> Result<Created, Err
     let size = Size::of(&order.bundle.spec, &config)?;
     let network = NetworkNamespace::of(&order.bundle.spec)?;
     let network_record = plan_network(&order, &network)?;
-    let (mut spec, shares) = shares::open_all(&order.id, &order.bundle)?;
-    let seccomp = take_seccomp(&mut spec).map(|profile| seccomp::compile(&profile)).transpose()?;
+    let mut files = shares::open_all(&order.id, &order.bundle)?;
+    let seccomp = take_seccomp(&mut files.spec).map(|profile| seccomp::compile(&profile)).transpose()?;
     let locked = context.store.claim(&order.id)?;
     let mut undo = Undo::default();
     let dir = locked.dir.clone();
@@ -136,7 +136,7 @@ pub(crate) fn create(context: &mut Context, order: Order) -> Result<Created, Err
     let ended = |error: RequestError, vmm: &mut Vmm| explain(error.about(&program), vmm, &locked.dir);
     configure(&mut connection, sandbox).map_err(|error| ended(error, &mut vmm))?;
     let interfaces = connect_network(&vmm, &mut record, &locked, &mut undo)?;
-    let setup = Setup { shares, spec, bundle, seccomp, stdio: &stdio, interfaces, timeout: config.start_timeout };
+    let setup = Setup { files, bundle, seccomp, stdio: &stdio, interfaces, timeout: config.start_timeout };
     set_up(&mut connection, &order.id, setup).map_err(|error| ended(error, &mut vmm))?;
     context.timeline.reached("container created");
 
@@ -274,8 +274,7 @@ fn sandbox_config(order: &Order, config: &Config, size: Size, network_slots: u8)
 
 /// Everything the VMM is told before it can make the container.
 struct Setup<'a> {
-    shares: Vec<Share>,
-    spec: Spec,
+    files: HostFiles,
     bundle: PathBuf,
     seccomp: Option<SeccompFilter>,
     stdio: &'a Stdio,
@@ -290,20 +289,22 @@ fn configure(connection: &mut Connection, sandbox: SandboxConfig) -> Result<(), 
 
 /// Sends all requests at once and waits for the last one's answer: the guest boots meanwhile.
 fn set_up(connection: &mut Connection, id: &ContainerId, setup: Setup) -> Result<(), RequestError> {
-    for Share { name, read_only, source } in setup.shares {
+    for Share { name, read_only, source } in setup.files.shares {
         connection.client.send(&Request::AddShare { name, read_only }, &[source.as_fd()])?;
     }
     let (taps, interfaces): (Vec<_>, Vec<_>) =
         setup.interfaces.iter().map(|one| (one.tap(), one.interface.clone())).unzip();
-    let request = Request::Create {
+    let request = Request::Create(Box::new(NewContainer {
         container: id.to_string(),
-        spec: Box::new(setup.spec),
+        spec: setup.files.spec,
         bundle: setup.bundle,
         stdio: setup.stdio.kind,
         seccomp: setup.seccomp,
         interfaces,
-    };
-    let fds = [setup.stdio.fds(), taps].concat();
+        special_files: setup.files.special,
+    }));
+    let sockets = setup.files.sockets.iter().map(AsFd::as_fd).collect();
+    let fds = [setup.stdio.fds(), taps, sockets].concat();
     let step = "boot the guest and create the container";
     match connection.call(&request, &fds, step, setup.timeout)? {
         Reply::Process { .. } | Reply::Done => Ok(()),

@@ -30,6 +30,7 @@ mod seccomp;
 mod shares;
 mod signals;
 mod sizing;
+mod special;
 mod state;
 mod stdio;
 mod terminal;

@@ -7,14 +7,17 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use agent::SpecialFile;
 use nix::fcntl::{OFlag, open};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
+use nix::sys::stat::{Mode, fstat};
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
+use rustix::mount::{OpenTreeFlags, open_tree};
 use thiserror::Error;
 
 use crate::bundle::Bundle;
 use crate::hooks;
 use crate::id::ContainerId;
+use crate::special;
 
 /// Why something cannot be shared.
 #[derive(Debug, Error)]
@@ -25,8 +28,13 @@ pub(crate) enum ShareError {
     Source { path: PathBuf, destination: PathBuf, source: io::Error },
     #[error("mount {} has no source", .0.display())]
     NoSource(PathBuf),
-    #[error("cannot share {} with a virtual machine: it is a {kind}", path.display())]
-    Special { path: PathBuf, kind: &'static str },
+    #[error("mount {} cannot be shared with a virtual machine: {reason}", path.display())]
+    Special { path: PathBuf, reason: &'static str },
+    #[error(
+        "mount option {option} of {} is refused: what is mounted in the container's virtual machine cannot appear on the host",
+        destination.display()
+    )]
+    Shared { option: String, destination: PathBuf },
 }
 
 /// One directory or file to share.
@@ -39,19 +47,46 @@ pub(crate) struct Share {
     pub(crate) source: OwnedFd,
 }
 
-/// Opens everything a bundle's container needs of the host; returns that and the specification as the guest sees it.
-pub(crate) fn open_all(id: &ContainerId, bundle: &Bundle) -> Result<(Spec, Vec<Share>), ShareError> {
+/// Everything a container needs of the host.
+#[derive(Debug)]
+pub(crate) struct HostFiles {
+    /// The specification as the guest sees it.
+    pub(crate) spec: Spec,
+    pub(crate) shares: Vec<Share>,
+    /// What cannot be shared and the guest makes anew.
+    pub(crate) special: Vec<SpecialFile>,
+    /// `O_PATH` descriptors of the sockets among them, in their order.
+    pub(crate) sockets: Vec<OwnedFd>,
+}
+
+/// What the source of a bind mount is.
+enum Source {
+    Shared(Share),
+    Special(SpecialFile, Option<OwnedFd>),
+}
+
+/// Opens everything a bundle's container needs of the host.
+pub(crate) fn open_all(id: &ContainerId, bundle: &Bundle) -> Result<HostFiles, ShareError> {
     let mut spec = bundle.spec.clone();
     let mut shares = vec![open_rootfs(id, bundle, &mut spec)?];
+    let (mut special, mut sockets) = (Vec::new(), Vec::new());
     for (number, mount) in spec.mounts_mut().iter_mut().flatten().filter(|mount| is_bind(mount)).enumerate() {
-        let share = open_volume(&bundle.dir, format!("{id}/volume-{number}"), mount)?;
-        mount.set_source(Some(guest_path(&share.name)));
-        shares.push(share);
+        match open_volume(&bundle.dir, id, &format!("volume-{number}"), mount)? {
+            Source::Shared(share) => {
+                mount.set_source(Some(guest_path(&share.name)));
+                shares.push(share);
+            }
+            Source::Special(file, socket) => {
+                mount.set_source(Some(file.path(&id.to_string())));
+                special.push(file);
+                sockets.extend(socket);
+            }
+        }
     }
     forget_host_cpus(&mut spec);
     forget_host_network(&mut spec);
     hooks::leave_guests(&mut spec);
-    Ok((spec, shares))
+    Ok(HostFiles { spec, shares, special, sockets })
 }
 
 /// The guest remounts a read-only root itself: before that it makes mount points in it.
@@ -66,36 +101,46 @@ fn open_rootfs(id: &ContainerId, bundle: &Bundle, spec: &mut Spec) -> Result<Sha
     Ok(share)
 }
 
-fn open_volume(bundle: &Path, name: String, mount: &Mount) -> Result<Share, ShareError> {
+fn open_volume(bundle: &Path, id: &ContainerId, name: &str, mount: &Mount) -> Result<Source, ShareError> {
     let source = mount.source().as_ref().filter(|source| !source.as_os_str().is_empty());
     let path = bundle.join(source.ok_or_else(|| ShareError::NoSource(mount.destination().clone()))?);
-    let opened = open(&path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
-        .and_then(|file| Ok((fstat(&file)?, file)))
-        .map_err(|error| ShareError::Source {
-            path: path.clone(),
-            destination: mount.destination().clone(),
-            source: error.into(),
-        });
-    let (stat, source) = opened?;
-    match special(&stat) {
-        Some(kind) => Err(ShareError::Special { path, kind }),
-        None => Ok(Share { name, read_only: options(mount).any(|option| option == "ro" || option == "rro"), source }),
+    if let Some(option) = options(mount).find(|option| matches!(*option, "shared" | "rshared")) {
+        return Err(ShareError::Shared { option: option.into(), destination: mount.destination().clone() });
+    }
+    let failed =
+        |source: io::Error| ShareError::Source { path: path.clone(), destination: mount.destination().clone(), source };
+    let place = open(&path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).map_err(|error| failed(error.into()))?;
+    let stat = fstat(&place).map_err(|error| failed(error.into()))?;
+    match special::in_guest(name, &stat, &place) {
+        Err(reason) => Err(ShareError::Special { path, reason }),
+        Ok(Some((file, is_socket))) => Ok(Source::Special(file, is_socket.then_some(place))),
+        Ok(None) => {
+            let read_only = options(mount).any(|option| option == "ro" || option == "rro");
+            let source = detach(place, mount).map_err(failed)?;
+            Ok(Source::Shared(Share { name: format!("{id}/{name}"), read_only, source }))
+        }
     }
 }
 
-/// Kinds of file whose other end is in the host's kernel, where a guest does not reach.
-fn special(stat: &FileStat) -> Option<&'static str> {
-    match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {
-        SFlag::S_IFCHR => Some("character device"),
-        SFlag::S_IFBLK => Some("block device"),
-        SFlag::S_IFIFO => Some("named pipe"),
-        SFlag::S_IFSOCK => Some("socket"),
-        _ => None,
+/// As a bind mount is a view of its own: without what is mounted below where it does not recurse, and without what the host
+/// mounts there later where it is private. One that follows the host stays a place in the host's own tree.
+fn detach(place: OwnedFd, mount: &Mount) -> io::Result<OwnedFd> {
+    let recursive = options(mount).any(|option| option == "rbind");
+    if recursive && !options(mount).any(|option| matches!(option, "private" | "rprivate")) {
+        return Ok(place);
     }
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    Ok(open_tree(&place, "", flags)?)
 }
 
+/// A remount changes what is there already.
 fn is_bind(mount: &Mount) -> bool {
-    mount.typ().as_deref() == Some("bind") || options(mount).any(|option| option == "bind" || option == "rbind")
+    let kind = mount.typ().as_deref() == Some("bind");
+    let option = |wanted: &[&str]| options(mount).any(|option| wanted.contains(&option));
+    (kind || option(&["bind", "rbind"])) && !option(&["remount"])
 }
 
 fn options(mount: &Mount) -> impl Iterator<Item = &str> {
@@ -145,7 +190,7 @@ mod tests {
         (dir, bundle)
     }
 
-    fn open_one(mount: &Value) -> Result<(Spec, Vec<Share>), ShareError> {
+    fn open_one(mount: &Value) -> Result<HostFiles, ShareError> {
         let (_guard, bundle) = bundle(&json!([mount]));
         open_all(&"web".parse().unwrap(), &bundle)
     }
@@ -157,7 +202,7 @@ mod tests {
             {"destination": "/a", "type": "bind", "source": "file", "options": ["ro"]},
             {"destination": "/b", "type": "none", "source": "rootfs", "options": ["rbind"]},
         ]));
-        let (spec, shares) = open_all(&"web".parse().unwrap(), &bundle).unwrap();
+        let HostFiles { spec, shares, .. } = open_all(&"web".parse().unwrap(), &bundle).unwrap();
         let names: Vec<_> = shares.iter().map(|share| (share.name.as_str(), share.read_only)).collect();
         assert_eq!(names, [("web/rootfs", false), ("web/volume-0", true), ("web/volume-1", false)]);
         assert_eq!(spec.root().as_ref().unwrap().path(), Path::new("/run/vmrt/shares/web/rootfs"));
@@ -168,7 +213,7 @@ mod tests {
 
     #[test]
     fn the_guest_does_not_see_the_hosts_cpu_numbers() {
-        let (spec, _) = open_one(&json!({"destination": "/x", "type": "tmpfs"})).unwrap();
+        let spec = open_one(&json!({"destination": "/x", "type": "tmpfs"})).unwrap().spec;
         let resources = spec.linux().as_ref().unwrap().resources().as_ref().unwrap();
         let cpu = resources.cpu().as_ref().unwrap();
         assert_eq!((cpu.cpus(), cpu.shares()), (&None, Some(7)));
@@ -186,13 +231,28 @@ mod tests {
     }
 
     #[test]
-    fn devices_and_sockets_are_refused_by_name() {
-        let error = open_one(&json!({"destination": "/x", "type": "bind", "source": "/dev/null"})).unwrap_err();
-        assert_eq!(error.to_string(), "cannot share /dev/null with a virtual machine: it is a character device");
+    fn a_mount_that_would_lead_back_to_the_host_is_refused_by_name() {
+        let mount = json!({"destination": "/x", "type": "bind", "source": "/", "options": ["rbind", "rshared"]});
+        let error = open_one(&mount).unwrap_err().to_string();
+        assert!(error.starts_with("mount option rshared of /x is refused"), "{error}");
+    }
+
+    #[test]
+    fn special_files_are_the_guests_own() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("socket");
         let _listener = UnixListener::bind(&socket).unwrap();
-        let error = open_one(&json!({"destination": "/x", "type": "bind", "source": socket})).unwrap_err();
-        assert!(matches!(error, ShareError::Special { kind: "socket", .. }));
+        let files = open_one(&json!({"destination": "/x", "type": "bind", "source": socket})).unwrap();
+        assert_eq!((files.shares.len(), files.special.len(), files.sockets.len()), (1, 1, 1));
+        let source = files.spec.mounts().as_ref().unwrap()[0].source().clone();
+        assert_eq!(source, Some("/run/vmrt/special/web/volume-0".into()));
+        let error = open_one(&json!({"destination": "/x", "type": "bind", "source": "/dev/kvm"})).unwrap_err();
+        assert!(error.to_string().starts_with("mount /dev/kvm cannot be shared"), "{error}");
+    }
+
+    #[test]
+    fn a_remount_has_no_source() {
+        let mount = json!({"destination": "/proc", "type": "bind", "options": ["bind", "remount", "ro"]});
+        assert_eq!(open_one(&mount).unwrap().shares.len(), 1);
     }
 }

@@ -10,6 +10,7 @@ mod isolation;
 mod lifecycle;
 mod limits;
 mod machine;
+mod mounts;
 mod namespaces;
 mod network;
 mod pausing;

@@ -16,7 +16,7 @@ use super::{Answer, Call};
 const CHUNK: usize = 16 << 10;
 
 /// Descriptors a client may pass with one request, and that may wait for the rest of their request.
-const MAX_FDS: usize = 8;
+const MAX_FDS: usize = 64;
 
 /// Bytes of answers that may wait for a client that does not read.
 const MAX_UNSENT: usize = 1 << 20;

@@ -14,7 +14,9 @@ pub use connection::{Connection, ConnectionError};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use agent::{ExitStatus, Failure, Interface, ProcessId, ProcessList, SeccompFilter, TerminalSize};
+use agent::{
+    ExitStatus, Failure, Interface, ProcessId, ProcessList, SeccompFilter, SpecialFile, SpecialKind, TerminalSize,
+};
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 use serde::{Deserialize, Serialize};
 
@@ -51,6 +53,37 @@ impl StdioFds {
     }
 }
 
+/// A container to make. Paths in the specification are the guest's.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct NewContainer {
+    /// Its id.
+    pub container: String,
+    /// The OCI specification.
+    pub spec: Spec,
+    /// Its bundle's directory on the host, which hooks are told.
+    pub bundle: PathBuf,
+    /// Streams of its first process.
+    pub stdio: StdioFds,
+    /// The filter of its system calls, in the place of `linux.seccomp`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seccomp: Option<SeccompFilter>,
+    /// Interfaces of its network namespace.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub interfaces: Vec<Interface>,
+    /// Sources of its bind mounts that are in no share.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub special_files: Vec<SpecialFile>,
+}
+
+impl NewContainer {
+    /// How many descriptors come with it: of streams, of interfaces and of sockets.
+    #[must_use]
+    pub fn counts(&self) -> [usize; 3] {
+        let sockets = self.special_files.iter().filter(|file| file.kind == SpecialKind::Socket);
+        [self.stdio.count(), self.interfaces.len(), sockets.count()]
+    }
+}
+
 /// What a client asks for.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -69,23 +102,9 @@ pub enum Request {
         /// Its name.
         name: String,
     },
-    /// Make a container; comes with the descriptors of `stdio`, and behind them a tap for each interface. Paths in `spec` are the guest's.
-    Create {
-        /// Its id.
-        container: String,
-        /// The OCI specification.
-        spec: Box<Spec>,
-        /// Its bundle's directory on the host, which hooks are told.
-        bundle: PathBuf,
-        /// Streams of its first process.
-        stdio: StdioFds,
-        /// The filter of its system calls, in the place of `linux.seccomp`.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        seccomp: Option<SeccompFilter>,
-        /// Interfaces of its network namespace.
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        interfaces: Vec<Interface>,
-    },
+    /// Make a container; comes with the descriptors of its streams, behind them a tap for each interface, and an `O_PATH`
+    /// descriptor of each socket among its special files.
+    Create(Box<NewContainer>),
     /// Give a container a further interface; comes with its tap.
     AddInterface {
         /// The container's id.

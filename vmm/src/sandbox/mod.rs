@@ -25,6 +25,7 @@ mod network;
 mod processes;
 mod requests;
 mod signals;
+mod sockets;
 #[cfg(test)]
 mod tests;
 
@@ -134,7 +135,7 @@ impl Sandbox {
     /// There is no descriptor left.
     pub fn new(parts: Parts) -> io::Result<(Self, Receiver<u8>)> {
         let (ours, theirs) = UnixStream::pair()?;
-        let bridge = Bridge { source: Some(theirs.try_clone()?.into()), sink: Some(theirs.into()) };
+        let bridge = Bridge::new(Some(theirs.try_clone()?.into()), Some(theirs.into()));
         parts.ports.listen_on(agent::CONTROL_PORT, bridge);
         let (outcome, receiver) = channel();
         let sandbox = Self {

@@ -28,7 +28,7 @@ impl Streams {
         let mut streams = Self::default();
         let mut fds = fds.into_iter();
         let mut listen = |source, sink| {
-            let (port, flow) = ports.listen(Bridge { source, sink });
+            let (port, flow) = ports.listen(Bridge::new(source, sink));
             streams.ports.push(port);
             streams.flows.push(flow);
             port
@@ -124,6 +124,13 @@ impl Processes {
             Process { state: State::Asked, streams, waiters: Vec::new(), paused: false, told: false, ended: 0 };
         self.known.insert(id, process);
         true
+    }
+
+    /// Closes these ports with those of the process.
+    pub(super) fn lend_ports(&mut self, id: &ProcessId, ports: impl Iterator<Item = u32>) {
+        if let Some(process) = self.known.get_mut(id) {
+            process.streams.ports.extend(ports);
+        }
     }
 
     /// Whether the name is in use. An executed process that ended gives its name free.

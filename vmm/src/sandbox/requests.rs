@@ -3,14 +3,14 @@
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-use agent::{AttachedInterface, CreateContainer, Exec, Failure, FailureKind, ProcessId, SeccompFilter};
+use agent::{CreateContainer, Exec, Failure, FailureKind, ProcessId};
 use event_manager::EventSet;
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::Process;
 
 use super::clients::Caller;
 use super::processes::{Absent, Streams};
 use super::{Purpose, Sandbox, failure, init_of};
-use crate::control::{Reply, Request, Status, StdioFds};
+use crate::control::{NewContainer, Reply, Request, Status, StdioFds};
 use crate::timeline;
 
 impl Sandbox {
@@ -38,15 +38,9 @@ impl Sandbox {
                 let root = self.clients.take_fds(caller, 1)?.pop()?;
                 Some(self.add_share(&name, root, read_only))
             }
-            Request::Create { container, spec, bundle, stdio, seccomp, interfaces } => {
-                let mut fds = self.clients.take_fds(caller, stdio.count() + interfaces.len())?;
-                let taps = fds.split_off(stdio.count());
-                match self.attach_all(interfaces, taps) {
-                    Ok(interfaces) => {
-                        self.create(caller, container, (*spec, bundle, seccomp, interfaces), (stdio, fds))
-                    }
-                    Err(failure) => Some(Err(failure)),
-                }
+            Request::Create(new) => {
+                let fds = self.clients.take_fds(caller, new.counts().iter().sum())?;
+                self.create(caller, *new, fds)
             }
             Request::AddInterface { container, interface } => {
                 let tap = self.clients.take_fds(caller, 1)?.pop()?;
@@ -77,23 +71,26 @@ impl Sandbox {
         added.map(|()| Reply::Done).map_err(|error| share_failure("share with the guest", &error))
     }
 
-    fn create(
-        &mut self,
-        caller: Caller,
-        container: String,
-        (spec, bundle, seccomp, interfaces): (Spec, PathBuf, Option<SeccompFilter>, Vec<AttachedInterface>),
-        (stdio, fds): (StdioFds, Vec<OwnedFd>),
-    ) -> Option<Result<Reply, Failure>> {
-        let step = format!("create container {container}");
-        let process = init_of(&container);
-        let stdio = match self.open_streams(&process, &step, stdio, fds) {
-            Ok(stdio) => stdio,
+    fn create(&mut self, caller: Caller, new: NewContainer, mut fds: Vec<OwnedFd>) -> Option<Result<Reply, Failure>> {
+        let step = format!("create container {}", new.container);
+        let process = init_of(&new.container);
+        let [streams, interfaces, _] = new.counts();
+        let sockets = fds.split_off(streams + interfaces);
+        let taps = fds.split_off(streams);
+        let attached = self.attach_all(new.interfaces, taps);
+        let opened = attached.and_then(|interfaces| {
+            let stdio = self.open_streams(&process, &step, new.stdio, fds)?;
+            Ok((interfaces, stdio))
+        });
+        let (interfaces, stdio) = match opened {
+            Ok(opened) => opened,
             Err(failure) => return Some(Err(failure)),
         };
         timeline::mark("container asked for");
-        let create = CreateContainer { container, spec, bundle, stdio, seccomp, interfaces };
-        let request = agent::Request::Create(Box::new(create));
-        self.ask(request, step, Purpose::Make(caller, process));
+        let special_files = self.attach_files(&process, new.special_files, sockets);
+        let NewContainer { container, spec, bundle, seccomp, .. } = new;
+        let create = CreateContainer { container, spec, bundle, stdio, seccomp, interfaces, special_files };
+        self.ask(agent::Request::Create(Box::new(create)), step, Purpose::Make(caller, process));
         None
     }
 

@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use oci_spec::runtime::Spec;
 
 use super::*;
-use crate::control::{Answer, Client, ClientError, Reply, Request, Status, StdioFds};
+use crate::control::{Answer, Client, ClientError, NewContainer, Reply, Request, Status, StdioFds};
 use crate::event_loop::{BoxedSubscriber, EventLoop};
 use crate::machine::exit::{self, ExitSender, MachineExit};
 use crate::vsock::Flow;
@@ -23,15 +23,15 @@ const LONG: Duration = Duration::from_secs(20);
 const STREAMS: StdioFds = StdioFds::Streams { stdin: false, stdout: true, stderr: false };
 
 fn create_request(container: &str) -> Request {
-    let spec = Box::new(Spec::default());
-    Request::Create {
+    Request::Create(Box::new(NewContainer {
         container: container.into(),
-        spec,
+        spec: Spec::default(),
         bundle: "/bundle".into(),
         stdio: STREAMS,
         seccomp: None,
         interfaces: Vec::new(),
-    }
+        special_files: Vec::new(),
+    }))
 }
 
 /// A sandbox in an event loop of its own, and all that is around it.

@@ -26,11 +26,21 @@ struct Reset {
 pub(super) struct Backend {
     ports: Ports,
     watcher: Arc<Watcher>,
-    /// By host port: each takes one connection.
-    connections: HashMap<u32, Connection>,
+    /// By [`key`].
+    connections: HashMap<u64, Connection>,
     resets: VecDeque<Reset>,
-    /// Host ports of the connections that have something to send, in turn.
-    turns: VecDeque<u32>,
+    /// Keys of the connections that have something to send, in turn.
+    turns: VecDeque<u64>,
+}
+
+/// What tells connections apart: both their ports. The host's come from a small counter, which leaves the highest bit for the
+/// [`Watcher`]'s tokens.
+fn key(host_port: u32, guest_port: u32) -> u64 {
+    u64::from(host_port) << 32 | u64::from(guest_port)
+}
+
+fn host_port(key: u64) -> u32 {
+    u32::try_from(key >> 32).unwrap_or_default()
 }
 
 impl Backend {
@@ -53,14 +63,14 @@ impl Backend {
     pub(super) fn dispatch(&mut self) -> io::Result<()> {
         let watcher = Arc::clone(&self.watcher);
         watcher.dispatch(|token, events| {
-            let Ok(port) = u32::try_from(token >> 1) else { return };
-            let Some(connection) = self.connections.get_mut(&port) else { return };
+            let key = token >> 1;
+            let Some(connection) = self.connections.get_mut(&key) else { return };
             if token & 1 == 0 {
                 connection.source_ready();
             } else {
                 connection.sink_ready(events);
             }
-            self.settle(port);
+            self.settle(key);
         })
     }
 
@@ -77,18 +87,18 @@ impl Backend {
     /// A packet from the guest.
     pub(super) fn receive(&mut self, packet: &Incoming) {
         let ours = packet.src_cid() == GUEST_CID && packet.dst_cid() == HOST_CID && packet.kind() == TYPE_STREAM;
-        let port = packet.dst_port();
-        match self.connections.get_mut(&port).filter(|connection| ours && connection.is_with(packet.src_port())) {
+        let key = key(packet.dst_port(), packet.src_port());
+        match self.connections.get_mut(&key).filter(|connection| ours && connection.is_open()) {
             Some(connection) => {
                 if let Err(Violation(what)) = Self::advance(connection, packet) {
-                    tracing::debug!(port, what, "guest broke the vsock protocol: connection reset");
+                    tracing::debug!(port = packet.dst_port(), what, "guest broke the vsock protocol: connection reset");
                     connection.close();
                     self.reset(packet);
                 } else if connection.is_shut() {
                     connection.close();
                     self.reset(packet);
                 }
-                self.settle(port);
+                self.settle(key);
             }
             None if ours && packet.op() == OP_REQUEST => self.request(packet),
             None => self.reset(packet),
@@ -103,11 +113,11 @@ impl Backend {
             packet.set_len(0).set_flags(0).set_buf_alloc(0).set_fwd_cnt(0);
             return true;
         }
-        while let Some(port) = self.turns.pop_front() {
-            let Some(connection) = self.connections.get_mut(&port) else { continue };
+        while let Some(key) = self.turns.pop_front() {
+            let Some(connection) = self.connections.get_mut(&key) else { continue };
             connection.queued = false;
-            let filled = connection.fill(packet.set_src_port(port));
-            self.settle(port);
+            let filled = connection.fill(packet.set_src_port(host_port(key)));
+            self.settle(key);
             if filled {
                 return true;
             }
@@ -135,12 +145,16 @@ impl Backend {
     }
 
     fn request(&mut self, packet: &Incoming) {
-        let port = packet.dst_port();
-        let accepted = self.ports.take(port).map(|listener| Connection::accept(packet, listener, &self.watcher));
+        let (port, key) = (packet.dst_port(), key(packet.dst_port(), packet.src_port()));
+        if self.connections.contains_key(&key) {
+            // What the guest sent on an earlier connection of that name still waits for its reader.
+            return self.reset(packet);
+        }
+        let accepted = self.ports.take(port).map(|listener| Connection::accept(packet, listener, key, &self.watcher));
         match accepted {
             Some(Ok(connection)) => {
-                self.connections.insert(port, connection);
-                self.settle(port);
+                self.connections.insert(key, connection);
+                self.settle(key);
             }
             Some(Err(error)) => {
                 tracing::warn!(port, %error, "cannot serve a stream's descriptor");
@@ -158,13 +172,13 @@ impl Backend {
     }
 
     /// Puts a connection in line, or away.
-    fn settle(&mut self, port: u32) {
-        let Some(connection) = self.connections.get_mut(&port) else { return };
+    fn settle(&mut self, key: u64) {
+        let Some(connection) = self.connections.get_mut(&key) else { return };
         if connection.is_finished() {
-            self.connections.remove(&port);
+            self.connections.remove(&key);
         } else if !connection.queued && connection.wants_to_send() {
             connection.queued = true;
-            self.turns.push_back(port);
+            self.turns.push_back(key);
         }
     }
 }

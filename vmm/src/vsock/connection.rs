@@ -31,11 +31,11 @@ impl End {
     fn new(
         fd: Option<std::os::fd::OwnedFd>,
         way: Direction,
-        port: u32,
+        key: u64,
         watcher: &Arc<Watcher>,
     ) -> io::Result<Option<Self>> {
         let Some(fd) = fd else { return Ok(None) };
-        let token = u64::from(port) << 1 | u64::from(way == Direction::Write);
+        let token = key << 1 | u64::from(way == Direction::Write);
         Ok(Some(Self { descriptor: Descriptor::new(fd, way, token, watcher)?, ready: true }))
     }
 }
@@ -53,6 +53,8 @@ pub(super) struct Connection {
     guest_port: u32,
     source: Option<End>,
     sink: Option<End>,
+    /// The sink is a socket of this connection's own.
+    own_socket: bool,
     backlog: Backlog,
     flow: Arc<Flow>,
     pending: Pending,
@@ -74,14 +76,14 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Accepts the guest's request.
-    pub(super) fn accept(request: &Incoming, listener: Listener, watcher: &Arc<Watcher>) -> io::Result<Self> {
-        let port = request.dst_port();
+    /// Accepts the guest's request. `key` is the connection's, see [`super::backend::Backend`].
+    pub(super) fn accept(request: &Incoming, listener: Listener, key: u64, watcher: &Arc<Watcher>) -> io::Result<Self> {
         let Listener { bridge, flow } = listener;
         Ok(Self {
             guest_port: request.src_port(),
-            source: End::new(bridge.source, Direction::Read, port, watcher)?,
-            sink: End::new(bridge.sink, Direction::Write, port, watcher)?,
+            source: End::new(bridge.source, Direction::Read, key, watcher)?,
+            sink: End::new(bridge.sink, Direction::Write, key, watcher)?,
+            own_socket: bridge.own_socket,
             backlog: Backlog::default(),
             flow,
             pending: Pending { response: true, ..Pending::default() },
@@ -98,9 +100,9 @@ impl Connection {
         })
     }
 
-    /// Whether a packet from this guest port belongs to it.
-    pub(super) fn is_with(&self, guest_port: u32) -> bool {
-        !self.closed && self.guest_port == guest_port
+    /// Whether the guest's packets may still belong to it.
+    pub(super) fn is_open(&self) -> bool {
+        !self.closed
     }
 
     /// Nothing is left to do.
@@ -318,8 +320,11 @@ impl Connection {
     }
 
     fn close_drained_sink(&mut self) {
-        if self.guest_shutdown & SHUTDOWN_SEND != 0 && self.backlog.is_empty() {
-            self.sink = None;
+        if self.guest_shutdown & SHUTDOWN_SEND == 0 || !self.backlog.is_empty() {
+            return;
+        }
+        if let Some(sink) = self.sink.take().filter(|_| self.own_socket) {
+            sink.descriptor.end_sending();
         }
     }
 

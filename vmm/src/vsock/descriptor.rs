@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::socket::{Shutdown, shutdown};
 use nix::sys::stat::{Mode, SFlag, fstat, major};
 
 /// What a pipe or terminal takes without blocking once it polls as writable (`PIPE_BUF`).
@@ -187,6 +188,12 @@ impl Descriptor {
             // SAFETY: the caller's.
             _ => retry(|| unsafe { libc::writev(fd, parts.as_ptr(), count) }),
         }
+    }
+
+    /// Tells a socket's other side that no more will come.
+    pub(super) fn end_sending(&self) {
+        // One whose other side is gone has nobody to be told.
+        let _ = shutdown(self.fd.as_raw_fd(), Shutdown::Write);
     }
 
     fn transfer_size(&self, len: usize) -> io::Result<usize> {

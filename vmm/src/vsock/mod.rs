@@ -2,8 +2,8 @@
 //!
 //! Every connection is made by the guest, to a host port that the controller listens on ([`Ports`]), and is bridged to
 //! descriptors of the host: what is read from one goes to the guest, what the guest sends is written to the other. A
-//! port takes one connection in its life, so the guest can never make the VMM keep more connections than the host asked
-//! for, however many it tries.
+//! port takes one connection in its life, or is a service, which takes a bounded number at once: the guest can never make
+//! the VMM keep more connections than the host has allowed for, however many it tries.
 //!
 //! ```text
 //!  guest ── tx queue ─► Handler ─► Backend ─► Connection ─► Sink ─► descriptor
@@ -24,7 +24,7 @@ mod ports;
 mod tests;
 
 pub use device::{Vsock, VsockState};
-pub use ports::{Bridge, Flow, Ports};
+pub use ports::{Bridge, Connect, Flow, Ports};
 
 /// Context id of the host (virtio 1.2, 5.10.4).
 pub const HOST_CID: u64 = 2;

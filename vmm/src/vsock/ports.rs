@@ -3,13 +3,17 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// The first port that is given out; those below are for fixed services.
 const FIRST_PORT: u32 = agent::CONTROL_PORT + 1;
+
+/// The most connections a service's port has at once.
+const MAX_CONNECTIONS: usize = 128;
 
 /// The descriptors a connection is bridged to. They may be shared with other processes: their file status flags are
 /// never changed.
@@ -19,6 +23,38 @@ pub struct Bridge {
     pub source: Option<OwnedFd>,
     /// Gets what the guest sends; without one, that is dropped.
     pub sink: Option<OwnedFd>,
+    /// The sink is a socket that nobody else has: the end of what the guest sends is passed on as a half-close.
+    pub own_socket: bool,
+}
+
+impl Bridge {
+    /// To descriptors that others may have, too.
+    #[must_use]
+    pub fn new(source: Option<OwnedFd>, sink: Option<OwnedFd>) -> Self {
+        Self { source, sink, own_socket: false }
+    }
+
+    /// To a socket of this connection's own.
+    fn to_socket(socket: UnixStream) -> io::Result<Self> {
+        let sink = socket.try_clone()?.into();
+        Ok(Self { source: Some(socket.into()), sink: Some(sink), own_socket: true })
+    }
+}
+
+/// Makes the host's end of each connection to a service. Called in the event loop, so it must not block.
+pub type Connect = Box<dyn Fn() -> io::Result<UnixStream> + Send>;
+
+/// A port that takes any number of connections one after another, and a bounded one at a time.
+struct Service {
+    connect: Connect,
+    /// Those that were made; they live as long as their connections.
+    flows: Vec<Weak<Flow>>,
+}
+
+impl std::fmt::Debug for Service {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Service").field("flows", &self.flows.len()).finish_non_exhaustive()
+    }
 }
 
 /// How much of a stream the guest sent and the sink has not taken yet.
@@ -61,7 +97,15 @@ pub(crate) struct Listener {
 #[derive(Debug)]
 struct Table {
     listeners: HashMap<u32, Listener>,
+    services: HashMap<u32, Service>,
     next_port: u32,
+}
+
+impl Table {
+    fn take_port(&mut self) -> u32 {
+        self.next_port += 1;
+        self.next_port - 1
+    }
 }
 
 /// Opens and closes host ports. A handle: all clones are the same table, which the controller fills and the device
@@ -78,7 +122,7 @@ impl Ports {
     /// # Errors
     /// No event descriptor can be made.
     pub fn new() -> io::Result<Self> {
-        let table = Table { listeners: HashMap::new(), next_port: FIRST_PORT };
+        let table = Table { listeners: HashMap::new(), services: HashMap::new(), next_port: FIRST_PORT };
         Ok(Self { table: Arc::new(Mutex::new(table)), drained: Arc::new(EventFd::new(EFD_NONBLOCK)?) })
     }
 
@@ -86,8 +130,7 @@ impl Ports {
     #[must_use]
     pub fn listen(&self, bridge: Bridge) -> (u32, Arc<Flow>) {
         let mut table = self.lock();
-        let port = table.next_port;
-        table.next_port += 1;
+        let port = table.take_port();
         (port, self.insert(&mut table, port, bridge))
     }
 
@@ -96,9 +139,20 @@ impl Ports {
         self.insert(&mut self.lock(), port, bridge)
     }
 
-    /// Stops listening and closes the descriptors, unless the guest has connected already.
+    /// Listens on a fresh port for connections of which each gets its own end from `connect`.
+    #[must_use]
+    pub fn serve(&self, connect: Connect) -> u32 {
+        let mut table = self.lock();
+        let port = table.take_port();
+        table.services.insert(port, Service { connect, flows: Vec::new() });
+        port
+    }
+
+    /// Stops listening and closes the descriptors, but not those of connections that the guest has made already.
     pub fn close(&self, port: u32) {
-        self.lock().listeners.remove(&port);
+        let mut table = self.lock();
+        table.listeners.remove(&port);
+        table.services.remove(&port);
     }
 
     /// Readable when a stream was drained that [`Flow::is_drained`] said was not.
@@ -108,15 +162,39 @@ impl Ports {
     }
 
     pub(crate) fn take(&self, port: u32) -> Option<Listener> {
-        self.lock().listeners.remove(&port)
+        let mut table = self.lock();
+        table.listeners.remove(&port).or_else(|| self.connect(table.services.get_mut(&port)?))
     }
 
-    fn insert(&self, table: &mut Table, port: u32, bridge: Bridge) -> Arc<Flow> {
-        let flow = Arc::new(Flow {
+    fn connect(&self, service: &mut Service) -> Option<Listener> {
+        service.flows.retain(|flow| flow.strong_count() > 0);
+        if service.flows.len() >= MAX_CONNECTIONS {
+            tracing::warn!("the guest has {MAX_CONNECTIONS} connections to one socket: a further one was refused");
+            return None;
+        }
+        match (service.connect)().and_then(Bridge::to_socket) {
+            Ok(bridge) => {
+                let flow = self.new_flow();
+                service.flows.push(Arc::downgrade(&flow));
+                Some(Listener { bridge, flow })
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a connection of the guest was refused");
+                None
+            }
+        }
+    }
+
+    fn new_flow(&self) -> Arc<Flow> {
+        Arc::new(Flow {
             unwritten: AtomicUsize::new(0),
             watched: AtomicBool::new(false),
             drained: Arc::clone(&self.drained),
-        });
+        })
+    }
+
+    fn insert(&self, table: &mut Table, port: u32, bridge: Bridge) -> Arc<Flow> {
+        let flow = self.new_flow();
         table.listeners.insert(port, Listener { bridge, flow: Arc::clone(&flow) });
         flow
     }

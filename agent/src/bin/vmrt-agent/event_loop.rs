@@ -51,6 +51,8 @@ pub(crate) enum Source {
     Memory(u32),
     /// A container's processes have stopped, or go on.
     Frozen,
+    /// Somebody connects to this special file.
+    Listener(u32),
 }
 
 impl Source {
@@ -62,6 +64,7 @@ impl Source {
             Self::Stream(id) => (3, id),
             Self::Memory(pid) => (4, pid),
             Self::Frozen => (5, 0),
+            Self::Listener(id) => (6, id),
         };
         EventData::new_u64(kind << 32 | u64::from(id))
     }
@@ -76,6 +79,7 @@ impl Source {
             3 => Some(Self::Stream(id)),
             4 => Some(Self::Memory(id)),
             5 => Some(Self::Frozen),
+            6 => Some(Self::Listener(id)),
             _ => None,
         }
     }
@@ -171,6 +175,10 @@ impl Agent {
             Some(Source::Stream(id)) if flags.contains(EventFlags::ERR) => self.stream_failed(id),
             Some(Source::Stream(id)) => self.pump(id),
             Some(Source::Memory(pid)) => self.tell_out_of_memory(pid.cast_signed()),
+            Some(Source::Listener(id)) => {
+                self.accept(id);
+                Ok(())
+            }
             // All who wait for it are looked after behind every event.
             Some(Source::Frozen) | None => Ok(()),
         }
@@ -233,6 +241,7 @@ mod tests {
             Source::Stream(u32::MAX),
             Source::Memory(1),
             Source::Frozen,
+            Source::Listener(3),
         ] {
             assert_eq!(Source::from_data(source.data()), Some(source));
         }

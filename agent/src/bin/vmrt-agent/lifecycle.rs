@@ -240,6 +240,8 @@ impl Agent {
 
     fn remove_stream(&mut self, id: u32) {
         let Some(stream) = self.streams.remove(&id) else { return };
+        // Who reads at the other end of a connection learns of the end, though it may go on the other way round.
+        let _ = rustix::net::shutdown(stream.pump.to(), rustix::net::Shutdown::Write);
         let Some(process) = self.processes.get_mut(&stream.pid) else { return };
         let is_output = process.outputs.contains(&id);
         process.outputs.retain(|output| *output != id);

@@ -18,6 +18,7 @@ mod machine;
 mod network;
 mod processes;
 mod requests;
+mod special;
 mod streams;
 mod supervision;
 mod sys;

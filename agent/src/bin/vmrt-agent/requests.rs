@@ -65,6 +65,7 @@ impl Agent {
         let plan = ContainerPlan::new(create)?;
         check_terminal(&plan.process, &create.stdio)?;
         self.mount_files()?;
+        let special = self.make_special(id, &create.special_files)?;
         let (child, host) = processes::make_stdio(&create.stdio, &self.null)?;
         let cgroup = Cgroup::make(self.files()?.cgroups(), &plan.cgroup, &plan.settings)?;
         let spawned = match container::spawn_init(self.guest()?, &plan, &cgroup, &child) {
@@ -84,6 +85,7 @@ impl Agent {
             freezing: Vec::new(),
             seccomp: plan.seccomp,
             affinity: plan.process.exec_affinity.clone(),
+            special,
         };
         let watched = container.cgroup.memory_events().map_or(Ok(()), |events| {
             self.watch(events, Source::Memory(pid.cast_unsigned()), EventFlags::PRI | EventFlags::ET)

@@ -12,7 +12,7 @@ use super::{Bridge, Flow};
 use driver::{Driver, Header};
 
 fn bridge(source: Option<impl Into<OwnedFd>>, sink: Option<impl Into<OwnedFd>>) -> Bridge {
-    Bridge { source: source.map(Into::into), sink: sink.map(Into::into) }
+    Bridge::new(source.map(Into::into), sink.map(Into::into))
 }
 
 const NONE: Option<OwnedFd> = None;

@@ -10,6 +10,7 @@ pub(crate) mod terminal;
 
 mod affinity;
 mod capabilities;
+mod copy_up;
 mod devices;
 mod hooks;
 mod mount_options;
@@ -36,6 +37,7 @@ use crate::container::process::ProcessPlan;
 use crate::container::report::Channel;
 use crate::container::seccomp::Filter;
 use crate::error::Error;
+use crate::special::SpecialFiles;
 use crate::sys::{self, Cloned};
 
 /// A container the agent knows.
@@ -52,6 +54,8 @@ pub(crate) struct Container {
     pub(crate) seccomp: Option<Filter>,
     /// The CPUs of further processes that name none themselves.
     pub(crate) affinity: Option<Affinity>,
+    /// Its special files.
+    pub(crate) special: SpecialFiles,
 }
 
 /// A change of a container's cgroup that the kernel completes by itself.

@@ -12,6 +12,10 @@ pub(crate) struct MountOptions {
     pub(crate) bind: bool,
     /// It takes along the mounts below its source.
     pub(crate) recursive: bool,
+    /// It changes what is mounted there already.
+    pub(crate) remount: bool,
+    /// It begins with a copy of what it covers.
+    pub(crate) copy_up: bool,
     /// Attributes of the mount itself.
     pub(crate) attributes: MountAttr,
     /// Attributes of the mount and of all below it.
@@ -37,8 +41,10 @@ impl MountOptions {
             "bind" => self.bind = true,
             "rbind" => (self.bind, self.recursive) = (true, true),
             // What every mount has anyway, and what only programs such as mount(8) keep for themselves.
-            "defaults" | "async" | "nomand" | "nolazytime" | "noiversion" | "loud" => {}
-            "remount" | "tmpcopyup" | "idmap" | "ridmap" => {
+            "defaults" | "async" | "nomand" | "nolazytime" | "noiversion" | "loud" | "silent" => {}
+            "remount" => self.remount = true,
+            "tmpcopyup" => self.copy_up = true,
+            "idmap" | "ridmap" => {
                 return Err(Error::invalid(format!("mounts: option {option}"), "is not supported"));
             }
             _ => self.add_known_or_data(option),
@@ -60,6 +66,23 @@ impl MountOptions {
             let (key, value) = option.split_once('=').map_or((option, None), |(key, value)| (key, Some(value.into())));
             self.data.push((key.into(), value));
         }
+    }
+}
+
+/// What a mount has or has not: all attributes but the modes of access times.
+const SWITCHES: Attr = Attr::MOUNT_ATTR_RDONLY
+    .union(Attr::MOUNT_ATTR_NOSUID)
+    .union(Attr::MOUNT_ATTR_NODEV)
+    .union(Attr::MOUNT_ATTR_NOEXEC)
+    .union(Attr::MOUNT_ATTR_NODIRATIME)
+    .union(Attr::MOUNT_ATTR_NOSYMFOLLOW);
+
+impl MountOptions {
+    /// The attributes of a mount that is mounted anew with these options: what is not among them is switched off, except
+    /// that access times are kept as they were.
+    pub(crate) fn all_attributes(&self) -> MountAttr {
+        let MountAttr { set, clear, .. } = self.attributes;
+        MountAttr::flags(set, clear | u64::from(SWITCHES.bits()) & !set)
     }
 }
 
@@ -145,8 +168,18 @@ mod tests {
     }
 
     #[test]
+    fn a_remount_switches_off_what_it_does_not_name() {
+        let options = parse(&["bind", "remount", "ro", "noexec"]);
+        assert!(options.bind && options.remount);
+        let all = options.all_attributes();
+        assert_eq!(all.set, bits(Attr::MOUNT_ATTR_RDONLY | Attr::MOUNT_ATTR_NOEXEC));
+        assert_eq!(all.clear & (all.set | bits(Attr::MOUNT_ATTR__ATIME)), 0);
+        assert_ne!(all.clear & bits(Attr::MOUNT_ATTR_NOSUID), 0);
+    }
+
+    #[test]
     fn what_is_not_supported_is_refused_by_name() {
-        let error = MountOptions::parse(&["tmpcopyup".into()]).unwrap_err();
-        assert_eq!(error.to_string(), "mounts: option tmpcopyup: is not supported");
+        let error = MountOptions::parse(&["idmap".into()]).unwrap_err();
+        assert_eq!(error.to_string(), "mounts: option idmap: is not supported");
     }
 }

@@ -7,10 +7,11 @@ use oci_spec::runtime::Mount;
 use rustix::fs::{CWD, FileType, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
-    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+    FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+    fsconfig_reconfigure, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, fspick, move_mount, open_tree,
 };
 
+use crate::container::copy_up;
 use crate::container::mount_options::MountOptions;
 use crate::container::paths::{self, Missing};
 use crate::error::Error;
@@ -47,6 +48,7 @@ impl MountPlan {
         let options = MountOptions::parse(mount.options().as_deref().unwrap_or_default())?;
         let kind = match mount.typ().as_deref() {
             _ if options.bind => None,
+            Some("none") | None if options.remount => Some(String::new()),
             Some("bind" | "none") | None => None,
             Some("cgroup") => Some("cgroup2".to_owned()),
             Some(kind) => Some(kind.to_owned()),
@@ -54,6 +56,10 @@ impl MountPlan {
         if kind.is_none() && !options.data.is_empty() {
             let name = format!("mounts: option {} of {}", options.data[0].0, destination.display());
             return Err(Error::invalid(name, "is none of a bind mount"));
+        }
+        if options.copy_up && kind.as_deref() != Some("tmpfs") {
+            let name = format!("mounts: option tmpcopyup of {}", destination.display());
+            return Err(Error::invalid(name, "is one of a tmpfs only"));
         }
         Ok(Self { destination, kind, source: mount.source().clone(), options })
     }
@@ -66,6 +72,7 @@ impl MountPlan {
     /// Opens the source of a bind mount.
     pub(crate) fn open(&self) -> Result<OpenedMount<'_>, Error> {
         let bind = match (&self.kind, &self.source) {
+            _ if self.options.remount => None,
             (Some(_), _) => None,
             (None, Some(source)) => Some(clone_tree(source, self.options.recursive)?),
             (None, None) => {
@@ -106,16 +113,19 @@ impl OpenedMount<'_> {
     /// Mounts it in the container's root.
     pub(crate) fn mount(self, root: BorrowedFd<'_>) -> Result<(), Error> {
         let plan = self.plan;
-        let (mount, missing) = match self.bind {
-            Some(tree) => (tree, None),
-            None => (plan.new_file_system(plan.kind.as_deref().unwrap_or_default())?, Some(Missing::Directory)),
+        let changed = match self.bind {
+            _ if plan.options.remount => plan.remount(root)?,
+            Some(tree) => {
+                let missing = missing_for(tree.as_fd());
+                plan.attach(root, tree, missing)?
+            }
+            None => {
+                let mount = plan.new_file_system(root, plan.kind.as_deref().unwrap_or_default())?;
+                plan.attach(root, mount, Missing::Directory)?
+            }
         };
-        let missing = missing.unwrap_or_else(|| missing_for(mount.as_fd()));
-        plan.apply_attributes(mount.as_fd()).map_err(Error::on("set mount options of", &plan.destination))?;
-        let place = plan.place(root, missing)?;
-        attach(mount.as_fd(), place.as_fd()).map_err(Error::on("mount on", &plan.destination))?;
         for (change, recursive) in &plan.options.propagation {
-            sys::mount_setattr(mount.as_fd(), *recursive, &MountAttr::propagation(*change))
+            sys::mount_setattr(changed.as_fd(), *recursive, &MountAttr::propagation(*change))
                 .map_err(Error::on("set mount propagation of", &plan.destination))?;
         }
         Ok(())
@@ -130,6 +140,26 @@ fn missing_for(source: BorrowedFd<'_>) -> Missing {
 }
 
 impl MountPlan {
+    fn attach(&self, root: BorrowedFd<'_>, mount: OwnedFd, missing: Missing) -> Result<OwnedFd, Error> {
+        self.apply_attributes(mount.as_fd()).map_err(Error::on("set mount options of", &self.destination))?;
+        let place = self.place(root, missing)?;
+        attach(mount.as_fd(), place.as_fd()).map_err(Error::on("mount on", &self.destination))?;
+        Ok(mount)
+    }
+
+    /// Changes what is mounted at the destination: the mount alone, or its file system too.
+    fn remount(&self, root: BorrowedFd<'_>) -> Result<OwnedFd, Error> {
+        let failed = || Error::on("remount", &self.destination);
+        let place = paths::open(root, &self.destination, OFlags::PATH).map_err(failed())?;
+        if self.kind.is_some() {
+            let flags = FsPickFlags::FSPICK_EMPTY_PATH | FsPickFlags::FSPICK_CLOEXEC;
+            let context = fspick(place.as_fd(), "", flags).map_err(failed())?;
+            self.set_options(context.as_fd()).and_then(|()| fsconfig_reconfigure(context.as_fd())).map_err(failed())?;
+        }
+        sys::mount_setattr(place.as_fd(), false, &self.options.all_attributes()).map_err(failed())?;
+        Ok(place)
+    }
+
     /// Where to mount. `/proc` and `/sys` are the file systems a container is confined by, so an image must not be
     /// able to lead them elsewhere by a symbolic link.
     fn place(&self, root: BorrowedFd<'_>, missing: Missing) -> Result<OwnedFd, Error> {
@@ -152,25 +182,44 @@ impl MountPlan {
         Ok(())
     }
 
-    fn new_file_system(&self, kind: &str) -> Result<OwnedFd, Error> {
+    fn new_file_system(&self, root: BorrowedFd<'_>, kind: &str) -> Result<OwnedFd, Error> {
         let step = || format!("mount {kind} on {}", self.destination.display());
+        // A tmpfs takes after the directory it covers.
+        let covered = match kind {
+            "tmpfs" => paths::open(root, &self.destination, OFlags::RDONLY | OFlags::DIRECTORY).ok(),
+            _ => None,
+        };
         let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).map_err(Error::at(step()))?;
-        self.configure(context.as_fd())
+        self.configure(context.as_fd(), covered.as_ref())
             .map_err(|error| Error::at(step() + &explanation(context.as_fd()).unwrap_or_default())(error))?;
-        fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).map_err(Error::at(step()))
+        let mount = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty());
+        let mount = mount.map_err(Error::at(step()))?;
+        if let Some(covered) = covered.filter(|_| self.options.copy_up) {
+            copy_up::copy(covered.as_fd(), mount.as_fd()).map_err(Error::on("copy to a tmpfs", &self.destination))?;
+        }
+        Ok(mount)
     }
 
-    fn configure(&self, context: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    fn configure(&self, context: BorrowedFd<'_>, covered: Option<&OwnedFd>) -> rustix::io::Result<()> {
         if let Some(source) = &self.source {
             fsconfig_set_string(context, "source", source)?;
         }
+        if let Some(covered) = covered {
+            let mode = rustix::fs::fstat(covered)?.st_mode & 0o7777;
+            fsconfig_set_string(context, "mode", format!("{mode:o}"))?;
+        }
+        self.set_options(context)?;
+        fsconfig_create(context)
+    }
+
+    fn set_options(&self, context: BorrowedFd<'_>) -> rustix::io::Result<()> {
         for (key, value) in &self.options.data {
             match value {
                 Some(value) => fsconfig_set_string(context, key, value)?,
                 None => fsconfig_set_flag(context, key)?,
             }
         }
-        fsconfig_create(context)
+        Ok(())
     }
 }
 
@@ -204,6 +253,14 @@ mod tests {
     fn a_cgroup_mount_is_one_of_version_2() {
         let mount = MountBuilder::default().destination("/sys/fs/cgroup").typ("cgroup").build().unwrap();
         assert_eq!(MountPlan::new(&mount).unwrap().kind.as_deref(), Some("cgroup2"));
+    }
+
+    #[test]
+    fn a_copy_is_made_to_a_tmpfs_only() {
+        let mount = |kind| MountBuilder::default().destination("/a").typ(kind).options(["tmpcopyup".to_owned()]);
+        assert!(MountPlan::new(&mount("tmpfs").build().unwrap()).is_ok());
+        let error = MountPlan::new(&mount("ramfs").build().unwrap()).unwrap_err().to_string();
+        assert_eq!(error, "mounts: option tmpcopyup of /a: is one of a tmpfs only");
     }
 
     #[test]

@@ -154,7 +154,15 @@ mod tests {
     fn create(spec: Spec) -> CreateContainer {
         let stdio = Stdio::Streams { stdin: None, stdout: None, stderr: None };
         let (bundle, interfaces) = ("/bundle".into(), Vec::new());
-        CreateContainer { container: "web".into(), spec, bundle, stdio, seccomp: None, interfaces }
+        CreateContainer {
+            container: "web".into(),
+            spec,
+            bundle,
+            stdio,
+            seccomp: None,
+            interfaces,
+            special_files: Vec::new(),
+        }
     }
 
     #[test]

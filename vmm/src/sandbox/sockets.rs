@@ -1,0 +1,65 @@
+//! Unix sockets of the host that containers may connect to: each is a port of the vsock device, on which every connection
+//! of the guest is led to one of its own to the host's socket.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use agent::{AttachedFile, ProcessId, SpecialFile, SpecialKind};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+
+use super::Sandbox;
+
+impl Sandbox {
+    /// Opens a port for each socket, `O_PATH` descriptors of which are `sockets`; they are closed with the container whose
+    /// first process is `process`.
+    pub(super) fn attach_files(
+        &mut self,
+        process: &ProcessId,
+        files: Vec<SpecialFile>,
+        sockets: Vec<OwnedFd>,
+    ) -> Vec<AttachedFile> {
+        let mut sockets = sockets.into_iter();
+        let mut attach = |file: SpecialFile| {
+            let socket = if file.kind == SpecialKind::Socket { sockets.next() } else { None };
+            let port = socket.map(|socket| self.ports.serve(Box::new(move || connect_to(&socket))));
+            AttachedFile { file, port }
+        };
+        let attached: Vec<_> = files.into_iter().map(&mut attach).collect();
+        self.processes.lend_ports(process, attached.iter().filter_map(|file| file.port));
+        attached
+    }
+}
+
+/// Connects without waiting for a server whose queue is full: that counts as refused.
+fn connect_to(place: &OwnedFd) -> io::Result<UnixStream> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let stream = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    connect(stream.as_raw_fd(), &UnixAddr::new(format!("/proc/self/fd/{}", place.as_raw_fd()).as_str())?)?;
+    Ok(stream.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixListener;
+
+    use nix::fcntl::{OFlag, open};
+    use nix::sys::stat::Mode;
+
+    use super::*;
+
+    #[test]
+    fn a_socket_is_reached_by_its_place_wherever_it_was_moved() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        let place = open(&path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).unwrap();
+        std::fs::rename(&path, directory.path().join("elsewhere")).unwrap();
+        drop(connect_to(&place).unwrap());
+        let (mut stream, _) = listener.accept().unwrap();
+        assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0);
+        drop(listener);
+        assert_eq!(connect_to(&place).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+    }
+}
