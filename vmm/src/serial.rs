@@ -1,7 +1,7 @@
 //! COM1 and what comes out of it: the guest kernel's messages.
 //!
 //! The guest never reads from it and gets no interrupts: its kernel prints by polling (`earlyprintk`). What it prints is
-//! kept in a bounded ring, written to the console log where one was asked for, and searched for a kernel panic.
+//! kept in a bounded ring, written to the console log where one was asked for, and searched for what a guest says before it goes down.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -21,6 +21,7 @@ const LINE_SIZE: usize = 1024;
 const LOG_LIMIT: u64 = 16 << 20;
 
 const PANIC: &str = "Kernel panic - not syncing: ";
+const AGENT: &str = "vmrt-agent gave up: ";
 
 /// An interrupt line that leads nowhere.
 struct Unwired;
@@ -67,7 +68,7 @@ impl Com1 {
 pub struct Console {
     ring: VecDeque<u8>,
     line: Vec<u8>,
-    panic: Option<String>,
+    last_words: Option<LastWords>,
     log: Option<Log>,
 }
 
@@ -78,10 +79,10 @@ impl Console {
         Self { log: log.map(|file| Log { file, left: LOG_LIMIT }), ..Self::default() }
     }
 
-    /// The message of the kernel panic, once one was printed.
+    /// Why the guest went down, once it has said so.
     #[must_use]
-    pub fn panic(&self) -> Option<&str> {
-        self.panic.as_deref()
+    pub fn last_words(&self) -> Option<&LastWords> {
+        self.last_words.as_ref()
     }
 
     /// The last 64 KiB printed.
@@ -103,8 +104,8 @@ impl Console {
     }
 
     fn end_line(&mut self) {
-        if self.panic.is_none() {
-            self.panic = panic_message(&self.line);
+        if self.last_words.is_none() {
+            self.last_words = LastWords::find(&self.line);
         }
         if let Some(log) = &mut self.log
             && let Err(error) = log.append(&self.line)
@@ -145,11 +146,22 @@ impl Log {
     }
 }
 
-/// What follows the words of a kernel panic in `line`.
-fn panic_message(line: &[u8]) -> Option<String> {
-    let line = String::from_utf8_lossy(line);
-    let (_, message) = line.split_once(PANIC)?;
-    Some(message.trim_end().to_owned())
+/// What a guest prints before it goes down.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum LastWords {
+    /// The message of a kernel panic.
+    Panic(String),
+    /// What the agent could not do. A quiet kernel prints nothing else of it.
+    Agent(String),
+}
+
+impl LastWords {
+    /// The last words in `line`, if they are in it.
+    fn find(line: &[u8]) -> Option<Self> {
+        let line = String::from_utf8_lossy(line);
+        let behind = |words| line.split_once(words).map(|(_, message)| message.trim_end().to_owned());
+        behind(PANIC).map(Self::Panic).or_else(|| behind(AGENT).map(Self::Agent))
+    }
 }
 
 #[cfg(test)]
@@ -172,9 +184,9 @@ mod tests {
     fn a_panic_is_found_behind_its_time_stamp() {
         let mut com1 = Com1::new(Console::new(None));
         print(&mut com1, "[    0.1] booting\r\n[    0.2] Kernel panic - not syncing: VFS: Unable to mount root fs");
-        assert_eq!(com1.console().panic(), None, "a line counts when it is complete");
+        assert_eq!(com1.console().last_words(), None, "a line counts when it is complete");
         print(&mut com1, "\r\n[    0.3] Kernel panic - not syncing: another\n");
-        assert_eq!(com1.console().panic(), Some("VFS: Unable to mount root fs"));
+        assert_eq!(com1.console().last_words(), Some(&LastWords::Panic("VFS: Unable to mount root fs".into())));
     }
 
     #[test]
@@ -189,5 +201,14 @@ mod tests {
         assert_eq!(console.ring.len(), RING_SIZE);
         assert!(console.tail().ends_with("the end\n"));
         assert_eq!(log.as_file().metadata().unwrap().len(), LOG_LIMIT);
+    }
+
+    #[test]
+    fn an_agent_that_gives_up_is_heard_and_one_that_warns_is_not() {
+        let mut com1 = Com1::new(Console::new(None));
+        print(&mut com1, "[    0.1] vmrt-agent: cannot set the clock\n");
+        assert_eq!(com1.console().last_words(), None);
+        print(&mut com1, "[    0.2] vmrt-agent gave up: no vsock\n");
+        assert_eq!(com1.console().last_words(), Some(&LastWords::Agent("no vsock".into())));
     }
 }

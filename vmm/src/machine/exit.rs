@@ -16,6 +16,9 @@ pub enum MachineExit {
     /// The guest's kernel panicked.
     #[error("the guest's kernel panicked: {0}")]
     Panic(String),
+    /// The agent, the guest's first process, could not go on and said why.
+    #[error("the guest's agent gave up: {0}")]
+    Agent(String),
     /// A vCPU cannot go on.
     #[error("vCPU {id} stopped")]
     Vcpu {

@@ -15,6 +15,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::bus::{MmioBus, PortWrite, Ports};
 use super::exit::{ExitSender, MachineExit, VcpuError};
+use crate::serial::LastWords;
 
 /// Stack of the machine's threads, in bytes: less than a huge page, with which Linux would back the usual 2 MiB as a
 /// whole. All the same, because the C library gives the stack of a thread that ended to the next.
@@ -129,11 +130,12 @@ impl Vcpu {
 impl Shared {
     /// Linux resets the processor when it powers off, and when it panicked, after it said so.
     fn reset(&self) -> MachineExit {
-        self.ports.with_console(|console| match console.panic() {
-            Some(message) => {
+        self.ports.with_console(|console| match console.last_words() {
+            Some(LastWords::Panic(message)) => {
                 tracing::error!("the guest's last messages:\n{}", console.tail());
-                MachineExit::Panic(message.to_owned())
+                MachineExit::Panic(message.clone())
             }
+            Some(LastWords::Agent(message)) => MachineExit::Agent(message.clone()),
             None => MachineExit::Reset,
         })
     }

@@ -24,7 +24,11 @@ pub(crate) fn set_up(kernel_log: OwnedFd) {
 /// Writes one line. A line that cannot be written is lost: there is nowhere to say so.
 pub(crate) fn line(level: Level, message: impl Display) {
     if let Some(log) = KERNEL_LOG.get() {
-        let line = format!("<{}>vmrt-agent: {message}\n", level as u8);
+        let who = match level {
+            Level::Fatal => "vmrt-agent gave up", // the VMM knows these words
+            Level::Warning => "vmrt-agent",
+        };
+        let line = format!("<{}>{who}: {message}\n", level as u8);
         let _ = rustix::io::write(log, line.as_bytes());
     }
 }
