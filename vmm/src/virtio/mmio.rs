@@ -4,7 +4,7 @@
 //! transport's while the driver sets them up, and the device's from `DRIVER_OK` until reset. In between, queue registers
 //! do not change.
 //!
-//! The driver reads registers from the device's [`RegisterPage`] without the transport's help, so it is the transport's to
+//! The driver reads registers from the device's [`RegisterPage`](super::registers::RegisterPage) without the transport's help, so it is the transport's to
 //! say there what they say after every write. Once a device works, interrupts are all there is, and they take no lock.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -17,7 +17,7 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::QueueT;
 
 use super::device::{ActivateError, Activation, Interrupt, Memory, VirtQueue, VirtioDevice};
-use super::registers::{RegisterPage, register};
+use super::registers::register;
 use super::state::{self, RestoreError, SavedQueue, TransportState};
 use crate::chain;
 use crate::machine::bus::Registers;
@@ -38,7 +38,6 @@ pub struct MmioTransport<D> {
 
 struct Inner<D> {
     device: D,
-    registers: RegisterPage,
     memory: Memory,
     interrupt: Interrupt,
     status: u32,
@@ -57,7 +56,6 @@ impl<D: VirtioDevice> MmioTransport<D> {
     pub fn new(device: D, queues: Vec<VirtQueue>, memory: Memory, interrupt: Interrupt) -> Self {
         let inner = Inner {
             device,
-            registers: interrupt.registers(),
             memory,
             interrupt: interrupt.clone(),
             status: 0,
@@ -141,13 +139,13 @@ impl<D: VirtioDevice> Inner<D> {
             (register::DEVICE_ID, self.device.device_type()),
             (register::VENDOR_ID, VENDOR),
         ] {
-            self.registers.store(offset, value);
+            self.interrupt.registers().store(offset, value);
         }
         // No shared memory regions: their length reads as -1 (section 4.2.2).
         for offset in [register::SHM_LEN_LOW, register::SHM_LEN_HIGH, register::SHM_BASE_LOW, register::SHM_BASE_HIGH] {
-            self.registers.store(offset, u32::MAX);
+            self.interrupt.registers().store(offset, u32::MAX);
         }
-        self.registers.store_config(&self.device.config());
+        self.interrupt.registers().store_config(&self.device.config());
         self.publish();
     }
 
@@ -159,7 +157,7 @@ impl<D: VirtioDevice> Inner<D> {
             (register::QUEUE_READY, u32::from(self.queue_ready())),
             (register::STATUS, self.status),
         ] {
-            self.registers.store(offset, value);
+            self.interrupt.registers().store(offset, value);
         }
     }
 
@@ -286,7 +284,7 @@ impl<D: VirtioDevice> Inner<D> {
         self.status = 0;
         (self.device_features_sel, self.driver_features_sel) = (0, 0);
         (self.driver_features, self.queue_sel) = (0, 0);
-        self.registers.store_config(&self.device.config());
+        self.interrupt.registers().store_config(&self.device.config());
     }
 }
 
