@@ -6,8 +6,15 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use agent::frame::{self, FrameError};
 use agent::{Call, FromAgent};
 use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use thiserror::Error;
-use vsock::{VMADDR_CID_HOST, VsockAddr, VsockStream};
+use vsock::{VMADDR_CID_HOST, VsockAddr};
+
+use crate::sys;
+
+/// Seconds the VMM may take to accept a connection. The kernel's own limit is two, which a host that is busy writing to
+/// its disk exceeds; a VMM that does not answer at all is for the host to notice.
+const CONNECT_LIMIT: i64 = 60;
 
 /// Why the connection is no longer of use. The guest cannot go on without it.
 #[derive(Debug, Error)]
@@ -35,9 +42,10 @@ pub(crate) struct Connection {
 
 /// A stream to `port` of the host, which does not block once it is connected.
 pub(crate) fn connect(port: u32) -> io::Result<OwnedFd> {
-    let stream = VsockStream::connect(&VsockAddr::new(VMADDR_CID_HOST, port))?;
-    stream.set_nonblocking(true)?;
-    Ok(stream.into())
+    let socket = socket_with(AddressFamily::VSOCK, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    sys::connect_vsock(&socket, &VsockAddr::new(VMADDR_CID_HOST, port), CONNECT_LIMIT)?;
+    rustix::io::ioctl_fionbio(&socket, true)?;
+    Ok(socket)
 }
 
 impl Connection {

@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 use rustix::io::Errno;
+use vsock::{SockaddrLike, VsockAddr};
 
 /// What a system call gives.
 pub(crate) type Result<T> = std::result::Result<T, Errno>;
@@ -118,6 +119,21 @@ pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, recursive: bool, attr: &Mount
             size_of::<MountAttr>(),
         )
     })?;
+    Ok(())
+}
+
+/// `SO_VM_SOCKETS_CONNECT_TIMEOUT` of `linux/vm_sockets.h`, which takes a `timeval`.
+const VSOCK_CONNECT_TIMEOUT: c_int = 6;
+
+/// Connects a blocking vsock socket within `seconds`.
+pub(crate) fn connect_vsock(socket: &OwnedFd, address: &VsockAddr, seconds: i64) -> Result<()> {
+    let limit = libc::timeval { tv_sec: seconds, tv_usec: 0 };
+    let size = libc::socklen_t::try_from(size_of::<libc::timeval>()).map_err(|_| Errno::INVAL)?;
+    let fd = socket.as_raw_fd();
+    // SAFETY: `limit` is a timeval of the size given, which the kernel reads during the call only.
+    check(unsafe { libc::setsockopt(fd, libc::AF_VSOCK, VSOCK_CONNECT_TIMEOUT, (&raw const limit).cast(), size) })?;
+    // SAFETY: the address is valid for the length it gives itself, and read during the call only.
+    check(unsafe { libc::connect(fd, address.as_ptr(), address.len()) })?;
     Ok(())
 }
 
