@@ -96,6 +96,9 @@ pub(crate) struct BundleArgs {
     /// A variable of the process's environment; may be repeated
     #[arg(long, value_name = "NAME=VALUE")]
     pub(crate) env: Vec<String>,
+    /// A directory or file of the host, seen in the container at another path; may be repeated
+    #[arg(long, value_name = "SOURCE:DESTINATION[:ro]", value_parser = parse_volume)]
+    pub(crate) volume: Vec<Volume>,
     /// The process's user and group id, as 1000 or 1000:1000
     #[arg(long, value_name = "UID[:GID]", value_parser = parse_user)]
     pub(crate) user: Option<(u32, u32)>,
@@ -105,6 +108,14 @@ pub(crate) struct BundleArgs {
     /// What to run, behind `--`
     #[arg(last = true, value_name = "ARGS")]
     pub(crate) args: Vec<String>,
+}
+
+/// What of the host a container sees, and where.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Volume {
+    pub(crate) source: PathBuf,
+    pub(crate) destination: PathBuf,
+    pub(crate) read_only: bool,
 }
 
 /// A number of bytes, with an optional suffix of K, M, G or T (powers of 1024).
@@ -126,6 +137,18 @@ fn parse_user(text: &str) -> Result<(u32, u32), String> {
         Some((user, group)) => Ok((number(user)?, number(group)?)),
         None => Ok((number(text)?, 0)),
     }
+}
+
+fn parse_volume(text: &str) -> Result<Volume, String> {
+    let (source, rest) = text.split_once(':').ok_or("no destination")?;
+    let (destination, read_only) = match rest.split_once(':') {
+        None | Some((_, "rw")) => (rest.split(':').next().unwrap_or_default(), false),
+        Some((destination, "ro")) => (destination, true),
+        Some((_, other)) => return Err(format!("{other:?} is neither ro nor rw")),
+    };
+    let volume = Volume { source: source.into(), destination: destination.into(), read_only };
+    let absolute = volume.source.is_absolute() && volume.destination.is_absolute();
+    absolute.then_some(volume).ok_or_else(|| "both paths have to be absolute".to_string())
 }
 
 #[cfg(test)]
@@ -153,5 +176,16 @@ mod tests {
         assert_eq!(parse_user("1000"), Ok((1000, 0)));
         assert_eq!(parse_user("1000:50"), Ok((1000, 50)));
         assert!(parse_user("nobody").is_err());
+    }
+
+    #[test]
+    fn a_volume_has_two_absolute_paths() {
+        let volume = |read_only| Volume { source: "/a".into(), destination: "/b".into(), read_only };
+        assert_eq!(parse_volume("/a:/b"), Ok(volume(false)));
+        assert_eq!(parse_volume("/a:/b:rw"), Ok(volume(false)));
+        assert_eq!(parse_volume("/a:/b:ro"), Ok(volume(true)));
+        for bad in ["/a", "a:/b", "/a:b", "/a:/b:rx", ":"] {
+            assert!(parse_volume(bad).is_err(), "{bad}");
+        }
     }
 }

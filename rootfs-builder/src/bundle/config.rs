@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
     Capabilities, Linux, LinuxBuilder, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxDeviceCgroupBuilder,
-    LinuxMemoryBuilder, LinuxResourcesBuilder, Process, RootBuilder, Spec, User,
+    LinuxMemoryBuilder, LinuxResourcesBuilder, Mount, Process, RootBuilder, Spec, User,
 };
 use thiserror::Error;
 
-use crate::cli::BundleArgs;
+use crate::cli::{BundleArgs, Volume};
 
 /// Why there is no `config.json`.
 #[derive(Debug, Error)]
@@ -49,7 +49,16 @@ fn specification(args: &BundleArgs, image: ImageDefaults) -> Result<Spec, Error>
     spec.set_annotations((!annotations.is_empty()).then_some(annotations));
     spec.set_process(Some(process(args, image)?));
     spec.set_linux(Some(linux(args.memory)?));
+    spec.mounts_mut().get_or_insert_default().extend(args.volume.iter().map(bind_mount));
     Ok(spec)
+}
+
+fn bind_mount(volume: &Volume) -> Mount {
+    let mut mount = Mount::default();
+    let access = if volume.read_only { "ro" } else { "rw" };
+    mount.set_source(Some(volume.source.clone())).set_destination(volume.destination.clone());
+    mount.set_typ(Some("bind".into())).set_options(Some(vec!["rbind".into(), access.into()]));
+    mount
 }
 
 /// What the image's labels say, and the shape of the virtual machine.
