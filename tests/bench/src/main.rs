@@ -136,14 +136,18 @@ fn main() -> ExitCode {
     }
 }
 
-/// What was measured is written down after every part: a later one may fail.
+/// What was measured is written down after every part, also if that one failed on its way.
 fn run(settings: &Settings) -> Result<(), BenchError> {
     let mut report = Report::new(settings.host.clone());
+    let mut outcome = Ok(());
     for measure in [start::measure, exec::measure, memory::measure, filesystem::measure] {
-        measure(settings, &mut report)?;
+        outcome = measure(settings, &mut report);
         report.write(&settings.out)?;
         chart::draw(&report, &settings.out.join("bench.svg"))?;
+        if outcome.is_err() {
+            break;
+        }
     }
     print!("{report}");
-    Ok(())
+    outcome
 }
