@@ -25,6 +25,10 @@ const IN_GUEST: &str = "/data";
 /// Where a QEMU guest's PID 1 leaves its times, in the directory.
 const RESULTS: &str = "results.json";
 
+/// The QEMU guest's kernel command line.
+const COMMAND_LINE: &str = "panic=-1 reboot=t quiet earlyprintk=serial,ttyS0,115200,keep \
+                            rootfstype=virtiofs root=root rw init=/vmrt-bench";
+
 /// How long virtiofsd may take to make its socket.
 const SOCKET_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -89,6 +93,7 @@ fn prepare(settings: &Settings) -> Result<PathBuf, BenchError> {
     }
     // A Rust program that is started without standard streams, as an init is, needs it.
     run(Command::new("mknod").arg(data.join("dev/null")).args(["c", "1", "3"]))?;
+    run(Command::new("mknod").arg(data.join("dev/kmsg")).args(["c", "1", "11"]))?;
     Ok(data)
 }
 
@@ -141,11 +146,15 @@ fn in_qemu(settings: &Settings, data: &Path) -> Result<Times, BenchError> {
     let socket = settings.scratch.join("virtiofsd.sock");
     let _ = fs::remove_file(&socket);
     let mut virtiofsd = virtiofsd(&settings.virtiofsd, &socket, data)?;
-    let outcome = wait_for(&socket).and_then(|()| run(&mut qemu_guest(settings, &socket)));
+    let console = settings.scratch.join("console.log");
+    let outcome = wait_for(&socket).and_then(|()| run(&mut qemu_guest(settings, &socket, &console)));
     let _ = virtiofsd.kill();
     let _ = virtiofsd.wait();
     outcome?;
-    results(data)
+    results(data).inspect_err(|_| match fs::read_to_string(&console) {
+        Ok(said) => eprintln!("bench: the QEMU guest said:\n{said}"),
+        Err(error) => eprintln!("bench: the QEMU guest's console cannot be read: {error}"),
+    })
 }
 
 /// QEMU's virtiofsd with its defaults.
@@ -167,14 +176,16 @@ fn wait_for(socket: &Path) -> Result<(), BenchError> {
     Ok(())
 }
 
-fn qemu_guest(settings: &Settings, socket: &Path) -> Command {
+/// What goes wrong in the guest, and nothing else, is written to `console`.
+fn qemu_guest(settings: &Settings, socket: &Path, console: &Path) -> Command {
     let mut command = microvm(&settings.kernel, GUEST_MIB);
     command.arg("-object").arg(format!("memory-backend-memfd,id=ram,size={GUEST_MIB}M,share=on"));
-    command.args(["-machine", "memory-backend=ram"]);
+    command.args(["-machine", "memory-backend=ram,isa-serial=on"]);
+    command.arg("-serial").arg(format!("file:{}", console.display()));
     command.arg("-chardev").arg(format!("socket,id=fs,path={}", socket.display()));
     // virtiofsd knows the modern interface only.
     command.args(["-global", "virtio-mmio.force-legacy=false", "-device", "vhost-user-fs-device,chardev=fs,tag=root"]);
-    command.args(["-append", "panic=-1 reboot=t quiet loglevel=0 rootfstype=virtiofs root=root rw init=/vmrt-bench"]);
+    command.args(["-append", COMMAND_LINE]);
     command
 }
 
@@ -195,12 +206,12 @@ fn drop_caches() -> Result<(), BenchError> {
     fs::write(path, "3").map_err(BenchError::io("write", path))
 }
 
-/// PID 1 of the QEMU guest. Why it has no times, if so, is left in their place.
+/// PID 1 of the QEMU guest. Why it has no times, if so, is said on the console.
 pub fn run_as_init() -> ! {
     let mounted = nix::mount::mount(Some("proc"), "/proc", Some("proc"), nix::mount::MsFlags::empty(), None::<&str>);
     let mounted = mounted.map_err(|error| BenchError::io("mount", "/proc")(error.into()));
     if let Err(error) = mounted.and_then(|()| run_all(Path::new("/"))) {
-        let _ = fs::write(Path::new("/").join(RESULTS), error.to_string());
+        let _ = fs::write("/dev/kmsg", format!("<3>{error}"));
     }
     nix::unistd::sync();
     let _ = reboot(RebootMode::RB_AUTOBOOT);

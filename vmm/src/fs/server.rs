@@ -22,9 +22,9 @@ const MAX_ARGS: usize = (64 << 10) + (4 << 10);
 /// What the server asks of a guest kernel that offers it. What is left out, and why:
 /// `WRITEBACK_CACHE` (the guest would not see the host change a file's size and times), `POSIX_LOCKS` and `FLOCK_LOCKS`
 /// (locks are the guest kernel's; sandboxes do not share them), `NO_OPEN_SUPPORT` (an open file outlives its name),
-/// `EXPORT_SUPPORT` (needs lookups of `.` and `..`).
+/// `EXPORT_SUPPORT` (needs lookups of `.` and `..`), `ATOMIC_O_TRUNC` (Linux would have a program that runs truncated
+/// before it finds that such a file must not be).
 const WANTED: u64 = init::ASYNC_READ
-    | init::ATOMIC_O_TRUNC
     | init::BIG_WRITES
     | init::DONT_MASK
     | init::AUTO_INVAL_DATA

@@ -64,7 +64,6 @@ pub(super) mod op {
 /// `INIT` flags; bits 32 and up travel in `flags2`.
 pub(super) mod init {
     pub(crate) const ASYNC_READ: u64 = 1 << 0;
-    pub(crate) const ATOMIC_O_TRUNC: u64 = 1 << 3;
     pub(crate) const BIG_WRITES: u64 = 1 << 5;
     pub(crate) const DONT_MASK: u64 = 1 << 6;
     pub(crate) const AUTO_INVAL_DATA: u64 = 1 << 12;
