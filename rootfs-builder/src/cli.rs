@@ -26,7 +26,7 @@ pub(crate) enum Command {
     /// Make an OCI bundle: a directory with config.json and rootfs/
     Bundle {
         #[command(subcommand)]
-        kind: BundleKind,
+        kind: Box<BundleKind>,
     },
 }
 

@@ -28,7 +28,7 @@ fn run(command: Command) -> Result<(), Box<dyn std::error::Error>> {
         Command::Initramfs { agent, output } => Ok(initramfs::build(&agent, &output)?),
         Command::Bundle { kind } => {
             interrupt::install()?;
-            Ok(bundle::build(kind)?)
+            Ok(bundle::build(*kind)?)
         }
     }
 }

@@ -25,6 +25,9 @@ const IN_GUEST: &str = "/data";
 /// Where a QEMU guest's PID 1 leaves its times, in the directory.
 const RESULTS: &str = "results.json";
 
+/// How many huge pages the host keeps for who asks for them.
+const HUGE_PAGES: &str = "/proc/sys/vm/nr_hugepages";
+
 /// The QEMU guest's kernel command line.
 const COMMAND_LINE: &str = "panic=-1 reboot=t quiet earlyprintk=serial,ttyS0,115200,keep \
                             rootfstype=virtiofs root=root rw init=/vmrt-bench";
@@ -147,6 +150,7 @@ fn in_qemu(settings: &Settings, data: &Path) -> Result<Times, BenchError> {
     let _ = fs::remove_file(&socket);
     let mut virtiofsd = virtiofsd(&settings.virtiofsd, &socket, data)?;
     let console = settings.scratch.join("console.log");
+    let _huge_pages = HugePages::reserve(GUEST_MIB / 2)?;
     let outcome = wait_for(&socket).and_then(|()| run(&mut qemu_guest(settings, &socket, &console)));
     let _ = virtiofsd.kill();
     let _ = virtiofsd.wait();
@@ -155,6 +159,35 @@ fn in_qemu(settings: &Settings, data: &Path) -> Result<Times, BenchError> {
         Ok(said) => eprintln!("bench: the QEMU guest said:\n{said}"),
         Err(error) => eprintln!("bench: the QEMU guest's console cannot be read: {error}"),
     })
+}
+
+/// Huge pages of 2 MiB, reserved as long as this lives. Guests of vmrt get transparent ones from the host; memory that is
+/// shared with a virtiofsd gets reserved ones or none.
+struct HugePages {
+    before: String,
+}
+
+impl HugePages {
+    fn reserve(more: u32) -> Result<Self, BenchError> {
+        let read = || fs::read_to_string(HUGE_PAGES).map_err(BenchError::io("read", HUGE_PAGES));
+        let number = |text: &str| text.trim().parse::<u32>().unwrap_or_default();
+        let reserved = Self { before: read()? };
+        let wanted = number(&reserved.before) + more;
+        fs::write(HUGE_PAGES, wanted.to_string()).map_err(BenchError::io("write", HUGE_PAGES))?;
+        // The kernel reserves as many as it finds, and calls that a success.
+        if number(&read()?) < wanted {
+            return Err(BenchError::io("reserve huge pages in", HUGE_PAGES)(std::io::ErrorKind::OutOfMemory.into()));
+        }
+        Ok(reserved)
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        if let Err(error) = fs::write(HUGE_PAGES, &self.before) {
+            eprintln!("bench: {HUGE_PAGES} stays as it is: {error}");
+        }
+    }
 }
 
 /// QEMU's virtiofsd with its defaults.
@@ -179,7 +212,7 @@ fn wait_for(socket: &Path) -> Result<(), BenchError> {
 /// What goes wrong in the guest, and nothing else, is written to `console`.
 fn qemu_guest(settings: &Settings, socket: &Path, console: &Path) -> Command {
     let mut command = microvm(&settings.kernel, GUEST_MIB);
-    command.arg("-object").arg(format!("memory-backend-memfd,id=ram,size={GUEST_MIB}M,share=on"));
+    command.arg("-object").arg(format!("memory-backend-memfd,id=ram,size={GUEST_MIB}M,share=on,hugetlb=on"));
     command.args(["-machine", "memory-backend=ram,isa-serial=on"]);
     command.arg("-serial").arg(format!("file:{}", console.display()));
     command.arg("-chardev").arg(format!("socket,id=fs,path={}", socket.display()));
