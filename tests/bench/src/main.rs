@@ -53,6 +53,9 @@ pub enum BenchError {
         /// What it printed.
         output: String,
     },
+    /// A guest ended before it had done everything.
+    #[error("the guest ended in: {0}")]
+    Unfinished(&'static str),
     /// The chart could not be drawn.
     #[error("draw the chart: {0}")]
     Chart(String),

@@ -11,8 +11,8 @@ use crate::{BenchError, Settings};
 /// Runs that are not counted: they fill the page cache.
 pub const WARM_UP: u32 = 2;
 
-/// Seconds after which a QEMU that does not end is ended, and the benchmark with it.
-const HANGS_AFTER: &str = "900";
+/// Seconds after which a QEMU that does not end is ended.
+const HANGS_AFTER: &str = "300";
 
 /// Memory of vmrt's guest by default, and so of its peer's, in MiB.
 const GUEST_MIB: u32 = 512;
