@@ -1,0 +1,122 @@
+//! The life of a container that runs in the background.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Duration;
+use std::{fs, thread};
+
+use vmrt_tests::{PATIENCE, eventually};
+
+use super::Docker;
+use crate::Test;
+
+pub const TESTS: &[Test] = &[
+    ("a_running_one_is_looked_into", a_running_one_is_looked_into),
+    ("signals_arrive_and_stop_ends_it", signals_arrive_and_stop_ends_it),
+    ("stop_kills_what_does_not_listen", stop_kills_what_does_not_listen),
+    ("a_paused_one_stands_still", a_paused_one_stands_still),
+    ("it_is_started_again_as_asked_for", it_is_started_again_as_asked_for),
+    ("a_running_one_is_removed", a_running_one_is_removed),
+    ("it_outlives_dockerd", it_outlives_dockerd),
+];
+
+/// A shell that says when it is told to end, so that no signal is lost.
+const LISTENS: &str = "trap 'echo usr1' USR1; trap 'echo term; exit 9' TERM; echo ready; while :; do sleep 0.1; done";
+
+fn a_running_one_is_looked_into() {
+    let docker = Docker::new();
+    let container = docker.detached(&[], "echo out; echo err >&2; exec sleep 1000");
+    container.await_log("out");
+    assert_eq!(container.call(&["logs"], &[]).ok().message(), "err");
+
+    let done = container.call(&["exec", "--env", "A=b", "--workdir", "/etc"], &["sh", "-c", "echo $A; pwd; exit 3"]);
+    assert_eq!((done.code, done.text().as_str()), (3, "b\n/etc"));
+    let guest = container.exec("ps").ok().text();
+    assert!(guest.lines().any(|line| line.contains(" 1 ") && line.ends_with("sleep 1000")), "{guest}");
+
+    let top = container.call(&["top"], &[]).ok().text();
+    let pid = container.inspect(".State.Pid");
+    assert!(top.contains("vmrt-vmm") && top.contains(&pid), "{top}");
+    let key = container.inspect(".NetworkSettings.SandboxKey");
+    let inode = |path: &Path| fs::metadata(path).expect("a namespace").ino();
+    assert_eq!(inode(Path::new(&key)), inode(&Path::new("/proc").join(pid).join("ns/net")));
+
+    let stats = ["stats", "--no-stream", "--format", "{{.MemUsage}} {{.MemPerc}} {{.PIDs}}"];
+    let stats = container.call(&stats, &[]).ok().text();
+    let numbers: Vec<_> = stats.split_whitespace().collect();
+    assert!(numbers[0].ends_with("MiB") && numbers[3] != "0.00%" && numbers[4] != "0", "{stats}");
+}
+
+fn signals_arrive_and_stop_ends_it() {
+    let docker = Docker::new();
+    let container = docker.detached(&[], LISTENS);
+    container.await_log("ready");
+    container.call(&["kill", "--signal", "USR1"], &[]).ok();
+    container.await_log("usr1");
+    container.call(&["stop", "--time", "60"], &[]).ok();
+    container.await_state(".State.Status", "exited");
+    assert_eq!((container.inspect(".State.ExitCode"), container.logs().as_str()), ("9".into(), "ready\nusr1\nterm"));
+
+    container.call(&["start"], &[]).ok();
+    container.await_state(".State.Status", "running");
+    container.call(&["kill"], &[]).ok();
+    container.await_state(".State.ExitCode", "137");
+}
+
+fn stop_kills_what_does_not_listen() {
+    let docker = Docker::new();
+    let container = docker.detached(&[], "trap '' TERM; echo ready; while :; do sleep 0.1; done");
+    container.await_log("ready");
+    container.call(&["stop", "--time", "1"], &[]).ok();
+    assert_eq!(container.inspect(".State.ExitCode"), "137");
+}
+
+fn a_paused_one_stands_still() {
+    let docker = Docker::new();
+    let container = docker.detached(&[], "while :; do echo tick; sleep 0.1; done");
+    container.await_log("tick");
+    container.call(&["pause"], &[]).ok();
+    assert_eq!(container.inspect(".State.Status"), "paused");
+    // What was under way when it stopped has arrived after a while.
+    thread::sleep(Duration::from_millis(500));
+    let before = container.logs();
+    thread::sleep(Duration::from_secs(1));
+    assert_eq!(container.logs(), before);
+    container.call(&["unpause"], &[]).ok();
+    assert_eq!(container.inspect(".State.Status"), "running");
+    let goes_on = eventually(PATIENCE, || (container.logs().len() > before.len()).then_some(()));
+    assert!(goes_on.is_some(), "it does not go on");
+}
+
+fn it_is_started_again_as_asked_for() {
+    let docker = Docker::new();
+    let fails = docker.detached(&["--restart", "on-failure:1"], "echo started; exit 4");
+    let ends = docker.detached(&["--restart", "always"], "echo started; sleep 1");
+    ends.await_log("started\nstarted");
+    fails.await_log("started\nstarted");
+    fails.await_state(".State.Status", "exited");
+    assert_eq!((fails.inspect(".RestartCount"), fails.inspect(".State.ExitCode")), ("1".into(), "4".into()));
+}
+
+fn a_running_one_is_removed() {
+    let docker = Docker::new();
+    let container = docker.detached(&[], "exec sleep 1000");
+    let pid = container.inspect(".State.Pid");
+    container.call(&["rm", "--force"], &[]).ok();
+    assert!(!Path::new("/proc").join(pid).exists());
+    assert!(container.call(&["inspect"], &[]).code != 0);
+}
+
+fn it_outlives_dockerd() {
+    let docker = Docker::new();
+    let container = docker.detached(&[], LISTENS);
+    container.await_log("ready");
+    let pid = container.inspect(".State.Pid");
+    docker.restart(|| assert!(Path::new("/proc").join(&pid).exists(), "it ended with dockerd"));
+    assert_eq!((container.inspect(".State.Status"), container.inspect(".State.Pid")), ("running".into(), pid));
+    assert_eq!(container.exec("echo still there").ok().text(), "still there");
+    container.call(&["kill", "--signal", "USR1"], &[]).ok();
+    container.await_log("usr1");
+    container.call(&["stop", "--time", "60"], &[]).ok();
+    assert_eq!(container.inspect(".State.ExitCode"), "9");
+}

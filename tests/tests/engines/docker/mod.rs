@@ -1,0 +1,131 @@
+//! Docker, with vmrt as one of its runtimes.
+
+pub mod files;
+pub mod lifecycle;
+pub mod limits;
+pub mod network;
+pub mod process;
+pub mod run;
+
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use vmrt_tests::census::Census;
+use vmrt_tests::runtime::{Done, Running, new_id};
+use vmrt_tests::{PATIENCE, eventually};
+
+use crate::daemons::{Daemons, IMAGE, daemons};
+
+/// How long it may take after the last container until the machine is as it was before.
+const CLEAN_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Docker on a machine that a test leaves as it found it.
+pub struct Docker {
+    daemons: &'static Daemons,
+    before: Census,
+}
+
+impl Docker {
+    pub fn new() -> Self {
+        let daemons = daemons();
+        Self { daemons, before: Census::take() }
+    }
+
+    /// Runs a command line of it to its end.
+    pub fn call(&self, arguments: &[&str]) -> Done {
+        self.daemons.docker(arguments)
+    }
+
+    /// A command line of `run` with vmrt: options, and the container's words.
+    pub fn run_command(&self, options: &[&str], words: &[&str]) -> Command {
+        self.daemons.docker_command(&[&["run", "--runtime", "vmrt"], options, &[IMAGE], words].concat())
+    }
+
+    /// `run --rm` of a shell script.
+    pub fn script(&self, options: &[&str], script: &str) -> Done {
+        let options = [&["--rm"], options].concat();
+        Running::start(&mut self.run_command(&options, &["sh", "-c", script]), None).end()
+    }
+
+    /// `run --detach` of a shell script, under a name of its own.
+    pub fn detached(&self, options: &[&str], script: &str) -> DockerContainer<'_> {
+        let name = new_id();
+        let options = [&["--detach", "--name", &name], options].concat();
+        Running::start(&mut self.run_command(&options, &["sh", "-c", script]), None).end().ok();
+        DockerContainer { docker: self, name }
+    }
+
+    /// A container that was run in the foreground under this name.
+    pub fn named(&self, name: &str) -> DockerContainer<'_> {
+        DockerContainer { docker: self, name: name.to_string() }
+    }
+
+    /// Ends dockerd and starts it again.
+    pub fn restart(&self, meanwhile: impl FnOnce()) {
+        self.daemons.restart_dockerd(meanwhile);
+    }
+}
+
+impl Drop for Docker {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            return;
+        }
+        let mut added = Vec::new();
+        let clean = eventually(CLEAN_PATIENCE, || {
+            added = Census::take().added_since(&self.before);
+            // A dockerd that was started again is another process.
+            added.retain(|line| !line.contains(" dockerd "));
+            added.is_empty().then_some(())
+        });
+        assert!(clean.is_some(), "left behind: {added:#?}");
+    }
+}
+
+/// A container of Docker's; removed by force when dropped.
+pub struct DockerContainer<'a> {
+    docker: &'a Docker,
+    pub name: String,
+}
+
+impl DockerContainer<'_> {
+    /// Runs a sub-command on it: the words before its name, and those behind.
+    pub fn call(&self, before: &[&str], behind: &[&str]) -> Done {
+        self.docker.call(&[before, &[&self.name], behind].concat())
+    }
+
+    /// Executes a shell script in it.
+    pub fn exec(&self, script: &str) -> Done {
+        self.call(&["exec"], &["sh", "-c", script])
+    }
+
+    /// What it wrote to its standard output.
+    pub fn logs(&self) -> String {
+        self.call(&["logs"], &[]).ok().text()
+    }
+
+    /// Waits until it has written this.
+    pub fn await_log(&self, wanted: &str) {
+        let found = eventually(PATIENCE, || self.logs().contains(wanted).then_some(()));
+        assert!(found.is_some(), "{wanted:?} is not in {:?}", self.logs());
+    }
+
+    /// A part of what `inspect` tells, as a template names it.
+    pub fn inspect(&self, part: &str) -> String {
+        self.call(&["inspect", "--format", &format!("{{{{{part}}}}}")], &[]).ok().text()
+    }
+
+    /// Waits until a part of what `inspect` tells is this.
+    pub fn await_state(&self, part: &str, wanted: &str) {
+        let found = eventually(PATIENCE, || (self.inspect(part) == wanted).then_some(()));
+        assert!(found.is_some(), "{part} is {}, not {wanted}", self.inspect(part));
+    }
+}
+
+impl Drop for DockerContainer<'_> {
+    fn drop(&mut self) {
+        let done = self.call(&["rm", "--force", "--volumes"], &[]);
+        assert!(thread::panicking() || done.code == 0, "rm --force: {done:?}");
+    }
+}

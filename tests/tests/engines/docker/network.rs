@@ -1,0 +1,86 @@
+//! Networks that Docker makes.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use vmrt_tests::{PATIENCE, eventually};
+
+use super::Docker;
+use crate::Test;
+
+pub const TESTS: &[Test] = &[
+    ("the_gateway_answers", the_gateway_answers),
+    ("a_published_port_is_reached_from_the_host", a_published_port_is_reached_from_the_host),
+    ("containers_find_each_other_by_name", containers_find_each_other_by_name),
+    ("none_is_none_and_the_hosts_is_refused", none_is_none_and_the_hosts_is_refused),
+];
+
+/// Serves a page.
+const SERVER: &str = "echo served >/index.html; exec httpd -f -p 80 -h /";
+
+/// A query for the address of `server` over TCP: its length, a header, the name, type and class.
+const QUERY: &str = r"\000\030\022\064\001\000\000\001\000\000\000\000\000\000\006server\000\000\001\000\001";
+
+/// What the server at this address answers, once it does.
+pub fn page(address: &str) -> String {
+    let page = eventually(PATIENCE, || {
+        let mut stream = TcpStream::connect(address).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).ok()?;
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).ok().filter(|length| *length > 0)?;
+        text.rsplit("\r\n\r\n").next().map(str::to_string)
+    });
+    page.unwrap_or_else(|| panic!("{address} does not answer"))
+}
+
+fn the_gateway_answers() {
+    let docker = Docker::new();
+    let script = "gateway=$(ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p'); ping -c 1 -w 20 $gateway && \
+        echo name=$(hostname) $(hostname -i)";
+    let done = docker.script(&["--hostname", "named"], script).ok();
+    assert!(done.text().contains("1 packets received"), "{done:?}");
+    assert!(done.value("name").starts_with("named 172."), "{done:?}");
+}
+
+fn a_published_port_is_reached_from_the_host() {
+    let docker = Docker::new();
+    let container = docker.detached(&["--publish", "8080:80"], SERVER);
+    assert_eq!(page("127.0.0.1:8080"), "served\n");
+    assert_eq!(page(&format!("{}:8080", container.inspect(".NetworkSettings.Gateway"))), "served\n");
+    assert_eq!(page(&format!("{}:80", container.inspect(".NetworkSettings.IPAddress"))), "served\n");
+}
+
+/// A container with Docker's name server has all ports to itself nevertheless.
+fn containers_find_each_other_by_name() {
+    let docker = Docker::new();
+    docker.call(&["network", "create", "vmrt-test"]).ok();
+    {
+        let server = docker.detached(&["--network", "vmrt-test", "--network-alias", "server"], SERVER);
+        let script = format!(
+            "nslookup server >/answer || cat /answer; address=$(sed -n 's/^Address: //p' /answer | tail -n 1); \
+             echo address=$address; echo page=$(wget -q -O - http://$address/); \
+             echo stream=$(printf '{QUERY}' | nc -w 20 127.0.0.11 53 | tail -c 4 | od -A n -t u1); \
+             for i in 1 2 3 4 5 6 7 8; do nslookup server >/many$i & done; wait; echo many=$(grep -l $address /many* | wc -l); \
+             timeout 2 nc -l -p 53; echo port=$?; nslookup nothing.invalid | grep -c 127.0.0.11:53"
+        );
+        let client = docker.script(&["--network", "vmrt-test"], &script);
+        let address = server.inspect("range .NetworkSettings.Networks}}{{.IPAddress}}{{end");
+        assert_eq!((client.value("address"), client.value("page")), (address.clone(), "served".into()), "{client:?}");
+        let octets: Vec<_> = client.value("stream").split_whitespace().map(str::to_string).collect();
+        assert_eq!((octets.join("."), client.value("many")), (address, "8".into()), "{client:?}");
+        assert_eq!(client.value("port"), "143", "nobody else has port 53: {client:?}");
+        // The server itself looks the client's address up the same way after dockerd was started again.
+        docker.restart(|| ());
+        assert!(server.exec("nslookup server").ok().text().contains("Name:"));
+    }
+    docker.call(&["network", "rm", "vmrt-test"]).ok();
+}
+
+fn none_is_none_and_the_hosts_is_refused() {
+    let docker = Docker::new();
+    assert_eq!(docker.script(&["--network", "none"], "ls /sys/class/net").ok().text(), "lo");
+    let done = docker.script(&["--network", "host"], "true");
+    assert_eq!(done.code, 125);
+    assert!(done.message().contains("the host's network is refused"), "{done:?}");
+}

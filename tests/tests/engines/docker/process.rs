@@ -1,0 +1,33 @@
+//! What a container's process is and may do.
+
+use std::fs;
+
+use super::Docker;
+use crate::Test;
+
+pub const TESTS: &[Test] = &[("it_is_who_it_shall_be_and_may_no_more", it_is_who_it_shall_be_and_may_no_more)];
+
+const PROFILE: &str = r#"{"defaultAction": "SCMP_ACT_ALLOW",
+    "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}]}"#;
+
+fn it_is_who_it_shall_be_and_may_no_more() {
+    let docker = Docker::new();
+    let print = "echo id=$(id -u):$(id -g); echo filter=$(grep Seccomp: /proc/self/status); \
+        echo bounding=$(grep CapBnd /proc/self/status); mkdir /tmp/new && echo made=yes";
+    let done = docker.script(&["--user", "1000:1001", "--cap-drop", "ALL", "--tmpfs", "/tmp:mode=1777"], print).ok();
+    assert_eq!((done.value("id"), done.value("made")), ("1000:1001".into(), "yes".into()));
+    assert!(done.value("filter").ends_with('2'), "Docker's own filter is on: {done:?}");
+    assert!(done.value("bounding").ends_with(&"0".repeat(16)), "{done:?}");
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let profile = folder.path().join("profile.json");
+    fs::write(&profile, PROFILE).expect("a profile");
+    let option = format!("seccomp={}", profile.display());
+    let done = docker.script(&["--security-opt", &option, "--cap-drop", "KILL"], print);
+    assert!(done.message().contains("Operation not permitted") && !done.text().contains("made=yes"), "{done:?}");
+    let bounding = done.value("bounding");
+    let bounding = bounding.split_whitespace().last().expect("a number");
+    let bounding = u64::from_str_radix(bounding, 16).expect("a number");
+    // CAP_CHOWN is one of Docker's own choice, CAP_KILL (5) was dropped, CAP_SYS_ADMIN (21) was never given.
+    assert_eq!(bounding & (1 | 1 << 5 | 1 << 21), 1, "{done:?}");
+}
