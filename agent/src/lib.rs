@@ -6,6 +6,8 @@
 //! connection: each is a vsock connection of its own, made by the agent to the host port that [`Stdio`] names, and
 //! carries raw bytes.
 
+use std::net::Ipv4Addr;
+
 pub mod frame;
 mod message;
 #[cfg(feature = "netlink")]
@@ -26,6 +28,9 @@ pub const SHARES_TAG: &str = "vmrt";
 
 /// Where the guest mounts that device; a share named `web/rootfs` is the directory `web/rootfs` below it.
 pub const SHARES_DIR: &str = "/run/vmrt/shares";
+
+/// Where Docker's name server listens, at port 53, in the network namespace of a sandbox.
+pub const NAME_SERVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
 
 /// Where the guest has special files: see [`SpecialFile`].
 pub const SPECIAL_DIR: &str = "/run/vmrt/special";

@@ -127,6 +127,9 @@ pub struct CreateContainer {
     /// Sources of its bind mounts that are in no share.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub special_files: Vec<AttachedFile>,
+    /// The host port that leads to the name server at [`crate::NAME_SERVER`], if the container is told to ask that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name_server: Option<u32>,
 }
 
 /// A further process in a container.
@@ -394,6 +397,7 @@ mod tests {
             seccomp: None,
             interfaces: Vec::new(),
             special_files: Vec::new(),
+            name_server: None,
         };
         let call = Call { id: 3, request: Request::Create(Box::new(create)) };
         let mut bytes = crate::frame::encode(&call).unwrap();

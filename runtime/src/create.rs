@@ -25,6 +25,7 @@ use crate::host_process::{HostProcess, boot_id};
 use crate::id::ContainerId;
 use crate::limits::Limits;
 use crate::log::Log;
+use crate::name_server;
 use crate::network::{self, Connected, Namespace, NetworkRecord};
 use crate::network_namespace::{self, NetworkNamespace};
 use crate::rights::send_pidfd;
@@ -136,7 +137,9 @@ pub(crate) fn create(context: &mut Context, order: Order) -> Result<Created, Err
     let ended = |error: RequestError, vmm: &mut Vmm| explain(error.about(&program), vmm, &locked.dir);
     configure(&mut connection, sandbox).map_err(|error| ended(error, &mut vmm))?;
     let interfaces = connect_network(&vmm, &mut record, &locked, &mut undo)?;
-    let setup = Setup { files, bundle, seccomp, stdio: &stdio, interfaces, timeout: config.start_timeout };
+    let name_server = name_server::is_asked(&order.bundle.spec);
+    let timeout = config.start_timeout;
+    let setup = Setup { files, bundle, seccomp, stdio: &stdio, interfaces, name_server, timeout };
     set_up(&mut connection, &order.id, setup).map_err(|error| ended(error, &mut vmm))?;
     context.timeline.reached("container created");
 
@@ -279,6 +282,7 @@ struct Setup<'a> {
     seccomp: Option<SeccompFilter>,
     stdio: &'a Stdio,
     interfaces: Vec<Connected>,
+    name_server: bool,
     timeout: Duration,
 }
 
@@ -302,6 +306,7 @@ fn set_up(connection: &mut Connection, id: &ContainerId, setup: Setup) -> Result
         seccomp: setup.seccomp,
         interfaces,
         special_files: setup.files.special,
+        name_server: setup.name_server,
     }));
     let sockets = setup.files.sockets.iter().map(AsFd::as_fd).collect();
     let fds = [setup.stdio.fds(), taps, sockets].concat();

@@ -21,6 +21,7 @@ mod host_process;
 mod id;
 mod limits;
 mod log;
+mod name_server;
 mod network;
 mod network_namespace;
 mod resources;

@@ -73,6 +73,9 @@ pub struct NewContainer {
     /// Sources of its bind mounts that are in no share.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub special_files: Vec<SpecialFile>,
+    /// It asks the name server at [`agent::NAME_SERVER`] in the VMM's network namespace.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub name_server: bool,
 }
 
 impl NewContainer {

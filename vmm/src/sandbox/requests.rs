@@ -88,8 +88,10 @@ impl Sandbox {
         };
         timeline::mark("container asked for");
         let special_files = self.attach_files(&process, new.special_files, sockets);
+        let name_server = new.name_server.then(|| self.attach_name_server(&process));
         let NewContainer { container, spec, bundle, seccomp, .. } = new;
-        let create = CreateContainer { container, spec, bundle, stdio, seccomp, interfaces, special_files };
+        let create =
+            CreateContainer { container, spec, bundle, stdio, seccomp, interfaces, special_files, name_server };
         self.ask(agent::Request::Create(Box::new(create)), step, Purpose::Make(caller, process));
         None
     }

@@ -1,12 +1,13 @@
-//! Unix sockets of the host that containers may connect to: each is a port of the vsock device, on which every connection
-//! of the guest is led to one of its own to the host's socket.
+//! Sockets of the host that containers may connect to: each is a port of the vsock device, on which every connection of the
+//! guest is led to one of its own to the host's socket.
 
 use std::io;
+use std::net::SocketAddrV4;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 
 use agent::{AttachedFile, ProcessId, SpecialFile, SpecialKind};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, UnixAddr, connect, socket};
 
 use super::Sandbox;
 
@@ -29,14 +30,32 @@ impl Sandbox {
         self.processes.lend_ports(process, attached.iter().filter_map(|file| file.port));
         attached
     }
+
+    /// Opens a port that leads to the name server of the VMM's network namespace, until the container is gone whose first
+    /// process is `process`.
+    pub(super) fn attach_name_server(&mut self, process: &ProcessId) -> u32 {
+        let port = self.ports.serve(Box::new(connect_to_name_server));
+        self.processes.lend_ports(process, [port].into_iter());
+        port
+    }
 }
 
+const FLAGS: SockFlag = SockFlag::SOCK_CLOEXEC.union(SockFlag::SOCK_NONBLOCK);
+
 /// Connects without waiting for a server whose queue is full: that counts as refused.
-fn connect_to(place: &OwnedFd) -> io::Result<UnixStream> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let stream = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+fn connect_to(place: &OwnedFd) -> io::Result<OwnedFd> {
+    let stream = socket(AddressFamily::Unix, SockType::Stream, FLAGS, None)?;
     connect(stream.as_raw_fd(), &UnixAddr::new(format!("/proc/self/fd/{}", place.as_raw_fd()).as_str())?)?;
-    Ok(stream.into())
+    Ok(stream)
+}
+
+/// Connects by TCP. Who refuses it closes the connection a moment later.
+fn connect_to_name_server() -> io::Result<OwnedFd> {
+    let stream = socket(AddressFamily::Inet, SockType::Stream, FLAGS, None)?;
+    match connect(stream.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(agent::NAME_SERVER, 53))) {
+        Ok(()) | Err(Errno::EINPROGRESS) => Ok(stream),
+        Err(error) => Err(error.into()),
+    }
 }
 
 #[cfg(test)]

@@ -31,6 +31,7 @@ fn create_request(container: &str) -> Request {
         seccomp: None,
         interfaces: Vec::new(),
         special_files: Vec::new(),
+        name_server: false,
     }))
 }
 

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -35,14 +34,14 @@ impl Bridge {
     }
 
     /// To a socket of this connection's own.
-    fn to_socket(socket: UnixStream) -> io::Result<Self> {
-        let sink = socket.try_clone()?.into();
-        Ok(Self { source: Some(socket.into()), sink: Some(sink), own_socket: true })
+    fn to_socket(socket: OwnedFd) -> io::Result<Self> {
+        let sink = socket.try_clone()?;
+        Ok(Self { source: Some(socket), sink: Some(sink), own_socket: true })
     }
 }
 
 /// Makes the host's end of each connection to a service. Called in the event loop, so it must not block.
-pub type Connect = Box<dyn Fn() -> io::Result<UnixStream> + Send>;
+pub type Connect = Box<dyn Fn() -> io::Result<OwnedFd> + Send>;
 
 /// A port that takes any number of connections one after another, and a bounded one at a time.
 struct Service {

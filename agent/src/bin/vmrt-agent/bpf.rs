@@ -1,4 +1,4 @@
-//! BPF programs that decide about the use of devices: instructions, and handing a program to the kernel.
+//! BPF programs that decide about what the processes of a cgroup do: instructions, and handing a program to the kernel.
 
 use std::ffi::c_int;
 use std::mem::size_of;
@@ -28,6 +28,11 @@ impl Instruction {
     /// Loads 32 bits from memory at a register.
     pub(crate) const fn load(to: u8, from: u8, offset: i16) -> Self {
         Self::new(libc::BPF_LDX | libc::BPF_MEM | libc::BPF_W, to, from, offset, 0)
+    }
+
+    /// Stores 32 bits of a register in memory at another.
+    pub(crate) const fn store(to: u8, offset: i16, from: u8) -> Self {
+        Self::new(BPF_STX | libc::BPF_MEM | libc::BPF_W, to, from, offset, 0)
     }
 
     /// Copies a register.
@@ -71,6 +76,33 @@ const BPF_ALU64: u32 = 0x07;
 const BPF_MOV: u32 = 0xb0;
 const BPF_JNE: u32 = 0x50;
 const BPF_EXIT: u32 = 0x90;
+const BPF_STX: u32 = 0x03;
+
+/// What a program decides about: the kernel's `BPF_PROG_TYPE_*` and `BPF_CGROUP_*`, and `BPF_F_*` of the attachment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Hook {
+    program: u32,
+    attachment: u32,
+    flags: u32,
+}
+
+impl Hook {
+    /// Every use of a device.
+    pub(crate) const DEVICE: Self = Self { program: 15, attachment: 6, flags: 0 };
+    /// The address a socket is connected to.
+    pub(crate) const CONNECT4: Self = Self::address(10);
+    /// The address a datagram is sent to.
+    pub(crate) const SENDMSG4: Self = Self::address(14);
+    /// The address a datagram is said to come from.
+    pub(crate) const RECVMSG4: Self = Self::address(19);
+    /// The address a socket is said to be connected to.
+    pub(crate) const GETPEERNAME4: Self = Self::address(29);
+
+    /// Cgroups below may have programs of their own.
+    const fn address(attachment: u32) -> Self {
+        Self { program: 18, attachment, flags: 2 }
+    }
+}
 
 /// What `bpf(2)` is told to load a program: the beginning of the kernel's `union bpf_attr`.
 #[repr(C)]
@@ -79,7 +111,10 @@ struct LoadProgram {
     instruction_count: u32,
     instructions: u64,
     license: u64,
-    reserved: [u64; 3],
+    /// Of the verifier's log, the kernel's version, and the program's flags and name: none.
+    reserved: [u64; 5],
+    interface: u32,
+    attachment: u32,
 }
 
 /// What `bpf(2)` is told to attach one.
@@ -91,18 +126,18 @@ struct AttachProgram {
     flags: u32,
 }
 
-/// Lets `program` decide about every use of a device by the processes of `cgroup`.
-pub(crate) fn attach_device_program(program: &[Instruction], cgroup: BorrowedFd<'_>) -> Result<()> {
+/// Lets `program` decide for the processes of `cgroup`.
+pub(crate) fn attach(hook: Hook, program: &[Instruction], cgroup: BorrowedFd<'_>) -> Result<()> {
     const LOAD: c_int = 5;
     const ATTACH: c_int = 8;
-    const PROGRAM_CGROUP_DEVICE: u32 = 15;
-    const ATTACH_CGROUP_DEVICE: u32 = 6;
     let load = LoadProgram {
-        kind: PROGRAM_CGROUP_DEVICE,
+        kind: hook.program,
         instruction_count: u32::try_from(program.len()).map_err(|_| Errno::TOOBIG)?,
         instructions: program.as_ptr().addr() as u64,
         license: c"Apache-2.0".as_ptr().addr() as u64,
-        reserved: [0; 3],
+        reserved: [0; 5],
+        interface: 0,
+        attachment: hook.attachment,
     };
     // SAFETY: `load` is a valid attribute of the length given; program and license outlive the call.
     let loaded = check(unsafe { libc::syscall(libc::SYS_bpf, LOAD, &raw const load, size_of::<LoadProgram>()) })?;
@@ -111,8 +146,8 @@ pub(crate) fn attach_device_program(program: &[Instruction], cgroup: BorrowedFd<
     let attach = AttachProgram {
         target: number(cgroup.as_raw_fd())?,
         program: number(loaded.as_raw_fd())?,
-        kind: ATTACH_CGROUP_DEVICE,
-        flags: 0,
+        kind: hook.attachment,
+        flags: hook.flags,
     };
     // SAFETY: `attach` is a valid attribute of the length given; it names two descriptors that are open.
     check(unsafe { libc::syscall(libc::SYS_bpf, ATTACH, &raw const attach, size_of::<AttachProgram>()) })?;

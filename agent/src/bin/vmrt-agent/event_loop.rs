@@ -15,6 +15,7 @@ use crate::cpus::Cpus;
 use crate::error::Error;
 use crate::log::{self, Level};
 use crate::machine::FileSystems;
+use crate::name_server::Question;
 use crate::processes::Process;
 use crate::streams::{CHUNK, Pump};
 use crate::sys;
@@ -53,6 +54,10 @@ pub(crate) enum Source {
     Frozen,
     /// Somebody connects to this special file.
     Listener(u32),
+    /// Somebody asks this name server.
+    Questions(u32),
+    /// The answer to this question comes.
+    Answer(u32),
 }
 
 impl Source {
@@ -65,6 +70,8 @@ impl Source {
             Self::Memory(pid) => (4, pid),
             Self::Frozen => (5, 0),
             Self::Listener(id) => (6, id),
+            Self::Questions(id) => (7, id),
+            Self::Answer(id) => (8, id),
         };
         EventData::new_u64(kind << 32 | u64::from(id))
     }
@@ -80,6 +87,8 @@ impl Source {
             4 => Some(Self::Memory(id)),
             5 => Some(Self::Frozen),
             6 => Some(Self::Listener(id)),
+            7 => Some(Self::Questions(id)),
+            8 => Some(Self::Answer(id)),
             _ => None,
         }
     }
@@ -107,6 +116,8 @@ pub(crate) struct Agent {
     pub(crate) processes: BTreeMap<i32, Process>,
     pub(crate) streams: BTreeMap<u32, Stream>,
     pub(crate) next_stream: u32,
+    /// Questions to name servers that wait for their answers.
+    pub(crate) questions: BTreeMap<u32, Question>,
     /// Streams that have more to move without a further event.
     pub(crate) eager: Vec<u32>,
     pub(crate) chunk: Vec<u8>,
@@ -131,6 +142,7 @@ impl Agent {
             processes: BTreeMap::new(),
             streams: BTreeMap::new(),
             next_stream: 0,
+            questions: BTreeMap::new(),
             eager: Vec::new(),
             chunk: vec![0; CHUNK],
             cpus: Cpus::First,
@@ -179,6 +191,14 @@ impl Agent {
                 self.accept(id);
                 Ok(())
             }
+            Some(Source::Questions(id)) => {
+                self.take_questions(id);
+                Ok(())
+            }
+            Some(Source::Answer(id)) => {
+                self.take_answer(id);
+                Ok(())
+            }
             // All who wait for it are looked after behind every event.
             Some(Source::Frozen) | None => Ok(()),
         }
@@ -200,6 +220,13 @@ impl Agent {
             self.files = Some(FileSystems::mount()?);
         }
         Ok(())
+    }
+
+    /// An id that no stream, listener or question has.
+    pub(crate) fn take_stream_id(&mut self) -> u32 {
+        let id = self.next_stream;
+        self.next_stream = self.next_stream.wrapping_add(1);
+        id
     }
 
     /// Lets events of `fd` come from `source`.
@@ -242,6 +269,8 @@ mod tests {
             Source::Memory(1),
             Source::Frozen,
             Source::Listener(3),
+            Source::Questions(4),
+            Source::Answer(5),
         ] {
             assert_eq!(Source::from_data(source.data()), Some(source));
         }

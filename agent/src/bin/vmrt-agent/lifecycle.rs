@@ -211,8 +211,7 @@ impl Agent {
 
     /// Takes on a stream of a process.
     pub(crate) fn add_stream(&mut self, pump: Pump, pid: i32) -> Result<u32, Error> {
-        let id = self.next_stream;
-        self.next_stream = self.next_stream.wrapping_add(1);
+        let id = self.take_stream_id();
         let source = Source::Stream(id);
         self.watch(pump.from(), source, EventFlags::IN | EventFlags::ET)?;
         self.watch(pump.to(), source, EventFlags::OUT | EventFlags::ET)?;

@@ -15,6 +15,7 @@ mod event_loop;
 mod lifecycle;
 mod log;
 mod machine;
+mod name_server;
 mod network;
 mod processes;
 mod requests;

@@ -37,8 +37,17 @@ pub(crate) fn give(
         let step = format!("move network interface {} into the container", interface.name);
         move_device(&mut guests, *slot, &interface.name, pid).map_err(at(step))?;
     }
+    inside(guest, process, || set_up_all(guest, interfaces))
+}
+
+/// Does something in the network namespace of `process`.
+pub(crate) fn inside<T>(
+    guest: Guest<'_>,
+    process: BorrowedFd<'_>,
+    work: impl FnOnce() -> Result<T, Error>,
+) -> Result<T, Error> {
     enter(process).map_err(Error::at("join the container's network namespace"))?;
-    let result = set_up_all(guest, interfaces);
+    let result = work();
     enter(guest.agent).map_err(Error::at("return to the guest's network namespace"))?;
     result
 }

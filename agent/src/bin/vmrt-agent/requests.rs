@@ -78,7 +78,7 @@ impl Agent {
         };
         let pid = spawned.pid;
         let given = self.give_interfaces(&spawned, &create.interfaces);
-        let container = Container {
+        let mut container = Container {
             namespaces: plan.namespaces,
             init: Some(pid),
             cgroup,
@@ -86,14 +86,20 @@ impl Agent {
             seccomp: plan.seccomp,
             affinity: plan.process.exec_affinity.clone(),
             special,
+            name_server: None,
         };
         let watched = container.cgroup.memory_events().map_or(Ok(()), |events| {
             self.watch(events, Source::Memory(pid.cast_unsigned()), EventFlags::PRI | EventFlags::ET)
         });
+        let name_server = create.name_server.map_or(Ok(None), |port| {
+            let cgroup = container.cgroup.directory();
+            self.make_name_server(spawned.pidfd.as_fd(), cgroup, port).map(Some)
+        });
+        let served = name_server.map(|server| container.name_server = server);
         self.containers.insert(id.clone(), container);
         let name = ProcessId { container: id.clone(), exec: None };
         self.adopt(call, name, spawned, host, &plan.process);
-        if let Err(error) = watched.and(given) {
+        if let Err(error) = watched.and(served).and(given) {
             self.give_up(pid, error);
         }
         Ok(Answer::Later)
@@ -212,7 +218,7 @@ impl Agent {
         Ok(Answer::Now(Response::Done))
     }
 
-    fn guest(&self) -> Result<Guest<'_>, Error> {
+    pub(crate) fn guest(&self) -> Result<Guest<'_>, Error> {
         Ok(Guest { proc: self.files()?.proc(), agent: self.myself.as_fd() })
     }
 

@@ -33,7 +33,7 @@ pub(crate) struct SpecialFiles {
 }
 
 /// A socket of the guest that leads to the host.
-struct Listener {
+pub(crate) struct Listener {
     id: u32,
     port: u32,
     socket: OwnedFd,
@@ -76,9 +76,8 @@ impl Agent {
         Ok(made)
     }
 
-    fn add_listener(&mut self, socket: OwnedFd, port: u32) -> Result<Listener, Error> {
-        let id = self.next_stream;
-        self.next_stream = self.next_stream.wrapping_add(1);
+    pub(crate) fn add_listener(&mut self, socket: OwnedFd, port: u32) -> Result<Listener, Error> {
+        let id = self.take_stream_id();
         self.watch(socket.as_fd(), Source::Listener(id), EventFlags::IN | EventFlags::ET)?;
         Ok(Listener { id, port, socket })
     }
@@ -86,7 +85,10 @@ impl Agent {
     /// Takes the connections that wait at a socket, and leads each to the host.
     pub(crate) fn accept(&mut self, id: u32) {
         loop {
-            let mut listeners = self.containers.values().flat_map(|container| &container.special.listeners);
+            let mut listeners = self.containers.values().flat_map(|container| {
+                let name_server = container.name_server.as_ref().map(|server| &server.listener);
+                container.special.listeners.iter().chain(name_server)
+            });
             let Some(listener) = listeners.find(|listener| listener.id == id) else { return };
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let near = match rustix::net::accept_with(&listener.socket, flags) {

@@ -37,6 +37,7 @@ use crate::container::process::ProcessPlan;
 use crate::container::report::Channel;
 use crate::container::seccomp::Filter;
 use crate::error::Error;
+use crate::name_server::NameServer;
 use crate::special::SpecialFiles;
 use crate::sys::{self, Cloned};
 
@@ -56,6 +57,8 @@ pub(crate) struct Container {
     pub(crate) affinity: Option<Affinity>,
     /// Its special files.
     pub(crate) special: SpecialFiles,
+    /// What stands in it for a name server of the host.
+    pub(crate) name_server: Option<NameServer>,
 }
 
 /// A change of a container's cgroup that the kernel completes by itself.

@@ -162,6 +162,7 @@ mod tests {
             seccomp: None,
             interfaces,
             special_files: Vec::new(),
+            name_server: None,
         }
     }
 

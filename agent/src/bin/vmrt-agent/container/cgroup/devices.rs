@@ -7,7 +7,7 @@ use std::os::fd::BorrowedFd;
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 
-use crate::bpf::{self, Instruction};
+use crate::bpf::{self, Hook, Instruction};
 use crate::error::Error;
 
 /// Kinds of access, as the kernel numbers them (`BPF_DEVCG_ACC_*`).
@@ -95,7 +95,7 @@ impl DeviceRules {
         if self.allow_everything() {
             return Ok(());
         }
-        bpf::attach_device_program(&self.program(), directory)
+        bpf::attach(Hook::DEVICE, &self.program(), directory)
             .map_err(Error::at("limit the devices of the container's cgroup"))
     }
 
