@@ -56,6 +56,7 @@ run: build
 	@tests/host/example $(rootfs_builder)
 
 test: build
+	@.ci/deps tests
 	@echo "test: unit tests" >&2
 	@cargo test --locked --workspace --features agent/agent
 	@echo "test: the test host" >&2
