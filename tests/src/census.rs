@@ -3,6 +3,9 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
+
+use crate::eventually;
 
 /// Everything a runtime could leave behind, one line each.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -20,6 +23,21 @@ impl Census {
         walk(Path::new("/sys/fs/cgroup"), "cgroup", true, &mut found);
         walk(Path::new("/run"), "file", false, &mut found);
         Self(found)
+    }
+
+    /// Panics unless the machine is within `patience` as it was at this census, but for lines that `is_expected`.
+    ///
+    /// # Panics
+    ///
+    /// As said.
+    pub fn assert_restored(&self, patience: Duration, is_expected: impl Fn(&str) -> bool) {
+        let mut added = Vec::new();
+        let clean = eventually(patience, || {
+            added = Self::take().added_since(self);
+            added.retain(|line| !is_expected(line));
+            added.is_empty().then_some(())
+        });
+        assert!(clean.is_some(), "left behind: {added:#?}");
     }
 
     /// What is there now and was not before.

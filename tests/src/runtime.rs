@@ -255,12 +255,7 @@ impl Runtime {
     ///
     /// As said.
     pub fn assert_clean(&self) {
-        let mut added = Vec::new();
-        let clean = eventually(std::time::Duration::from_secs(10), || {
-            added = Census::take().added_since(&self.before);
-            added.is_empty().then_some(())
-        });
-        assert!(clean.is_some(), "left behind: {added:#?}");
+        self.before.assert_restored(std::time::Duration::from_secs(10), |_| false);
     }
 }
 

@@ -2,15 +2,14 @@
 
 use std::process::Command;
 use std::sync::OnceLock;
-use std::time::Duration;
 
 use tempfile::TempDir;
 use vmrt_tests::census::Census;
-use vmrt_tests::eventually;
 use vmrt_tests::runtime::{Done, Running, new_id};
 
 use crate::Test;
 use crate::daemons::{IMAGE, pack_rootfs, runtime_path};
+use crate::docker::CLEAN_PATIENCE;
 use crate::docker::network::page;
 
 pub const TESTS: &[Test] = &[
@@ -55,22 +54,13 @@ impl Podman {
     }
 }
 
-fn assert_clean(before: &Census) {
-    let mut added = Vec::new();
-    let clean = eventually(Duration::from_secs(20), || {
-        added = Census::take().added_since(before);
-        added.is_empty().then_some(())
-    });
-    assert!(clean.is_some(), "left behind: {added:#?}");
-}
-
 fn streams_and_status_are_the_containers() {
     let podman = podman();
     let before = Census::take();
     let mut command = podman.command(&["run", "--rm", "--interactive", IMAGE, "sh", "-c", "cat; echo err >&2; exit 7"]);
     let done = Running::start(&mut command, Some(b"typed\n".to_vec())).end();
     assert_eq!((done.code, done.text(), done.message()), (7, "typed".into(), "err".into()));
-    assert_clean(&before);
+    before.assert_restored(CLEAN_PATIENCE, |_| false);
 }
 
 fn a_container_is_run_looked_into_and_stopped() {
@@ -87,5 +77,5 @@ fn a_container_is_run_looked_into_and_stopped() {
     let state = podman.call(&["inspect", "--format", "{{.State.Status}} {{.State.ExitCode}}", &name]).ok().text();
     assert_eq!(state, "exited 9");
     podman.call(&["rm", &name]).ok();
-    assert_clean(&before);
+    before.assert_restored(CLEAN_PATIENCE, |_| false);
 }

@@ -18,7 +18,7 @@ use vmrt_tests::{PATIENCE, eventually};
 use crate::daemons::{Daemons, IMAGE, daemons};
 
 /// How long it may take after the last container until the machine is as it was before.
-const CLEAN_PATIENCE: Duration = Duration::from_secs(20);
+pub const CLEAN_PATIENCE: Duration = Duration::from_secs(20);
 
 /// What dockerd has of its own: one that was started again is another process with other sockets, and it removes the files
 /// of network namespaces a minute after their containers.
@@ -76,13 +76,7 @@ impl Drop for Docker {
         if thread::panicking() {
             return;
         }
-        let mut added = Vec::new();
-        let clean = eventually(CLEAN_PATIENCE, || {
-            added = Census::take().added_since(&self.before);
-            added.retain(|line| !DOCKERS_OWN.iter().any(|own| line.contains(own)));
-            added.is_empty().then_some(())
-        });
-        assert!(clean.is_some(), "left behind: {added:#?}");
+        self.before.assert_restored(CLEAN_PATIENCE, |line| DOCKERS_OWN.iter().any(|own| line.contains(own)));
     }
 }
 
