@@ -1,6 +1,5 @@
 //! The control connection to the VMM.
 
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use agent::frame::{self, FrameError};
@@ -21,7 +20,7 @@ const CONNECT_LIMIT: i64 = 60;
 pub(crate) enum ConnectionError {
     /// The VMM does not accept the connection.
     #[error("connect to the VMM")]
-    Connect(#[source] io::Error),
+    Connect(#[source] Errno),
     /// The VMM sent what is no request, or more than a frame may hold.
     #[error("receive a request")]
     Frame(#[from] FrameError),
@@ -41,7 +40,7 @@ pub(crate) struct Connection {
 }
 
 /// A stream to `port` of the host, which does not block once it is connected.
-pub(crate) fn connect(port: u32) -> io::Result<OwnedFd> {
+pub(crate) fn connect(port: u32) -> rustix::io::Result<OwnedFd> {
     let socket = socket_with(AddressFamily::VSOCK, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     sys::connect_vsock(&socket, &VsockAddr::new(VMADDR_CID_HOST, port), CONNECT_LIMIT)?;
     rustix::io::ioctl_fionbio(&socket, true)?;

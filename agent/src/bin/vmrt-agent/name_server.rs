@@ -5,6 +5,7 @@
 //! container's cgroup let its processes see the one where they look for the other. To the host everything goes as DNS over
 //! TCP (RFC 7766): connections as they are, and each datagram by a connection of its own.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddrV4;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -15,6 +16,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 use crate::bpf::{self, Hook, Instruction};
 use crate::connection;
+use crate::container::Container;
 use crate::error::Error;
 use crate::event_loop::{self, Agent, Source};
 use crate::network;
@@ -41,7 +43,8 @@ pub(crate) struct NameServer {
 pub(crate) struct Question {
     server: u32,
     client: SocketAddrV4,
-    query: Vec<u8>,
+    /// How long an answer it takes, in bytes.
+    room: usize,
     stream: OwnedFd,
     /// What came back so far: two bytes of length, and so much of the answer.
     answer: Vec<u8>,
@@ -71,8 +74,7 @@ impl Agent {
     /// Takes the questions that wait at a name server's socket, and sends each to the host.
     pub(crate) fn take_questions(&mut self, id: u32) {
         loop {
-            let servers = self.containers.values().filter_map(|container| container.name_server.as_ref());
-            let Some(server) = servers.into_iter().find(|server| server.id == id) else { return };
+            let Some(server) = find(&self.containers, id) else { return };
             let (count, client) =
                 match rustix::net::recvfrom(&server.datagrams, &mut self.chunk[..], RecvFlags::empty()) {
                     Ok((count, _, client)) => (count, client.and_then(|client| SocketAddrV4::try_from(client).ok())),
@@ -82,25 +84,24 @@ impl Agent {
                 };
             let (port, query) = (server.port, self.chunk[..count].to_vec());
             if let Some(client) = client {
-                event_loop::warn(self.pass_question(id, port, client, query));
+                event_loop::warn(self.pass_question(id, port, client, &query));
             }
         }
     }
 
     /// A question that cannot be passed on is not answered: who asked will ask again.
-    fn pass_question(&mut self, server: u32, port: u32, client: SocketAddrV4, query: Vec<u8>) -> Result<(), Error> {
+    fn pass_question(&mut self, server: u32, port: u32, client: SocketAddrV4, query: &[u8]) -> Result<(), Error> {
         if self.questions.len() >= MAX_QUESTIONS {
             return Err(Error::at("pass on a question to the name server")(Errno::MFILE));
         }
         let Ok(length) = u16::try_from(query.len()) else { return Ok(()) };
-        let to_errno = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
-        let stream = connection::connect(port).map_err(to_errno).map_err(Error::at("connect to the name server"))?;
+        let stream = connection::connect(port).map_err(Error::at("connect to the name server"))?;
         // A new connection takes more than a datagram holds.
-        let question = [&length.to_be_bytes(), query.as_slice()].concat();
+        let question = [&length.to_be_bytes(), query].concat();
         rustix::io::write(&stream, &question).map_err(Error::at("ask the name server"))?;
         let id = self.take_stream_id();
         self.watch(stream.as_fd(), Source::Answer(id), EventFlags::IN)?;
-        self.questions.insert(id, Question { server, client, query, stream, answer: Vec::new() });
+        self.questions.insert(id, Question { server, client, room: room(query), stream, answer: Vec::new() });
         Ok(())
     }
 
@@ -119,15 +120,17 @@ impl Agent {
         if !ended && whole.is_none() {
             return;
         }
-        let servers = self.containers.values().filter_map(|container| container.name_server.as_ref());
-        let server = servers.into_iter().find(|server| server.id == question.server);
-        if let (Some(answer), Some(server)) = (whole, server) {
-            let answer = fit(&question.query, answer);
+        if let (Some(answer), Some(server)) = (whole, find(&self.containers, question.server)) {
+            let answer = fit(question.room, answer);
             // Who asked may be gone.
             let _ = rustix::net::sendto(&server.datagrams, &answer, SendFlags::empty(), &question.client);
         }
         self.questions.remove(&id);
     }
+}
+
+fn find(containers: &BTreeMap<String, Container>, id: u32) -> Option<&NameServer> {
+    containers.values().filter_map(|container| container.name_server.as_ref()).find(|server| server.id == id)
 }
 
 struct Sockets {
@@ -192,10 +195,10 @@ const HEADER: usize = 12;
 
 /// The answer as a datagram. Where it is larger than who asked takes, it says so: the question with the bits that mean
 /// "response" and "truncated", on which it is asked again by a connection.
-fn fit(query: &[u8], answer: &[u8]) -> Vec<u8> {
+fn fit(room: usize, answer: &[u8]) -> Vec<u8> {
     const RESPONSE: u8 = 0x80;
     const TRUNCATED: u8 = 0x02;
-    if answer.len() <= room(query) {
+    if answer.len() <= room {
         return answer.to_vec();
     }
     let mut short = answer[..question_end(answer).unwrap_or(HEADER)].to_vec();
@@ -273,13 +276,13 @@ mod tests {
         let mut answer = query.clone();
         answer[2..12].copy_from_slice(&[0x81, 0x80, 0, 1, 0, 70, 0, 0, 0, 1]);
         answer.resize(1232, 7);
-        assert_eq!(fit(&query, &answer), answer);
+        assert_eq!(fit(room(&query), &answer), answer);
         answer.push(7);
         let mut expected = query[..query.len() - OPT.len()].to_vec();
         expected[2..12].copy_from_slice(&[0x83, 0x80, 0, 1, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(fit(&query, &answer), expected);
+        assert_eq!(fit(room(&query), &answer), expected);
         // An answer that is no message at all.
-        let short = fit(&query, &[0xff; 2000]);
+        let short = fit(room(&query), &[0xff; 2000]);
         assert_eq!((short.len(), &short[4..]), (HEADER, &[0; 8][..]));
     }
 

@@ -96,8 +96,7 @@ pub(crate) fn make_stdio(stdio: &Stdio, null: &OwnedFd) -> Result<(ChildStdio, H
 }
 
 fn connect(port: u32) -> Result<OwnedFd, Error> {
-    let connected = connection::connect(port).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO));
-    connected.map_err(Error::at(format!("connect a stream to host port {port}")))
+    connection::connect(port).map_err(Error::at(format!("connect a stream to host port {port}")))
 }
 
 impl HostStdio {

@@ -111,8 +111,7 @@ impl Agent {
         if self.streams.values().filter(|stream| stream.pid == NOBODY).count() >= 2 * MAX_CONNECTIONS {
             return Err(Error::at(step())(Errno::MFILE));
         }
-        let far = connection::connect(port).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO));
-        let far = far.map_err(Error::at(step()))?;
+        let far = connection::connect(port).map_err(Error::at(step()))?;
         let (near_writer, far_writer) = (duplicate(&near)?, duplicate(&far)?);
         self.add_stream(Pump::new(near, far_writer), NOBODY)?;
         self.add_stream(Pump::new(far, near_writer), NOBODY).map(drop)
