@@ -12,6 +12,7 @@ pub mod process;
 pub mod sandbox;
 pub mod serial;
 pub mod timeline;
+pub mod victim;
 pub mod virtio;
 pub mod vsock;
 

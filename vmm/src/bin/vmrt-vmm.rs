@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
 use vmm::process::{Options, ProcessError, USAGE};
+use vmm::victim;
 
 /// Exit status of a VMM that could not make its sandbox.
 const NO_SANDBOX: u8 = 1;
@@ -19,7 +20,18 @@ fn start() -> Result<(Options, UnixStream), ProcessError> {
     Ok((options, control))
 }
 
+/// What has to be said is read by the VMM.
+fn be_a_victim() -> ExitCode {
+    if let Err(error) = victim::run() {
+        println!("{}", vmm::chain(&error));
+    }
+    NO_SANDBOX.into()
+}
+
 fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == victim::ARGUMENT) {
+        return be_a_victim();
+    }
     vmm::timeline::mark("VMM runs");
     let (options, control) = match start() {
         Ok(started) => started,

@@ -13,7 +13,7 @@ use super::clients::Caller;
 use super::{GUEST_DIED, Sandbox, failure};
 use crate::control::Reply;
 
-/// How long other processes may hold up the end of the sandbox: their ends, and their output. A reader of theirs that
+/// How long other processes may hold up the end of the sandbox: their ends, their output, and a death that the host counts. A reader of theirs that
 /// does not read must not keep it alive; the main process's own output is waited for without limit, as it would be if
 /// the process had blocked in `write`.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
@@ -92,7 +92,7 @@ impl Sandbox {
     /// Takes the next step, if it is time for it.
     pub(super) fn advance_end(&mut self, now: Instant) {
         if let Ending::Draining { code, deadline } = self.ending
-            && (now >= deadline || !self.processes.is_draining())
+            && (now >= deadline || !(self.processes.is_draining() || self.mirror.is_busy()))
         {
             self.bid_farewell(code, &main_ended());
         }

@@ -56,6 +56,9 @@ impl Sandbox {
         if self.processes.status(&super::init_of(container)).is_none() {
             return;
         }
+        if container == self.main.container {
+            self.mirror_death();
+        }
         let (waiters, count) = self.out_of_memory.happened(container);
         for waiter in waiters {
             self.clients.answer(waiter, Ok(Reply::OutOfMemory(count)));

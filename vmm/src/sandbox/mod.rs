@@ -21,6 +21,7 @@ mod events;
 mod guest;
 mod launch;
 mod memory;
+mod mirror;
 mod network;
 mod processes;
 mod requests;
@@ -29,6 +30,7 @@ mod sockets;
 #[cfg(test)]
 mod tests;
 
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -50,6 +52,7 @@ use clients::{Caller, Clients, FIRST_TOKEN};
 use ending::Ending;
 use guest::Guest;
 use memory::OutOfMemory;
+use mirror::Mirror;
 use processes::Processes;
 
 pub use clients::listen;
@@ -66,6 +69,7 @@ const TIMER: u32 = 2;
 const SIGNALS: u32 = 3;
 const MACHINE: u32 = 4;
 const DRAINED: u32 = 5;
+const MIRROR: u32 = 6;
 
 /// What a sandbox's controller is made of.
 #[derive(Debug)]
@@ -86,6 +90,8 @@ pub struct Parts {
     pub slots: Slots,
     /// Id of the container whose end is the sandbox's.
     pub main_container: String,
+    /// The program that is killed on the host for what is killed in the guest, see [`crate::victim`].
+    pub victim: OsString,
 }
 
 /// What a call to the agent was made for.
@@ -111,6 +117,7 @@ pub struct Sandbox {
     clients: Clients,
     processes: Processes,
     out_of_memory: OutOfMemory,
+    mirror: Mirror,
     listener: UnixListener,
     signals: Signals,
     machine: ExitReceiver,
@@ -144,6 +151,7 @@ impl Sandbox {
             clients: Clients::new(parts.client, &parts.listener),
             processes: Processes::default(),
             out_of_memory: OutOfMemory::default(),
+            mirror: Mirror::new(parts.victim),
             listener: parts.listener,
             signals: parts.signals,
             machine: parts.machine,
@@ -187,6 +195,7 @@ impl Sandbox {
             }
         }
         self.watch_guest(ops);
+        self.watch_victim(ops);
         self.advance_end(Instant::now());
         self.arm_timer();
     }
@@ -255,6 +264,7 @@ impl MutEventSubscriber for Sandbox {
             SIGNALS => self.forward_signals(),
             MACHINE => self.hear_machine(),
             DRAINED => drop(self.ports.drained().read()),
+            MIRROR => self.bury_victim(Some(ops)),
             client => self.serve(client, events.event_set()),
         }
         self.settle(ops);

@@ -19,6 +19,17 @@ fn the_end_of_the_main_process_is_the_end_of_the_sandbox() {
 }
 
 #[test]
+fn the_host_counts_a_death_for_want_of_memory_before_the_end() {
+    let (mut bench, _output) = Bench::running();
+    let died = bench.directory.path().join("died");
+    bench.say(&FromAgent::Event(Event::OutOfMemory { container: "nobody".into() }));
+    bench.say(&FromAgent::Event(Event::OutOfMemory { container: "main".into() }));
+    bench.ended(None, ExitStatus::Signaled(9));
+    assert_eq!(bench.exit_status(), 137);
+    assert_eq!(std::fs::read_to_string(died).unwrap(), format!("{}\n", crate::victim::ARGUMENT));
+}
+
+#[test]
 fn output_is_handed_over_before_the_end_is_told() {
     let mut bench = Bench::new();
     bench.greet();

@@ -7,7 +7,7 @@ mod events;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::thread::JoinHandleExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
@@ -55,6 +55,7 @@ impl Bench {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let listener = listen(&directory.path().join("control.sock")).unwrap();
+        let victim = victim_in(directory.path());
         let (client, theirs) = UnixStream::pair().unwrap();
         let (machine, exit) = exit::channel().unwrap();
         let (ports, stop) = (Ports::new().unwrap(), Arc::new(AtomicBool::new(false)));
@@ -70,6 +71,7 @@ impl Bench {
                 shares: SharesHandle::new(),
                 slots: Slots::default(),
                 main_container: "main".into(),
+                victim,
             };
             let (sandbox, outcome) = Sandbox::new(parts).unwrap();
             let mut event_loop = EventLoop::new().unwrap();
@@ -191,6 +193,15 @@ impl Drop for Bench {
         let panicked = self.thread.take().is_some_and(|thread| thread.join().is_err());
         assert!(!panicked || std::thread::panicking(), "the event loop panicked");
     }
+}
+
+/// A program in place of the one that is killed for want of memory: it takes its time and leaves its arguments in a file.
+fn victim_in(directory: &Path) -> OsString {
+    let program = directory.join("victim");
+    std::fs::write(&program, format!("#!/bin/sh\nsleep 0.2\necho \"$@\" >{}\n", directory.join("died").display()))
+        .unwrap();
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    program.into()
 }
 
 /// The reading end of a process's output.
