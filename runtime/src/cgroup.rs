@@ -255,7 +255,7 @@ fn set_cpuset(dir: &Path, limits: &Limits) -> Result<(), CgroupError> {
 }
 
 /// v1's shares (2 to 262144) as v2's weight (1 to 10000), by the conversion every OCI runtime uses.
-fn weight(shares: u64) -> u64 {
+pub(crate) fn weight(shares: u64) -> u64 {
     1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
 }
 

@@ -48,7 +48,7 @@ pub(crate) struct Global {
     /// Configuration to read in place of /etc/vmrt/config.toml
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Refused: vmrt manages cgroups itself
+    /// Have systemd make the container's cgroup on the host: linux.cgroupsPath is `slice:prefix:name` then
     #[arg(long)]
     pub(crate) systemd_cgroup: bool,
     /// `true` is refused: the cgroup and /dev/kvm need root

@@ -15,6 +15,8 @@ pub(crate) struct Context {
     pub(crate) store: Store,
     pub(crate) log: Rc<Log>,
     pub(crate) timeline: Timeline,
+    /// Whether systemd makes the cgroups of containers.
+    pub(crate) systemd_cgroup: bool,
     config: Option<PathBuf>,
 }
 
@@ -26,6 +28,7 @@ impl Context {
             store: Store::new(root),
             log: Rc::new(Log::new(global.log.as_deref(), global.log_format, global.debug)?),
             timeline: Timeline::new(begin),
+            systemd_cgroup: global.systemd_cgroup,
             config: global.config.clone(),
         })
     }

@@ -36,6 +36,7 @@ use crate::signals::Signals;
 use crate::sizing::Size;
 use crate::state::{Locked, Phase, Record, remove_dir};
 use crate::stdio::{Stdio, Wanted, console_size};
+use crate::systemd::Scope;
 use crate::timestamp;
 use crate::undo::Undo;
 
@@ -115,17 +116,17 @@ pub(crate) fn create(context: &mut Context, order: Order) -> Result<Created, Err
     context.timeline.reached("bundle checked");
 
     // Written before there is a cgroup and a VMM, so that both are found should this process be killed.
-    let path = cgroup_path(&order);
+    let scope = context.systemd_cgroup.then(|| Scope::named(cgroups_path(&order), &order.id)).transpose()?;
+    let path = scope.as_ref().map_or_else(|| cgroup_path(&order), Scope::cgroup);
     let mut record = record(&order, Cgroup::plan(&path)?, size, network_record)?;
+    record.scope = scope;
     locked.write(&record)?;
     push_poststop(&mut undo, &record, &context.log);
-    let cgroup = record.cgroup.clone();
-    undo.push(move || drop(cgroup.remove()));
-    Cgroup::create(&path, &Limits::of(&order.bundle.spec, size))?;
+    push_cgroup(&mut undo, &record);
     let mut vmm = spawn(context, &config, &locked, &stdio, network, &mut undo)?;
     record.vmm = vmm.process;
     locked.write(&record)?;
-    record.cgroup.add(vmm.process.pid)?;
+    enter_cgroup(&record, &path, &Limits::of(&order.bundle.spec, size))?;
     context.log.debug(&format!("{} runs as process {}", config.vmm.display(), vmm.process.pid));
     context.timeline.reached("VMM spawned");
     hooks::run_creating(&record)?;
@@ -173,9 +174,29 @@ fn open_stdio(order: &Order) -> Result<Stdio, Error> {
     })?)
 }
 
+fn cgroups_path(order: &Order) -> Option<&Path> {
+    order.bundle.spec.linux().as_ref()?.cgroups_path().as_deref().filter(|path| !path.as_os_str().is_empty())
+}
+
 fn cgroup_path(order: &Order) -> PathBuf {
-    let configured = order.bundle.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone());
-    configured.filter(|path| !path.as_os_str().is_empty()).unwrap_or_else(|| Cgroup::default_path(&order.id))
+    cgroups_path(order).map_or_else(|| Cgroup::default_path(&order.id), Path::to_owned)
+}
+
+fn push_cgroup(undo: &mut Undo, record: &Record) {
+    let (cgroup, scope) = (record.cgroup.clone(), record.scope.clone());
+    undo.push(move || {
+        let _ = scope.map(|scope| scope.stop());
+        drop(cgroup.remove());
+    });
+}
+
+/// Makes the cgroup at `path`, or has systemd make it, and puts the VMM there, which does nothing yet.
+fn enter_cgroup(record: &Record, path: &Path, limits: &Limits) -> Result<(), Error> {
+    if let Some(scope) = &record.scope {
+        scope.start(record.vmm.pid, limits)?;
+    }
+    Cgroup::create(path, limits)?;
+    Ok(record.cgroup.add(record.vmm.pid)?)
 }
 
 fn spawn(
@@ -248,6 +269,7 @@ fn record(order: &Order, cgroup: Cgroup, machine: Size, network: NetworkRecord) 
         created: timestamp::nanoseconds(SystemTime::now()),
         annotations: order.bundle.spec.annotations().clone().unwrap_or_default(),
         cgroup,
+        scope: None,
         machine,
         resources: None,
         hooks: order.bundle.spec.hooks().clone(),

@@ -25,6 +25,7 @@ use crate::signals::SignalError;
 use crate::sizing::SizeError;
 use crate::state::StateError;
 use crate::stdio::StdioError;
+use crate::systemd::SystemdError;
 
 /// Why a command failed.
 #[derive(Debug, Error)]
@@ -57,6 +58,8 @@ pub(crate) enum Error {
     State(#[from] StateError),
     #[error("limit the VMM's cgroup")]
     Cgroup(#[from] CgroupError),
+    #[error(transparent)]
+    Systemd(#[from] SystemdError),
     #[error("a cgroup is left")]
     Leftover(#[source] CgroupError),
     #[error(transparent)]

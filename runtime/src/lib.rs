@@ -34,6 +34,7 @@ mod sizing;
 mod special;
 mod state;
 mod stdio;
+mod systemd;
 mod terminal;
 mod timeline;
 mod timestamp;

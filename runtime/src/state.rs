@@ -21,6 +21,7 @@ use crate::host_process::{HostProcess, boot_id};
 use crate::id::ContainerId;
 use crate::network::NetworkRecord;
 use crate::sizing::Size;
+use crate::systemd::Scope;
 
 /// Version of the runtime specification that states are told in.
 pub(crate) const OCI_VERSION: &str = "1.0.2";
@@ -85,6 +86,9 @@ pub(crate) struct Record {
     #[serde(default)]
     pub(crate) annotations: HashMap<String, String>,
     pub(crate) cgroup: Cgroup,
+    /// The unit that the cgroup belongs to, where systemd made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) scope: Option<Scope>,
     /// The size its machine has for all of its life.
     pub(crate) machine: Size,
     /// Limits that replaced those of the bundle's specification.
@@ -302,6 +306,7 @@ fn damaged(id: &ContainerId, dir: &Path) -> Record {
         created: dir.metadata().and_then(|m| m.modified()).map(crate::timestamp::nanoseconds).unwrap_or_default(),
         annotations: HashMap::new(),
         cgroup: Cgroup::plan(&Cgroup::default_path(id)).unwrap_or_default(),
+        scope: None,
         machine: Size::NONE,
         resources: None,
         hooks: None,

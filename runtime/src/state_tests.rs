@@ -22,6 +22,7 @@ fn record() -> Record {
         rootfs: "/b/rootfs".into(),
         created: "then".into(),
         annotations: HashMap::new(),
+        scope: None,
         cgroup: Cgroup::default(),
         machine: Size::NONE,
         resources: None,

@@ -14,6 +14,7 @@ use crate::log::Log;
 use crate::network::{self, Namespace};
 use crate::sandbox::{SandboxError, listener};
 use crate::state::{Found, Locked, Phase, Record, StateError};
+use crate::systemd::Scope;
 
 pub(crate) fn run(context: &Context, args: &DeleteArgs) -> Result<u8, Error> {
     let id: ContainerId = args.id.parse()?;
@@ -61,11 +62,13 @@ pub(crate) fn finish(record: &Record, locked: Locked, log: &Log) -> Result<(), E
     if record.of_this_boot() {
         kill(record.vmm)?;
     }
+    let stopped = record.scope.as_ref().filter(|_| record.of_this_boot()).map_or(Ok(()), Scope::stop);
     let mut left = record.cgroup.remove().into_iter();
     let disconnected = leave_network(record);
     locked.remove()?;
     hooks::run_all(Turn::Poststop, record, log);
     disconnected?;
+    stopped?;
     left.next().map_or(Ok(()), |error| Err(Error::Leftover(error)))
 }
 

@@ -127,7 +127,7 @@ fn features() -> Features {
         linux: Linux {
             namespaces: &NAMESPACES,
             capabilities: &CAPABILITIES,
-            cgroup: Cgroup { v1: true, v2: true, systemd: false, systemd_user: false, rdma: false },
+            cgroup: Cgroup { v1: true, v2: true, systemd: true, systemd_user: false, rdma: false },
             seccomp: SECCOMP,
             apparmor: Enabled { enabled: false },
             selinux: Enabled { enabled: false },
@@ -157,7 +157,7 @@ mod tests {
         let linux = read.linux().as_ref().unwrap();
         assert_eq!(linux.namespaces().as_ref().unwrap().len(), NAMESPACES.len());
         assert_eq!(linux.seccomp().as_ref().unwrap().archs().as_ref().unwrap().len(), 3);
-        assert_eq!(linux.cgroup().as_ref().unwrap().systemd(), &Some(false));
+        assert_eq!(linux.cgroup().as_ref().unwrap().systemd(), &Some(true));
     }
 
     #[test]

@@ -51,8 +51,6 @@ pub(crate) fn run(context: &mut Context, command: Command) -> Result<u8, Error> 
 
 /// Refuses global options that cannot be honoured.
 pub(crate) fn check_global(global: &Global) -> Result<(), Error> {
-    let reason = "is refused: vmrt manages cgroups itself, without systemd";
-    refuse_if(global.systemd_cgroup, "--systemd-cgroup", reason)?;
     let reason = "is refused: cgroups and /dev/kvm need root";
     refuse_if(global.rootless == "true", "--rootless=true", reason)
 }

@@ -140,8 +140,11 @@ fn apply(context: &Context, id: &ContainerId, record: &Record, spec: &Spec) -> R
     let mut client = control(&context.store.dir(id)).map_err(RequestError::from)?;
     let request = Request::Update { container: id.to_string(), resources: Box::new(resources) };
     client.call(&request, &[], Some(UPDATE_DEADLINE)).map_err(RequestError::from)?;
-    record.cgroup.update(&Limits::of(spec, record.machine))?;
-    Ok(())
+    let limits = Limits::of(spec, record.machine);
+    if let Some(scope) = &record.scope {
+        scope.set(&limits)?;
+    }
+    Ok(record.cgroup.update(&limits)?)
 }
 
 #[cfg(test)]

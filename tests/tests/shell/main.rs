@@ -18,4 +18,5 @@ mod process;
 mod resources;
 mod seccomp;
 mod stdio;
+mod systemd;
 mod terminal;
