@@ -67,6 +67,7 @@ posix: build
 	@tests/posix/run
 
 bench: build
+	@.ci/deps tests
 	@tests/bench/run $(BENCH)
 
 lint:

@@ -6,6 +6,7 @@
 
 pub mod bundle;
 pub mod census;
+pub mod daemons;
 pub mod runtime;
 pub mod terminal;
 

@@ -5,6 +5,7 @@
 //! arguments as PID 1 of a QEMU guest. See `tests/bench/run` for how it is started.
 
 mod chart;
+mod docker;
 mod exec;
 mod filesystem;
 mod memory;
@@ -143,7 +144,9 @@ fn main() -> ExitCode {
 fn run(settings: &Settings) -> Result<(), BenchError> {
     let mut report = Report::new(settings.host.clone());
     let mut outcome = Ok(());
-    for measure in [start::measure, exec::measure, memory::measure, filesystem::measure] {
+    // Docker comes last: it takes the process to namespaces of its own.
+    let parts = [start::measure, exec::measure, memory::measure, filesystem::measure, docker::measure];
+    for measure in parts {
         outcome = measure(settings, &mut report);
         report.write(&settings.out)?;
         chart::draw(&report, &settings.out.join("bench.svg"))?;

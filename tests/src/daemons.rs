@@ -1,0 +1,200 @@
+//! containerd and dockerd, with everything of theirs in directories of their own.
+
+use std::fs::{self, File};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use crate::runtime::{Done, Running, program, wait};
+use crate::{PATIENCE, eventually};
+
+/// The image, made of the busybox bundle.
+pub const IMAGE: &str = "busybox";
+
+/// What the engines' networks need of the kernel, where it is not there already.
+const MODULES: [&str; 9] = [
+    "bridge",
+    "veth",
+    "nf_tables",
+    "nft_compat",
+    "nft_chain_nat",
+    "xt_MASQUERADE",
+    "xt_conntrack",
+    "xt_addrtype",
+    "br_netfilter",
+];
+
+/// The daemons, running.
+#[derive(Debug)]
+pub struct Daemons {
+    /// Images and containers: on a file system that overlayfs can be on.
+    storage: TempDir,
+    /// Sockets and state.
+    run: TempDir,
+    containerd: Mutex<Child>,
+    dockerd: Mutex<Child>,
+}
+
+/// Gives this process, and so its engines, network and mounts of its own: bridges, packet filters and mounts end with it.
+///
+/// # Panics
+/// The host does not let it.
+pub fn isolate() {
+    let loaded = Command::new("modprobe").arg("--all").args(MODULES).status();
+    assert!(loaded.expect("modprobe starts").success(), "the kernel's modules were loaded");
+    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("namespaces of our own");
+    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(None::<&str>, "/", None::<&str>, private, None::<&str>).expect("mounts of our own");
+    let up = Command::new("ip").args(["link", "set", "lo", "up"]).status();
+    assert!(up.expect("ip starts").success(), "the loopback is up");
+    fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("packets are forwarded");
+}
+
+/// The path of the runtime under test: engines want one.
+///
+/// # Panics
+/// There is none.
+#[must_use]
+pub fn runtime_path() -> String {
+    let found = Command::new("sh").args(["-c", "command -v \"$0\"", &program()]).output().expect("sh starts");
+    String::from_utf8(found.stdout).expect("a path").trim().to_string()
+}
+
+/// Packs a root file system.
+///
+/// # Panics
+/// It cannot be packed.
+pub fn pack_rootfs(rootfs: &Path, archive: &Path) {
+    let mut tar = Command::new("tar");
+    tar.arg("--create").arg("--file").arg(archive).arg("--directory").arg(rootfs).arg(".");
+    assert!(tar.status().expect("tar starts").success(), "the root file system was packed");
+}
+
+impl Daemons {
+    /// Starts them, and makes [`IMAGE`] of a root file system.
+    ///
+    /// # Panics
+    /// They do not start.
+    #[must_use]
+    pub fn start(rootfs: &Path) -> Self {
+        let storage = tempfile::tempdir().expect("a directory for images");
+        let run = tempfile::Builder::new().prefix("engines").tempdir_in("/run").expect("a directory for sockets");
+        let containerd = Mutex::new(containerd(storage.path(), run.path()));
+        let dockerd = Mutex::new(dockerd(storage.path(), run.path()));
+        let daemons = Self { storage, run, containerd, dockerd };
+        daemons.make_image(rootfs);
+        daemons
+    }
+
+    /// Stops them.
+    pub fn stop(&self) {
+        end(&mut self.dockerd.lock().unwrap_or_else(PoisonError::into_inner));
+        end(&mut self.containerd.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// And runs it once: engines make some of their directories when they need them first.
+    fn make_image(&self, rootfs: &Path) {
+        let archive = self.storage.path().join("rootfs.tar");
+        pack_rootfs(rootfs, &archive);
+        let archive = archive.to_str().expect("a path");
+        self.docker(&["import", archive, IMAGE]).ok();
+        self.docker(&["run", "--rm", "--runtime", "vmrt", IMAGE, "true"]).ok();
+    }
+
+    /// A directory that lasts as long as the daemons.
+    pub fn storage(&self) -> &Path {
+        self.storage.path()
+    }
+
+    /// A command line of Docker's client.
+    pub fn docker_command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("docker");
+        command.arg("--host").arg(format!("unix://{}", self.socket("docker").display())).args(arguments);
+        command.env("DOCKER_CONFIG", self.storage.path());
+        command
+    }
+
+    /// Runs a command line of Docker's client to its end.
+    pub fn docker(&self, arguments: &[&str]) -> Done {
+        Running::start(&mut self.docker_command(arguments), None).end()
+    }
+
+    /// Runs a command line of containerd's client to its end.
+    pub fn ctr(&self, arguments: &[&str]) -> Done {
+        let mut command = Command::new("ctr");
+        command.arg("--address").arg(self.socket("containerd")).args(arguments);
+        Running::start(&mut command, None).end()
+    }
+
+    /// Ends dockerd, which leaves its containers alone, and starts another one.
+    ///
+    /// # Panics
+    /// It does not end, or does not start.
+    pub fn restart_dockerd(&self, meanwhile: impl FnOnce()) {
+        let mut child = self.dockerd.lock().expect("no test failed here");
+        end(&mut child);
+        meanwhile();
+        *child = dockerd(self.storage.path(), self.run.path());
+    }
+
+    fn socket(&self, name: &str) -> PathBuf {
+        socket(self.run.path(), name)
+    }
+}
+
+fn socket(run: &Path, name: &str) -> PathBuf {
+    run.join(name).with_extension("sock")
+}
+
+fn containerd(storage: &Path, run: &Path) -> Child {
+    let socket = socket(run, "containerd");
+    let mut command = daemon("containerd", storage);
+    command.arg("--root").arg(storage.join("containerd")).arg("--state").arg(run.join("containerd"));
+    command.arg("--address").arg(&socket);
+    started(&mut command, &socket)
+}
+
+fn dockerd(storage: &Path, run: &Path) -> Child {
+    let socket = socket(run, "docker");
+    let mut command = daemon("dockerd", storage);
+    command.arg("--host").arg(format!("unix://{}", socket.display()));
+    command.arg("--containerd").arg(self::socket(run, "containerd"));
+    command.arg("--data-root").arg(storage.join("docker")).arg("--exec-root").arg(run.join("docker"));
+    command.arg("--pidfile").arg(run.join("docker.pid")).arg("--add-runtime").arg(format!("vmrt={}", runtime_path()));
+    command.args(["--live-restore", "--storage-driver", "overlay2"]);
+    started(&mut command, &socket)
+}
+
+/// A daemon that does not outlive the tests, and writes what it says to a file.
+fn daemon(name: &str, storage: &Path) -> Command {
+    let log = File::options().create(true).append(true).open(storage.join(name).with_extension("log"));
+    let log = log.expect("a file for the daemon's messages");
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", name]);
+    command.stdin(Stdio::null()).stdout(log.try_clone().expect("a descriptor")).stderr(log);
+    command
+}
+
+fn started(command: &mut Command, socket: &Path) -> Child {
+    let mut child = command.spawn().expect("the daemon starts");
+    let answers = eventually(PATIENCE, || {
+        let ended = child.try_wait().expect("a child was waited for");
+        assert!(ended.is_none(), "{command:?} ended: {ended:?}");
+        UnixStream::connect(socket).ok()
+    });
+    assert!(answers.is_some(), "{command:?} does not listen on {}", socket.display());
+    child
+}
+
+fn end(daemon: &mut Child) {
+    let pid = Pid::from_raw(i32::try_from(daemon.id()).expect("a pid"));
+    kill(pid, Signal::SIGTERM).expect("the daemon runs");
+    wait(daemon);
+}
