@@ -81,7 +81,7 @@ const MOUNT_OPTIONS: [&str; 59] = [
     "shared", "silent", "slave", "strictatime", "suid", "symfollow", "sync", "tmpcopyup", "unbindable",
 ];
 
-const NAMESPACES: [&str; 7] = ["cgroup", "ipc", "mount", "network", "pid", "time", "uts"];
+const NAMESPACES: [&str; 8] = ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"];
 
 #[rustfmt::skip]
 const CAPABILITIES: [&str; 41] = [

@@ -1,6 +1,7 @@
 //! The namespaces a container has, and those it joins.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::{Child, Command};
 
@@ -132,4 +133,59 @@ fn an_exec_runs_on_the_cpus_asked_for() {
     assert_eq!(list(container.exec(&["grep", "Cpus_allowed_list", "/proc/self/status"]).ok().text()), "1");
     let first = || Some(list(fs::read_to_string(bundle.file("first")).ok()?)).filter(|list| !list.is_empty());
     assert_ne!(eventually(PATIENCE, first).as_deref(), Some("1"), "the first process is not bound");
+}
+
+fn mapped(bundle: Bundle) -> Bundle {
+    let rootfs = bundle.path().join("rootfs");
+    let given = Command::new("chown").args(["-R", "100000:200000"]).arg(rootfs).status();
+    assert!(given.expect("chown runs").success(), "the root file system is the mapped root's");
+    let map = |host| json!([{"containerID": 0, "hostID": host, "size": 65_536}]);
+    bundle
+        .with("/linux/namespaces/-", json!({"type": "user"}))
+        .with("/linux/uidMappings", map(100_000))
+        .with("/linux/gidMappings", map(200_000))
+}
+
+#[test]
+fn a_user_namespace_has_the_users_asked_for() {
+    let runtime = Runtime::new();
+    let script = "echo gone >/dev/null && echo out >/dev/stdout && mkdir /mnt && mount -t tmpfs none /mnt && hostname other && \
+        touch /made && exec sleep 1000";
+    let bundle = mapped(Bundle::script(script).all_powerful()).with("/hostname", json!("mapped"));
+    let container = runtime.started(&bundle);
+    assert!(
+        eventually(PATIENCE, || bundle.path().join("rootfs/made").exists().then_some(())).is_some(),
+        "{}",
+        container.status()
+    );
+    let done = container.script(
+        "echo id=$(id -u); echo map=$(cat /proc/1/uid_map); echo made=$(stat -c %u:%g /made); echo name=$(hostname); \
+        echo null=$(stat -c %t:%T /dev/null); grep -c ' /mnt tmpfs' /proc/1/mounts; echo out >/dev/stdout",
+    );
+    let done = done.ok();
+    assert_eq!(done.value("id"), "0");
+    assert_eq!(done.value("map").split_whitespace().collect::<Vec<_>>(), ["0", "100000", "65536"]);
+    assert_eq!(
+        (done.value("made"), done.value("name"), done.value("null")),
+        ("0:0".into(), "other".into(), "1:3".into())
+    );
+    assert!(done.text().ends_with("1\nout"), "{done:?}");
+    let made = fs::metadata(bundle.path().join("rootfs/made")).unwrap();
+    assert_eq!((made.uid(), made.gid()), (100_000, 200_000), "the host sees the mapped user");
+    let user =
+        runtime.call(&["exec", "--user", "7:8", &container.id, "sh", "-c", "id -u; id -g; echo out >/dev/stdout"]);
+    assert_eq!(user.ok().text(), "7\n8\nout");
+}
+
+#[test]
+fn a_user_namespace_and_its_mappings_go_together() {
+    let runtime = Runtime::new();
+    let without = Bundle::busybox(["true"]).with("/linux/namespaces/-", json!({"type": "user"}));
+    assert!(runtime.run(&without).message().contains("uid"), "no mappings");
+    let map = json!([{"containerID": 0, "hostID": 100_000, "size": 10}]);
+    let alone = Bundle::busybox(["true"]).with("/linux/uidMappings", map.clone()).with("/linux/gidMappings", map);
+    let done = runtime.run(&alone);
+    assert!(done.code == 1 && done.message().contains("user namespace"), "{done:?}");
+    let outside = mapped(Bundle::busybox(["true"])).with("/process/user/uid", json!(70_000));
+    assert_eq!(runtime.run(&outside).code, 1);
 }

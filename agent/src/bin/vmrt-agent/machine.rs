@@ -119,6 +119,21 @@ impl FileSystems {
     }
 }
 
+/// Mounts `/proc` and `/sys`, if they are not: the kernel lets a user namespace mount its own only where it sees one already.
+pub(crate) fn show_kernel_files() -> Result<(), Error> {
+    for (kind, path, content) in [("proc", "/proc", "/proc/self"), ("sysfs", "/sys", "/sys/kernel")] {
+        if rustix::fs::lstat(content).is_ok() {
+            continue;
+        }
+        make_directory(path)?;
+        let mount =
+            new_file_system(kind, None, MountAttrFlags::empty()).map_err(Error::at(format!("make a {kind}")))?;
+        move_mount(&mount, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+            .map_err(Error::on("mount on", path))?;
+    }
+    Ok(())
+}
+
 /// Without this the kernel makes the fallback device of every tunnel driver in every new network namespace.
 fn keep_tunnels_out(proc: BorrowedFd<'_>) -> Result<(), Error> {
     match write_in(proc, "sys/net/core/fb_tunnels_only_for_init_net", b"1") {

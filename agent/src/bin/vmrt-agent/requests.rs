@@ -11,6 +11,8 @@ use rustix::process::{Pid, Signal};
 
 use crate::connection::ConnectionError;
 use crate::container::cgroup::Cgroup;
+use crate::container::devices::Nodes;
+use crate::container::init::ChildStdio;
 use crate::container::plan::ContainerPlan;
 use crate::container::process::ProcessPlan;
 use crate::container::{self, Container, Guest, Spawned, terminal};
@@ -67,6 +69,7 @@ impl Agent {
         self.mount_files()?;
         let special = self.make_special(id, &create.special_files)?;
         let (child, host) = processes::make_stdio(&create.stdio, &self.null)?;
+        let nodes = equip_users(&plan, &child)?;
         let cgroup = Cgroup::make(self.files()?.cgroups(), &plan.cgroup, &plan.settings)?;
         let spawned = match container::spawn_init(self.guest()?, &plan, &cgroup, &child) {
             Ok(spawned) => spawned,
@@ -77,7 +80,7 @@ impl Agent {
             }
         };
         let pid = spawned.pid;
-        let given = self.give_interfaces(&spawned, &create.interfaces);
+        let given = self.equip(&spawned, &plan, &create.interfaces);
         let mut container = Container {
             namespaces: plan.namespaces,
             init: Some(pid),
@@ -87,6 +90,8 @@ impl Agent {
             affinity: plan.process.exec_affinity.clone(),
             special,
             name_server: None,
+            id_maps: plan.id_maps.clone(),
+            _nodes: nodes,
         };
         let watched = container.cgroup.memory_events().map_or(Ok(()), |events| {
             self.watch(events, Source::Memory(pid.cast_unsigned()), EventFlags::PRI | EventFlags::ET)
@@ -105,10 +110,14 @@ impl Agent {
         Ok(Answer::Later)
     }
 
-    /// The new process waits for its interfaces: what comes next may name them, as kernel parameters do.
-    fn give_interfaces(&self, spawned: &Spawned, interfaces: &[AttachedInterface]) -> Result<(), Error> {
-        if interfaces.is_empty() {
+    /// The new process waits for its users, without which it can do nothing, and for its interfaces: what comes next may name
+    /// them, as kernel parameters do.
+    fn equip(&self, spawned: &Spawned, plan: &ContainerPlan, interfaces: &[AttachedInterface]) -> Result<(), Error> {
+        if !plan.awaits_agent {
             return Ok(());
+        }
+        if let Some(maps) = &plan.id_maps {
+            maps.give(self.files()?.proc(), spawned.pid)?;
         }
         network::give(self.guest()?, (spawned.pid, spawned.pidfd.as_fd()), interfaces)?;
         spawned.channel.release().map_err(Error::at("let the new process go on"))
@@ -134,6 +143,9 @@ impl Agent {
             return Err(Error::WrongState { container, state: "being created" });
         }
         let (child, host) = processes::make_stdio(&exec.stdio, &self.null)?;
+        if let Some(maps) = &container.id_maps {
+            child.give(maps.uid(plan.uid)?)?;
+        }
         let init = init.pidfd.as_fd();
         let below = exec.cgroup.as_deref().map(|path| container.cgroup.below(path)).transpose()?;
         let cgroup = below.as_ref().map_or(container.cgroup.directory(), AsFd::as_fd);
@@ -241,6 +253,15 @@ impl Agent {
         let mut processes = self.processes.iter().filter(|(_, process)| process.id == *id && process.status.is_none());
         processes.next().map(|(pid, process)| (*pid, process)).ok_or_else(|| Error::NotFound(name(id)))
     }
+}
+
+/// What only the agent can do for a container with a user namespace: streams and devices that belong to its users, and what it
+/// has to see of the guest.
+fn equip_users(plan: &ContainerPlan, stdio: &ChildStdio) -> Result<Option<Nodes>, Error> {
+    let Some(maps) = &plan.id_maps else { return Ok(None) };
+    machine::show_kernel_files()?;
+    stdio.give(maps.uid(plan.process.uid)?)?;
+    plan.devices.as_deref().map(|devices| Nodes::make(&plan.container, devices, maps)).transpose()
 }
 
 /// A stopped container has no processes any more.

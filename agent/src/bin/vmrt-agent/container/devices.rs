@@ -1,13 +1,15 @@
 //! Device nodes and links in a container's `/dev`.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
-use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Uid};
 use rustix::io::Errno;
 
-use crate::container::paths;
+use crate::container::mounts;
+use crate::container::paths::{self, Missing};
+use crate::container::user::IdMaps;
 use crate::error::Error;
 
 /// A device node to make.
@@ -20,6 +22,9 @@ pub(crate) struct DevicePlan {
     uid: u32,
     gid: u32,
 }
+
+/// Where the agent makes devices that containers cannot make themselves, in a directory for each.
+const NODES: &str = "/dev/containers";
 
 /// The devices that every container has: path and number.
 const DEFAULT: [(&str, u32, u32); 6] = [
@@ -106,11 +111,63 @@ impl DevicePlan {
     }
 }
 
+/// Devices that the agent made for a container with a user namespace, where none can be made: its processes mount them in their
+/// places. Gone when dropped; what is mounted stays.
+#[derive(Debug)]
+pub(crate) struct Nodes(PathBuf);
+
+impl Drop for Nodes {
+    fn drop(&mut self) {
+        // What cannot be removed is in nobody's way until another container has this one's name.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+impl Nodes {
+    /// Makes the devices of a container, for its users.
+    pub(crate) fn make(container: &str, devices: &[DevicePlan], maps: &IdMaps) -> Result<Self, Error> {
+        let directory = Path::new(NODES).join(container);
+        std::fs::create_dir_all(&directory).map_err(|error| {
+            Error::on("make directory", &directory)(Errno::from_io_error(&error).unwrap_or(Errno::IO))
+        })?;
+        let nodes = Self(directory);
+        for (index, device) in devices.iter().enumerate() {
+            let path = nodes.0.join(index.to_string());
+            rustix::fs::mknodat(CWD, &path, device.kind, Mode::from_raw_mode(device.mode), device.number)
+                .map_err(Error::on("make device", &device.path))?;
+            let (uid, gid) = (maps.uid(Uid::from_raw(device.uid))?, maps.gid(Gid::from_raw(device.gid))?);
+            rustix::fs::chown(&path, Some(uid), Some(gid)).map_err(Error::on("set the owner of", &device.path))?;
+        }
+        Ok(nodes)
+    }
+}
+
+/// In the container's first process, as long as the guest's paths are there: opens the devices that [`Nodes::make`] made.
+pub(crate) fn open<'a>(container: &str, devices: &'a [DevicePlan]) -> Result<Vec<(&'a DevicePlan, OwnedFd)>, Error> {
+    let directory = Path::new(NODES).join(container);
+    let open = |(index, device)| Ok((device, mounts::clone_tree(&directory.join(usize::to_string(&index)), false)?));
+    devices.iter().enumerate().map(open).collect()
+}
+
+/// Mounts devices and makes links in `root`.
+pub(crate) fn mount(root: BorrowedFd<'_>, nodes: Vec<(&DevicePlan, OwnedFd)>) -> Result<(), Error> {
+    for (device, tree) in nodes {
+        let place = paths::open_or_make(root, &device.path, Missing::File);
+        let mounted = place.and_then(|place| mounts::attach(tree.as_fd(), place.as_fd()));
+        mounted.map_err(Error::on("mount device", &device.path))?;
+    }
+    make_links(root)
+}
+
 /// Makes devices and links in `root`.
 pub(crate) fn make(root: BorrowedFd<'_>, devices: &[DevicePlan]) -> Result<(), Error> {
     for device in devices {
         device.make(root).map_err(Error::on("make device", &device.path))?;
     }
+    make_links(root)
+}
+
+fn make_links(root: BorrowedFd<'_>) -> Result<(), Error> {
     for (path, target) in LINKS {
         link(root, path, target).map_err(Error::on("make link", path))?;
     }

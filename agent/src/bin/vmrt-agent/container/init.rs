@@ -4,7 +4,8 @@ use std::convert::Infallible;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use agent::TerminalSize;
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags, Uid};
+use rustix::thread::ThreadNameSpaceType;
 
 use crate::container::affinity::Affinity;
 use crate::container::hooks::StartHooks;
@@ -14,7 +15,7 @@ use crate::container::process::ProcessPlan;
 use crate::container::report::{Channel, Report};
 use crate::container::seccomp::Filter;
 use crate::container::terminal::Terminal;
-use crate::container::{devices, mounts, program, rootfs};
+use crate::container::{devices, mounts, program, rootfs, user};
 use crate::error::Error;
 use crate::sys;
 
@@ -24,6 +25,17 @@ pub(crate) enum ChildStdio {
     Streams([OwnedFd; 3]),
     /// A terminal that the process opens in its container.
     Terminal(Option<TerminalSize>),
+}
+
+impl ChildStdio {
+    /// Gives pipes to a user, as only the agent can where the process is in a user namespace.
+    pub(crate) fn give(&self, uid: Uid) -> Result<(), Error> {
+        match self {
+            Self::Streams(streams) => streams.iter().try_for_each(|stream| give_stream(stream.as_fd(), uid)),
+            Self::Terminal(_) => Ok(()),
+        }
+        .map_err(Error::at("hand a standard stream to the user"))
+    }
 }
 
 /// What a new process becomes.
@@ -67,14 +79,14 @@ impl Role<'_> {
         }
     }
 
-    fn awaits_interfaces(&self) -> bool {
-        matches!(self, Role::Init(plan) if plan.awaits_interfaces)
+    fn awaits_agent(&self) -> bool {
+        matches!(self, Role::Init(plan) if plan.awaits_agent)
     }
 }
 
 /// Goes all the way; what fails is reported and ends the process.
 pub(crate) fn run(role: &Role<'_>, stdio: &ChildStdio, channel: &Channel, proc: BorrowedFd<'_>) -> ! {
-    if role.awaits_interfaces() && !channel.wait() {
+    if role.awaits_agent() && !channel.wait() {
         // The agent has given up on this process, and says why itself.
         exit();
     }
@@ -116,7 +128,7 @@ fn prepare(role: &Role<'_>, stdio: &ChildStdio, channel: BorrowedFd<'_>, proc: B
         (ChildStdio::Terminal(_), None) => return Err(Error::invalid("process.terminal", "no terminal was opened")),
     };
     for stream in streams {
-        give_stream(stream, role.process()).map_err(Error::at("hand a standard stream to the user"))?;
+        give_stream(stream, role.process().uid).map_err(Error::at("hand a standard stream to the user"))?;
     }
     let master = terminal.as_ref().map(|terminal| terminal.master.as_fd());
     let kept = sys::keep_only(streams, &[Some(channel), Some(root.as_fd()), master]);
@@ -156,6 +168,9 @@ fn set_up_container(
     stdio: &ChildStdio,
     proc: BorrowedFd<'_>,
 ) -> Result<(OwnedFd, Option<Terminal>), Error> {
+    if plan.id_maps.is_some() {
+        user::become_root()?;
+    }
     plan.namespaces.finish()?;
     if let Some(name) = &plan.hostname {
         rustix::system::sethostname(name.as_bytes()).map_err(Error::at(format!("set host name {name}")))?;
@@ -181,13 +196,17 @@ fn set_up_container(
 fn enter_root(plan: &ContainerPlan) -> Result<OwnedFd, Error> {
     let tree = plan.rootfs.open()?;
     let null = rootfs::null_cover()?;
+    let mapped = plan.devices.as_deref().filter(|_| plan.id_maps.is_some());
+    let nodes = mapped.map(|devices| devices::open(&plan.container, devices)).transpose()?;
     let mounts = plan.mounts.iter().map(mounts::MountPlan::open).collect::<Result<Vec<_>, _>>()?;
     let root = plan.rootfs.enter(&tree)?;
     for mount in mounts {
         mount.mount(root.as_fd())?;
     }
-    if let Some(devices) = &plan.devices {
-        devices::make(root.as_fd(), devices)?;
+    match (nodes, &plan.devices) {
+        (Some(nodes), _) => devices::mount(root.as_fd(), nodes)?,
+        (None, Some(devices)) => devices::make(root.as_fd(), devices)?,
+        (None, None) => {}
     }
     plan.process.make_cwd(root.as_fd())?;
     plan.rootfs.restrict(root.as_fd(), null)?;
@@ -204,6 +223,9 @@ fn join_container(
 ) -> Result<(OwnedFd, Option<Terminal>), Error> {
     rustix::thread::move_into_thread_name_spaces(container, namespaces.join_flags())
         .map_err(Error::at("join the container's namespaces"))?;
+    if namespaces.has(ThreadNameSpaceType::USER) {
+        user::become_root()?;
+    }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::open("/", flags, Mode::empty()).map_err(Error::at("open the container's root"))?;
     let terminal = open_terminal(root.as_fd(), stdio, process)?;
@@ -218,11 +240,11 @@ fn open_terminal(root: BorrowedFd<'_>, stdio: &ChildStdio, process: &ProcessPlan
 }
 
 /// Lets the process's user open its streams again, as `/dev/stdout`. Devices such as `/dev/null` are everybody's.
-fn give_stream(stream: BorrowedFd<'_>, process: &ProcessPlan) -> rustix::io::Result<()> {
+fn give_stream(stream: BorrowedFd<'_>, uid: Uid) -> rustix::io::Result<()> {
     let stat = rustix::fs::fstat(stream)?;
     let own = FileType::from_raw_mode(stat.st_mode) == FileType::Fifo || rustix::termios::isatty(stream);
-    match own && stat.st_uid != process.uid.as_raw() {
-        true => rustix::fs::fchown(stream, Some(process.uid), None),
+    match own && stat.st_uid != uid.as_raw() {
+        true => rustix::fs::fchown(stream, Some(uid), None),
         false => Ok(()),
     }
 }

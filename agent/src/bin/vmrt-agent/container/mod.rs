@@ -11,7 +11,7 @@ pub(crate) mod terminal;
 mod affinity;
 mod capabilities;
 mod copy_up;
-mod devices;
+pub(crate) mod devices;
 mod hooks;
 mod mount_options;
 mod mounts;
@@ -23,6 +23,7 @@ mod scheduling;
 mod seccomp;
 mod sysctl;
 mod time;
+pub(crate) mod user;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -30,12 +31,14 @@ use rustix::thread::ThreadNameSpaceType;
 
 use crate::container::affinity::Affinity;
 use crate::container::cgroup::Cgroup;
+use crate::container::devices::Nodes;
 use crate::container::init::{ChildStdio, Role};
 pub(crate) use crate::container::namespaces::Namespaces;
 use crate::container::plan::ContainerPlan;
 use crate::container::process::ProcessPlan;
 use crate::container::report::Channel;
 use crate::container::seccomp::Filter;
+use crate::container::user::IdMaps;
 use crate::error::Error;
 use crate::name_server::NameServer;
 use crate::special::SpecialFiles;
@@ -57,6 +60,10 @@ pub(crate) struct Container {
     pub(crate) affinity: Option<Affinity>,
     /// Its special files.
     pub(crate) special: SpecialFiles,
+    /// The mappings of its user namespace.
+    pub(crate) id_maps: Option<IdMaps>,
+    /// Devices made for it.
+    pub(crate) _nodes: Option<Nodes>,
     /// What stands in it for a name server of the host.
     pub(crate) name_server: Option<NameServer>,
 }

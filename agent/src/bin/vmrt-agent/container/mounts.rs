@@ -30,7 +30,7 @@ pub(crate) struct MountPlan {
 /// A mount whose source was opened while the guest's own paths were still there.
 pub(crate) struct OpenedMount<'a> {
     plan: &'a MountPlan,
-    bind: Option<OwnedFd>,
+    tree: Option<OwnedFd>,
 }
 
 impl MountPlan {
@@ -69,10 +69,12 @@ impl MountPlan {
         self.kind.is_none() && self.destination == Path::new(path)
     }
 
-    /// Opens the source of a bind mount.
+    /// Opens the source of a bind mount, and makes what the kernel does not give to a user namespace that sees no other one of
+    /// its kind, which is when the guest's own paths are gone.
     pub(crate) fn open(&self) -> Result<OpenedMount<'_>, Error> {
-        let bind = match (&self.kind, &self.source) {
+        let tree = match (self.kind.as_deref(), &self.source) {
             _ if self.options.remount => None,
+            (Some(kind @ ("proc" | "sysfs")), _) => Some(self.new_file_system(None, kind)?),
             (Some(_), _) => None,
             (None, Some(source)) => Some(clone_tree(source, self.options.recursive)?),
             (None, None) => {
@@ -80,7 +82,7 @@ impl MountPlan {
                 return Err(Error::invalid(name, "a bind mount needs one"));
             }
         };
-        Ok(OpenedMount { plan: self, bind })
+        Ok(OpenedMount { plan: self, tree })
     }
 }
 
@@ -113,14 +115,18 @@ impl OpenedMount<'_> {
     /// Mounts it in the container's root.
     pub(crate) fn mount(self, root: BorrowedFd<'_>) -> Result<(), Error> {
         let plan = self.plan;
-        let changed = match self.bind {
+        let changed = match self.tree {
             _ if plan.options.remount => plan.remount(root)?,
             Some(tree) => {
                 let missing = missing_for(tree.as_fd());
                 plan.attach(root, tree, missing)?
             }
             None => {
-                let mount = plan.new_file_system(root, plan.kind.as_deref().unwrap_or_default())?;
+                let kind = plan.kind.as_deref().unwrap_or_default();
+                // A tmpfs takes after the directory it covers.
+                let covered =
+                    (kind == "tmpfs").then(|| paths::open(root, &plan.destination, OFlags::RDONLY | OFlags::DIRECTORY));
+                let mount = plan.new_file_system(covered.and_then(Result::ok), kind)?;
                 plan.attach(root, mount, Missing::Directory)?
             }
         };
@@ -182,13 +188,8 @@ impl MountPlan {
         Ok(())
     }
 
-    fn new_file_system(&self, root: BorrowedFd<'_>, kind: &str) -> Result<OwnedFd, Error> {
+    fn new_file_system(&self, covered: Option<OwnedFd>, kind: &str) -> Result<OwnedFd, Error> {
         let step = || format!("mount {kind} on {}", self.destination.display());
-        // A tmpfs takes after the directory it covers.
-        let covered = match kind {
-            "tmpfs" => paths::open(root, &self.destination, OFlags::RDONLY | OFlags::DIRECTORY).ok(),
-            _ => None,
-        };
         let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).map_err(Error::at(step()))?;
         self.configure(context.as_fd(), covered.as_ref())
             .map_err(|error| Error::at(step() + &explanation(context.as_fd()).unwrap_or_default())(error))?;

@@ -72,7 +72,7 @@ fn kind(namespace: &LinuxNamespace) -> Result<ThreadNameSpaceType, Error> {
         LinuxNamespaceType::Pid => Ok(ThreadNameSpaceType::PROCESS_ID),
         LinuxNamespaceType::Network => Ok(ThreadNameSpaceType::NETWORK),
         LinuxNamespaceType::Time => Ok(ThreadNameSpaceType::TIME),
-        LinuxNamespaceType::User => Err(invalid(namespace, "user namespaces are not supported")),
+        LinuxNamespaceType::User => Ok(ThreadNameSpaceType::USER),
     }
 }
 
@@ -104,8 +104,6 @@ mod tests {
         let mount = namespace(LinuxNamespaceType::Mount);
         assert!(Namespaces::new(&[]).unwrap_err().to_string().contains("mount namespace"));
         assert!(Namespaces::new(&[mount.clone(), mount.clone()]).unwrap_err().to_string().contains("twice"));
-        let user = namespace(LinuxNamespaceType::User);
-        assert!(Namespaces::new(&[mount.clone(), user]).unwrap_err().to_string().contains("user"));
         let typ = LinuxNamespaceType::Network;
         let joined = LinuxNamespaceBuilder::default().typ(typ).path("/proc/1/ns/net").build().unwrap();
         assert!(Namespaces::new(&[mount, joined]).unwrap_err().to_string().contains("path"));

@@ -16,6 +16,7 @@ use crate::container::rootfs::Rootfs;
 use crate::container::seccomp::Filter;
 use crate::container::sysctl::Sysctl;
 use crate::container::time::TimeOffsets;
+use crate::container::user::IdMaps;
 use crate::error::Error;
 
 /// Everything a container is made of.
@@ -37,6 +38,8 @@ pub(crate) struct ContainerPlan {
     pub(crate) domainname: Option<String>,
     /// Execution domain, as the kernel numbers it.
     pub(crate) personality: Option<u64>,
+    /// Its name.
+    pub(crate) container: String,
     /// Its first process.
     pub(crate) process: ProcessPlan,
     /// Its cgroup, below the root one.
@@ -49,8 +52,10 @@ pub(crate) struct ContainerPlan {
     pub(crate) start_hooks: Option<StartHooks>,
     /// The filter of the system calls of all its processes.
     pub(crate) seccomp: Option<Filter>,
-    /// Whether its network interfaces come from the agent, before which nothing is done.
-    pub(crate) awaits_interfaces: bool,
+    /// The mappings of its user namespace.
+    pub(crate) id_maps: Option<IdMaps>,
+    /// Whether its network interfaces or mappings come from the agent, before which nothing is done.
+    pub(crate) awaits_agent: bool,
 }
 
 impl ContainerPlan {
@@ -61,12 +66,14 @@ impl ContainerPlan {
         let linux = spec.linux().as_ref().ok_or_else(|| missing("linux"))?;
         refuse_unsupported(linux)?;
         let namespaces = Namespaces::new(linux.namespaces().as_deref().unwrap_or_default())?;
+        let id_maps = IdMaps::new(linux, namespaces)?;
         let mounts = spec.mounts().iter().flatten().map(MountPlan::new).collect::<Result<Vec<_>, _>>()?;
         let devices = match mounts.iter().any(|mount| mount.binds("/dev")) {
             true => None,
             false => Some(DevicePlan::all(linux.devices().as_deref().unwrap_or_default())?),
         };
         Ok(Self {
+            container: create.container.clone(),
             namespaces,
             rootfs: rootfs(spec, linux)?,
             mounts,
@@ -77,7 +84,8 @@ impl ContainerPlan {
             personality: linux.personality().as_ref().map(personality).transpose()?,
             process: ProcessPlan::new(spec.process().as_ref().ok_or_else(|| missing("process"))?)?,
             cgroup: cgroup::path(linux.cgroups_path().as_deref(), &create.container),
-            awaits_interfaces: !create.interfaces.is_empty(),
+            awaits_agent: id_maps.is_some() || !create.interfaces.is_empty(),
+            id_maps,
             settings: linux.resources().as_ref().map(Settings::new).transpose()?.unwrap_or_default(),
             time_offsets: linux
                 .time_offsets()
@@ -126,12 +134,7 @@ fn personality(personality: &LinuxPersonality) -> Result<u64, Error> {
 }
 
 fn refuse_unsupported(linux: &Linux) -> Result<(), Error> {
-    fn given<T>(list: &Option<Vec<T>>) -> bool {
-        list.as_ref().is_some_and(|list| !list.is_empty())
-    }
     let unsupported = [
-        ("linux.uidMappings", given(linux.uid_mappings())),
-        ("linux.gidMappings", given(linux.gid_mappings())),
         ("linux.seccomp", linux.seccomp().is_some()),
         ("linux.mountLabel", linux.mount_label().as_deref().is_some_and(|label| !label.is_empty())),
         ("linux.intelRdt", linux.intel_rdt().is_some()),
