@@ -25,11 +25,6 @@ const IN_GUEST: &str = "/data";
 /// Where a guest leaves the times of the workloads it has done, in the directory.
 const RESULTS: &str = "results.json";
 
-/// QEMU guests that may be needed for all workloads. The microvm machine, in the test host, dies now and then of an exit
-/// from its guest that comes back with the host's own instruction pointer; the next one goes on with the workload. What
-/// none of them gets through is missing in the report.
-const QEMU_GUESTS: u32 = 4;
-
 /// What Debian's container images leave out of its root file system, too.
 const LEFT_OUT: [&str; 6] =
     ["./dev/*", "./usr/share/doc", "./usr/share/info", "./usr/share/locale", "./usr/share/man", "./usr/share/zoneinfo"];
@@ -121,11 +116,7 @@ fn on_host(_: &Settings, data: &Path) -> Result<Times, BenchError> {
 fn in_vmrt(settings: &Settings, data: &Path) -> Result<Times, BenchError> {
     let bundle = vmrt_bundle(settings, data)?;
     run(Command::new("vmrt").args(["run", "--bundle"]).arg(bundle).arg("bench-fs"))?;
-    let times = take_results(data)?;
-    match Workload::ALL.get(times.len()) {
-        Some(workload) => Err(BenchError::Unfinished(workload.title())),
-        None => Ok(times),
-    }
+    take_results(data)
 }
 
 /// The busybox bundle with the directory mounted, whose process does what a QEMU guest's init does.
@@ -143,39 +134,25 @@ fn vmrt_bundle(settings: &Settings, data: &Path) -> Result<PathBuf, BenchError> 
     })
 }
 
-/// The times of the workloads that guests have done so far.
-fn results(data: &Path) -> Result<Times, BenchError> {
-    let path = data.join(RESULTS);
-    let text = match fs::read_to_string(&path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Times::new()),
-        text => text.map_err(BenchError::io("read", &path))?,
-    };
-    let unreadable = |_| BenchError::Output { command: "guest".into(), expected: "times", output: text.clone() };
-    serde_json::from_str(&text).map_err(unreadable)
-}
-
-/// The same, for the last time.
+/// The times of the workloads that a guest has done.
 fn take_results(data: &Path) -> Result<Times, BenchError> {
-    let times = results(data)?;
     let path = data.join(RESULTS);
-    if path.exists() {
-        fs::remove_file(&path).map_err(BenchError::io("remove", path))?;
+    let text = fs::read_to_string(&path).map_err(BenchError::io("read", &path))?;
+    fs::remove_file(&path).map_err(BenchError::io("remove", path))?;
+    let unreadable = |_| BenchError::Output { command: "guest".into(), expected: "times", output: text.clone() };
+    let times: Times = serde_json::from_str(&text).map_err(unreadable)?;
+    match Workload::ALL.get(times.len()) {
+        Some(workload) => Err(BenchError::Unfinished(workload.title())),
+        None => Ok(times),
     }
-    Ok(times)
 }
 
 /// The directory is the QEMU guest's whole root file system, and this program its init.
 fn in_qemu(settings: &Settings, data: &Path) -> Result<Times, BenchError> {
     let console = settings.scratch.join("console.log");
     let _huge_pages = HugePages::reserve(GUEST_MIB / 2)?;
-    for guest in 1..=QEMU_GUESTS {
-        clean(data)?;
-        run_qemu_guest(settings, data, &console)?;
-        let Some(workload) = Workload::ALL.get(results(data)?.len()) else { break };
-        let said = fs::read_to_string(&console).map_err(BenchError::io("read", &console))?;
-        eprintln!("bench: QEMU guest {guest} of at most {QEMU_GUESTS} ended in: {}\n{said}", workload.title());
-    }
-    take_results(data)
+    run_qemu_guest(settings, data, &console)?;
+    take_results(data).inspect_err(|_| eprintln!("{}", fs::read_to_string(&console).unwrap_or_default()))
 }
 
 /// Runs one guest until it ends, or for as long as it may take.
@@ -253,11 +230,10 @@ fn qemu_guest(settings: &Settings, socket: &Path, console: &Path) -> Command {
     command
 }
 
-/// Runs every workload in `directory` that was not done yet, each with an empty page cache of the guest, and leaves the
-/// times there.
+/// Runs every workload in `directory`, each with an empty page cache of the guest, and leaves the times there.
 pub fn run_all(directory: &Path) -> Result<(), BenchError> {
-    let mut times = results(directory)?;
-    for workload in Workload::ALL.into_iter().skip(times.len()) {
+    let mut times = Times::new();
+    for workload in Workload::ALL {
         drop_caches()?;
         times.push(workload.time(directory)?.as_secs_f64() * 1e3);
         let path = directory.join(RESULTS);

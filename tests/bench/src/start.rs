@@ -12,7 +12,7 @@ use crate::{BenchError, Settings};
 pub const WARM_UP: u32 = 2;
 
 /// Seconds after which a QEMU that does not end is ended.
-const HANGS_AFTER: &str = "240";
+const HANGS_AFTER: &str = "900";
 
 /// Memory of vmrt's guest by default, and so of its peer's, in MiB.
 const GUEST_MIB: u32 = 512;
