@@ -14,6 +14,7 @@ use oci_spec::runtime::{LinuxSeccomp, Spec};
 use vmm::config::SandboxConfig;
 use vmm::control::{Client, NewContainer, Reply, Request};
 
+use crate::apparmor;
 use crate::bundle::Bundle;
 use crate::cgroup::Cgroup;
 use crate::config::Config;
@@ -106,6 +107,9 @@ pub(crate) fn create(context: &mut Context, order: Order) -> Result<Created, Err
     let network = NetworkNamespace::of(&order.bundle.spec)?;
     let network_record = plan_network(&order, &network)?;
     let mut files = shares::open_all(&order.id, &order.bundle)?;
+    if let Some(process) = files.spec.process_mut() {
+        apparmor::leave_out_default(process, &context.log);
+    }
     let seccomp = take_seccomp(&mut files.spec).map(|profile| seccomp::compile(&profile)).transpose()?;
     let locked = context.store.claim(&order.id)?;
     let mut undo = Undo::default();

@@ -3,6 +3,7 @@
 //! Each command is a short-lived process. What a container is survives in its directory below the root
 //! ([`state`]); everything that happens to it is asked of its VMM over a control connection ([`connection`]).
 
+mod apparmor;
 mod bundle;
 mod cgroup;
 mod check;

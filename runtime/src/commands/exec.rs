@@ -45,7 +45,7 @@ pub(crate) fn run(context: &Context, args: &ExecArgs) -> Result<u8, Error> {
     check(&record)?;
     let mut client = control(&context.store.dir(&id)).map_err(RequestError::from)?;
     let patience = patience(&mut client, &record, args.ignore_paused)?;
-    let process = build(args, &record.bundle)?;
+    let process = build(args, &record.bundle, &context.log)?;
     let stdio = open_stdio(args, &process)?;
     let signals = Signals::take(stdio.terminal.is_some() || stdio.console().is_some()).map_err(Error::Signals)?;
     let mut connection = Connection::new(client, Some(signals), None);

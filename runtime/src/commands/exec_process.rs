@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, Process};
 
 use super::{refuse_if, refuse_preserve_fds};
+use crate::apparmor;
 use crate::bundle::{Bundle, check_process};
 use crate::cli::ExecArgs;
 use crate::error::Error;
+use crate::log::Log;
 
 /// Refuses options that cannot be honoured.
 pub(super) fn check_args(args: &ExecArgs) -> Result<(), Error> {
@@ -30,13 +32,14 @@ pub(super) fn sub_cgroup(given: &[String]) -> Result<Option<PathBuf>, Error> {
 }
 
 /// The process to run in the container of `bundle`.
-pub(super) fn build(args: &ExecArgs, bundle: &Path) -> Result<Process, Error> {
-    let process = match &args.process {
+pub(super) fn build(args: &ExecArgs, bundle: &Path, log: &Log) -> Result<Process, Error> {
+    let mut process = match &args.process {
         Some(path) => read(path)?,
         None => from_options(args, Bundle::load(bundle)?.process()?.clone())?,
     };
     check_environment(&process)?;
     check_process(&process)?;
+    apparmor::leave_out_default(&mut process, log);
     Ok(process)
 }
 
@@ -119,6 +122,7 @@ mod tests {
     use super::*;
     use crate::bundle::CONFIG_FILE;
     use crate::cli::{Arguments, Command};
+    use crate::log::Format;
 
     fn built(options: &[&str]) -> Result<Process, Error> {
         let dir = tempfile::tempdir().unwrap();
@@ -126,7 +130,7 @@ mod tests {
         let line = ["vmrt", "exec"].iter().chain(options);
         let Command::Exec(args) = Arguments::try_parse_from(line).unwrap().command else { unreachable!() };
         check_args(&args)?;
-        build(&args, dir.path())
+        build(&args, dir.path(), &Log::new(None, Format::Text, false).unwrap())
     }
 
     #[test]

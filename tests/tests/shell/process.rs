@@ -188,3 +188,13 @@ fn sysctls_of_its_namespaces_are_set() {
         .with("/linux/sysctl", json!({"net.ipv4.ip_forward": "1", "kernel.msgmax": "12345"}));
     assert_eq!(runtime.run(&bundle).ok().text(), "1\n12345");
 }
+
+#[test]
+fn a_profile_somebody_chose_is_refused_and_an_engines_own_is_told_of() {
+    let runtime = Runtime::new();
+    let with = |name: &str| Bundle::busybox(["true"]).with("/process/apparmorProfile", json!(name));
+    let done = runtime.run(&with("mine"));
+    assert!(done.code == 1 && done.message().contains("apparmorProfile"), "{done:?}");
+    let done = runtime.run(&with("docker-default")).ok();
+    assert!(done.message().contains("docker-default is not applied"), "{done:?}");
+}
