@@ -150,8 +150,7 @@ fn is_no_such_unit(error: &zbus::Error) -> bool {
     matches!(error, zbus::Error::MethodError(name, ..) if name.as_str() == "org.freedesktop.systemd1.NoSuchUnit")
 }
 
-/// The limits as systemd calls them. The CPUs and memory nodes are not among them: systemd leaves those of a unit alone that were
-/// never told to it.
+/// The limits as systemd calls them. The CPUs and memory nodes are not among them: those are written to the cgroup alone.
 fn limit_properties(limits: &Limits) -> Properties<'static> {
     // Unlimited is the largest number.
     let quota = limits

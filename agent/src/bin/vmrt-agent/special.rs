@@ -122,7 +122,8 @@ fn no_name(file: &SpecialFile) -> Error {
     Error::invalid(format!("special file {:?}", file.name), "has no place, or leads nowhere")
 }
 
-fn make_directories(path: &Path) -> Result<(), Error> {
+/// Makes a directory of the guest's, and those it is in.
+pub(crate) fn make_directories(path: &Path) -> Result<(), Error> {
     std::fs::create_dir_all(path)
         .map_err(|error| Error::on("make directory", path)(Errno::from_io_error(&error).unwrap_or(Errno::IO)))
 }

@@ -11,6 +11,7 @@ use crate::container::mounts;
 use crate::container::paths::{self, Missing};
 use crate::container::user::IdMaps;
 use crate::error::Error;
+use crate::special;
 
 /// A device node to make.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -127,9 +128,7 @@ impl Nodes {
     /// Makes the devices of a container, for its users.
     pub(crate) fn make(container: &str, devices: &[DevicePlan], maps: &IdMaps) -> Result<Self, Error> {
         let directory = Path::new(NODES).join(container);
-        std::fs::create_dir_all(&directory).map_err(|error| {
-            Error::on("make directory", &directory)(Errno::from_io_error(&error).unwrap_or(Errno::IO))
-        })?;
+        special::make_directories(&directory)?;
         let nodes = Self(directory);
         for (index, device) in devices.iter().enumerate() {
             let path = nodes.0.join(index.to_string());
