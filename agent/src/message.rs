@@ -158,6 +158,17 @@ pub enum Request {
         container: String,
         /// The interface.
         interface: Box<AttachedInterface>,
+        /// The host port that leads to the name server, see [`CreateContainer::name_server`], if the container is told to ask that
+        /// from now on.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name_server: Option<u32>,
+    },
+    /// Take a network interface away from a container.
+    RemoveInterface {
+        /// The container's id.
+        container: String,
+        /// The interface's name.
+        name: String,
     },
     /// Execute the program of a created container.
     Start {

@@ -9,6 +9,7 @@ use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use self::update::UpdateArgs;
+use crate::commands::follow_interfaces;
 use crate::log::Format;
 
 mod duration;
@@ -76,6 +77,9 @@ pub(crate) enum Command {
     Exec(Box<ExecArgs>),
     /// Print what this runtime can do
     Features,
+    /// Have the guest follow the interfaces of its network namespace; for the VMM
+    #[command(name = follow_interfaces::NAME, hide = true)]
+    FollowInterfaces(IdArgs),
     /// Send a signal to a container's first process
     Kill(KillArgs),
     /// List the containers

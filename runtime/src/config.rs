@@ -46,6 +46,8 @@ struct File {
 /// The configuration, with every path filled in. None of the files has been opened.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Config {
+    /// This program.
+    pub(crate) program: PathBuf,
     pub(crate) vmm: PathBuf,
     pub(crate) kernel: PathBuf,
     pub(crate) initramfs: PathBuf,
@@ -62,12 +64,14 @@ impl Config {
             None if Path::new(DEFAULT_PATH).exists() => read(Path::new(DEFAULT_PATH))?,
             None => File::default(),
         };
-        let beside = installed()?;
+        let program = env::current_exe().map_err(ConfigError::OwnPath)?;
+        let beside = installed(&program);
         let part = |variable: &'static str, configured: Option<PathBuf>, name: &str| {
             let path = env::var_os(variable).map(PathBuf::from).or(configured);
             absolute(variable, path.unwrap_or_else(|| beside.join(name)))
         };
         Ok(Self {
+            program,
             vmm: part("VMRT_VMM", file.vmm, "vmrt-vmm")?,
             kernel: part("VMRT_KERNEL", file.kernel, "vmlinux")?,
             initramfs: part("VMRT_INITRAMFS", file.initramfs, "initramfs.cpio")?,
@@ -84,10 +88,9 @@ fn read(path: &Path) -> Result<File, ConfigError> {
 }
 
 /// `../lib/vmrt` as seen from the directory of this program.
-fn installed() -> Result<PathBuf, ConfigError> {
-    let program = env::current_exe().map_err(ConfigError::OwnPath)?;
+fn installed(program: &Path) -> PathBuf {
     let prefix = program.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
-    Ok(prefix.join("lib/vmrt"))
+    prefix.join("lib/vmrt")
 }
 
 /// The VMM has another working directory, so a relative path would not mean the same to it.

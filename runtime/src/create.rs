@@ -24,6 +24,7 @@ use crate::error::Error;
 use crate::hooks::{self, Turn};
 use crate::host_process::{HostProcess, boot_id};
 use crate::id::ContainerId;
+use crate::interfaces;
 use crate::limits::Limits;
 use crate::log::Log;
 use crate::name_server;
@@ -136,13 +137,15 @@ pub(crate) fn create(context: &mut Context, order: Order) -> Result<Created, Err
     hooks::run_creating(&record)?;
 
     let mut connection = connect(&vmm, signals)?;
-    let sandbox = sandbox_config(&order, &config, size, record.network.slots);
+    let mut sandbox = sandbox_config(&order, &config, size);
+    sandbox.network_slots = record.network.slots;
+    sandbox.follow_interfaces = interfaces::follow_command(&config.program, &context.store, &record);
     let program = order.bundle.process()?.args().as_ref().and_then(|args| args.first()).cloned().unwrap_or_default();
     let bundle = order.bundle.dir.clone();
     let ended = |error: RequestError, vmm: &mut Vmm| explain(error.about(&program), vmm, &locked.dir);
     configure(&mut connection, sandbox).map_err(|error| ended(error, &mut vmm))?;
     let interfaces = connect_network(&vmm, &mut record, &locked, &mut undo)?;
-    let name_server = name_server::is_asked(&order.bundle.spec);
+    let name_server = plan_name_server(&order, &mut record);
     let timeout = config.start_timeout;
     let setup = Setup { files, bundle, seccomp, stdio: &stdio, interfaces, name_server, timeout };
     set_up(&mut connection, &order.id, setup).map_err(|error| ended(error, &mut vmm))?;
@@ -255,11 +258,18 @@ fn connect_network(vmm: &Vmm, record: &mut Record, locked: &Locked, undo: &mut U
     let (process, namespace) = (vmm.process, Rc::new(Namespace::of(vmm.process)?));
     let same = Rc::clone(&namespace);
     undo.push(move || drop(network::disconnect(&same, process)));
-    let connected = network::connect(&namespace, process, &mut record.network)?;
+    let connected = network::connect(&namespace, process, &record.network)?;
+    record.network.interfaces.extend(connected.iter().map(|one| one.led.clone()));
     if !connected.is_empty() {
         locked.write(record)?;
     }
     Ok(connected)
+}
+
+/// Whether the container asks the name server of its namespace from the start; if not, what to look at later is remembered.
+fn plan_name_server(order: &Order, record: &mut Record) -> bool {
+    record.network.resolv_conf = name_server::resolv_conf(&order.bundle.spec);
+    record.network.resolv_conf.take_if(|file| name_server::is_asked(file)).is_some()
 }
 
 fn record(order: &Order, cgroup: Cgroup, machine: Size, network: NetworkRecord) -> Result<Record, Error> {
@@ -286,7 +296,7 @@ fn connect(vmm: &Vmm, signals: Signals) -> Result<Connection, Error> {
     Ok(Connection::new(Client::from_stream(control), Some(signals), vmm.process.open()))
 }
 
-fn sandbox_config(order: &Order, config: &Config, size: Size, network_slots: u8) -> SandboxConfig {
+fn sandbox_config(order: &Order, config: &Config, size: Size) -> SandboxConfig {
     let annotations = order.bundle.spec.annotations().as_ref();
     let console_log = annotations.and_then(|annotations| annotations.get(CONSOLE_LOG_ANNOTATION));
     SandboxConfig {
@@ -296,7 +306,8 @@ fn sandbox_config(order: &Order, config: &Config, size: Size, network_slots: u8)
         vcpus: size.vcpus,
         control_socket: CONTROL_SOCKET.into(),
         console_log: console_log.map(|path| order.bundle.dir.join(path)),
-        network_slots,
+        network_slots: 0,
+        follow_interfaces: Vec::new(),
         main_container: order.id.to_string(),
     }
 }

@@ -20,6 +20,7 @@ mod foreground;
 mod hooks;
 mod host_process;
 mod id;
+mod interfaces;
 mod limits;
 mod log;
 mod name_server;

@@ -2,16 +2,20 @@
 //! guest.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
 
-/// Whether the container is told to ask it: by the file that an engine mounts, as it is now.
-pub(crate) fn is_asked(spec: &Spec) -> bool {
-    let mounts = spec.mounts().iter().flatten();
-    let file = mounts.rev().find(|mount| mount.destination() == Path::new("/etc/resolv.conf"));
-    let text = file.and_then(|mount| fs::read_to_string(mount.source().as_ref()?).ok());
-    text.is_some_and(|text| text.lines().any(names_it))
+/// The file that an engine mounts to tell the container which name servers to ask.
+pub(crate) fn resolv_conf(spec: &Spec) -> Option<PathBuf> {
+    let mut mounts = spec.mounts().iter().flatten().rev();
+    let mount = mounts.find(|mount| mount.destination() == Path::new("/etc/resolv.conf"))?;
+    mount.source().clone()
+}
+
+/// Whether the container is told to ask Docker's, by that file as it is now.
+pub(crate) fn is_asked(resolv_conf: &Path) -> bool {
+    fs::read_to_string(resolv_conf).is_ok_and(|text| text.lines().any(names_it))
 }
 
 /// Whether a line of `resolv.conf(5)` names it.
@@ -32,7 +36,7 @@ mod tests {
         let mount = MountBuilder::default().destination("/etc/resolv.conf").source(file.path()).build().unwrap();
         let mut spec = Spec::default();
         spec.set_mounts(Some(vec![mount]));
-        is_asked(&spec)
+        is_asked(&resolv_conf(&spec).unwrap())
     }
 
     #[test]
@@ -40,6 +44,6 @@ mod tests {
         assert!(is_asked_with("search example.org\nnameserver 127.0.0.11\noptions ndots:0\n"));
         assert!(!is_asked_with("# nameserver 127.0.0.11\nnameserver 127.0.0.1\n"));
         assert!(!is_asked_with(""));
-        assert!(!is_asked(&Spec::default()));
+        assert_eq!(resolv_conf(&Spec::default()), None);
     }
 }

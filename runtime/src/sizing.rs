@@ -167,6 +167,7 @@ mod tests {
 
     fn size(json: serde_json::Value) -> Result<Size, SizeError> {
         let config = Config {
+            program: PathBuf::new(),
             vmm: PathBuf::new(),
             kernel: PathBuf::new(),
             initramfs: PathBuf::new(),

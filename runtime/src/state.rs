@@ -143,6 +143,11 @@ impl Store {
         Self { root }
     }
 
+    /// Absolute path of the directory of all containers.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// The directory of one container.
     pub(crate) fn dir(&self, id: &ContainerId) -> PathBuf {
         self.root.join(id.as_str())

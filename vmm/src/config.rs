@@ -1,5 +1,6 @@
 //! What a sandbox's machine is made of, as the runtime asks for it.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -31,6 +32,10 @@ pub struct SandboxConfig {
     /// [`crate::net::MAX_SLOTS`].
     #[serde(default)]
     pub network_slots: u8,
+    /// What to run, in the VMM's own network namespace, when interfaces have come to it or gone while the container runs: a
+    /// program and its arguments. Empty where nobody is to follow them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub follow_interfaces: Vec<OsString>,
     /// The container whose first process decides the sandbox's end: the VMM exits when it did, with its status.
     pub main_container: String,
 }

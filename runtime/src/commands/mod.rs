@@ -6,6 +6,7 @@ mod events;
 mod exec;
 mod exec_process;
 mod features;
+pub(crate) mod follow_interfaces;
 mod kill;
 mod list;
 mod pause;
@@ -35,6 +36,7 @@ pub(crate) fn run(context: &mut Context, command: Command) -> Result<u8, Error> 
         Command::Events(args) => events::run(context, &args),
         Command::Exec(args) => exec::run(context, &args),
         Command::Features => features::run(),
+        Command::FollowInterfaces(args) => follow_interfaces::run(context, &args),
         Command::Kill(args) => kill::run(context, &args),
         Command::List(args) => list::run(context, &args),
         Command::Pause(args) => pause::pause(context, &args),

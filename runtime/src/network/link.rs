@@ -109,6 +109,16 @@ pub(super) fn prepare_tap(netlink: &mut Netlink, tap: &Tap, link: &Link) -> Resu
     changed.map_err(link.failed("bring up the tap of network interface"))
 }
 
+/// Removes an interface that may be gone already.
+pub(super) fn remove(netlink: &mut Netlink, index: u32) -> io::Result<()> {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    match netlink.change(libc::RTM_DELLINK, &message, 0) {
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
+        removed => removed,
+    }
+}
+
 /// Whether an interface speaks IPv6; one without the file belongs to a kernel without IPv6.
 pub(super) fn has_ipv6(name: &str) -> bool {
     fs::read_to_string(ipv6_switch(name)).is_ok_and(|disabled| disabled.trim() == "0")

@@ -16,7 +16,6 @@ mod record;
 mod tap;
 mod traffic;
 
-use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -27,7 +26,7 @@ use thiserror::Error;
 use crate::host_process::HostProcess;
 use link::Link;
 pub(crate) use namespace::Namespace;
-pub(crate) use record::NetworkRecord;
+pub(crate) use record::{Led, NetworkRecord};
 
 /// Devices of a machine whose namespace somebody may still fill: one for its interface, and one more.
 const LATER: u8 = 2;
@@ -54,6 +53,8 @@ pub(crate) enum NetworkError {
 pub(crate) struct Connected {
     /// What the guest is to have.
     pub(crate) interface: Interface,
+    /// What is remembered of it.
+    pub(crate) led: Led,
     /// What the VMM is to have.
     tap: OwnedFd,
 }
@@ -81,24 +82,48 @@ pub(crate) fn slots(namespace: Option<&Namespace>, may_be_filled: bool) -> Resul
     }
 }
 
-/// Leads every interface of `namespace` into the guest that is not yet, of which `record` keeps note. What was done before
-/// one fails is for [`disconnect`] to undo.
+/// Leads every interface of `namespace` into the guest that is not yet: all or none.
 pub(crate) fn connect(
     namespace: &Namespace,
     vmm: HostProcess,
-    record: &mut NetworkRecord,
+    record: &NetworkRecord,
 ) -> Result<Vec<Connected>, NetworkError> {
-    let known = record.interfaces.clone();
-    let connected = namespace.run(move || {
+    let is_new = |link: &Link| record.interfaces.iter().all(|led| led.index != link.index);
+    namespace.run(|| {
         let mut netlink = netlink()?;
-        let mut connected = BTreeMap::new();
-        for link in link::list(&mut netlink)?.into_iter().filter(|link| !known.contains(&link.index)) {
-            connected.insert(link.index, connect_one(&mut netlink, &link, tag(vmm))?);
+        let mut connected = Vec::new();
+        for link in link::list(&mut netlink)?.into_iter().filter(is_new) {
+            match connect_one(&mut netlink, &link, tag(vmm)) {
+                Ok(one) => connected.push(one),
+                Err(error) => {
+                    // What fails is told; that this could not be undone would say nothing more.
+                    let _ = connected.iter().try_for_each(|one: &Connected| release_one(&mut netlink, &one.led, vmm));
+                    return Err(error);
+                }
+            }
         }
         Ok(connected)
-    })?;
-    record.interfaces.extend(connected.keys());
-    Ok(connected.into_values().collect())
+    })
+}
+
+/// Takes back what [`connect`] did to some interfaces.
+pub(crate) fn release(namespace: &Namespace, vmm: HostProcess, led: &[Led]) -> Result<(), NetworkError> {
+    namespace.run(|| {
+        let mut netlink = netlink()?;
+        led.iter().try_for_each(|led| release_one(&mut netlink, led, vmm))
+    })
+}
+
+fn release_one(netlink: &mut Netlink, led: &Led, vmm: HostProcess) -> Result<(), NetworkError> {
+    let removed = traffic::remove(netlink, led.index, tag(vmm)).and_then(|()| link::remove(netlink, led.tap));
+    let step = "take back network interface";
+    removed.map_err(|source| NetworkError::Interface { step, name: led.name.clone(), source })
+}
+
+/// Those of the interfaces in `record` that have left `namespace`.
+pub(crate) fn gone(namespace: &Namespace, record: &NetworkRecord) -> Result<Vec<Led>, NetworkError> {
+    let there = namespace.run(|| link::indexes(&mut netlink()?))?;
+    Ok(record.interfaces.iter().filter(|led| !there.contains(&led.index)).cloned().collect())
 }
 
 /// By this number the redirections of one sandbox are told from another's.
@@ -111,10 +136,11 @@ fn connect_one(netlink: &mut Netlink, link: &Link, tag: u32) -> Result<Connected
     let tap = tap::Tap::make().map_err(link.failed("make a tap for network interface"))?;
     link::prepare_tap(netlink, &tap, link)?;
     traffic::tie(netlink, link, tap.index, tag)?;
-    Ok(Connected { interface, tap: tap.fd })
+    let led = Led { index: link.index, name: link.name.clone(), tap: tap.index };
+    Ok(Connected { interface, led, tap: tap.fd })
 }
 
-/// Takes back what [`connect`] did to the interfaces of `namespace`, for one that outlives the sandbox. They are found by
+/// Takes back what [`connect`] did to all the interfaces of `namespace`, for one that outlives the sandbox. They are found by
 /// their redirections, so that nobody has to have lived to write them down.
 pub(crate) fn disconnect(namespace: &Namespace, vmm: HostProcess) -> Result<(), NetworkError> {
     namespace.run(move || {

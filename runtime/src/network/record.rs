@@ -13,7 +13,21 @@ pub(crate) struct NetworkRecord {
     pub(crate) namespace: Option<PathBuf>,
     /// Number of the machine's network devices.
     pub(crate) slots: u8,
-    /// Indexes of the interfaces that lead to the guest.
+    /// The interfaces that lead to the guest.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(crate) interfaces: Vec<u32>,
+    pub(crate) interfaces: Vec<Led>,
+    /// The container's `resolv.conf` on the host, as long as that does not send it to the name server of its namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) resolv_conf: Option<PathBuf>,
+}
+
+/// An interface that leads to the guest.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct Led {
+    /// Its index in the sandbox's namespace.
+    pub(crate) index: u32,
+    /// Its name there, and the guest's interface's.
+    pub(crate) name: String,
+    /// Index of its tap.
+    pub(crate) tap: u32,
 }

@@ -35,6 +35,49 @@ fn limits_are_set_and_seen_from_inside() {
 }
 
 #[test]
+fn every_limit_of_the_specification_is_a_file_of_the_cgroup() {
+    let runtime = Runtime::new();
+    let script = "cd /sys/fs/cgroup; for file in memory.low memory.high memory.oom.group cpu.max cpu.max.burst cpuset.cpus \
+        hugetlb.2MB.max io.weight; do echo $file=$(cat $file); done";
+    let bundle = Bundle::script(script)
+        .with("/linux/resources/memory", json!({"limit": 64 * MIB, "reservation": 16 * MIB}))
+        .with("/linux/resources/cpu", json!({"quota": 50_000, "period": 100_000, "burst": 20_000, "cpus": "0"}))
+        .with("/linux/resources/hugepageLimits", json!([{"pageSize": "2MB", "limit": 4 * MIB}]))
+        .with("/linux/resources/blockIO", json!({"weight": 500}))
+        .with("/linux/resources/unified", json!({"memory.high": "50331648", "memory.oom.group": "1"}));
+    let done = runtime.run(&bundle).ok();
+    for (name, value) in [
+        ("memory.low", "16777216"),
+        ("memory.high", "50331648"),
+        ("memory.oom.group", "1"),
+        ("cpu.max", "50000 100000"),
+        ("cpu.max.burst", "20000"),
+        ("cpuset.cpus", "0"),
+        ("hugetlb.2MB.max", "4194304"),
+        ("io.weight", "default 4950"),
+    ] {
+        assert_eq!(done.value(name), value, "{name}");
+    }
+    let idle = Bundle::busybox(["cat", "/sys/fs/cgroup/cpu.idle"]).with("/linux/resources/cpu", json!({"idle": 1}));
+    assert_eq!(runtime.run(&idle).ok().text(), "1");
+}
+
+#[test]
+fn a_limit_that_a_guest_cannot_hold_is_refused_by_name() {
+    let runtime = Runtime::new();
+    for (place, value, name) in [
+        ("memory", json!({"swappiness": 10}), "memory.swappiness"),
+        ("cpu", json!({"realtimeRuntime": 1000}), "cpu.realtimeRuntime"),
+        ("blockIO", json!({"throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 1}]}), "throttleReadBpsDevice"),
+        ("network", json!({"classID": 1}), "network.classID"),
+        ("unified", json!({"no.such": "1"}), "no.such"),
+    ] {
+        let done = runtime.run(&Bundle::busybox(["true"]).with(&format!("/linux/resources/{place}"), value));
+        assert!(done.code == 1 && done.message().contains(name), "{name}: {done:?}");
+    }
+}
+
+#[test]
 fn the_limit_of_processes_holds() {
     let runtime = Runtime::new();
     let script = "for i in $(seq 40); do sleep 100 & done 2>/dev/null; echo unreachable";

@@ -135,6 +135,36 @@ fn an_exec_runs_on_the_cpus_asked_for() {
     assert_ne!(eventually(PATIENCE, first).as_deref(), Some("1"), "the first process is not bound");
 }
 
+#[test]
+fn namespaces_of_the_host_are_refused_by_name() {
+    if !is_vmrt() {
+        return;
+    }
+    let runtime = Runtime::new();
+    let kinds =
+        [("pid", "pid"), ("network", "net"), ("ipc", "ipc"), ("uts", "uts"), ("mount", "mnt"), ("cgroup", "cgroup")];
+    let refused = |joined: &str, path: Option<&str>| {
+        let namespace = |(kind, _): (&str, &str)| match path {
+            Some(path) if kind == joined => Some(json!({"type": kind, "path": path})),
+            None if kind == joined => None,
+            _ => Some(json!({"type": kind})),
+        };
+        let namespaces: Vec<_> = kinds.into_iter().filter_map(namespace).collect();
+        let bundle = Bundle::busybox(["true"]).without("/hostname").with("/linux/namespaces", json!(namespaces));
+        let done = runtime.run(&bundle);
+        assert_eq!(done.code, 1, "{joined}: {done:?}");
+        done.message()
+    };
+    for (kind, file) in kinds.into_iter().filter(|(kind, _)| *kind != "network") {
+        let path = format!("/proc/self/ns/{file}");
+        assert!(refused(kind, Some(&path)).contains(&format!("namespace {path} is not supported")), "{kind}");
+    }
+    for (kind, file) in kinds.into_iter().filter(|(kind, _)| *kind != "cgroup") {
+        let words = format!("the host's {file} namespace is refused");
+        assert!(refused(kind, None).contains(&words), "{words}: {}", refused(kind, None));
+    }
+}
+
 fn mapped(bundle: Bundle) -> Bundle {
     let rootfs = bundle.path().join("rootfs");
     let given = Command::new("chown").args(["-R", "100000:200000"]).arg(rootfs).status();

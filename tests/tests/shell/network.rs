@@ -255,6 +255,31 @@ fn an_interface_added_between_create_and_start_is_there_at_the_start() {
 }
 
 #[test]
+fn the_guest_follows_interfaces_that_come_and_go_while_it_runs() {
+    let network = Network::new(10);
+    let before = network.inventory();
+    let runtime = Runtime::new();
+    let bundle = network.join(Bundle::busybox(["sleep", "1000"]));
+    let container = runtime.started(&bundle);
+    let has = |what: &str, is_there| {
+        let reached = eventually(PATIENCE, || ((container.script(what).code == 0) == is_there).then_some(()));
+        assert!(reached.is_some(), "{what} is not {is_there}: {:?}", container.script("ip address; ip route"));
+    };
+    for _ in 0..2 {
+        network.add_interface(11, "eth1");
+        network.ip("route add 192.0.2.0/24 via 10.99.11.1");
+        has("ip route | grep '^192.0.2.0/24 via 10.99.11.1 dev eth1'", true);
+        assert_eq!(container.script("cat /sys/class/net/eth1/address").ok().text(), "02:99:00:00:00:0b");
+        container.script("ping -c 1 -w 60 10.99.11.1 && ping -6 -c 1 -w 60 fd99:11::1").ok();
+        network.ip("link delete eth1");
+        has("test -e /sys/class/net/eth1", false);
+        container.script("ping -c 1 -w 60 10.99.10.1").ok();
+    }
+    drop(container);
+    assert_eq!(network.inventory(), before, "something is left");
+}
+
+#[test]
 fn a_namespace_with_the_loopback_alone_costs_no_device() {
     let runtime = Runtime::new();
     let script = "ls /sys/class/net; ls /sys/bus/virtio/drivers/virtio_net 2>/dev/null | grep -c '^virtio' ; ping -c 1 -w 60 127.0.0.1 >/dev/null && echo up";

@@ -174,6 +174,47 @@ fn default_and_further_devices_are_there() {
 }
 
 #[test]
+fn devices_are_used_as_the_rules_have_it() {
+    let runtime = Runtime::new();
+    let script = "exec 2>&1; (exec 3</dev/readable) && echo read; (exec 3>/dev/readable) || echo not written; \
+        (exec 3</dev/denied) || echo not read; (exec 3</dev/late) || echo no longer; echo x >/dev/null && echo null";
+    let device =
+        |path: &str, major: u32, minor: u32| json!({"path": path, "type": "c", "major": major, "minor": minor});
+    let allow = |allow: bool, major: u32, minor: u32, access: &str| json!({"allow": allow, "type": "c", "major": major, "minor": minor, "access": access});
+    let devices = [device("/dev/readable", 10, 229), device("/dev/denied", 10, 200), device("/dev/late", 1, 11)];
+    let rules = [
+        json!({"allow": false, "access": "rwm"}),
+        allow(true, 10, 229, "r"),
+        allow(true, 1, 11, "rw"),
+        allow(false, 1, 11, "rw"),
+    ];
+    let bundle = Bundle::script(script)
+        .all_powerful()
+        .with("/linux/devices", json!(devices))
+        .with("/linux/resources/devices", json!(rules));
+    let text = runtime.run(&bundle).ok().text();
+    let said: Vec<_> = text.lines().map(|line| line.rsplit(": ").next().unwrap_or_default()).collect();
+    let refused = "Operation not permitted";
+    assert_eq!(said, ["read", refused, "not written", refused, "not read", refused, "no longer", "null"]);
+}
+
+#[test]
+fn scheduling_and_personality_are_those_asked_for() {
+    let runtime = Runtime::new();
+    let python = "import ctypes, os; print(f'policy={os.sched_getscheduler(0)}'); \
+        print(f'nice={os.getpriority(os.PRIO_PROCESS, 0)}'); print(f'io={ctypes.CDLL(None).syscall(252, 1, 0):x}'); \
+        print(f'machine={os.uname().machine}')";
+    let bundle = Bundle::debian(["python3", "-c", python])
+        .with("/process/scheduler", json!({"policy": "SCHED_BATCH", "nice": 5}))
+        .with("/process/ioPriority", json!({"class": "IOPRIO_CLASS_BE", "priority": 6}))
+        .with("/linux/personality", json!({"domain": "LINUX32"}));
+    let done = runtime.run(&bundle).ok();
+    for (name, value) in [("policy", "3"), ("nice", "5"), ("io", "4006"), ("machine", "i686")] {
+        assert_eq!(done.value(name), value, "{name}");
+    }
+}
+
+#[test]
 fn no_foreign_descriptor_is_open() {
     let runtime = Runtime::new();
     let python = "import os; print(sorted(int(n) for n in os.listdir('/proc/self/fd')))";

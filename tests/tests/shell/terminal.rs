@@ -134,6 +134,22 @@ fn an_engine_gets_the_terminal_through_its_socket() {
 }
 
 #[test]
+fn a_new_terminal_has_the_size_that_its_configuration_says() {
+    let runtime = Runtime::new();
+    let bundle = interactive(&["stty", "size"]).with("/process/consoleSize", json!({"height": 33, "width": 111}));
+    let socket = bundle.path().join("console");
+    let listener = console_socket(&socket);
+    let id = new_id();
+    let mut command = runtime.command(&["run", "--detach", "--console-socket", socket.to_str().unwrap(), "--bundle"]);
+    command.arg(bundle.path()).arg(&id).stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
+    let mut run = command.spawn().unwrap();
+    let mut terminal = Terminal::received(&listener);
+    assert_eq!(wait(&mut run), 0);
+    terminal.expect("33 111\r\n");
+    runtime.call(&["delete", "--force", &id]).ok();
+}
+
+#[test]
 fn a_terminal_without_a_socket_is_refused_where_nobody_sits_at_one() {
     let runtime = Runtime::new();
     let bundle = interactive(&["sh"]);

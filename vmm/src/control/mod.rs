@@ -114,6 +114,16 @@ pub enum Request {
         container: String,
         /// The interface.
         interface: Box<Interface>,
+        /// As [`NewContainer::name_server`], for a container that did not ask it until now.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        name_server: bool,
+    },
+    /// Take an interface away from a container. Its device can be used again when its tap is gone.
+    RemoveInterface {
+        /// The container's id.
+        container: String,
+        /// The interface's name.
+        name: String,
     },
     /// Execute a created container's program.
     Start {

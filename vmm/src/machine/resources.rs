@@ -157,6 +157,7 @@ mod tests {
             memory_mib: 64,
             vcpus: 1,
             network_slots: 0,
+            follow_interfaces: Vec::new(),
             control_socket: directory.join("control.sock"),
             console_log: Some(directory.join("console")),
             main_container: "web".to_owned(),

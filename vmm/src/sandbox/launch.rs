@@ -114,7 +114,18 @@ fn launch(config: &SandboxConfig, client: Connection, signals: Signals) -> Resul
     let listener = listen(path).map_err(|source| LaunchError::Listen { path: path.clone(), source })?;
     let main_container = config.main_container.clone();
     let victim = "/proc/self/exe".into();
-    let parts = Parts { client, listener, signals, machine: exit, ports, shares, slots, main_container, victim };
+    let parts = Parts {
+        client,
+        listener,
+        signals,
+        machine: exit,
+        ports,
+        shares,
+        slots,
+        main_container,
+        victim,
+        follow_interfaces: config.follow_interfaces.clone(),
+    };
     let (sandbox, outcome) =
         Sandbox::new(parts).map_err(|error| LaunchError::System("make the sandbox's descriptors", error))?;
     event_loop.add_subscriber(Box::new(sandbox));

@@ -1,12 +1,12 @@
 //! Has the host count a death for want of memory in the guest, see [`crate::victim`].
 
 use std::ffi::OsString;
-use std::io::{self, Read};
-use std::os::fd::AsRawFd;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::io;
+use std::process::Command;
 
-use event_manager::{EventOps, EventSet, Events};
+use event_manager::EventOps;
 
+use super::helper::Helper;
 use super::{MIRROR, Sandbox};
 use crate::victim;
 
@@ -14,15 +14,7 @@ use crate::victim;
 #[derive(Debug)]
 pub(super) struct Mirror {
     program: OsString,
-    victim: Option<Victim>,
-}
-
-#[derive(Debug)]
-struct Victim {
-    process: Child,
-    /// What it has to say if it is not killed. Closed by its end.
-    words: ChildStdout,
-    watched: bool,
+    victim: Option<Helper>,
 }
 
 impl Mirror {
@@ -40,10 +32,8 @@ impl Mirror {
     fn begin(&mut self) -> io::Result<()> {
         if self.victim.is_none() {
             let mut command = Command::new(&self.program);
-            command.arg(victim::ARGUMENT).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-            let mut process = command.spawn()?;
-            let words = process.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
-            self.victim = Some(Victim { process, words, watched: false });
+            command.arg(victim::ARGUMENT);
+            self.victim = Some(Helper::spawn(command)?);
         }
         Ok(())
     }
@@ -59,28 +49,22 @@ impl Sandbox {
 
     /// Watches a new victim.
     pub(super) fn watch_victim(&mut self, ops: &mut EventOps) {
-        let Some(victim) = self.mirror.victim.as_mut().filter(|victim| !victim.watched) else { return };
-        victim.watched = true;
-        if let Err(error) = ops.add(Events::with_data_raw(victim.words.as_raw_fd(), MIRROR, EventSet::IN)) {
+        let Some(victim) = &mut self.mirror.victim else { return };
+        if let Err(error) = victim.watch(MIRROR, ops) {
             tracing::warn!(%error, "cannot watch the victim of a want of memory");
-            self.bury_victim(None);
+            self.mirror.victim.take().into_iter().for_each(Helper::abandon);
         }
     }
 
     /// The victim is dead, or about to be.
-    pub(super) fn bury_victim(&mut self, ops: Option<&mut EventOps>) {
-        let Some(mut victim) = self.mirror.victim.take() else { return };
-        if let Some(Err(error)) = ops.map(|ops| ops.remove(Events::empty_raw(victim.words.as_raw_fd()))) {
-            tracing::warn!(%error, "cannot forget the victim of a want of memory");
-        }
-        // Where it cannot even be watched, it is not waited for, either.
-        let _ = victim.process.kill();
-        let mut words = String::new();
-        // What it could not say is not needed.
-        let _ = victim.words.read_to_string(&mut words);
-        match victim.process.wait() {
-            Ok(status) if words.is_empty() => tracing::debug!(%status, "the host counted a death for want of memory"),
-            _ => tracing::warn!("the host did not count a death for want of memory: {}", words.trim_end()),
+    pub(super) fn bury_victim(&mut self, ops: &mut EventOps) {
+        let Some(victim) = self.mirror.victim.take() else { return };
+        match victim.bury(ops) {
+            Ok((status, words)) if words.is_empty() => {
+                tracing::debug!(%status, "the host counted a death for want of memory");
+            }
+            Ok((_, words)) => tracing::warn!("the host did not count a death for want of memory: {}", words.trim_end()),
+            Err(error) => tracing::warn!(%error, "cannot tell whether the host counted a death for want of memory"),
         }
     }
 }

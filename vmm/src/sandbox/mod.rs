@@ -18,7 +18,9 @@
 mod clients;
 mod ending;
 mod events;
+mod follower;
 mod guest;
+mod helper;
 mod launch;
 mod memory;
 mod mirror;
@@ -50,6 +52,7 @@ use crate::vsock::{Bridge, Ports};
 
 use clients::{Caller, Clients, FIRST_TOKEN};
 use ending::Ending;
+use follower::Follower;
 use guest::Guest;
 use memory::OutOfMemory;
 use mirror::Mirror;
@@ -70,6 +73,8 @@ const SIGNALS: u32 = 3;
 const MACHINE: u32 = 4;
 const DRAINED: u32 = 5;
 const MIRROR: u32 = 6;
+const CHANGES: u32 = 7;
+const FOLLOWER: u32 = 8;
 
 /// What a sandbox's controller is made of.
 #[derive(Debug)]
@@ -92,6 +97,9 @@ pub struct Parts {
     pub main_container: String,
     /// The program that is killed on the host for what is killed in the guest, see [`crate::victim`].
     pub victim: OsString,
+    /// The command that follows the interfaces of the network namespace, see
+    /// [`crate::config::SandboxConfig::follow_interfaces`].
+    pub follow_interfaces: Vec<OsString>,
 }
 
 /// What a call to the agent was made for.
@@ -118,6 +126,7 @@ pub struct Sandbox {
     processes: Processes,
     out_of_memory: OutOfMemory,
     mirror: Mirror,
+    follower: Follower,
     listener: UnixListener,
     signals: Signals,
     machine: ExitReceiver,
@@ -152,6 +161,7 @@ impl Sandbox {
             processes: Processes::default(),
             out_of_memory: OutOfMemory::default(),
             mirror: Mirror::new(parts.victim),
+            follower: Follower::new(parts.follow_interfaces),
             listener: parts.listener,
             signals: parts.signals,
             machine: parts.machine,
@@ -196,6 +206,7 @@ impl Sandbox {
         }
         self.watch_guest(ops);
         self.watch_victim(ops);
+        self.settle_follower(ops);
         self.advance_end(Instant::now());
         self.arm_timer();
     }
@@ -219,7 +230,8 @@ impl Sandbox {
     }
 
     fn arm_timer(&mut self) {
-        let deadline = self.guest_deadline().into_iter().chain(self.ending.deadline()).min();
+        let deadlines = [self.guest_deadline(), self.ending.deadline(), self.follower_deadline()];
+        let deadline = deadlines.into_iter().flatten().min();
         if deadline == self.armed {
             return;
         }
@@ -239,6 +251,10 @@ impl Sandbox {
 
     fn guest_deadline(&self) -> Option<Instant> {
         if self.lost.is_some() { None } else { self.guest.deadline() }
+    }
+
+    fn follower_deadline(&self) -> Option<Instant> {
+        if self.lost.is_some() { None } else { self.follower.deadline() }
     }
 }
 
@@ -264,7 +280,9 @@ impl MutEventSubscriber for Sandbox {
             SIGNALS => self.forward_signals(),
             MACHINE => self.hear_machine(),
             DRAINED => drop(self.ports.drained().read()),
-            MIRROR => self.bury_victim(Some(ops)),
+            MIRROR => self.bury_victim(ops),
+            CHANGES => self.hear_changes(),
+            FOLLOWER => self.end_follower(ops),
             client => self.serve(client, events.event_set()),
         }
         self.settle(ops);

@@ -32,8 +32,8 @@ impl Sandbox {
         &mut self,
         caller: Caller,
         container: String,
-        interface: Interface,
-        tap: OwnedFd,
+        (interface, tap): (Interface, OwnedFd),
+        name_server: bool,
     ) -> Option<Result<Reply, Failure>> {
         let process = init_of(&container);
         if let Err(absent) = self.processes.check_alive(&process) {
@@ -42,7 +42,9 @@ impl Sandbox {
         let step = format!("set up network interface {} in container {container}", interface.name);
         match self.attach(interface, tap) {
             Ok(interface) => {
-                let request = agent::Request::AddInterface { container, interface: Box::new(interface) };
+                let name_server = name_server.then(|| self.attach_name_server(&process));
+                let interface = Box::new(interface);
+                let request = agent::Request::AddInterface { container, interface, name_server };
                 self.ask(request, step, Purpose::Other(caller));
                 None
             }

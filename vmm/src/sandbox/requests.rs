@@ -42,9 +42,9 @@ impl Sandbox {
                 let fds = self.clients.take_fds(caller, new.counts().iter().sum())?;
                 self.create(caller, *new, fds)
             }
-            Request::AddInterface { container, interface } => {
+            Request::AddInterface { container, interface, name_server } => {
                 let tap = self.clients.take_fds(caller, 1)?.pop()?;
-                self.add_interface(caller, container, *interface, tap)
+                self.add_interface(caller, container, (*interface, tap), name_server)
             }
             Request::Exec { process, spec, stdio, cgroup } => {
                 let fds = self.clients.take_fds(caller, stdio.count())?;
@@ -62,7 +62,12 @@ impl Sandbox {
                 let cause = "only the first request of the inherited connection does that";
                 Some(Err(failure(FailureKind::WrongState, "configure the sandbox", cause)))
             }
-            request => self.relay(caller, request),
+            request => {
+                if matches!(request, Request::Start { .. }) {
+                    self.follow_interfaces();
+                }
+                self.relay(caller, request)
+            }
         }
     }
 
@@ -212,6 +217,10 @@ fn translate(caller: Caller, request: Request) -> Option<(ProcessId, agent::Requ
         Request::Start { container } => {
             let (step, init) = (format!("start container {container}"), init_of(&container));
             (init.clone(), agent::Request::Start { container }, step, Purpose::Start(caller, init))
+        }
+        Request::RemoveInterface { container, name } => {
+            let step = format!("take network interface {name} away from container {container}");
+            (init_of(&container), agent::Request::RemoveInterface { container, name }, step, other)
         }
         Request::Signal { process, signal, all } => {
             let step = format!("send signal {signal} to container {}", process.container);

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use agent::netlink::Netlink;
 use agent::{Address, AttachedInterface, Interface, Neighbour, Route, slot_address};
@@ -13,8 +13,9 @@ use netlink_packet_route::address::{AddressFlags, AddressHeader};
 use netlink_packet_route::link::{LinkFlags, LinkHeader};
 use netlink_packet_route::neighbour::{NeighbourHeader, NeighbourState};
 use netlink_packet_route::route::{RouteFlags, RouteHeader, RouteType};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::thread::ThreadNameSpaceType;
+use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
 
 use crate::container::Guest;
 use crate::error::Error;
@@ -40,20 +41,40 @@ pub(crate) fn give(
     inside(guest, process, || set_up_all(guest, interfaces))
 }
 
+/// Takes interface `name` away from the container whose first process is `process`: its device is the guest's own again.
+pub(crate) fn take(guest: Guest<'_>, process: BorrowedFd<'_>, name: &str) -> Result<(), Error> {
+    let step = || format!("take network interface {name} out of the container");
+    let home = home(guest)?;
+    inside(guest, process, || {
+        let mut netlink = Netlink::open().map_err(at("open a netlink socket"))?;
+        let index = find(&mut netlink, libc::IFLA_IFNAME, &[name.as_bytes(), &[0]].concat()).map_err(at(step()))?;
+        let home = DefaultNla::new(libc::IFLA_NET_NS_FD, home.as_raw_fd().to_ne_bytes().to_vec());
+        // Its name may be that of a device there: the kernel finds a free one.
+        let attributes = vec![text(libc::IFLA_IFNAME, "slot%d"), home];
+        change_link(&mut netlink, index, attributes, LinkFlags::empty()).map_err(at(step()))
+    })
+}
+
 /// Does something in the network namespace of `process`.
 pub(crate) fn inside<T>(
     guest: Guest<'_>,
     process: BorrowedFd<'_>,
     work: impl FnOnce() -> Result<T, Error>,
 ) -> Result<T, Error> {
-    enter(process).map_err(Error::at("join the container's network namespace"))?;
+    // Not by the agent's own pidfd: that stands for the namespace it is in, whichever that is.
+    let home = home(guest)?;
+    rustix::thread::move_into_thread_name_spaces(process, ThreadNameSpaceType::NETWORK)
+        .map_err(Error::at("join the container's network namespace"))?;
     let result = work();
-    enter(guest.agent).map_err(Error::at("return to the guest's network namespace"))?;
+    rustix::thread::move_into_link_name_space(home.as_fd(), Some(LinkNameSpaceType::Network))
+        .map_err(Error::at("return to the guest's network namespace"))?;
     result
 }
 
-fn enter(process: BorrowedFd<'_>) -> rustix::io::Result<()> {
-    rustix::thread::move_into_thread_name_spaces(process, ThreadNameSpaceType::NETWORK)
+/// The network namespace of the guest itself, for who is there.
+fn home(guest: Guest<'_>) -> Result<OwnedFd, Error> {
+    rustix::fs::openat(guest.proc, "self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(Error::at("open the guest's network namespace"))
 }
 
 fn at(step: impl Into<String>) -> impl FnOnce(io::Error) -> Error {

@@ -1,6 +1,6 @@
 //! Processes the agent made, and the streams of each.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use agent::{ExitStatus, Failure, ProcessId, Stdio};
 use rustix::io::Errno;
@@ -126,8 +126,9 @@ fn set_non_blocking(fd: &OwnedFd) -> Result<(), Error> {
 }
 
 /// A further descriptor of the same thing.
-pub(crate) fn duplicate(fd: &OwnedFd) -> Result<OwnedFd, Error> {
-    fd.try_clone()
+pub(crate) fn duplicate(fd: impl AsFd) -> Result<OwnedFd, Error> {
+    fd.as_fd()
+        .try_clone_to_owned()
         .map_err(|error| Error::at("duplicate a descriptor")(Errno::from_io_error(&error).unwrap_or(Errno::MFILE)))
 }
 

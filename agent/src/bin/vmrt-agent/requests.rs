@@ -20,7 +20,7 @@ use crate::error::Error;
 use crate::event_loop::{self, Agent, Fatal, Source};
 use crate::machine;
 use crate::network;
-use crate::processes::{self, HostStdio, Phase, Process};
+use crate::processes::{self, HostStdio, Phase, Process, duplicate};
 
 /// When a call is answered.
 pub(crate) enum Answer {
@@ -35,7 +35,10 @@ impl Agent {
     pub(crate) fn answer(&mut self, call: Call) -> Result<(), Fatal> {
         let result = match call.request {
             Request::Create(create) => self.create(call.id, &create),
-            Request::AddInterface { container, interface } => self.add_interface(&container, &interface),
+            Request::AddInterface { container, interface, name_server } => {
+                self.add_interface(&container, &interface, name_server)
+            }
+            Request::RemoveInterface { container, name } => self.remove_interface(&container, &name),
             Request::Start { container } => self.start(call.id, &container),
             Request::Exec(exec) => self.exec(call.id, &exec),
             Request::Signal { process, signal, all } => self.signal(&process, signal, all),
@@ -123,10 +126,26 @@ impl Agent {
         spawned.channel.release().map_err(Error::at("let the new process go on"))
     }
 
-    fn add_interface(&self, id: &str, interface: &AttachedInterface) -> Result<Answer, Error> {
+    fn add_interface(
+        &mut self,
+        id: &str,
+        interface: &AttachedInterface,
+        name_server: Option<u32>,
+    ) -> Result<Answer, Error> {
         let process = self.init_of(id)?.pidfd.as_fd();
-        let pid = self.container(id)?.init.ok_or_else(|| Error::NotFound(format!("container {id}")))?;
+        let container = self.container(id)?;
+        let pid = container.init.ok_or_else(|| Error::NotFound(format!("container {id}")))?;
         network::give(self.guest()?, (pid, process), std::slice::from_ref(interface))?;
+        if let (Some(port), None) = (name_server, &container.name_server) {
+            let (process, cgroup) = (duplicate(process)?, duplicate(container.cgroup.directory())?);
+            let server = self.make_name_server(process.as_fd(), cgroup.as_fd(), port)?;
+            self.containers.entry(id.to_owned()).and_modify(|container| container.name_server = Some(server));
+        }
+        Ok(Answer::Now(Response::Done))
+    }
+
+    fn remove_interface(&self, id: &str, name: &str) -> Result<Answer, Error> {
+        network::take(self.guest()?, self.init_of(id)?.pidfd.as_fd(), name)?;
         Ok(Answer::Now(Response::Done))
     }
 

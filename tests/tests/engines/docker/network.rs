@@ -12,6 +12,7 @@ pub const TESTS: &[Test] = &[
     ("the_gateway_answers", the_gateway_answers),
     ("a_published_port_is_reached_from_the_host", a_published_port_is_reached_from_the_host),
     ("containers_find_each_other_by_name", containers_find_each_other_by_name),
+    ("a_running_container_joins_a_network_and_leaves_it", a_running_container_joins_a_network_and_leaves_it),
     ("none_is_none_and_the_hosts_is_refused", none_is_none_and_the_hosts_is_refused),
 ];
 
@@ -73,6 +74,29 @@ fn containers_find_each_other_by_name() {
         // The server itself looks the client's address up the same way after dockerd was started again.
         docker.restart(|| ());
         assert!(server.exec("nslookup server").ok().text().contains("Name:"));
+    }
+    docker.call(&["network", "rm", "vmrt-test"]).ok();
+}
+
+/// With the network comes Docker's name server, which the container did not have before.
+fn a_running_container_joins_a_network_and_leaves_it() {
+    let docker = Docker::new();
+    docker.call(&["network", "create", "vmrt-test"]).ok();
+    {
+        let _server = docker.detached(&["--network", "vmrt-test", "--network-alias", "server"], SERVER);
+        let client = docker.detached(&[], "exec sleep 1000");
+        assert_eq!(client.exec("ls /sys/class/net").ok().text().lines().collect::<Vec<_>>(), ["eth0", "lo"]);
+        for _ in 0..2 {
+            client.call(&["network", "connect", "vmrt-test"], &[]).ok();
+            let page = eventually(PATIENCE, || {
+                let page = client.exec("wget -q -T 5 -O - http://server/");
+                (page.code == 0).then(|| page.text())
+            });
+            assert_eq!(page.as_deref(), Some("served"), "{:?}", client.exec("ip address; cat /etc/resolv.conf"));
+            client.call(&["network", "disconnect", "vmrt-test"], &[]).ok();
+            let gone = eventually(PATIENCE, || (client.exec("test -e /sys/class/net/eth1").code != 0).then_some(()));
+            assert!(gone.is_some(), "the interface stays");
+        }
     }
     docker.call(&["network", "rm", "vmrt-test"]).ok();
 }

@@ -72,6 +72,7 @@ impl Bench {
                 slots: Slots::default(),
                 main_container: "main".into(),
                 victim,
+                follow_interfaces: Vec::new(),
             };
             let (sandbox, outcome) = Sandbox::new(parts).unwrap();
             let mut event_loop = EventLoop::new().unwrap();

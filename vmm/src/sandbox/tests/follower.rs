@@ -1,0 +1,5 @@
+//! Following the interfaces of the network namespace.
+
+use nix::sched::{CloneFlags, unshare};
+
+use super::*;
