@@ -37,11 +37,11 @@ fn limits_are_set_and_seen_from_inside() {
 #[test]
 fn every_limit_of_the_specification_is_a_file_of_the_cgroup() {
     let runtime = Runtime::new();
-    let script = "cd /sys/fs/cgroup; for file in memory.low memory.high memory.oom.group cpu.max cpu.max.burst cpuset.cpus \
+    let script = "cd /sys/fs/cgroup; for file in memory.low memory.high memory.oom.group cpu.max cpu.max.burst \
         hugetlb.2MB.max io.weight; do echo $file=$(cat $file); done";
     let bundle = Bundle::script(script)
         .with("/linux/resources/memory", json!({"limit": 64 * MIB, "reservation": 16 * MIB}))
-        .with("/linux/resources/cpu", json!({"quota": 50_000, "period": 100_000, "burst": 20_000, "cpus": "0"}))
+        .with("/linux/resources/cpu", json!({"quota": 50_000, "period": 100_000, "burst": 20_000}))
         .with("/linux/resources/hugepageLimits", json!([{"pageSize": "2MB", "limit": 4 * MIB}]))
         .with("/linux/resources/blockIO", json!({"weight": 500}))
         .with("/linux/resources/unified", json!({"memory.high": "50331648", "memory.oom.group": "1"}));
@@ -52,7 +52,6 @@ fn every_limit_of_the_specification_is_a_file_of_the_cgroup() {
         ("memory.oom.group", "1"),
         ("cpu.max", "50000 100000"),
         ("cpu.max.burst", "20000"),
-        ("cpuset.cpus", "0"),
         ("hugetlb.2MB.max", "4194304"),
         ("io.weight", "default 4950"),
     ] {
