@@ -5,9 +5,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
 use thiserror::Error;
 
 use crate::hooks;
+use crate::log::Log;
 
 /// Name of the specification in a bundle.
 pub(crate) const CONFIG_FILE: &str = "config.json";
@@ -39,8 +42,8 @@ pub(crate) enum BundleError {
     NoArgs,
     #[error("process.{0} holds a NUL character")]
     Nul(&'static str),
-    #[error("mount destination `{}` is not absolute", .0.display())]
-    RelativeMount(PathBuf),
+    #[error("invalid environment variable: \"{0}\"")]
+    Environment(String),
     #[error("unable to set hostname without a private UTS namespace")]
     HostnameWithoutUts,
     #[error("the host's {0} namespace is refused: a container in its own virtual machine cannot share it")]
@@ -75,6 +78,15 @@ impl Bundle {
         self.dir.join(root.unwrap_or(Path::new("")))
     }
 
+    /// Takes relative destinations of mounts as relative to the root, as the specification still has it, and tells of them.
+    pub(crate) fn root_mounts(&mut self, log: &Log) {
+        let mounts = self.spec.mounts_mut().iter_mut().flatten();
+        for mount in mounts.filter(|mount| !mount.destination().is_absolute()) {
+            log.warn(&format!("mount destination {} is not absolute", mount.destination().display()));
+            mount.set_destination(Path::new("/").join(mount.destination()));
+        }
+    }
+
     /// The container's first process.
     pub(crate) fn process(&self) -> Result<&Process, BundleError> {
         self.spec.process().as_ref().ok_or(BundleError::NoProcess)
@@ -91,9 +103,41 @@ fn read_spec(path: &Path) -> Result<Spec, BundleError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(BundleError::NoConfig),
         result => result.map_err(|source| BundleError::Read { path: path.into(), source })?,
     };
-    let spec = serde_json::from_slice(&text).map_err(|source| BundleError::Json { path: path.into(), source })?;
+    let spec = parse(&text, "/process").map_err(|source| BundleError::Json { path: path.into(), source })?;
     // An array of the fields' values would do for the parser.
     if text.trim_ascii_start().starts_with(b"{") { Ok(spec) } else { Err(BundleError::NoObject(path.into())) }
+}
+
+/// Reads what holds a process at the JSON pointer `process`, also where that is as runc takes it and the parser does not.
+pub(crate) fn parse<T: DeserializeOwned>(text: &[u8], process: &str) -> serde_json::Result<T> {
+    serde_json::from_slice(text).or_else(|error| {
+        let mut value: Value = serde_json::from_slice(text)?;
+        let mended = value.pointer_mut(process).and_then(Value::as_object_mut).is_some_and(mend);
+        // Only the text's own error tells its place.
+        if mended { serde_json::from_value(value) } else { Err(error) }
+    })
+}
+
+/// Flags of a scheduler: as the specification calls them, and as the parser does.
+const SCHEDULER_FLAGS: [(&str, &str); 2] =
+    [("SCHED_FLAG_RESET_ON_FORK", "SCHED_RESET_ON_FORK"), ("SCHED_FLAG_DL_OVERRUN", "SCHED_FLAG_D_L_OVERRUN")];
+
+/// Gives a process root for its user, if it has none, and its scheduler's flags the parser's names; whether it had to.
+fn mend(process: &mut Map<String, Value>) -> bool {
+    let nobody = process.get("user").is_none_or(Value::is_null);
+    if nobody {
+        process.insert("user".into(), json!({}));
+    }
+    let flags = process.get_mut("scheduler").and_then(|scheduler| scheduler.get_mut("flags"));
+    let mut renamed = false;
+    for flag in flags.and_then(Value::as_array_mut).into_iter().flatten() {
+        let known = SCHEDULER_FLAGS.iter().find(|(name, _)| flag.as_str() == Some(name));
+        if let Some((_, name)) = known {
+            *flag = (*name).into();
+            renamed = true;
+        }
+    }
+    nobody || renamed
 }
 
 fn check(spec: &Spec) -> Result<(), BundleError> {
@@ -102,7 +146,6 @@ fn check(spec: &Spec) -> Result<(), BundleError> {
         return Err(BundleError::NoRoot);
     }
     check_process(spec.process().as_ref().ok_or(BundleError::NoProcess)?)?;
-    check_mounts(spec)?;
     check_namespaces(spec)?;
     spec.hooks().as_ref().map_or(Ok(()), hooks::check)
 }
@@ -126,16 +169,14 @@ pub(crate) fn check_process(process: &Process) -> Result<(), BundleError> {
         () if args.is_empty() => Err(BundleError::NoArgs),
         () if nul(args) => Err(BundleError::Nul("args")),
         () if nul(env) => Err(BundleError::Nul("env")),
-        () => Ok(()),
+        () => check_environment(env),
     }
 }
 
-fn check_mounts(spec: &Spec) -> Result<(), BundleError> {
-    let mounts = spec.mounts().as_deref().unwrap_or_default();
-    match mounts.iter().find(|mount| !mount.destination().is_absolute()) {
-        Some(mount) => Err(BundleError::RelativeMount(mount.destination().clone())),
-        None => Ok(()),
-    }
+/// Every variable has a name.
+fn check_environment(env: &[String]) -> Result<(), BundleError> {
+    let bad = env.iter().find(|entry| entry.find('=').is_none_or(|end| end == 0));
+    bad.map_or(Ok(()), |entry| Err(BundleError::Environment(entry.clone())))
 }
 
 /// The namespaces whose absence means the host's own, which a machine of its own cannot give.

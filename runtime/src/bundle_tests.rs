@@ -65,6 +65,10 @@ fn a_process_has_a_program_and_an_absolute_directory() {
     assert_eq!(message(|spec| spec["process"]["args"] = json!([])), "args must not be empty");
     assert_eq!(message(|spec| spec["process"]["args"] = json!(["a\0"])), "process.args holds a NUL character");
     assert_eq!(message(|spec| spec["process"]["env"] = json!(["a\0"])), "process.env holds a NUL character");
+    for entry in ["", "FOO", "=x"] {
+        let expected = format!("invalid environment variable: \"{entry}\"");
+        assert_eq!(message(|spec| spec["process"]["env"] = json!(["A=", entry])), expected);
+    }
     assert_eq!(message(|spec| spec["process"]["cwd"] = json!("")), "Cwd property must not be empty");
     assert_eq!(message(|spec| spec["process"]["cwd"] = json!("home")), "Cwd must be an absolute path");
 }
@@ -72,10 +76,47 @@ fn a_process_has_a_program_and_an_absolute_directory() {
 #[test]
 fn paths_are_checked() {
     assert_eq!(message(|spec| spec["root"] = Value::Null), "root must be specified");
-    assert_eq!(
-        message(|spec| spec["mounts"][0]["destination"] = json!("proc")),
-        "mount destination `proc` is not absolute"
-    );
+}
+
+#[test]
+fn relative_mounts_are_taken_from_the_root_and_told() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let log = Log::new(Some(file.path()), crate::log::Format::Text, false).unwrap();
+    let mut bundle = load(|spec| spec["mounts"][0]["destination"] = json!("proc")).unwrap();
+    bundle.root_mounts(&log);
+    let mounts = bundle.spec.mounts().as_ref().unwrap();
+    assert_eq!((mounts[0].destination(), mounts[1].destination()), (&"/proc".into(), &"/dev".into()));
+    let said = fs::read_to_string(file.path()).unwrap();
+    assert!(said.contains("mount destination proc is not absolute") && said.lines().count() == 1, "{said}");
+}
+
+#[test]
+fn a_process_without_a_user_is_roots() {
+    let user = |edit: fn(&mut Value)| load(edit).unwrap().process().unwrap().user().clone();
+    for edit in [
+        |spec: &mut Value| drop(spec["process"].as_object_mut().unwrap().remove("user")),
+        |spec: &mut Value| {
+            spec["process"]["user"] = Value::Null;
+        },
+    ] {
+        assert_eq!((user(edit).uid(), user(edit).gid()), (0, 0));
+    }
+    assert_eq!(user(|spec| spec["process"]["user"] = json!({"uid": 7})).uid(), 7);
+    let error = load(|spec| spec["process"]["user"] = json!(7)).unwrap_err();
+    assert!(matches!(error, BundleError::Json { .. }), "{error}");
+}
+
+#[test]
+fn flags_of_a_scheduler_have_the_specifications_names() {
+    let flags = |names: Value| {
+        let scheduler = json!({"policy": "SCHED_DEADLINE", "flags": names});
+        load(|spec| spec["process"]["scheduler"] = scheduler)
+            .map(|bundle| bundle.process().unwrap().scheduler().as_ref().unwrap().flags().clone().unwrap())
+    };
+    use oci_spec::runtime::LinuxSchedulerFlag::{SchedFlagDLOverrun, SchedFlagReclaim, SchedResetOnFork};
+    let named = json!(["SCHED_FLAG_RESET_ON_FORK", "SCHED_FLAG_RECLAIM", "SCHED_FLAG_DL_OVERRUN"]);
+    assert_eq!(flags(named).unwrap(), [SchedResetOnFork, SchedFlagReclaim, SchedFlagDLOverrun]);
+    assert!(flags(json!(["SCHED_FLAG_NONSENSE"])).is_err());
 }
 
 #[test]

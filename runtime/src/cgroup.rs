@@ -32,6 +32,10 @@ pub(crate) enum CgroupError {
     NotMounted,
     #[error("cgroup path `{}` names no cgroup below the root", .0.display())]
     Path(PathBuf),
+    #[error("container's cgroup is not empty: {0} process(es) found")]
+    NotEmpty(usize),
+    #[error("container's cgroup unexpectedly frozen")]
+    Frozen,
     #[error("{step} {}", path.display())]
     Io { step: &'static str, path: PathBuf, source: io::Error },
 }
@@ -69,6 +73,20 @@ impl Cgroup {
     fn plan_below(mount: &Path, path: &Path) -> Result<Self, CgroupError> {
         let relative = relative(path)?;
         Ok(Self { dirs: hierarchies(mount)?.into_iter().map(|(_, root)| root.join(relative)).collect() })
+    }
+
+    /// Refuses one that others use.
+    pub(crate) fn claim(self) -> Result<Self, CgroupError> {
+        for dir in &self.dirs {
+            let processes = count_processes(dir)?;
+            if processes > 0 {
+                return Err(CgroupError::NotEmpty(processes));
+            }
+            if is_frozen(dir) {
+                return Err(CgroupError::Frozen);
+            }
+        }
+        Ok(self)
     }
 
     /// Makes the cgroup `path`, which was planned, and sets its limits. On failure a part of it may be left.
@@ -116,6 +134,34 @@ impl Cgroup {
         let end = Instant::now() + REMOVE_PATIENCE;
         self.dirs.iter().filter_map(|dir| remove_dir(dir, end).map_err(io_error("remove", dir)).err()).collect()
     }
+}
+
+/// Processes in a cgroup and all below it; none where there is no such cgroup, or no longer.
+fn count_processes(dir: &Path) -> Result<usize, CgroupError> {
+    let path = dir.join("cgroup.procs");
+    let own = match fs::read_to_string(&path) {
+        Err(error) if is_gone(&error) => return Ok(0),
+        result => result.map_err(io_error("read", &path))?.lines().count(),
+    };
+    let entries = match fs::read_dir(dir) {
+        Err(error) if is_gone(&error) => return Ok(own),
+        result => result.map_err(io_error("list", dir))?,
+    };
+    let below = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    below.map(|entry| count_processes(&entry.path())).try_fold(own, |sum, count| Ok(sum + count?))
+}
+
+/// A cgroup that is removed while it is read says the latter.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(nix::libc::ENODEV)
+}
+
+/// Whether what enters a cgroup stands still: said by a file of its own, or in version 1 by the freezer's hierarchy.
+fn is_frozen(dir: &Path) -> bool {
+    let says = |path: &Path, word| fs::read_to_string(path).is_ok_and(|text| text.trim() == word);
+    let freezer = dir.strip_prefix(MOUNT).map(|path| path.components().skip(1).collect::<PathBuf>());
+    let freezer = freezer.map(|path| Path::new(MOUNT).join("freezer").join(path).join("freezer.state"));
+    says(&dir.join("cgroup.freeze"), "1") || freezer.is_ok_and(|path| says(&path, "FROZEN"))
 }
 
 /// Which hierarchy a container's directory is in. Those of version 1 are named after their controllers.
@@ -267,57 +313,5 @@ fn write(path: &Path, value: &str) -> Result<(), CgroupError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn limits() -> Limits {
-        Limits { memory: 1 << 30, pids: 64, cpu_quota: None, cpu_shares: Some(1024), cpus: None, mems: None }
-    }
-
-    #[test]
-    fn shares_become_weights_as_elsewhere() {
-        assert_eq!(weight(0), 1);
-        assert_eq!(weight(2), 1);
-        assert_eq!(weight(1024), 39);
-        assert_eq!(weight(262_144), 10_000);
-    }
-
-    #[test]
-    fn v2_files_get_the_limits() {
-        let dir = tempfile::tempdir().unwrap();
-        for name in ["memory.max", "pids.max", "cpu.max", "cpu.weight"] {
-            fs::write(dir.path().join(name), "").unwrap();
-        }
-        set_v2(dir.path(), &Limits { cpu_quota: Some((50_000, 100_000)), ..limits() }).unwrap();
-        let read = |name| fs::read_to_string(dir.path().join(name)).unwrap();
-        assert_eq!(read("memory.max"), "1073741824");
-        assert_eq!(read("cpu.max"), "50000 100000");
-        assert_eq!(read("cpu.weight"), "39");
-    }
-
-    #[test]
-    fn a_missing_controller_is_an_error_that_names_its_file() {
-        let dir = tempfile::tempdir().unwrap();
-        let error = set_v2(dir.path(), &limits()).unwrap_err();
-        assert_eq!(error.to_string(), format!("set {}", dir.path().join("memory.max").display()));
-    }
-
-    #[test]
-    fn paths_lead_down_and_a_directory_is_no_hierarchy() {
-        let dir = tempfile::tempdir().unwrap();
-        let plan = |path: &str| Cgroup::plan_below(dir.path(), Path::new(path));
-        for path in ["/../x", "/x/../y", "/", "", ".."] {
-            assert!(matches!(plan(path), Err(CgroupError::Path(_))), "{path}");
-        }
-        assert!(matches!(plan("/x"), Err(CgroupError::NotMounted)));
-    }
-
-    #[test]
-    fn what_was_planned_and_not_made_is_removed() {
-        let dir = tempfile::tempdir().unwrap();
-        let made = dir.path().join("made");
-        fs::create_dir(&made).unwrap();
-        let cgroup = Cgroup { dirs: vec![dir.path().join("never"), made.clone()] };
-        assert!(cgroup.remove().is_empty() && !made.exists());
-    }
-}
+#[path = "cgroup_tests.rs"]
+mod tests;

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::error::ErrorKind;
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use self::update::UpdateArgs;
@@ -18,6 +19,8 @@ mod update;
 /// Runs OCI containers, each in a virtual machine of its own.
 #[derive(Debug, Parser)]
 #[command(name = "vmrt", version = VERSION, disable_version_flag = true, arg_required_else_help = true)]
+// As Go's flags have it: of an option that is given twice, the last one counts. This goes for the commands, too.
+#[command(args_override_self = true)]
 pub(crate) struct Arguments {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -38,7 +41,7 @@ pub(crate) struct Global {
     #[arg(long)]
     pub(crate) debug: bool,
     /// File to append the log to, in place of standard error
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = path_or_none())]
     pub(crate) log: Option<PathBuf>,
     /// Format of the log
     #[arg(long, value_enum, default_value_t = Format::Text, value_name = "FORMAT")]
@@ -118,7 +121,7 @@ pub(crate) struct BundleArgs {
     #[arg(short, long, value_name = "DIR")]
     pub(crate) bundle: Option<PathBuf>,
     /// Unix socket that gets the master of the container's terminal
-    #[arg(long, value_name = "SOCKET")]
+    #[arg(long, value_name = "SOCKET", value_parser = path_or_none())]
     pub(crate) console_socket: Option<PathBuf>,
     /// File to write the pid of the container's VMM to
     #[arg(long, value_name = "FILE")]
@@ -198,7 +201,7 @@ pub(crate) struct KillArgs {
 #[derive(Args, Debug)]
 pub(crate) struct ExecArgs {
     /// Unix socket that gets the master of the process's terminal
-    #[arg(long, value_name = "SOCKET")]
+    #[arg(long, value_name = "SOCKET", value_parser = path_or_none())]
     pub(crate) console_socket: Option<PathBuf>,
     /// Working directory in the container
     #[arg(long, value_name = "DIR")]
@@ -342,7 +345,8 @@ impl Command {
 /// Reads this process's arguments; help, version and complaints are printed here. A wrong command line ends with
 /// status 1, an unknown command with 3, as in runc.
 pub(crate) fn parse() -> Result<Arguments, ExitCode> {
-    Arguments::try_parse().map_err(|error| {
+    Arguments::try_parse().map_err(|mut error| {
+        suggest_no_hidden(&mut error);
         // Standard output or error may be closed; there is nobody else to tell.
         let _ = error.print();
         match error.kind() {
@@ -354,47 +358,22 @@ pub(crate) fn parse() -> Result<Arguments, ExitCode> {
     })
 }
 
-#[cfg(test)]
-mod tests {
-    use clap::CommandFactory;
+/// A path that may be empty, which whoever uses it takes for none.
+fn path_or_none() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
+}
 
-    use super::*;
-
-    fn parse(line: &str) -> Result<Command, ErrorKind> {
-        let parsed = Arguments::try_parse_from(line.split(' '));
-        parsed.map(|arguments| arguments.command).map_err(|error| error.kind())
-    }
-
-    #[test]
-    fn the_definition_is_consistent() {
-        Arguments::command().debug_assert();
-    }
-
-    #[test]
-    fn what_follows_the_id_belongs_to_the_program() {
-        let Ok(Command::Exec(exec)) = parse("vmrt exec -t --user 1:2 web ls -l --tty") else { panic!("not parsed") };
-        assert!(exec.tty);
-        assert_eq!(exec.command, ["ls", "-l", "--tty"]);
-        assert_eq!(exec.user.as_deref(), Some("1:2"));
-    }
-
-    #[test]
-    fn engines_lines_are_understood() {
-        let docker =
-            "vmrt --root /r --log /l --log-format json create --bundle /b --pid-file /p --console-socket /s id";
-        assert!(matches!(parse(docker), Ok(Command::Create(_))));
-        assert!(matches!(parse("vmrt --log-format=json delete --force id"), Ok(Command::Delete(_))));
-        assert!(matches!(parse("vmrt kill --all id 9"), Ok(Command::Kill(_))));
-        assert!(matches!(parse("vmrt run "), Ok(Command::Run(_))), "an empty id is for the command to refuse");
-        assert!(matches!(parse("vmrt run --no-pivot --no-new-keyring -d -b /b id"), Ok(Command::Run(_))));
-    }
-
-    #[test]
-    fn wrong_lines_are_refused() {
-        assert_eq!(parse("vmrt frobnicate").unwrap_err(), ErrorKind::InvalidSubcommand);
-        assert_eq!(parse("vmrt start").unwrap_err(), ErrorKind::MissingRequiredArgument);
-        assert_eq!(parse("vmrt state a b").unwrap_err(), ErrorKind::UnknownArgument);
-        assert_eq!(parse("vmrt run --frobnicate x").unwrap_err(), ErrorKind::UnknownArgument);
-        assert_eq!(parse("vmrt list -f yaml").unwrap_err(), ErrorKind::InvalidValue);
+/// The parser suggests every command there is.
+fn suggest_no_hidden(error: &mut clap::Error) {
+    let Some(ContextValue::Strings(mut names)) = error.remove(ContextKind::SuggestedSubcommand) else { return };
+    names.retain(|name| name != follow_interfaces::NAME);
+    if names.is_empty() {
+        // Further hints, of which there are none, would still get an empty line.
+        error.remove(ContextKind::Suggested);
+    } else {
+        error.insert(ContextKind::SuggestedSubcommand, ContextValue::Strings(names));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -48,13 +48,7 @@ impl RequestError {
         let Self::Failure(Failure { kind, step, cause }) = self else { return self };
         let program = program.to_owned();
         match kind {
-            FailureKind::ProgramNotFound if program.contains('/') => {
-                Self::Program { cause: format!("stat {program}: no such file or directory"), program, kind }
-            }
-            FailureKind::ProgramNotFound => {
-                Self::Program { program, cause: "executable file not found in $PATH".into(), kind }
-            }
-            FailureKind::ProgramNotExecutable => Self::Program { program, cause, kind },
+            FailureKind::ProgramNotFound | FailureKind::ProgramNotExecutable => Self::Program { program, cause, kind },
             _ => Self::Failure(Failure { kind, step, cause }),
         }
     }
@@ -69,7 +63,7 @@ impl RequestError {
 
     /// Whether the VMM went away instead of answering.
     pub(crate) fn is_end(&self) -> bool {
-        matches!(self, Self::Client(ClientError::Closed | ClientError::Io(_)))
+        matches!(self, Self::Client(ClientError::Closed | ClientError::Io(_) | ClientError::Connect { .. }))
     }
 }
 
@@ -231,15 +225,19 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_program_is_told_as_runc_does() {
-        let text = |kind, program| RequestError::Failure(failure(kind)).about(program).to_string();
-        let prefix = "unable to start container process: exec: ";
-        let not_found = text(FailureKind::ProgramNotFound, "x");
-        assert_eq!(not_found, format!("{prefix}\"x\": executable file not found in $PATH"));
-        let no_file = text(FailureKind::ProgramNotFound, "/x");
-        assert_eq!(no_file, format!("{prefix}\"/x\": stat /x: no such file or directory"));
-        let not_executable = text(FailureKind::ProgramNotExecutable, "/x");
-        assert_eq!(not_executable, format!("{prefix}\"/x\": exec format error"));
-        assert_eq!(text(FailureKind::System, "x"), "do it: exec format error");
+    fn a_missing_program_is_told_as_runc_does_with_the_guests_reason() {
+        let text = |kind, cause: &str| {
+            let failure = Failure { cause: cause.into(), ..failure(kind) };
+            RequestError::Failure(failure).about("x").to_string()
+        };
+        let prefix = "unable to start container process: exec: \"x\": ";
+        for (kind, cause) in [
+            (FailureKind::ProgramNotFound, "executable file not found in $PATH"),
+            (FailureKind::ProgramNotFound, "its interpreter /no/sh: no such file or directory"),
+            (FailureKind::ProgramNotExecutable, "exec format error"),
+        ] {
+            assert_eq!(text(kind, cause), format!("{prefix}{cause}"));
+        }
+        assert_eq!(text(FailureKind::System, "no memory"), "do it: no memory");
     }
 }

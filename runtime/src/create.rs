@@ -21,7 +21,7 @@ use crate::config::Config;
 use crate::connection::{Connection, RequestError};
 use crate::context::Context;
 use crate::error::Error;
-use crate::hooks::{self, Turn};
+use crate::hooks;
 use crate::host_process::{HostProcess, boot_id};
 use crate::id::ContainerId;
 use crate::interfaces;
@@ -102,11 +102,12 @@ pub(crate) struct Attached {
 }
 
 /// Makes a container. When a step fails, all before it are undone.
-pub(crate) fn create(context: &mut Context, order: Order) -> Result<Created, Error> {
+pub(crate) fn create(context: &mut Context, mut order: Order) -> Result<Created, Error> {
     let config = context.config()?;
     let size = Size::of(&order.bundle.spec, &config)?;
     let network = NetworkNamespace::of(&order.bundle.spec)?;
     let network_record = plan_network(&order, &network)?;
+    order.bundle.root_mounts(&context.log);
     let mut files = shares::open_all(&order.id, &order.bundle)?;
     if let Some(process) = files.spec.process_mut() {
         apparmor::leave_out_default(process, &context.log);
@@ -123,7 +124,8 @@ pub(crate) fn create(context: &mut Context, order: Order) -> Result<Created, Err
     // Written before there is a cgroup and a VMM, so that both are found should this process be killed.
     let scope = context.systemd_cgroup.then(|| Scope::named(cgroups_path(&order), &order.id)).transpose()?;
     let path = scope.as_ref().map_or_else(|| cgroup_path(&order), Scope::cgroup);
-    let mut record = record(&order, Cgroup::plan(&path)?, size, network_record)?;
+    let cgroup = Cgroup::plan(&path)?.claim().map_err(Error::CgroupTaken)?;
+    let mut record = record(&order, cgroup, size, network_record)?;
     record.scope = scope;
     locked.write(&record)?;
     push_poststop(&mut undo, &record, &context.log);
@@ -131,7 +133,8 @@ pub(crate) fn create(context: &mut Context, order: Order) -> Result<Created, Err
     let mut vmm = spawn(context, &config, &locked, &stdio, network, &mut undo)?;
     record.vmm = vmm.process;
     locked.write(&record)?;
-    enter_cgroup(&record, &path, &Limits::of(&order.bundle.spec, size))?;
+    let limits = Limits::of(&order.bundle.spec, size);
+    enter_cgroup(&record, &path, &limits)?;
     context.log.debug(&format!("{} runs as process {}", config.vmm.display(), vmm.process.pid));
     context.timeline.reached("VMM spawned");
     hooks::run_creating(&record)?;
@@ -149,6 +152,7 @@ pub(crate) fn create(context: &mut Context, order: Order) -> Result<Created, Err
     let timeout = config.start_timeout;
     let setup = Setup { files, bundle, seccomp, stdio: &stdio, interfaces, name_server, timeout };
     set_up(&mut connection, &order.id, setup).map_err(|error| ended(error, &mut vmm))?;
+    limit_cpu(&record, &limits)?;
     context.timeline.reached("container created");
 
     record.phase = Phase::Created;
@@ -197,13 +201,26 @@ fn push_cgroup(undo: &mut Undo, record: &Record) {
     });
 }
 
-/// Makes the cgroup at `path`, or has systemd make it, and puts the VMM there, which does nothing yet.
+/// Makes the cgroup at `path`, or has systemd make it, and puts the VMM there, which does nothing yet. Its quota of CPU time
+/// is left for [`limit_cpu`]: with a small one the guest would not boot in any reasonable time.
 fn enter_cgroup(record: &Record, path: &Path, limits: &Limits) -> Result<(), Error> {
+    let limits = Limits { cpu_quota: None, ..limits.clone() };
     if let Some(scope) = &record.scope {
-        scope.start(record.vmm.pid, limits)?;
+        scope.start(record.vmm.pid, &limits)?;
     }
-    Cgroup::create(path, limits)?;
+    Cgroup::create(path, &limits)?;
     Ok(record.cgroup.add(record.vmm.pid)?)
+}
+
+/// Sets the quota of CPU time, too, when the container is made and nothing of its own has run.
+fn limit_cpu(record: &Record, limits: &Limits) -> Result<(), Error> {
+    if limits.cpu_quota.is_none() {
+        return Ok(());
+    }
+    if let Some(scope) = &record.scope {
+        scope.set(limits)?;
+    }
+    Ok(record.cgroup.update(limits)?)
 }
 
 fn spawn(
@@ -229,7 +246,7 @@ fn spawn(
 fn push_poststop(undo: &mut Undo, record: &Record, log: &Rc<Log>) {
     if record.hooks.is_some() {
         let (record, log) = (record.clone(), log.clone());
-        undo.push(move || hooks::run_all(Turn::Poststop, &record, &log));
+        undo.push(move || hooks::run_poststop(&record, &log));
     }
 }
 

@@ -59,6 +59,8 @@ pub(crate) enum Error {
     #[error("limit the VMM's cgroup")]
     Cgroup(#[from] CgroupError),
     #[error(transparent)]
+    CgroupTaken(CgroupError),
+    #[error(transparent)]
     Systemd(#[from] SystemdError),
     #[error("a cgroup is left")]
     Leftover(#[source] CgroupError),
@@ -132,8 +134,6 @@ pub(crate) enum Error {
     SubCgroup(String),
     #[error("unknown capability \"{0}\"")]
     Capability(String),
-    #[error("invalid environment variable: \"{0}\"")]
-    Environment(String),
     #[error("File config.json exists. Remove it first")]
     SpecExists,
     #[error("{option} {reason}")]
@@ -165,10 +165,21 @@ pub(crate) fn chain(error: &dyn StdError) -> String {
     let mut source = error.source();
     while let Some(error) = source {
         text.push_str(": ");
-        text.push_str(error.to_string().trim_end());
+        text.push_str(cause(error).trim_end());
         source = error.source();
     }
     text
+}
+
+/// A cause's text; those of the operating system as Go has them, and so runc: in lower case and without their number.
+fn cause(error: &(dyn StdError + 'static)) -> String {
+    let Some(number) = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) else {
+        return error.to_string();
+    };
+    let text = error.to_string();
+    let text = text.strip_suffix(&format!(" (os error {number})")).unwrap_or(&text);
+    let mut letters = text.chars();
+    letters.next().map(|first| first.to_lowercase().chain(letters).collect()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -181,7 +192,9 @@ mod tests {
     fn causes_follow_once() {
         let source = io::Error::from_raw_os_error(2);
         let error = Error::from(BundleError::NoBundle { path: "/x".into(), source });
-        assert_eq!(chain(&error), "chdir /x: No such file or directory (os error 2)");
+        assert_eq!(chain(&error), "chdir /x: no such file or directory");
+        let source = io::Error::other("Said by nobody");
+        assert_eq!(chain(&BundleError::NoBundle { path: "/x".into(), source }), "chdir /x: Said by nobody");
     }
 
     #[test]

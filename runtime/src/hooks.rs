@@ -20,7 +20,7 @@ use crate::state::{OCI_VERSION, Record};
 
 /// When hooks run on the host. `startContainer` hooks run in the guest.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Turn {
+enum Turn {
     /// The machine's process and its network namespace exist, and nothing runs in it.
     Prestart,
     CreateRuntime,
@@ -117,15 +117,22 @@ pub(crate) fn leave_guests(spec: &mut Spec) {
 
 /// Runs everything that comes before the machine starts. The first failure ends it.
 pub(crate) fn run_creating(record: &Record) -> Result<(), HookError> {
-    [Turn::Prestart, Turn::CreateRuntime, Turn::CreateContainer].into_iter().try_for_each(|turn| {
-        of(record, turn).enumerate().try_for_each(|(number, hook)| run(turn, number, hook, record))
-    })
+    [Turn::Prestart, Turn::CreateRuntime, Turn::CreateContainer].into_iter().try_for_each(|turn| run_row(turn, record))
 }
 
-/// Runs the hooks of a turn at which nothing can be stopped any more: what fails is told in the log.
-pub(crate) fn run_all(turn: Turn, record: &Record, log: &Log) {
-    for (number, hook) in of(record, turn).enumerate() {
-        if let Err(error) = run(turn, number, hook, record) {
+/// Runs what comes when the program was started. The first failure ends it, and is to end the container.
+pub(crate) fn run_poststart(record: &Record) -> Result<(), HookError> {
+    run_row(Turn::Poststart, record)
+}
+
+fn run_row(turn: Turn, record: &Record) -> Result<(), HookError> {
+    of(record, turn).enumerate().try_for_each(|(number, hook)| run(turn, number, hook, record))
+}
+
+/// Runs what comes when nothing can be stopped any more: what fails is told in the log.
+pub(crate) fn run_poststop(record: &Record, log: &Log) {
+    for (number, hook) in of(record, Turn::Poststop).enumerate() {
+        if let Err(error) = run(Turn::Poststop, number, hook, record) {
             log.warn(&crate::error::chain(&error));
         }
     }
@@ -280,6 +287,15 @@ mod tests {
     }
 
     #[test]
+    fn the_first_poststart_hook_that_fails_is_the_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let row = [script("true"), script("exit 3"), script("touch later")];
+        let error = run_poststart(&record(dir.path(), &json!({"poststart": row}))).unwrap_err();
+        assert!(chain(&error).starts_with("error running poststart hook #1: error running hook: exit status 3"));
+        assert!(!dir.path().join("later").exists());
+    }
+
+    #[test]
     fn a_hook_that_takes_too_long_is_killed() {
         let dir = tempfile::tempdir().unwrap();
         let hook = json!({"path": "/bin/sleep", "args": ["sleep", "100"], "timeout": 1});
@@ -303,11 +319,11 @@ mod tests {
         let missing = json!({"path": "/nonexistent"});
         let record = record(dir.path(), &json!({"poststop": [missing, script("cat >state")]}));
         let log = Log::new(Some(&dir.path().join("log")), crate::log::Format::Text, false).unwrap();
-        run_all(Turn::Poststop, &record, &log);
+        run_poststop(&record, &log);
         let state: Value = serde_json::from_slice(&fs::read(dir.path().join("state")).unwrap()).unwrap();
         assert_eq!((&state["status"], state.get("pid")), (&json!("stopped"), None));
         let text = fs::read_to_string(dir.path().join("log")).unwrap();
-        assert!(text.contains("error running poststop hook #0: exec /nonexistent: No such file"), "{text}");
+        assert!(text.contains("error running poststop hook #0: exec /nonexistent: no such file"), "{text}");
     }
 
     #[test]

@@ -44,6 +44,11 @@ impl HostProcess {
         self.is_alive().then_some(PidFd(pidfd))
     }
 
+    /// Waits until it is gone; whether it is.
+    pub(crate) fn wait(self, patience: Duration) -> bool {
+        self.open().is_none_or(|process| process.wait(patience))
+    }
+
     /// Kills it and waits until it is gone; whether it is.
     pub(crate) fn kill_and_wait(self, patience: Duration) -> bool {
         let Some(process) = self.open() else { return true };
@@ -118,7 +123,9 @@ mod tests {
         let namesake = HostProcess { start_time: process.start_time + 1, ..process };
         assert!(!namesake.is_alive() && namesake.open().is_none());
         assert!(namesake.kill_and_wait(Duration::ZERO) && process.is_alive());
+        assert!(namesake.wait(Duration::ZERO) && !process.wait(Duration::from_millis(10)));
         assert!(process.kill_and_wait(Duration::from_secs(10)));
+        assert!(process.wait(Duration::ZERO));
         assert!(!process.is_alive(), "its zombie counts as dead");
         child.wait().unwrap();
         assert!(HostProcess::of(process.pid).is_err());

@@ -46,7 +46,7 @@ struct Line<'a> {
 impl Log {
     /// Opens `file` to append to it; without one, standard error gets every line.
     pub(crate) fn new(file: Option<&Path>, format: Format, debug: bool) -> Result<Self, LogError> {
-        let file = file.filter(|path| *path != Path::new("/dev/stderr"));
+        let file = file.filter(|path| ![Path::new(""), Path::new("/dev/stderr")].contains(path));
         let file = file.map(open).transpose()?;
         Ok(Self { format, file, debug })
     }
@@ -129,6 +129,11 @@ mod tests {
         let text = std::fs::read_to_string(path).unwrap();
         assert!(text.ends_with("level=warning msg=\"say \\\"x\\\"\"\n"), "{text}");
         assert!(!text.contains("hidden"));
+    }
+
+    #[test]
+    fn an_empty_path_is_no_file() {
+        assert!(Log::new(Some(Path::new("")), Format::Text, false).unwrap().file.is_none());
     }
 
     #[test]

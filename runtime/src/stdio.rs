@@ -52,7 +52,8 @@ pub(crate) struct Wanted<'a> {
 impl Stdio {
     /// Opens what `wanted` asks for.
     pub(crate) fn open(wanted: Wanted) -> Result<Self, StdioError> {
-        match (wanted.terminal, wanted.detach, wanted.console_socket) {
+        let socket = wanted.console_socket.filter(|path| !path.as_os_str().is_empty());
+        match (wanted.terminal, wanted.detach, socket) {
             (false, _, Some(_)) | (true, false, Some(_)) => Err(StdioError::UselessSocket),
             (true, true, None) => Err(StdioError::DetachedTerminal),
             (true, true, Some(path)) => Self::console_of(&console::make(path, wanted.size)?, wanted.size),
@@ -122,6 +123,7 @@ mod tests {
         assert!(matches!(wanted(false, true, path), Err(StdioError::UselessSocket)));
         assert!(matches!(wanted(true, false, path), Err(StdioError::UselessSocket)));
         assert!(matches!(wanted(true, true, path), Err(StdioError::Console(_))));
+        assert!(matches!(wanted(true, true, Some(Path::new(""))), Err(StdioError::DetachedTerminal)));
     }
 
     #[test]

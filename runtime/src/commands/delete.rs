@@ -7,7 +7,7 @@ use crate::cli::DeleteArgs;
 use crate::context::Context;
 use crate::create::END_PATIENCE;
 use crate::error::Error;
-use crate::hooks::{self, Turn};
+use crate::hooks;
 use crate::host_process::HostProcess;
 use crate::id::ContainerId;
 use crate::log::Log;
@@ -53,6 +53,11 @@ fn check(record: &Record, dir: &Path, force: bool) -> Result<(), Error> {
         phase @ (Phase::Running | Phase::Paused) => {
             Err(Error::NotStopped { id: record.id.clone(), status: phase.name() })
         }
+        Phase::Stopped => {
+            // The program has ended, and the VMM may still be handing its output over.
+            record.vmm.wait(END_PATIENCE);
+            Ok(())
+        }
         _ => Ok(()),
     }
 }
@@ -66,7 +71,7 @@ pub(crate) fn finish(record: &Record, locked: Locked, log: &Log) -> Result<(), E
     let mut left = record.cgroup.remove().into_iter();
     let disconnected = leave_network(record);
     locked.remove()?;
-    hooks::run_all(Turn::Poststop, record, log);
+    hooks::run_poststop(record, log);
     disconnected?;
     stopped?;
     left.next().map_or(Ok(()), |error| Err(Error::Leftover(error)))
@@ -95,6 +100,6 @@ fn kill_listener(locked: &Locked) -> Result<(), Error> {
     listener(&locked.dir).map_or(Ok(()), kill)
 }
 
-fn kill(vmm: HostProcess) -> Result<(), Error> {
+pub(super) fn kill(vmm: HostProcess) -> Result<(), Error> {
     if vmm.kill_and_wait(END_PATIENCE) { Ok(()) } else { Err(SandboxError::Immortal(vmm.pid).into()) }
 }

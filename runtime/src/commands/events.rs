@@ -10,6 +10,7 @@ use vmm::control::{Answer, Client, ClientError, Reply, Request};
 
 use self::stats::Stats;
 use super::print_json;
+use super::state::status;
 use crate::cli::EventsArgs;
 use crate::connection::{Connection, Event as Happening, RequestError};
 use crate::context::Context;
@@ -37,7 +38,7 @@ struct Event<'a> {
 pub(crate) fn run(context: &Context, args: &EventsArgs) -> Result<u8, Error> {
     let id: ContainerId = args.id.parse()?;
     let record = context.store.record(&id)?;
-    if record.phase_now() == Phase::Stopped {
+    if status(&record, &context.store.dir(&id)) == Phase::Stopped {
         return Err(Error::IdNotRunning(args.id.clone()));
     }
     let mut client = control(&context.store.dir(&id)).map_err(RequestError::from)?;

@@ -74,8 +74,9 @@ fn check(record: &Record) -> Result<(), Error> {
 /// How long the process may take to start: in a paused container until that goes on.
 fn patience(client: &mut Client, record: &Record, ignore_paused: bool) -> Result<Duration, Error> {
     match ask_status(client, &record.id) {
-        Some(Status::Paused) if ignore_paused => Ok(PAUSED_DEADLINE),
-        Some(Status::Paused) => Err(Error::ExecInPaused),
+        Ok(Status::Paused) if ignore_paused => Ok(PAUSED_DEADLINE),
+        Ok(Status::Paused) => Err(Error::ExecInPaused),
+        Ok(Status::Stopped(_)) => Err(Error::ExecInStopped),
         _ => Ok(EXEC_DEADLINE),
     }
 }

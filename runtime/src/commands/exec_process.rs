@@ -7,7 +7,7 @@ use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, Process};
 
 use super::{refuse_if, refuse_preserve_fds};
 use crate::apparmor;
-use crate::bundle::{Bundle, check_process};
+use crate::bundle::{Bundle, check_process, parse};
 use crate::cli::ExecArgs;
 use crate::error::Error;
 use crate::log::Log;
@@ -18,8 +18,12 @@ pub(super) fn check_args(args: &ExecArgs) -> Result<(), Error> {
     let reason = "is refused: the guest's kernel has no SELinux";
     refuse_if(args.process_label.as_ref().is_some_and(|label| !label.is_empty()), "--process-label", reason)?;
     let reason = "is refused: the guest's kernel has no AppArmor";
-    refuse_if(args.apparmor.as_ref().is_some_and(|profile| !profile.is_empty()), "--apparmor", reason)?;
+    refuse_if(apparmor_profile(args).is_some_and(|profile| profile != apparmor::UNCONFINED), "--apparmor", reason)?;
     sub_cgroup(&args.cgroup).map(drop)
+}
+
+fn apparmor_profile(args: &ExecArgs) -> Option<&str> {
+    args.apparmor.as_deref().filter(|profile| !profile.is_empty())
 }
 
 /// The one cgroup that may be given. With cgroup v2, the only one in a guest, it is the same for every controller.
@@ -37,7 +41,6 @@ pub(super) fn build(args: &ExecArgs, bundle: &Path, log: &Log) -> Result<Process
         Some(path) => read(path)?,
         None => from_options(args, Bundle::load(bundle)?.process()?.clone())?,
     };
-    check_environment(&process)?;
     check_process(&process)?;
     apparmor::leave_out_default(&mut process, log);
     Ok(process)
@@ -45,7 +48,7 @@ pub(super) fn build(args: &ExecArgs, bundle: &Path, log: &Log) -> Result<Process
 
 fn read(path: &Path) -> Result<Process, Error> {
     let text = fs::read(path).map_err(|source| Error::ProcessFile { path: path.into(), source })?;
-    serde_json::from_slice(&text).map_err(|source| Error::ProcessJson { path: path.into(), source })
+    parse(&text, "").map_err(|source| Error::ProcessJson { path: path.into(), source })
 }
 
 fn from_options(args: &ExecArgs, mut process: Process) -> Result<Process, Error> {
@@ -59,6 +62,9 @@ fn from_options(args: &ExecArgs, mut process: Process) -> Result<Process, Error>
         process.set_cwd(cwd.clone());
     }
     process.env_mut().get_or_insert_default().extend(args.env.iter().cloned());
+    if let Some(profile) = apparmor_profile(args) {
+        process.set_apparmor_profile(Some(profile.to_owned()));
+    }
     if args.no_new_privs {
         process.set_no_new_privileges(Some(true));
     }
@@ -72,8 +78,8 @@ fn from_options(args: &ExecArgs, mut process: Process) -> Result<Process, Error>
 
 fn set_user(process: &mut Process, args: &ExecArgs) -> Result<(), Error> {
     let user = process.user_mut();
-    if let Some(text) = &args.user {
-        let (uid, gid) = text.split_once(':').map_or((text.as_str(), None), |(uid, gid)| (uid, Some(gid)));
+    if let Some(text) = args.user.as_deref().filter(|text| !text.is_empty()) {
+        let (uid, gid) = text.split_once(':').map_or((text, None), |(uid, gid)| (uid, Some(gid)));
         user.set_uid(number(uid, "uid")?);
         if let Some(gid) = gid {
             user.set_gid(number(gid, "gid")?);
@@ -110,11 +116,6 @@ fn capability(name: &str) -> Result<Capability, Error> {
     serde_json::from_value(upper.into()).map_err(|_| Error::Capability(name.to_owned()))
 }
 
-fn check_environment(process: &Process) -> Result<(), Error> {
-    let bad = process.env().iter().flatten().find(|entry| !entry.contains('='));
-    bad.map_or(Ok(()), |entry| Err(Error::Environment(entry.clone())))
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -141,6 +142,24 @@ mod tests {
         assert_eq!(process.args().as_ref().unwrap(), &["id", "-u"]);
         assert_eq!(process.env().as_ref().unwrap().last().unwrap(), "A=b");
         assert_eq!((process.cwd().as_path(), process.terminal()), (Path::new("/tmp"), Some(false)));
+    }
+
+    #[test]
+    fn what_is_empty_or_has_no_effect_is_as_good_as_none() {
+        let process = built(&["-u", "", "--apparmor", "unconfined", "web", "id"]).unwrap();
+        assert_eq!((process.user().uid(), process.user().gid()), (0, 0));
+        assert!(process.apparmor_profile().is_none());
+        built(&["--apparmor", "", "--console-socket", "", "web", "id"]).unwrap();
+        let refused = built(&["--apparmor", "mine", "web", "id"]).unwrap_err().to_string();
+        assert!(refused.starts_with("--apparmor is refused"), "{refused}");
+    }
+
+    #[test]
+    fn a_process_in_a_file_may_have_no_user() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), r#"{"cwd": "/", "args": ["id"], "user": null}"#).unwrap();
+        let process = built(&["-p", file.path().to_str().unwrap(), "web"]).unwrap();
+        assert_eq!((process.user().uid(), process.user().gid()), (0, 0));
     }
 
     #[test]

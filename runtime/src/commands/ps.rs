@@ -14,6 +14,7 @@ use vmm::control::{Reply, Request};
 
 use self::columns::Column;
 use self::process::Process;
+use super::state::status;
 use super::{print, print_json};
 use crate::cli::{ListFormat, PsArgs};
 use crate::connection::RequestError;
@@ -31,7 +32,7 @@ pub(crate) fn run(context: &Context, args: &PsArgs) -> Result<u8, Error> {
     let record = context.store.record(&id)?;
     match args.format {
         // Go's encoding of a list without elements.
-        ListFormat::Json if record.phase_now() == Phase::Stopped => print("null\n")?,
+        ListFormat::Json if is_stopped(context, &id, &record) => print("null\n")?,
         ListFormat::Json => print_json(&[record.vmm.pid], false)?,
         ListFormat::Table => {
             let columns = columns::of(&args.options).map_err(Error::PsOption)?;
@@ -41,9 +42,13 @@ pub(crate) fn run(context: &Context, args: &PsArgs) -> Result<u8, Error> {
     Ok(0)
 }
 
+fn is_stopped(context: &Context, id: &ContainerId, record: &Record) -> bool {
+    status(record, &context.store.dir(id)) == Phase::Stopped
+}
+
 /// A stopped container has no processes.
 fn list(context: &Context, id: &ContainerId, record: &Record) -> Result<Vec<Process>, Error> {
-    if record.phase_now() == Phase::Stopped {
+    if is_stopped(context, id, record) {
         return Ok(Vec::new());
     }
     let mut client = control(&context.store.dir(id)).map_err(RequestError::from)?;

@@ -15,7 +15,7 @@ use crate::context::Context;
 use crate::create::{Attached, Created, END_PATIENCE, Order, create, explain, is_guest_death};
 use crate::error::Error;
 use crate::foreground::{self, Screen};
-use crate::hooks::{self, Turn};
+use crate::hooks;
 use crate::id::ContainerId;
 use crate::state::Phase;
 
@@ -28,7 +28,7 @@ pub(crate) fn run(context: &mut Context, args: RunArgs) -> Result<u8, Error> {
         ask_timeline(context, &mut created)?;
     }
     start(&mut created)?;
-    hooks::run_all(Turn::Poststart, &created.record, &context.log);
+    hooks::run_poststart(&created.record)?;
     context.timeline.reached("started");
     if detach {
         created.keep();

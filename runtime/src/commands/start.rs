@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use vmm::control::Request;
 
+use super::delete::kill;
 use super::state::status;
 use crate::cli::IdArgs;
 use crate::connection::RequestError;
 use crate::context::Context;
 use crate::error::Error;
-use crate::hooks::{self, Turn};
+use crate::hooks;
 use crate::interfaces;
 use crate::sandbox::control;
 use crate::state::Phase;
@@ -29,8 +30,13 @@ pub(crate) fn run(context: &Context, args: &IdArgs) -> Result<u8, Error> {
     client.call(&request, &[], Some(START_DEADLINE)).map_err(RequestError::from)?;
     record.phase = Phase::Running;
     locked.write(&record)?;
-    hooks::run_all(Turn::Poststart, &record, &context.log);
-    Ok(0)
+    match hooks::run_poststart(&record) {
+        Ok(()) => Ok(0),
+        Err(error) => {
+            kill(record.vmm)?;
+            Err(error.into())
+        }
+    }
 }
 
 fn check(phase: Phase) -> Result<(), Error> {

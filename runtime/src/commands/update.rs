@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use vmm::control::Request;
 
 use super::refuse_if;
+use super::state::status;
 use crate::bundle::Bundle;
 use crate::cli::UpdateArgs;
 use crate::connection::RequestError;
@@ -38,7 +39,7 @@ pub(crate) fn run(context: &Context, args: &UpdateArgs) -> Result<u8, Error> {
     }
     let locked = context.store.lock(&id)?;
     let mut record = context.store.record(&id)?;
-    if record.phase_now() == Phase::Stopped {
+    if status(&record, &locked.dir) == Phase::Stopped {
         return Err(Error::NotRunning);
     }
     let before = current(&record)?;

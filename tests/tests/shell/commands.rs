@@ -112,6 +112,18 @@ fn a_checkpoint_is_refused_with_the_reason() {
 }
 
 #[test]
+fn the_last_of_an_options_values_counts() {
+    let runtime = Runtime::new();
+    let done =
+        runtime.call(&["--log", "/no/such/log", "--log", "", "list", "--format", "table", "--format", "json"]).ok();
+    assert_eq!(done.text(), "null");
+    if is_vmrt() {
+        let done = runtime.call(&["foo"]);
+        assert!(done.code == 3 && !done.message().contains("follow-interfaces"), "{done:?}");
+    }
+}
+
+#[test]
 fn a_rootless_specification_has_a_user_namespace() {
     let runtime = Runtime::new();
     let folder = tempfile::tempdir().unwrap();

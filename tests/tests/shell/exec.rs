@@ -1,8 +1,10 @@
 //! Further processes in a running container.
 
+use std::os::unix::fs::PermissionsExt;
+
 use serde_json::json;
 use vmrt_tests::bundle::Bundle;
-use vmrt_tests::runtime::{Running, Runtime, wait};
+use vmrt_tests::runtime::{Running, Runtime, is_vmrt, wait};
 
 #[test]
 fn every_exit_status_and_signal_passes_through() {
@@ -73,6 +75,47 @@ fn a_process_may_come_as_json() {
     std::fs::write(&path, process.to_string()).unwrap();
     let mut command = runtime.command(&["exec", "--process", path.to_str().unwrap(), &container.id]);
     assert_eq!(Running::start(&mut command, None).end().ok().text(), "/tmp\ny\n7");
+}
+
+#[test]
+fn a_process_may_have_no_user() {
+    let runtime = Runtime::new();
+    let done = runtime.run(&Bundle::script("echo $(id -u) $(id -g)").without("/process/user")).ok();
+    assert_eq!(done.text(), "0 0");
+    let bundle = Bundle::busybox(["sleep", "1000"]);
+    let container = runtime.started(&bundle);
+    let path = bundle.path().join("process.json");
+    let process = json!({"cwd": "/", "args": ["id", "-u"], "env": ["PATH=/bin:/usr/bin"], "user": null});
+    std::fs::write(&path, process.to_string()).unwrap();
+    assert_eq!(runtime.call(&["exec", "--process", path.to_str().unwrap(), &container.id]).ok().text(), "0");
+}
+
+#[test]
+fn options_without_effect_are_taken() {
+    // runc needs AppArmor on the host for the profile that is none.
+    if !is_vmrt() {
+        return;
+    }
+    let runtime = Runtime::new();
+    let bundle = Bundle::busybox(["sleep", "1000"]).with("/process/apparmorProfile", json!("unconfined"));
+    let container = runtime.started(&bundle);
+    let done = runtime.call(&["exec", "--user", "", "--apparmor", "unconfined", &container.id, "id", "-u"]).ok();
+    assert_eq!((done.text(), done.message()), ("0".into(), String::new()));
+}
+
+#[test]
+fn a_missing_interpreter_is_no_missing_program() {
+    let runtime = Runtime::new();
+    let bundle = Bundle::busybox(["sleep", "1000"]);
+    let script = bundle.file("bin/broken");
+    std::fs::write(&script, "#!/no/such/shell\n").unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let container = runtime.started(&bundle);
+    let done = container.exec(&["broken"]);
+    let message = done.message();
+    assert!(message.contains("broken") && message.contains("no such file or directory"), "{message}");
+    assert!(!message.contains("$PATH"), "it is there: {message}");
+    assert!(done.code == 127 || !is_vmrt(), "{}", done.code);
 }
 
 #[test]

@@ -139,6 +139,42 @@ fn a_start_container_hook_that_fails_ends_the_container() {
 }
 
 #[test]
+fn a_poststart_hook_that_fails_ends_the_container() {
+    // runc 1.1 runs these at create.
+    if !is_vmrt() {
+        return;
+    }
+    let runtime = Runtime::new();
+    let notes = tempfile::tempdir().unwrap();
+    let bundle = Bundle::busybox(["sleep", "1000"]).with(
+        "/hooks",
+        json!({
+            "poststart": [hook(notes.path(), "echo because >&2; exit 3"), hook(notes.path(), "touch $D/later")],
+            "poststop": [hook(notes.path(), "touch $D/stopped")],
+        }),
+    );
+    let stopped = notes.path().join("stopped");
+    let said = "error running poststart hook #0: error running hook: exit status 3";
+    let container = runtime.created(&bundle);
+    let done = container.call("start", &[]);
+    assert!(done.code == 1 && done.message().contains(said) && done.message().contains("because"), "{done:?}");
+    assert_eq!(container.status(), "stopped");
+    assert!(!stopped.exists());
+    container.call("delete", &[]).ok();
+    fs::remove_file(&stopped).expect("poststop hooks run at delete");
+
+    for options in [&["run"][..], &["run", "--detach"]] {
+        let bundle = bundle.path().to_str().unwrap();
+        let done = runtime.call(&[options, &["--bundle", bundle, &new_id()]].concat());
+        assert!(done.code == 1 && done.message().contains(said), "{done:?}");
+        fs::remove_file(&stopped).expect("run deletes the container");
+        assert_eq!(runtime.call(&["list", "--quiet"]).ok().text(), "");
+    }
+    assert!(!notes.path().join("later").exists());
+    runtime.assert_clean();
+}
+
+#[test]
 fn hooks_that_come_too_late_to_stop_anything_are_told_in_the_log() {
     if !is_vmrt() {
         return;
@@ -149,7 +185,6 @@ fn hooks_that_come_too_late_to_stop_anything_are_told_in_the_log() {
     let bundle = Bundle::busybox(["echo", "output"]).with(
         "/hooks",
         json!({
-            "poststart": [failing, hook(notes.path(), "touch $D/started")],
             "poststop": [failing, hook(notes.path(), "touch $D/stopped")],
         }),
     );
@@ -157,8 +192,6 @@ fn hooks_that_come_too_late_to_stop_anything_are_told_in_the_log() {
     let arguments = ["--log", log.to_str().unwrap(), "run", "--bundle", bundle.path().to_str().unwrap(), &new_id()];
     assert_eq!(runtime.call(&arguments).ok().text(), "output");
     let log = fs::read_to_string(log).unwrap();
-    for hook in ["poststart hook #0", "poststop hook #0"] {
-        assert!(log.contains(hook), "{log}");
-    }
-    assert!(notes.path().join("started").exists() && notes.path().join("stopped").exists());
+    assert!(log.contains("error running poststop hook #0"), "{log}");
+    assert!(notes.path().join("stopped").exists());
 }

@@ -130,6 +130,40 @@ fn what_was_only_created_can_be_killed_and_deleted() {
 }
 
 #[test]
+fn what_was_killed_has_stopped_and_can_be_deleted_at_once() {
+    if !is_vmrt() {
+        return;
+    }
+    let runtime = Runtime::new();
+    let bundle = Bundle::busybox(["sleep", "1000"]);
+    for options in [&["kill"][..], &["kill", "--all"]] {
+        let container = runtime.started(&bundle);
+        runtime.call(&[options, &[&container.id, "KILL"]].concat()).ok();
+        let state = container.state();
+        assert_eq!(
+            (&state["status"], &state["pid"], &state["exitStatus"]),
+            (&json!("stopped"), &json!(0), &json!(137))
+        );
+        assert_ne!(container.call("start", &[]).code, 0);
+        assert_eq!(container.exec(&["true"]).code, 255);
+        container.call("delete", &[]).ok();
+        let left = runtime.call(&["list", "--quiet"]).ok().text();
+        assert_eq!(left, "");
+    }
+    runtime.assert_clean();
+}
+
+#[test]
+fn a_relative_mount_is_taken_from_the_root() {
+    let runtime = Runtime::new();
+    let mount = json!({"type": "tmpfs", "source": "tmpfs", "destination": "data/below"});
+    let bundle = Bundle::script("grep -c ' /data/below tmpfs ' /proc/mounts").with("/mounts/-", mount);
+    let done = runtime.run(&bundle).ok();
+    assert_eq!(done.text(), "1");
+    assert!(done.message().contains("mount destination data/below is not absolute"), "{}", done.message());
+}
+
+#[test]
 fn a_container_is_started_once() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["sleep", "1000"]);

@@ -123,3 +123,32 @@ fn the_cpu_quota_holds() {
     let throttled = done.text().lines().find_map(|line| line.strip_prefix("nr_throttled ")?.parse::<u32>().ok());
     assert!(throttled.is_some_and(|count| count > 0), "{}", done.text());
 }
+
+#[test]
+fn what_only_runs_when_nothing_else_does_can_be_updated() {
+    let runtime = Runtime::new();
+    let bundle = Bundle::busybox(["sleep", "1000"]).with("/linux/resources/cpu", json!({"shares": 100}));
+    let container = runtime.started(&bundle);
+    let update = |options: &[&str]| runtime.call(&[&["update"], options, &[&container.id]].concat()).ok();
+    let files = || container.script("cd /sys/fs/cgroup; cat cpu.idle pids.max").ok().text();
+    update(&["--cpu-idle", "1"]);
+    update(&["--pids-limit", "30"]);
+    assert_eq!(files(), "1\n30");
+    update(&["--cpu-idle", "0"]);
+    assert_eq!(files(), "0\n30");
+    assert_eq!(container.script("cat /sys/fs/cgroup/cpu.weight").ok().text(), "4");
+}
+
+#[test]
+fn an_exec_goes_where_the_first_process_is_when_its_own_place_is_closed() {
+    let runtime = Runtime::new();
+    let script = "cd /sys/fs/cgroup && mkdir inner && echo 1 >inner/cgroup.procs && echo +memory >cgroup.subtree_control && \
+        touch /moved; exec sleep 1000";
+    let bundle = Bundle::script(script).all_powerful().without_mount("/sys/fs/cgroup").with(
+        "/mounts/-",
+        json!({"type": "cgroup", "source": "cgroup", "destination": "/sys/fs/cgroup", "options": ["nosuid", "rw"]}),
+    );
+    let container = runtime.started(&bundle);
+    bundle.await_file("moved");
+    assert_eq!(container.exec(&["cat", "/proc/self/cgroup"]).ok().text(), "0::/inner");
+}

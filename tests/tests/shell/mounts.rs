@@ -298,3 +298,57 @@ fn a_mounted_file_stays_the_one_it_was_and_those_in_a_directory_change() {
     assert!(eventually(Duration::from_secs(10), changed).is_some());
     assert_eq!(read("/etc/file"), "old", "a mount is of an inode, not of a name");
 }
+
+#[test]
+fn mounts_are_listed_in_the_order_of_the_configuration() {
+    let runtime = Runtime::new();
+    let source = tempfile::tempdir().unwrap();
+    let file_system = |kind: &str, destination: &str| json!({"type": kind, "source": kind, "destination": destination});
+    let bind = |destination: &str| json!({"type": "bind", "source": source.path(), "destination": destination, "options": ["bind"]});
+    let mounts = [
+        file_system("proc", "/proc"),
+        file_system("tmpfs", "/dev"),
+        file_system("tmpfs", "/n"),
+        bind("/n/a"),
+        file_system("tmpfs", "/n/b"),
+        file_system("sysfs", "/sys"),
+        bind("/n/b/c"),
+    ];
+    let places: Vec<_> = mounts.iter().map(|mount| mount["destination"].as_str().unwrap().to_owned()).collect();
+    let bundle = Bundle::busybox(["cat", "/proc/self/mountinfo"])
+        .with("/mounts", json!(mounts))
+        .with("/linux/maskedPaths", json!([]))
+        .with("/linux/readonlyPaths", json!([]));
+    let text = runtime.run(&bundle).ok().text();
+    let listed: Vec<_> = text.lines().filter_map(|line| line.split(' ').nth(4)).filter(|place| *place != "/").collect();
+    assert_eq!(listed, places, "{text}");
+}
+
+#[test]
+fn what_is_read_only_is_filled_first() {
+    let runtime = Runtime::new();
+    let script = "for place in /dev /n; do touch $place/x 2>/dev/null && echo $place is open; done; \
+        touch /n/in/x && echo x >/dev/null && ls /dev/pts >/dev/null && echo all";
+    let bundle = Bundle::script(script)
+        .with("/mounts/1/options", json!(["nosuid", "strictatime", "mode=755", "size=65536k", "ro"]))
+        .with("/mounts/-", json!({"type": "tmpfs", "source": "tmpfs", "destination": "/n", "options": ["ro"]}))
+        .with("/mounts/-", json!({"type": "tmpfs", "source": "tmpfs", "destination": "/n/in"}));
+    assert_eq!(runtime.run(&bundle).ok().text(), "all");
+}
+
+#[test]
+fn a_mount_point_behind_a_link_that_leads_nowhere_is_made_in_the_root() {
+    let runtime = Runtime::new();
+    let bundle = Bundle::busybox(["cat", "/run-of-old/socket/file"]);
+    std::os::unix::fs::symlink("../../../run-of-now", bundle.file("run-of-old")).unwrap();
+    let source = tempfile::tempdir().unwrap();
+    std::fs::write(source.path().join("file"), "found").unwrap();
+    let bundle = bundle.bind(source.path(), "/run-of-old/socket", &[]);
+    assert_eq!(runtime.run(&bundle).ok().text(), "found");
+    assert!(bundle.file("run-of-now/socket").is_dir());
+    let linked = Bundle::busybox(["true"]);
+    std::fs::remove_dir(linked.file("proc")).unwrap();
+    std::os::unix::fs::symlink("tmp", linked.file("proc")).unwrap();
+    let done = runtime.run(&linked);
+    assert!(done.code == 1 && done.message().contains("must be mounted on ordinary directory"), "{done:?}");
+}

@@ -239,3 +239,39 @@ fn a_profile_somebody_chose_is_refused_and_an_engines_own_is_told_of() {
     let done = runtime.run(&with("docker-default")).ok();
     assert!(done.message().contains("docker-default is not applied"), "{done:?}");
 }
+
+#[test]
+fn a_working_directory_that_root_alone_may_enter_is_entered() {
+    let runtime = Runtime::new();
+    let bundle = Bundle::script("id -u; pwd")
+        .with("/process/cwd", json!("/private"))
+        .with("/process/user", json!({"uid": 7, "gid": 7}));
+    std::fs::create_dir(bundle.file("private")).unwrap();
+    std::fs::set_permissions(bundle.file("private"), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    assert_eq!(runtime.run(&bundle).ok().text(), "7\n/private");
+}
+
+#[test]
+fn the_last_variable_counts_and_an_empty_home_is_filled() {
+    let runtime = Runtime::new();
+    let bundle = Bundle::script("env | sort; echo slack=$(cat /proc/self/timerslack_ns)")
+        .with("/process/env", json!(["A=1", "HOME=", "PATH=/bin", "A=2"]));
+    let done = runtime.run(&bundle).ok();
+    for (name, value) in [("A", "2"), ("PATH", "/bin"), ("slack", "50000")] {
+        assert_eq!(done.value(name), value, "{name}");
+    }
+    assert!(!done.value("HOME").is_empty() && done.text().matches("A=").count() == 1, "{done:?}");
+}
+
+#[test]
+fn a_signal_ends_a_container_that_waits_for_its_start() {
+    let runtime = Runtime::new();
+    let bundle = Bundle::busybox(["sleep", "1000"]);
+    let container = runtime.created(&bundle);
+    container.call("kill", &["0"]).ok();
+    container.call("kill", &["WINCH"]).ok();
+    assert_eq!(container.status(), "created");
+    container.call("kill", &["TERM"]).ok();
+    container.await_status("stopped");
+    container.call("delete", &[]).ok();
+}

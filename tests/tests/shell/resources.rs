@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use vmrt_tests::bundle::Bundle;
@@ -127,6 +128,47 @@ fn the_machine_on_the_host_is_limited_anew() {
     assert_eq!(on_host("memory.max"), memory, "the machine is as large as before");
     update(&runtime, &container, &["--cpu-quota", "-1"]);
     assert_eq!(on_host("cpu.max"), "max 100000");
+}
+
+#[test]
+fn a_small_quota_does_not_hold_up_the_boot() {
+    let runtime = Runtime::new();
+    if !is_vmrt() {
+        return;
+    }
+    // With this much of a CPU the guest would take half a minute and more to boot, where it takes two seconds without.
+    let bundle = Bundle::busybox(["true"]).with("/linux/resources/cpu", json!({"quota": 4_000, "period": 100_000}));
+    let begin = Instant::now();
+    let container = runtime.created(&bundle);
+    assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
+    let quota = std::fs::read_to_string(format!("/sys/fs/cgroup/vmrt-{}/cpu.max", container.id)).unwrap();
+    assert_eq!(quota.trim(), "5000 100000");
+}
+
+#[test]
+fn a_cgroup_in_use_is_refused() {
+    let runtime = Runtime::new();
+    if !is_vmrt() {
+        return;
+    }
+    let name = format!("/found-{}", std::process::id());
+    let dir = std::path::PathBuf::from(format!("/sys/fs/cgroup{name}"));
+    std::fs::create_dir(&dir).unwrap();
+    let bundle = Bundle::busybox(["true"]).with("/linux/cgroupsPath", json!(name));
+    let mut other = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+    std::fs::write(dir.join("cgroup.procs"), other.id().to_string()).unwrap();
+    let in_use = runtime.run(&bundle);
+    other.kill().and_then(|()| other.wait()).unwrap();
+    std::fs::write(dir.join("cgroup.freeze"), "1").unwrap();
+    let frozen = runtime.run(&bundle);
+    std::fs::write(dir.join("cgroup.freeze"), "0").unwrap();
+    let free = runtime.run(&bundle);
+    let refused = "vmrt run failed: container's cgroup";
+    for (done, words) in [(in_use, "is not empty: 1 process(es) found"), (frozen, "unexpectedly frozen")] {
+        assert!(done.code == 1 && done.message().contains(&format!("{refused} {words}")), "{done:?}");
+    }
+    free.ok();
+    runtime.assert_clean();
 }
 
 #[test]

@@ -103,7 +103,7 @@ impl FileSystems {
         mount_shares()?;
         let proc = detached("proc")?;
         let cgroups = detached("cgroup2")?;
-        keep_tunnels_out(proc.as_fd())?;
+        set_kernel_parameters(proc.as_fd())?;
         cgroup::enable_controllers(cgroups.as_fd()).map_err(Error::at("enable cgroup controllers"))?;
         Ok(Self { proc, cgroups })
     }
@@ -134,12 +134,22 @@ pub(crate) fn show_kernel_files() -> Result<(), Error> {
     Ok(())
 }
 
-/// Without this the kernel makes the fallback device of every tunnel driver in every new network namespace.
-fn keep_tunnels_out(proc: BorrowedFd<'_>) -> Result<(), Error> {
-    match write_in(proc, "sys/net/core/fb_tunnels_only_for_init_net", b"1") {
-        Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(error) => Err(Error::at("keep tunnel devices out of network namespaces")(error)),
+/// What the kernel is told of once.
+const KERNEL_PARAMETERS: [(&str, &str); 2] = [
+    // Otherwise the fallback device of every tunnel driver is made in every new network namespace.
+    ("net/core/fb_tunnels_only_for_init_net", "1"),
+    // How many descriptors a process may be allowed: what hosts with systemd have.
+    ("fs/nr_open", "1073741816"),
+];
+
+fn set_kernel_parameters(proc: BorrowedFd<'_>) -> Result<(), Error> {
+    for (name, value) in KERNEL_PARAMETERS {
+        match write_in(proc, &format!("sys/{name}"), value.as_bytes()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(Error::at(format!("set kernel parameter {name} of the guest"))(error)),
+        }
     }
+    Ok(())
 }
 
 /// A file system that is mounted nowhere.

@@ -167,8 +167,14 @@ impl Agent {
         }
         let init = init.pidfd.as_fd();
         let below = exec.cgroup.as_deref().map(|path| container.cgroup.below(path)).transpose()?;
-        let cgroup = below.as_ref().map_or(container.cgroup.directory(), AsFd::as_fd);
-        let spawned = container::spawn_exec(self.guest()?, container, init, cgroup, &plan, &child)?;
+        let spawn = |cgroup| container::spawn_exec(self.guest()?, container, init, cgroup, &plan, &child);
+        let spawned = match spawn(below.as_ref().map_or(container.cgroup.directory(), AsFd::as_fd)) {
+            // A cgroup that hands controllers on may hold no process: the first one has found another place then.
+            Err(Error::System { source: Errno::BUSY, .. }) if below.is_none() => {
+                spawn(container.cgroup.of_process(self.files()?.proc(), container.init)?.as_fd())?
+            }
+            spawned => spawned?,
+        };
         self.adopt(call, exec.process.clone(), spawned, host, &plan);
         Ok(Answer::Later)
     }
@@ -219,6 +225,10 @@ impl Agent {
 
     fn signal(&mut self, process: &ProcessId, signal: i32, all: bool) -> Result<Answer, Error> {
         let step = || format!("send signal {signal} to {}", name(process));
+        if signal == 0 {
+            // Only whether there is somebody is asked.
+            return self.find(process).map(|_| Answer::Now(Response::Done));
+        }
         let number = Signal::from_named_raw(signal).or_else(|| real_time(signal));
         let number = number.ok_or_else(|| Error::at(step())(Errno::INVAL))?;
         if all {
@@ -226,8 +236,11 @@ impl Agent {
             signal_all(container, number).map_err(Error::at(step()))?;
             return Ok(Answer::Now(Response::Done));
         }
-        let target = &self.find(process)?.1.pidfd;
-        rustix::process::pidfd_send_signal(target, number).map_err(Error::at(step()))?;
+        let target = self.find(process)?.1;
+        // The kernel spares the first process of a pid namespace what it does not handle, and one that waits for its start handles nothing.
+        let ends = matches!(target.phase, Phase::Created) && ends_by_default(number);
+        let number = if ends { Signal::KILL } else { number };
+        rustix::process::pidfd_send_signal(&target.pidfd, number).map_err(Error::at(step()))?;
         Ok(Answer::Now(Response::Done))
     }
 
@@ -298,6 +311,21 @@ fn signal_all(container: &Container, signal: Signal) -> rustix::io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether a program that does not handle the signal is ended by it.
+fn ends_by_default(signal: Signal) -> bool {
+    let spared = [
+        Signal::CHILD,
+        Signal::CONT,
+        Signal::URG,
+        Signal::WINCH,
+        Signal::STOP,
+        Signal::TSTP,
+        Signal::TTIN,
+        Signal::TTOU,
+    ];
+    !spared.contains(&signal)
 }
 
 fn is_init(process: &Process, container: &str) -> bool {

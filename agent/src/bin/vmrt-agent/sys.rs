@@ -162,9 +162,14 @@ pub(crate) fn child_signals() -> Result<OwnedFd> {
     owned(unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) })
 }
 
-/// Undoes what the agent (and Rust's runtime) did to signals, so that a program starts with the defaults.
-pub(crate) fn default_signals() -> Result<()> {
+/// Undoes what the agent (and Rust's runtime) did to signals, and what comes of the agent's scheduling, so that a program starts with the
+/// defaults.
+pub(crate) fn set_defaults() -> Result<()> {
+    /// How late timers may be, in nanoseconds: what the kernel gives its first process.
+    const TIMER_SLACK: libc::c_ulong = 50_000;
     let set = child_signal()?;
+    // SAFETY: takes a number.
+    check(unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, TIMER_SLACK) })?;
     // SAFETY: `set` is a valid signal set, SIG_DFL a valid disposition.
     unsafe {
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);

@@ -88,7 +88,7 @@ fn a_running_container_joins_a_network_and_leaves_it() {
         assert_eq!(client.exec("ls /sys/class/net").ok().text().lines().collect::<Vec<_>>(), ["eth0", "lo"]);
         for _ in 0..2 {
             client.call(&["network", "connect", "vmrt-test"], &[]).ok();
-            let script = "wget -q -T 5 -O - http://$(nslookup server | sed -n 's/^Address: //p' | tail -n 1)/";
+            let script = "timeout 20 wget -q -O - http://$(nslookup server | sed -n 's/^Address: //p' | tail -n 1)/";
             let page = eventually(PATIENCE, || {
                 let page = client.exec(script);
                 (page.code == 0).then(|| page.text())

@@ -1,6 +1,6 @@
 //! Device nodes and links in a container's `/dev`.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
@@ -141,16 +141,11 @@ impl Nodes {
     }
 }
 
-/// In the container's first process, as long as the guest's paths are there: opens the devices that [`Nodes::make`] made.
-pub(crate) fn open<'a>(container: &str, devices: &'a [DevicePlan]) -> Result<Vec<(&'a DevicePlan, OwnedFd)>, Error> {
+/// Mounts the devices in `root` that [`Nodes::make`] made, as long as the guest's own paths are there, and makes links.
+pub(crate) fn mount(root: BorrowedFd<'_>, container: &str, devices: &[DevicePlan]) -> Result<(), Error> {
     let directory = Path::new(NODES).join(container);
-    let open = |(index, device)| Ok((device, mounts::clone_tree(&directory.join(usize::to_string(&index)), false)?));
-    devices.iter().enumerate().map(open).collect()
-}
-
-/// Mounts devices and makes links in `root`.
-pub(crate) fn mount(root: BorrowedFd<'_>, nodes: Vec<(&DevicePlan, OwnedFd)>) -> Result<(), Error> {
-    for (device, tree) in nodes {
+    for (index, device) in devices.iter().enumerate() {
+        let tree = mounts::clone_tree(&directory.join(index.to_string()), false)?;
         let place = paths::open_or_make(root, &device.path, Missing::File);
         let mounted = place.and_then(|place| mounts::attach(tree.as_fd(), place.as_fd()));
         mounted.map_err(Error::on("mount device", &device.path))?;

@@ -1,9 +1,10 @@
 //! `startContainer` hooks: programs of the container that run in it before its own.
 
-use std::ffi::OsStr;
+use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
@@ -32,26 +33,28 @@ impl StartHooks {
         Some(Self { hooks, state })
     }
 
-    /// Runs them in the place of the container's first process, which the caller is. The first failure ends it.
-    pub(crate) fn run(&self) -> Result<(), Error> {
+    /// Runs them in the place of the container's first process, which the caller is, with its environment `env` where they have none of
+    /// their own. The first failure ends it.
+    pub(crate) fn run(&self, env: &[CString]) -> Result<(), Error> {
         let mut state = self.state.clone();
         state.set_pid(i32::try_from(std::process::id()).ok());
         for (number, hook) in self.hooks.iter().enumerate() {
-            run(hook, &state).map_err(|cause| Error::Hook { number, cause })?;
+            run(hook, env, &state).map_err(|cause| Error::Hook { number, cause })?;
         }
         Ok(())
     }
 }
 
 /// Streams are files in memory, so a hook that leaves a process behind is not waited for.
-fn run(hook: &Hook, state: &State) -> Result<(), String> {
+fn run(hook: &Hook, env: &[CString], state: &State) -> Result<(), String> {
     let failed = |error: std::io::Error| format!("exec {}: {error}", hook.path().display());
     let [mut stdin, mut output] = [memory_file().map_err(failed)?, memory_file().map_err(failed)?];
     let text = serde_json::to_vec(state).map_err(|error| error.to_string())?;
     stdin.write_all(&text).and_then(|()| stdin.rewind()).map_err(failed)?;
     let streams = [output.try_clone().map_err(failed)?, output.try_clone().map_err(failed)?];
     let [stdout, stderr] = streams.map(OwnedFd::from);
-    let mut child = command(hook).stdin(OwnedFd::from(stdin)).stdout(stdout).stderr(stderr).spawn().map_err(failed)?;
+    let mut child =
+        command(hook, env).stdin(OwnedFd::from(stdin)).stdout(stdout).stderr(stderr).spawn().map_err(failed)?;
     let status = match hook.timeout().and_then(|seconds| u64::try_from(seconds).ok()).map(Duration::from_secs) {
         None => child.wait().map_err(failed)?,
         Some(timeout) => wait(&mut child, timeout)
@@ -64,13 +67,21 @@ fn run(hook: &Hook, state: &State) -> Result<(), String> {
     }
 }
 
-fn command(hook: &Hook) -> Command {
+fn command(hook: &Hook, env: &[CString]) -> Command {
     let mut command = Command::new(hook.path());
     let mut args = hook.args().iter().flatten();
     command.arg0(args.next().map_or_else(|| hook.path().as_os_str(), OsStr::new)).args(args).env_clear();
-    let env = hook.env().iter().flatten();
-    command.envs(env.map(|variable| variable.split_once('=').unwrap_or((variable, ""))));
+    match hook.env() {
+        Some(own) => command.envs(own.iter().map(|variable| split(variable.as_bytes()))),
+        None => command.envs(env.iter().map(|variable| split(variable.to_bytes()))),
+    };
     command
+}
+
+/// Name and value of a variable.
+fn split(bytes: &[u8]) -> (&OsStr, &OsStr) {
+    let end = bytes.iter().position(|byte| *byte == b'=').unwrap_or(bytes.len());
+    (OsStr::from_bytes(&bytes[..end]), OsStr::from_bytes(bytes.get(end + 1..).unwrap_or_default()))
 }
 
 /// Asks again and again, which every seccomp filter allows; none where the time is over.
@@ -123,18 +134,18 @@ mod tests {
 
     #[test]
     fn a_hook_reads_the_state() {
-        run(&hook("grep -q '\"id\":\"web\"'", None), &state()).unwrap();
+        run(&hook("grep -q '\"id\":\"web\"'", None), &[], &state()).unwrap();
     }
 
     #[test]
     fn what_a_failed_hook_said_is_told() {
-        let error = run(&hook("echo why >&2; exit 4", Some(60)), &state()).unwrap_err();
+        let error = run(&hook("echo why >&2; exit 4", Some(60)), &[], &state()).unwrap_err();
         assert_eq!(error, "error running hook: exit status: 4, output: why");
     }
 
     #[test]
     fn a_hook_that_takes_too_long_is_killed() {
-        let error = run(&hook("exec sleep 100", Some(1)), &state()).unwrap_err();
+        let error = run(&hook("exec sleep 100", Some(1)), &[], &state()).unwrap_err();
         assert_eq!(error, "hook ran past specified timeout of 1.0s");
     }
 }

@@ -15,7 +15,7 @@ use crate::container::process::ProcessPlan;
 use crate::container::report::{Channel, Report};
 use crate::container::seccomp::Filter;
 use crate::container::terminal::Terminal;
-use crate::container::{devices, mounts, program, rootfs, user};
+use crate::container::{devices, mounts, program, user};
 use crate::error::Error;
 use crate::sys;
 
@@ -155,9 +155,9 @@ impl Kept {
             // The agent let go of this process: nobody will hear of it.
             return Err(Error::Died { step: "start".into() });
         }
-        sys::default_signals().map_err(Error::at("reset signals"))?;
+        sys::set_defaults().map_err(Error::at("reset signals and timers"))?;
         late.map_or(Ok(()), Filter::install)?;
-        role.start_hooks().map_or(Ok(()), StartHooks::run)?;
+        role.start_hooks().map_or(Ok(()), |hooks| hooks.run(&env))?;
         Err(program::not_executed(&program, sys::execute(&program, &process.args, &env)))
     }
 }
@@ -192,24 +192,23 @@ fn set_up_container(
     Ok((root, terminal))
 }
 
-/// Sources of mounts are opened before the guest's own paths go; everything else is done from inside the new root.
+/// What is mounted is listed in the order in which it was made, so that is the specification's. Sources of mounts are the
+/// guest's own paths, so those go last.
 fn enter_root(plan: &ContainerPlan) -> Result<OwnedFd, Error> {
-    let tree = plan.rootfs.open()?;
-    let null = rootfs::null_cover()?;
-    let mapped = plan.devices.as_deref().filter(|_| plan.id_maps.is_some());
-    let nodes = mapped.map(|devices| devices::open(&plan.container, devices)).transpose()?;
-    let mounts = plan.mounts.iter().map(mounts::MountPlan::open).collect::<Result<Vec<_>, _>>()?;
-    let root = plan.rootfs.enter(&tree)?;
-    for mount in mounts {
-        mount.mount(root.as_fd())?;
+    let root = plan.rootfs.attach()?;
+    let mut filled = Vec::new();
+    for mount in &plan.mounts {
+        filled.extend(mount.mount(root.as_fd())?);
     }
-    match (nodes, &plan.devices) {
-        (Some(nodes), _) => devices::mount(root.as_fd(), nodes)?,
-        (None, Some(devices)) => devices::make(root.as_fd(), devices)?,
-        (None, None) => {}
+    match (&plan.devices, plan.id_maps.is_some()) {
+        (Some(devices), true) => devices::mount(root.as_fd(), &plan.container, devices)?,
+        (Some(devices), false) => devices::make(root.as_fd(), devices)?,
+        (None, _) => {}
     }
     plan.process.make_cwd(root.as_fd())?;
-    plan.rootfs.restrict(root.as_fd(), null)?;
+    plan.rootfs.restrict(root.as_fd())?;
+    filled.iter().try_for_each(mounts::make_read_only)?;
+    let root = plan.rootfs.enter(&root)?;
     plan.rootfs.finish(root.as_fd())?;
     Ok(root)
 }

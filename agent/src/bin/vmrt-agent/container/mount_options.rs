@@ -42,6 +42,8 @@ impl MountOptions {
             "rbind" => (self.bind, self.recursive) = (true, true),
             // What every mount has anyway, and what only programs such as mount(8) keep for themselves.
             "defaults" | "async" | "nomand" | "nolazytime" | "noiversion" | "loud" | "silent" => {}
+            // What the guest's file systems have or have not, whatever a mount says.
+            "iversion" | "acl" | "noacl" => {}
             "remount" => self.remount = true,
             "tmpcopyup" => self.copy_up = true,
             "idmap" | "ridmap" => {

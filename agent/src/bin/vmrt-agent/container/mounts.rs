@@ -27,12 +27,6 @@ pub(crate) struct MountPlan {
     options: MountOptions,
 }
 
-/// A mount whose source was opened while the guest's own paths were still there.
-pub(crate) struct OpenedMount<'a> {
-    plan: &'a MountPlan,
-    tree: Option<OwnedFd>,
-}
-
 impl MountPlan {
     /// Checks a mount.
     pub(crate) fn new(mount: &Mount) -> Result<Self, Error> {
@@ -45,14 +39,22 @@ impl MountPlan {
             let name = format!("mounts: uidMappings of {}", destination.display());
             return Err(Error::invalid(name, "id-mapped mounts are not supported"));
         }
-        let options = MountOptions::parse(mount.options().as_deref().unwrap_or_default())?;
+        let mut options = MountOptions::parse(mount.options().as_deref().unwrap_or_default())?;
         let kind = match mount.typ().as_deref() {
             _ if options.bind => None,
             Some("none") | None if options.remount => Some(String::new()),
-            Some("bind" | "none") | None => None,
+            Some("none") | None => {
+                let name = format!("mounts: type of {}", destination.display());
+                return Err(Error::invalid(name, "is missing, and it is no bind mount"));
+            }
+            Some("bind") => None,
             Some("cgroup") => Some("cgroup2".to_owned()),
             Some(kind) => Some(kind.to_owned()),
         };
+        if kind.is_none() {
+            // A file system that is there already stays as it is.
+            options.data.retain(|(key, _)| !matches!(key.as_str(), "sync" | "dirsync" | "lazytime" | "mand"));
+        }
         if kind.is_none() && !options.data.is_empty() {
             let name = format!("mounts: option {} of {}", options.data[0].0, destination.display());
             return Err(Error::invalid(name, "is none of a bind mount"));
@@ -69,22 +71,52 @@ impl MountPlan {
         self.kind.is_none() && self.destination == Path::new(path)
     }
 
-    /// Opens the source of a bind mount, and makes what the kernel does not give to a user namespace that sees no other one of
-    /// its kind, which is when the guest's own paths are gone.
-    pub(crate) fn open(&self) -> Result<OpenedMount<'_>, Error> {
-        let tree = match (self.kind.as_deref(), &self.source) {
-            _ if self.options.remount => None,
-            (Some(kind @ ("proc" | "sysfs")), _) => Some(self.new_file_system(None, kind)?),
-            (Some(_), _) => None,
-            (None, Some(source)) => Some(clone_tree(source, self.options.recursive)?),
+    /// Mounts it in `root`, the container's, as long as the guest's own paths are there: sources of bind mounts are among them,
+    /// and a user namespace gets no proc or sysfs where it sees no other one. Gives the mount if it is to be [`make_read_only`] when
+    /// everything is in it.
+    pub(crate) fn mount(&self, root: BorrowedFd<'_>) -> Result<Option<OwnedFd>, Error> {
+        let changed = match (self.kind.as_deref(), &self.source) {
+            _ if self.options.remount => self.remount(root)?,
             (None, None) => {
                 let name = format!("mounts: source of {}", self.destination.display());
                 return Err(Error::invalid(name, "a bind mount needs one"));
             }
+            (None, Some(source)) => {
+                let tree = clone_tree(source, self.options.recursive)?;
+                let missing = missing_for(tree.as_fd());
+                self.attach(root, tree, missing)?
+            }
+            (Some(kind), _) => {
+                // A tmpfs takes after the directory it covers.
+                let covered =
+                    (kind == "tmpfs").then(|| paths::open(root, &self.destination, OFlags::RDONLY | OFlags::DIRECTORY));
+                let mount = self.new_file_system(covered.and_then(Result::ok), kind)?;
+                self.attach(root, mount, Missing::Directory)?
+            }
         };
-        Ok(OpenedMount { plan: self, tree })
+        for (change, recursive) in &self.options.propagation {
+            sys::mount_setattr(changed.as_fd(), *recursive, &MountAttr::propagation(*change))
+                .map_err(Error::on("set mount propagation of", &self.destination))?;
+        }
+        Ok(Some(changed).filter(|_| self.is_filled()))
+    }
+
+    /// Whether it is read-only, but more is to be made in it: devices, and places for other mounts.
+    fn is_filled(&self) -> bool {
+        let takes_more = self.kind.as_deref() == Some("tmpfs") || self.destination == Path::new("/dev");
+        let is_new = self.kind.is_some() && !self.options.remount;
+        takes_more && is_new && self.options.attributes.set & READ_ONLY != 0
     }
 }
+
+/// Makes a mount read-only that everything is in.
+pub(crate) fn make_read_only(mount: &OwnedFd) -> Result<(), Error> {
+    sys::mount_setattr(mount.as_fd(), false, &MountAttr::flags(READ_ONLY, 0))
+        .map_err(Error::at("make a mount read-only"))
+}
+
+/// The attribute of what is read-only.
+const READ_ONLY: u64 = MountAttrFlags::MOUNT_ATTR_RDONLY.bits() as u64;
 
 /// A copy of the mount `source` is in, beginning there, attached nowhere.
 pub(crate) fn clone_tree(source: &Path, recursive: bool) -> Result<OwnedFd, Error> {
@@ -109,33 +141,6 @@ pub(crate) fn clone_place(place: BorrowedFd<'_>, recursive: bool) -> rustix::io:
 pub(crate) fn attach(mount: BorrowedFd<'_>, on: BorrowedFd<'_>) -> rustix::io::Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     move_mount(mount, "", on, "", flags)
-}
-
-impl OpenedMount<'_> {
-    /// Mounts it in the container's root.
-    pub(crate) fn mount(self, root: BorrowedFd<'_>) -> Result<(), Error> {
-        let plan = self.plan;
-        let changed = match self.tree {
-            _ if plan.options.remount => plan.remount(root)?,
-            Some(tree) => {
-                let missing = missing_for(tree.as_fd());
-                plan.attach(root, tree, missing)?
-            }
-            None => {
-                let kind = plan.kind.as_deref().unwrap_or_default();
-                // A tmpfs takes after the directory it covers.
-                let covered =
-                    (kind == "tmpfs").then(|| paths::open(root, &plan.destination, OFlags::RDONLY | OFlags::DIRECTORY));
-                let mount = plan.new_file_system(covered.and_then(Result::ok), kind)?;
-                plan.attach(root, mount, Missing::Directory)?
-            }
-        };
-        for (change, recursive) in &plan.options.propagation {
-            sys::mount_setattr(changed.as_fd(), *recursive, &MountAttr::propagation(*change))
-                .map_err(Error::on("set mount propagation of", &plan.destination))?;
-        }
-        Ok(())
-    }
 }
 
 fn missing_for(source: BorrowedFd<'_>) -> Missing {
@@ -176,11 +181,21 @@ impl MountPlan {
             },
             _ => paths::open_or_make(root, &self.destination, missing),
         };
-        place.map_err(Error::on("open mount point", &self.destination))
+        place.map_err(|error| match (self.kind.as_deref(), error) {
+            (Some(kind @ ("proc" | "sysfs")), Errno::LOOP | Errno::NOTDIR) => {
+                let reason = format!("filesystem {kind:?} must be mounted on ordinary directory");
+                Error::invalid(format!("mounts: {}", self.destination.display()), reason)
+            }
+            _ => Error::on("open mount point", &self.destination)(error),
+        })
     }
 
     fn apply_attributes(&self, mount: BorrowedFd<'_>) -> rustix::io::Result<()> {
-        for (recursive, attributes) in [(false, &self.options.attributes), (true, &self.options.recursive_attributes)] {
+        let mut own = self.options.attributes;
+        if self.is_filled() {
+            own.set &= !READ_ONLY;
+        }
+        for (recursive, attributes) in [(false, &own), (true, &self.options.recursive_attributes)] {
             if *attributes != MountAttr::default() {
                 sys::mount_setattr(mount, recursive, attributes)?;
             }
@@ -244,7 +259,8 @@ mod tests {
         let mount = MountBuilder::default().destination("/a").options(["bind".to_owned()]).build().unwrap();
         let plan = MountPlan::new(&mount).unwrap();
         assert!(plan.binds("/a"));
-        assert!(plan.open().err().unwrap().to_string().contains("source of /a"));
+        let root = std::fs::File::open("/").unwrap();
+        assert!(plan.mount(root.as_fd()).unwrap_err().to_string().contains("source of /a"));
         let options = ["rbind".to_owned(), "size=1m".to_owned()];
         let mount = MountBuilder::default().destination("/a").source("/b").options(options).build().unwrap();
         assert!(MountPlan::new(&mount).unwrap_err().to_string().contains("option size of /a"));

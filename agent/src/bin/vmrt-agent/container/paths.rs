@@ -3,7 +3,9 @@
 //! Nothing is ever used by its path twice: a path is resolved once, with the container's root as the root of symbolic
 //! links and no magic links of `/proc` followed, and the descriptor that gives is what is mounted on or written to.
 
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
@@ -11,6 +13,9 @@ use rustix::io::{Errno, Result};
 
 /// How often a resolution is tried that a concurrent rename disturbed.
 const ATTEMPTS: usize = 128;
+
+/// How many links that lead nowhere are followed, as many as the kernel follows of others.
+const MAX_LINKS: usize = 40;
 
 /// What to make where nothing is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -44,35 +49,48 @@ fn resolve(root: BorrowedFd<'_>, path: &Path, flags: OFlags, resolve: ResolveFla
 /// Opens `path` in `root` as a place (`O_PATH`), making it and the directories above it where they are missing.
 pub(crate) fn open_or_make(root: BorrowedFd<'_>, path: &Path, missing: Missing) -> Result<OwnedFd> {
     match open(root, path, OFlags::PATH) {
-        Err(Errno::NOENT) => {}
-        result => return result,
+        Err(Errno::NOENT) => make_all(root, path, missing, MAX_LINKS),
+        result => result,
     }
-    let (parent, name) = split(path).ok_or(Errno::INVAL)?;
-    let parent = open_or_make_directories(root, &parent)?;
-    make(parent.as_fd(), &name, missing)?;
-    open(root, path, OFlags::PATH)
 }
 
 /// Opens the directory `path` in `root` as a place, making what is missing of it.
 pub(crate) fn open_or_make_directories(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY;
-    match open(root, path, flags) {
-        Err(Errno::NOENT) => {}
-        result => return result,
+    match open(root, path, OFlags::PATH | OFlags::DIRECTORY) {
+        Err(Errno::NOENT) => make_all(root, path, Missing::Directory, MAX_LINKS),
+        result => result,
     }
+}
+
+/// Makes what is missing on the way, and in the end what `missing` says. A link that leads nowhere stays, and what it leads to is
+/// made; `links` more of them are followed.
+fn make_all(root: BorrowedFd<'_>, path: &Path, missing: Missing, links: usize) -> Result<OwnedFd> {
+    let directory_flags = OFlags::PATH | OFlags::DIRECTORY;
     let mut so_far = PathBuf::from("/");
-    let mut directory = open(root, &so_far, flags)?;
-    for name in path.components() {
+    let mut place = open(root, &so_far, directory_flags)?;
+    let mut rest = path.components();
+    while let Some(name) = rest.next() {
+        let parent = so_far.clone();
         so_far.push(name);
-        directory = match open(root, &so_far, flags) {
+        let kind = if rest.as_path() == Path::new("") { missing } else { Missing::Directory };
+        let flags = if kind == Missing::Directory { directory_flags } else { OFlags::PATH };
+        place = match open(root, &so_far, flags) {
             Err(Errno::NOENT) => {
-                make(directory.as_fd(), Path::new(&name), Missing::Directory)?;
-                open(root, &so_far, flags)?
+                let name = Path::new(name.as_os_str());
+                make(place.as_fd(), name, kind)?;
+                match rustix::fs::readlinkat(&place, name, Vec::new()) {
+                    Ok(target) => {
+                        let target = Path::new(OsStr::from_bytes(target.to_bytes()));
+                        let links = links.checked_sub(1).ok_or(Errno::LOOP)?;
+                        return make_all(root, &parent.join(target).join(rest.as_path()), missing, links);
+                    }
+                    Err(_) => open(root, &so_far, flags)?,
+                }
             }
             result => result?,
         };
     }
-    Ok(directory)
+    Ok(place)
 }
 
 fn make(parent: BorrowedFd<'_>, name: &Path, missing: Missing) -> Result<()> {
@@ -127,11 +145,25 @@ mod tests {
         symlink(outside.path(), directory.path().join("absolute")).unwrap();
         symlink("../../../../../../../../../../..", directory.path().join("upwards")).unwrap();
         std::fs::create_dir(directory.path().join("inside")).unwrap();
-        let error = open_or_make(root.as_fd(), Path::new("/absolute/file"), Missing::File).unwrap_err();
-        assert!(matches!(error, Errno::NOENT | Errno::NOTDIR | Errno::EXIST));
+        open_or_make(root.as_fd(), Path::new("/absolute/file"), Missing::File).unwrap();
         assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
+        let inside = directory.path().join(outside.path().strip_prefix("/").unwrap());
+        assert!(inside.join("file").is_file());
         open_or_make(root.as_fd(), Path::new("/upwards/inside/file"), Missing::File).unwrap();
         assert!(directory.path().join("inside/file").is_file());
+    }
+
+    #[test]
+    fn what_a_link_leads_to_is_made() {
+        let (directory, root) = root();
+        symlink("../../../made/deep", directory.path().join("link")).unwrap();
+        symlink("/made/file", directory.path().join("last")).unwrap();
+        symlink("round", directory.path().join("round")).unwrap();
+        open_or_make(root.as_fd(), Path::new("/link/below"), Missing::Directory).unwrap();
+        open_or_make(root.as_fd(), Path::new("/last"), Missing::File).unwrap();
+        assert!(directory.path().join("made/deep/below").is_dir() && directory.path().join("made/file").is_file());
+        assert!(directory.path().join("link").is_symlink());
+        assert_eq!(open_or_make(root.as_fd(), Path::new("/round"), Missing::File).unwrap_err(), Errno::LOOP);
     }
 
     #[test]

@@ -107,9 +107,11 @@ impl ProcessPlan {
         seccomp.map_or(Ok(()), Filter::install)?;
         self.capabilities.apply_bounding()?;
         rustix::thread::set_keep_capabilities(true).map_err(Error::at("keep capabilities"))?;
+        // Some directories only the one may enter, some only the other.
+        let entered = self.enter_cwd();
         self.change_user()?;
         rustix::thread::set_keep_capabilities(false).map_err(Error::at("stop keeping capabilities"))?;
-        self.enter_cwd()?;
+        entered.or_else(|_| self.enter_cwd())?;
         self.capabilities.apply()?;
         if self.no_new_privileges {
             rustix::thread::set_no_new_privs(true).map_err(Error::at("set no_new_privs"))?;
@@ -137,13 +139,22 @@ impl ProcessPlan {
     }
 
     fn env_with_home(&self, root: BorrowedFd<'_>) -> Vec<CString> {
-        let mut env = self.env.clone();
+        let mut env = last_of_each(&self.env);
+        env.retain(|variable| variable.as_bytes() != b"HOME=");
         if !env.iter().any(|variable| variable.as_bytes().starts_with(b"HOME=")) {
             let home = home(root, self.uid).unwrap_or_else(|| "/".into());
             env.extend(CString::new(format!("HOME={home}")));
         }
         env
     }
+}
+
+/// Of variables of one name, the last.
+fn last_of_each(env: &[CString]) -> Vec<CString> {
+    let name = |variable: &CString| variable.as_bytes().split(|byte| *byte == b'=').next().map(<[u8]>::to_vec);
+    let is_last =
+        |(index, variable): &(usize, &CString)| !env[index + 1..].iter().any(|later| name(later) == name(variable));
+    env.iter().enumerate().filter(is_last).map(|(_, variable)| variable.clone()).collect()
 }
 
 fn refuse_unsupported(process: &Process) -> Result<(), Error> {
@@ -232,6 +243,13 @@ mod tests {
         let limit = PosixRlimitBuilder::default().typ(PosixRlimitType::RlimitNofile).soft(2_u64).hard(1_u64);
         let limits = vec![limit.build().unwrap()];
         assert!(refused(ProcessBuilder::default().rlimits(limits)).contains("RLIMIT_NOFILE"));
+    }
+
+    #[test]
+    fn the_last_variable_of_a_name_counts() {
+        let strings = |list: &[&str]| list.iter().map(|text| CString::new(*text).unwrap()).collect::<Vec<_>>();
+        let env = strings(&["A=1", "B=2", "AB=3", "A=", "B=4=5"]);
+        assert_eq!(last_of_each(&env), strings(&["AB=3", "A=", "B=4=5"]));
     }
 
     #[test]

@@ -44,8 +44,7 @@ impl Rootfs {
         Ok(Some((kind, recursive)))
     }
 
-    /// A copy of the mount tree at the root's path.
-    pub(crate) fn open(&self) -> Result<OwnedFd, Error> {
+    fn open(&self) -> Result<OwnedFd, Error> {
         let tree = mounts::clone_tree(&self.path, true)?;
         let kind = rustix::fs::fstat(&tree).map_err(Error::on("examine", &self.path))?;
         match FileType::from_raw_mode(kind.st_mode) {
@@ -54,11 +53,17 @@ impl Rootfs {
         }
     }
 
+    /// Mounts a copy of the mount tree at the root's path in its own place: the root that is to be.
+    pub(crate) fn attach(&self) -> Result<OwnedFd, Error> {
+        let tree = self.open()?;
+        move_mount(&tree, "", CWD, &self.path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+            .map_err(Error::on("mount the root on", &self.path))?;
+        Ok(tree)
+    }
+
     /// Makes `tree` the root of the mount namespace and lets go of everything that was mounted before. Gives the new
     /// root.
     pub(crate) fn enter(&self, tree: &OwnedFd) -> Result<OwnedFd, Error> {
-        move_mount(tree, "", CWD, &self.path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-            .map_err(Error::on("mount the root on", &self.path))?;
         rustix::process::fchdir(tree).map_err(Error::on("enter", &self.path))?;
         // With both arguments the same, the old root ends up mounted on the new one and needs no directory in it.
         rustix::process::pivot_root(".", ".").map_err(Error::on("pivot_root to", &self.path))?;
@@ -68,11 +73,13 @@ impl Rootfs {
         rustix::fs::open("/", flags, Mode::empty()).map_err(Error::at("open the new root"))
     }
 
-    /// Hides the masked paths and makes the read-only ones so. `null` is [`null_cover`]'s.
-    pub(crate) fn restrict(&self, root: BorrowedFd<'_>, null: OwnedFd) -> Result<(), Error> {
+    /// Hides the masked paths and makes the read-only ones so, as long as the guest's own paths are there.
+    pub(crate) fn restrict(&self, root: BorrowedFd<'_>) -> Result<(), Error> {
         for path in &self.read_only_paths {
             make_read_only(root, path).map_err(Error::on("make read-only", path))?;
         }
+        // The container's own null device may be anything.
+        let null = mounts::clone_tree(Path::new("/dev/null"), false)?;
         let (mut file, mut directory) = (Cover { mount: null, attached: false }, None);
         for path in &self.masked {
             mask(root, path, &mut file, &mut directory).map_err(Error::on("mask", path))?;
@@ -126,11 +133,6 @@ impl Cover {
         self.attached = true;
         mounts::attach(self.mount.as_fd(), place)
     }
-}
-
-/// A copy of the guest's own `/dev/null`, because the container's may be anything; taken while that can be reached.
-pub(crate) fn null_cover() -> Result<OwnedFd, Error> {
-    mounts::clone_tree(Path::new("/dev/null"), false)
 }
 
 /// A directory is covered by an empty read-only one, anything else by the null device.

@@ -81,6 +81,16 @@ impl Cgroup {
         .map_err(Error::on("open the container's cgroup", path))
     }
 
+    /// The directory of the cgroup below it, or of itself, that process `pid` is in.
+    pub(crate) fn of_process(&self, proc: BorrowedFd<'_>, pid: Option<i32>) -> Result<OwnedFd, Error> {
+        let failed = || Error::at("find the cgroup of the container's first process");
+        let file = format!("{}/cgroup", pid.ok_or(Errno::SRCH).map_err(failed())?);
+        let file = rustix::fs::openat(proc, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        let text = file.and_then(|file| read_all(file.as_fd())).map_err(failed())?;
+        let path = text.trim_end().strip_prefix("0::/").map(Path::new).filter(|path| path.starts_with(&self.path));
+        open_directory(self.root.as_fd(), path.ok_or(Errno::NOENT).map_err(failed())?).map_err(failed())
+    }
+
     /// A descriptor that has an exceptional condition whenever memory ran out.
     pub(crate) fn memory_events(&self) -> Option<BorrowedFd<'_>> {
         self.memory_events.as_ref().map(AsFd::as_fd)

@@ -93,11 +93,12 @@ impl Settings {
             ("cpu.realtimePeriod", cpu.realtime_period().is_some_and(|time| time != 0)),
         ];
         refuse(&realtime)?;
-        if let Some(shares) = cpu.shares().filter(|shares| *shares != 0) {
-            self.set("cpu.weight", weight(shares));
-        }
         if let Some(idle) = cpu.idle() {
             self.set("cpu.idle", idle);
+        }
+        // What only runs when nothing else does has no weight.
+        if let Some(shares) = cpu.shares().filter(|shares| *shares != 0 && cpu.idle().unwrap_or(0) == 0) {
+            self.set("cpu.weight", weight(shares));
         }
         let quota = cpu.quota().filter(|quota| *quota != 0);
         let period = cpu.period().filter(|period| *period != 0);
@@ -262,6 +263,10 @@ mod tests {
         let cpu = LinuxCpuBuilder::default().shares(1024_u64).quota(50_000).cpus("0-1").build().unwrap();
         let expected = pairs([("cpu.weight", "39"), ("cpu.max", "50000 100000"), ("cpuset.cpus", "0-1")]);
         assert_eq!(written(LinuxResourcesBuilder::default().cpu(cpu)), expected);
+        let idle = |idle: i64| LinuxCpuBuilder::default().shares(1024_u64).idle(idle).build().unwrap();
+        assert_eq!(written(LinuxResourcesBuilder::default().cpu(idle(1))), pairs([("cpu.idle", "1")]));
+        let expected = pairs([("cpu.idle", "0"), ("cpu.weight", "39")]);
+        assert_eq!(written(LinuxResourcesBuilder::default().cpu(idle(0))), expected);
         let cpu = LinuxCpuBuilder::default().quota(-1).period(50_000_u64).build().unwrap();
         assert_eq!(written(LinuxResourcesBuilder::default().cpu(cpu)), pairs([("cpu.max", "max 50000")]));
         assert_eq!((weight(2), weight(262_144), weight(u64::MAX)), (1, 10_000, 10_000));
