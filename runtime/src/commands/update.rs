@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use oci_spec::runtime::{LinuxResources, Spec};
 use serde_json::{Map, Value, json};
-use vmm::control::Request;
+use vmm::control::{Client, Reply, Request};
 
 use super::refuse_if;
 use crate::bundle::Bundle;
@@ -20,11 +20,14 @@ use crate::limits::Limits;
 use crate::resources::{self, merge};
 use crate::sandbox::control;
 use crate::shares::forget_host_cpus;
-use crate::sizing::check_update;
+use crate::sizing::{Size, changed_memory, check_quota};
 use crate::state::{Phase, Record};
 
 /// How long a guest may take to set limits: one below what is in use has memory written back or somebody killed.
 const UPDATE_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long a guest may take to get or give back all of the memory; the VMM watches that it gets on with it.
+const MEMORY_DEADLINE: Duration = Duration::from_secs(120);
 
 pub(crate) fn run(context: &Context, args: &UpdateArgs) -> Result<u8, Error> {
     check_args(args)?;
@@ -44,15 +47,19 @@ pub(crate) fn run(context: &Context, args: &UpdateArgs) -> Result<u8, Error> {
     let before = current(&record)?;
     let after = merge(before.linux().as_ref().and_then(|linux| linux.resources().as_ref()), change)?;
     let after = with_resources(&before, after);
-    check_update(&before, &after, record.machine)?;
-    if let Err(error) = apply(context, &id, &record, &after) {
-        // Half an update is none. What was there before could be set once.
-        let _ = apply(context, &id, &record, &before);
-        return Err(error);
+    check_quota(&before, &after, record.machine)?;
+    let memory = changed_memory(&before, &after)?;
+    let size_before = record.machine.memory_mib;
+    let applied = apply(context, &id, &mut record, &after, memory);
+    match &applied {
+        Ok(()) => record.resources = after.linux().as_ref().and_then(|linux| linux.resources().clone()),
+        Err(_) => {
+            // Half an update is none. What was there before could be set once.
+            let _ = apply(context, &id, &mut record, &before, memory.map(|_| size_before));
+        }
     }
-    record.resources = after.linux().as_ref().and_then(|linux| linux.resources().clone());
     locked.write(&record)?;
-    Ok(0)
+    applied.map(|()| 0)
 }
 
 fn check_args(args: &UpdateArgs) -> Result<(), Error> {
@@ -132,15 +139,54 @@ fn with_resources(spec: &Spec, resources: LinuxResources) -> Spec {
     spec
 }
 
-/// Sets the limits of the container in the guest, which checks them, and those of its VMM.
-fn apply(context: &Context, id: &ContainerId, record: &Record, spec: &Spec) -> Result<(), Error> {
+/// Sets the limits of the container in the guest, which checks them, and those of its VMM. Its machine gets so much memory,
+/// where that is given: before the limit is raised, or after it was lowered.
+fn apply(
+    context: &Context,
+    id: &ContainerId,
+    record: &mut Record,
+    spec: &Spec,
+    memory_mib: Option<u64>,
+) -> Result<(), Error> {
+    let mut client = control(&context.store.dir(id)).map_err(RequestError::from)?;
+    let (grown, shrunk) = match memory_mib {
+        Some(mib) if mib > record.machine.memory_mib => (memory_mib, None),
+        _ => (None, memory_mib),
+    };
+    if let Some(memory_mib) = grown {
+        limit_vmm(record, spec, Size { memory_mib, ..record.machine })?;
+        record.machine.memory_mib = set_memory(&mut client, memory_mib, record.machine)?;
+    }
+    limit_container(&mut client, id, spec)?;
+    if let Some(memory_mib) = shrunk {
+        record.machine.memory_mib = set_memory(&mut client, memory_mib, record.machine)?;
+    }
+    limit_vmm(record, spec, record.machine)
+}
+
+fn limit_container(client: &mut Client, id: &ContainerId, spec: &Spec) -> Result<(), Error> {
     let mut guest = spec.clone();
     forget_host_cpus(&mut guest);
     let resources = guest.linux().as_ref().and_then(|linux| linux.resources().clone()).unwrap_or_default();
-    let mut client = control(&context.store.dir(id)).map_err(RequestError::from)?;
     let request = Request::Update { container: id.to_string(), resources: Box::new(resources) };
     client.call(&request, &[], Some(UPDATE_DEADLINE)).map_err(RequestError::from)?;
-    let limits = Limits::of(spec, record.machine);
+    Ok(())
+}
+
+/// Has the machine grow or shrink: the memory that it has then, in MiB.
+fn set_memory(client: &mut Client, mib: u64, machine: Size) -> Result<u64, Error> {
+    // Its VMM may use as much of the host as this says, so it is not taken at its word: memory comes in blocks of 2 MiB, and
+    // what is not given back was there before.
+    let most = (mib + 1).max(machine.memory_mib);
+    match client.call(&Request::SetMemory { mib }, &[], Some(MEMORY_DEADLINE)).map_err(RequestError::from)? {
+        Reply::Memory(mib) if mib <= most => Ok(mib),
+        _ => Err(RequestError::Confused.into()),
+    }
+}
+
+/// Limits the VMM to what a machine of this size may need.
+fn limit_vmm(record: &Record, spec: &Spec, machine: Size) -> Result<(), Error> {
+    let limits = Limits::of(spec, machine);
     if let Some(scope) = &record.scope {
         scope.set(&limits)?;
     }
