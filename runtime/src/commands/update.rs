@@ -154,8 +154,11 @@ fn apply(
         _ => (None, memory_mib),
     };
     if let Some(memory_mib) = grown {
-        limit_vmm(record, spec, Size { memory_mib, ..record.machine })?;
-        record.machine.memory_mib = set_memory(&mut client, memory_mib, record.machine)?;
+        let machine = Size { memory_mib, ..record.machine };
+        limit_vmm(record, spec, machine)?;
+        // Where the guest does not get there, it may still have as much.
+        record.machine = machine;
+        record.machine.memory_mib = set_memory(&mut client, memory_mib, machine)?;
     }
     limit_container(&mut client, id, spec)?;
     if let Some(memory_mib) = shrunk {
@@ -195,7 +198,11 @@ fn limit_vmm(record: &Record, spec: &Spec, machine: Size) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use agent::frame;
     use clap::Parser;
+    use vmm::control::Answer;
 
     use super::*;
     use crate::cli::{Arguments, Command};
@@ -205,6 +212,23 @@ mod tests {
         let Command::Update(args) = Arguments::try_parse_from(line).unwrap().command else { unreachable!() };
         check_args(&args)?;
         from_options(&args)
+    }
+
+    #[test]
+    fn a_vmm_does_not_give_itself_more_of_the_host() {
+        let machine = Size { memory_mib: 512, vcpus: 1 };
+        let asked = |mib, said| {
+            let (ours, mut vmm) = UnixStream::pair().unwrap();
+            // The first request of a connection has this id.
+            frame::write(&mut vmm, &Answer { id: 1, result: Ok(said) }).unwrap();
+            set_memory(&mut Client::from_stream(ours), mib, machine).ok()
+        };
+        assert_eq!(asked(1023, Reply::Memory(1024)), Some(1024), "blocks are of 2 MiB");
+        assert_eq!(asked(256, Reply::Memory(512)), Some(512), "nothing was given back");
+        for (mib, said) in [(1023, 1025), (256, 513), (1024, u64::MAX)] {
+            assert_eq!(asked(mib, Reply::Memory(said)), None, "{mib}, {said}");
+        }
+        assert_eq!(asked(1024, Reply::Done), None);
     }
 
     #[test]
