@@ -33,10 +33,10 @@ pub(crate) enum SizeError {
     Vcpus(u64),
     #[error(
         "the memory limit cannot become {limit} MiB: with {GUEST_OVERHEAD_MIB} MiB for the guest's kernel and agent that \
-         takes a machine of {} MiB, and this one has {machine} MiB (annotation {MEMORY_ANNOTATION}) until it ends",
+         takes a machine of {} MiB, and the host has {host} MiB",
         limit + GUEST_OVERHEAD_MIB
     )]
-    MemoryGrowth { limit: u64, machine: u64 },
+    LimitTooLarge { limit: u64, host: u64 },
     #[error(
         "the CPU quota cannot become that of {asked} CPUs: this machine has {machine} (annotation {VCPUS_ANNOTATION}) \
          until it ends"
@@ -79,15 +79,20 @@ fn memory(spec: &Spec, annotations: &HashMap<String, String>, config: &Config) -
     check_memory(mib, host_memory_mib())
 }
 
-/// Refuses limits that a machine of this size cannot grow to. To go down, or not beyond what it was given, is always
-/// possible.
-pub(crate) fn check_update(before: &Spec, after: &Spec, machine: Size) -> Result<(), SizeError> {
-    let limit = |spec| memory_limit(spec).map(|bytes| bytes.div_ceil(MIB));
-    if let Some(limit) = limit(after).filter(|wanted| limit(before).is_none_or(|had| *wanted > had))
-        && limit + GUEST_OVERHEAD_MIB > machine.memory_mib
-    {
-        return Err(SizeError::MemoryGrowth { limit, machine: machine.memory_mib });
+/// The memory in MiB that a machine should have when its container's limits change; `None` where it stays as it is.
+pub(crate) fn changed_memory(before: &Spec, after: &Spec) -> Result<Option<u64>, SizeError> {
+    let (had, wanted) = (given_memory_limit(before), given_memory_limit(after));
+    let Some(bytes) = wanted.filter(|_| wanted != had) else { return Ok(None) };
+    let (limit, host) = (bytes.div_ceil(MIB), host_memory_mib());
+    match limit + GUEST_OVERHEAD_MIB {
+        asked if asked > host => Err(SizeError::LimitTooLarge { limit, host }),
+        asked => Ok(Some(asked)),
     }
+}
+
+/// Refuses a CPU quota that a machine of this size cannot use. To go down, or not beyond what it was given, is always
+/// possible.
+pub(crate) fn check_quota(before: &Spec, after: &Spec, machine: Size) -> Result<(), SizeError> {
     let cpus = |spec| cpu_quota(spec).map(|(quota, period)| quota.div_ceil(period).min(host_cpus()));
     if let Some(asked) = cpus(after).filter(|wanted| cpus(before).is_none_or(|had| *wanted > had))
         && asked > machine.vcpus.into()
@@ -107,9 +112,15 @@ fn check_memory(asked: u64, host: u64) -> Result<u64, SizeError> {
 
 /// The container's own limit in bytes; a limit beyond the host's memory limits nothing.
 fn memory_limit(spec: &Spec) -> Option<u64> {
+    given_memory_limit(spec).filter(|bytes| bytes / MIB + GUEST_OVERHEAD_MIB < host_memory_mib())
+}
+
+/// The limit in bytes that the container was given, whatever the host has.
+fn given_memory_limit(spec: &Spec) -> Option<u64> {
+    /// What kernels of cgroup v1 call no limit, and engines pass on: the largest number of whole pages.
+    const NO_LIMIT: u64 = i64::MAX as u64 & !0xfff;
     let memory = spec.linux().as_ref()?.resources().as_ref()?.memory().as_ref()?;
-    let bytes = u64::try_from(memory.limit()?).ok().filter(|bytes| *bytes > 0)?;
-    (bytes / MIB + GUEST_OVERHEAD_MIB < host_memory_mib()).then_some(bytes)
+    u64::try_from(memory.limit()?).ok().filter(|bytes| (1..NO_LIMIT).contains(bytes))
 }
 
 /// Physical memory of the host in MiB.
@@ -218,18 +229,32 @@ mod tests {
         assert!(matches!(annotated(VCPUS_ANNOTATION, "two"), Err(SizeError::Annotation { .. })));
     }
 
+    fn limited(resources: &serde_json::Value) -> Spec {
+        serde_json::from_value(serde_json::json!({"linux": {"resources": resources}})).unwrap()
+    }
+
     #[test]
-    fn a_machine_does_not_grow() {
-        let spec = |resources| serde_json::from_value::<Spec>(serde_json::json!({"linux": {"resources": resources}}));
-        let memory = |mib: u64| spec(serde_json::json!({"memory": {"limit": mib << 20}})).unwrap();
-        let quota = |quota: u64| spec(serde_json::json!({"cpu": {"quota": quota, "period": 100_000}})).unwrap();
+    fn a_machine_s_memory_follows_the_limit() {
+        let memory = |bytes: i64| limited(&serde_json::json!({"memory": {"limit": bytes}}));
+        let changed = |before: &Spec, after: &Spec| changed_memory(before, after).unwrap();
+        assert_eq!(changed(&memory(64 << 20), &memory(129 << 20)), Some(129 + 128));
+        assert_eq!(changed(&memory(200 << 20), &memory((150 << 20) + 1)), Some(151 + 128));
+        assert_eq!(changed(&Spec::default(), &memory(64 << 20)), Some(64 + 128));
+        assert_eq!(changed(&memory(64 << 20), &memory(64 << 20)), None);
+        for none in [-1, 0, i64::MAX, i64::MAX - 4095] {
+            assert_eq!(changed(&memory(64 << 20), &memory(none)), None, "{none}");
+        }
+        let error = changed_memory(&memory(64 << 20), &memory(1 << 50)).unwrap_err().to_string();
+        assert!(error.contains("1073741824 MiB") && error.contains("the host has"), "{error}");
+    }
+
+    #[test]
+    fn a_machine_gets_no_more_vcpus() {
+        let quota = |quota: u64| limited(&serde_json::json!({"cpu": {"quota": quota, "period": 100_000}}));
         let machine = Size { memory_mib: 256, vcpus: 1 };
-        assert!(check_update(&memory(64), &memory(128), machine).is_ok());
-        let error = check_update(&memory(64), &memory(129), machine).unwrap_err().to_string();
-        assert!(error.contains("129 MiB") && error.contains(MEMORY_ANNOTATION), "{error}");
-        assert!(check_update(&memory(200), &memory(150), machine).is_ok(), "a machine sized by its annotation");
-        assert!(check_update(&Spec::default(), &quota(100_000), machine).is_ok());
-        let two = check_update(&Spec::default(), &quota(150_000), machine);
+        assert!(check_quota(&Spec::default(), &quota(100_000), machine).is_ok());
+        assert!(check_quota(&quota(300_000), &quota(200_000), machine).is_ok(), "a machine sized by its annotation");
+        let two = check_quota(&Spec::default(), &quota(150_000), machine);
         assert_eq!(two.is_err(), host_cpus() > 1);
     }
 }

@@ -89,7 +89,7 @@ pub(crate) struct Record {
     /// The unit that the cgroup belongs to, where systemd made it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) scope: Option<Scope>,
-    /// The size its machine has for all of its life.
+    /// The size its machine has now.
     pub(crate) machine: Size,
     /// Limits that replaced those of the bundle's specification.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -6,6 +6,7 @@ pub mod control;
 pub mod event_loop;
 pub mod fs;
 pub mod machine;
+pub mod mem;
 pub mod net;
 pub mod probe;
 pub mod process;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use oci_spec::runtime::{LinuxResources, Spec};
 use serde_json::{Map, Value, json};
-use vmm::control::Request;
+use vmm::control::{Client, Reply, Request};
 
 use super::refuse_if;
 use super::state::status;
@@ -21,11 +21,14 @@ use crate::limits::Limits;
 use crate::resources::{self, merge};
 use crate::sandbox::control;
 use crate::shares::forget_host_cpus;
-use crate::sizing::check_update;
+use crate::sizing::{Size, changed_memory, check_quota};
 use crate::state::{Phase, Record};
 
 /// How long a guest may take to set limits: one below what is in use has memory written back or somebody killed.
 const UPDATE_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long a guest may take to get or give back all of the memory; the VMM watches that it gets on with it.
+const MEMORY_DEADLINE: Duration = Duration::from_secs(120);
 
 pub(crate) fn run(context: &Context, args: &UpdateArgs) -> Result<u8, Error> {
     check_args(args)?;
@@ -45,15 +48,19 @@ pub(crate) fn run(context: &Context, args: &UpdateArgs) -> Result<u8, Error> {
     let before = current(&record)?;
     let after = merge(before.linux().as_ref().and_then(|linux| linux.resources().as_ref()), change)?;
     let after = with_resources(&before, after);
-    check_update(&before, &after, record.machine)?;
-    if let Err(error) = apply(context, &id, &record, &after) {
-        // Half an update is none. What was there before could be set once.
-        let _ = apply(context, &id, &record, &before);
-        return Err(error);
+    check_quota(&before, &after, record.machine)?;
+    let memory = changed_memory(&before, &after)?;
+    let size_before = record.machine.memory_mib;
+    let applied = apply(context, &id, &mut record, &after, memory);
+    match &applied {
+        Ok(()) => record.resources = after.linux().as_ref().and_then(|linux| linux.resources().clone()),
+        Err(_) => {
+            // Half an update is none. What was there before could be set once.
+            let _ = apply(context, &id, &mut record, &before, memory.map(|_| size_before));
+        }
     }
-    record.resources = after.linux().as_ref().and_then(|linux| linux.resources().clone());
     locked.write(&record)?;
-    Ok(0)
+    applied.map(|()| 0)
 }
 
 fn check_args(args: &UpdateArgs) -> Result<(), Error> {
@@ -133,15 +140,57 @@ fn with_resources(spec: &Spec, resources: LinuxResources) -> Spec {
     spec
 }
 
-/// Sets the limits of the container in the guest, which checks them, and those of its VMM.
-fn apply(context: &Context, id: &ContainerId, record: &Record, spec: &Spec) -> Result<(), Error> {
+/// Sets the limits of the container in the guest, which checks them, and those of its VMM. Its machine gets so much memory,
+/// where that is given: before the limit is raised, or after it was lowered.
+fn apply(
+    context: &Context,
+    id: &ContainerId,
+    record: &mut Record,
+    spec: &Spec,
+    memory_mib: Option<u64>,
+) -> Result<(), Error> {
+    let mut client = control(&context.store.dir(id)).map_err(RequestError::from)?;
+    let (grown, shrunk) = match memory_mib {
+        Some(mib) if mib > record.machine.memory_mib => (memory_mib, None),
+        _ => (None, memory_mib),
+    };
+    if let Some(memory_mib) = grown {
+        let machine = Size { memory_mib, ..record.machine };
+        limit_vmm(record, spec, machine)?;
+        // Where the guest does not get there, it may still have as much.
+        record.machine = machine;
+        record.machine.memory_mib = set_memory(&mut client, memory_mib, machine)?;
+    }
+    limit_container(&mut client, id, spec)?;
+    if let Some(memory_mib) = shrunk {
+        record.machine.memory_mib = set_memory(&mut client, memory_mib, record.machine)?;
+    }
+    limit_vmm(record, spec, record.machine)
+}
+
+fn limit_container(client: &mut Client, id: &ContainerId, spec: &Spec) -> Result<(), Error> {
     let mut guest = spec.clone();
     forget_host_cpus(&mut guest);
     let resources = guest.linux().as_ref().and_then(|linux| linux.resources().clone()).unwrap_or_default();
-    let mut client = control(&context.store.dir(id)).map_err(RequestError::from)?;
     let request = Request::Update { container: id.to_string(), resources: Box::new(resources) };
     client.call(&request, &[], Some(UPDATE_DEADLINE)).map_err(RequestError::from)?;
-    let limits = Limits::of(spec, record.machine);
+    Ok(())
+}
+
+/// Has the machine grow or shrink: the memory that it has then, in MiB.
+fn set_memory(client: &mut Client, mib: u64, machine: Size) -> Result<u64, Error> {
+    // Its VMM may use as much of the host as this says, so it is not taken at its word: memory comes in blocks of 2 MiB, and
+    // what is not given back was there before.
+    let most = (mib + 1).max(machine.memory_mib);
+    match client.call(&Request::SetMemory { mib }, &[], Some(MEMORY_DEADLINE)).map_err(RequestError::from)? {
+        Reply::Memory(mib) if mib <= most => Ok(mib),
+        _ => Err(RequestError::Confused.into()),
+    }
+}
+
+/// Limits the VMM to what a machine of this size may need.
+fn limit_vmm(record: &Record, spec: &Spec, machine: Size) -> Result<(), Error> {
+    let limits = Limits::of(spec, machine);
     if let Some(scope) = &record.scope {
         scope.set(&limits)?;
     }
@@ -150,7 +199,11 @@ fn apply(context: &Context, id: &ContainerId, record: &Record, spec: &Spec) -> R
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use agent::frame;
     use clap::Parser;
+    use vmm::control::Answer;
 
     use super::*;
     use crate::cli::{Arguments, Command};
@@ -160,6 +213,23 @@ mod tests {
         let Command::Update(args) = Arguments::try_parse_from(line).unwrap().command else { unreachable!() };
         check_args(&args)?;
         from_options(&args)
+    }
+
+    #[test]
+    fn a_vmm_does_not_give_itself_more_of_the_host() {
+        let machine = Size { memory_mib: 512, vcpus: 1 };
+        let asked = |mib, said| {
+            let (ours, mut vmm) = UnixStream::pair().unwrap();
+            // The first request of a connection has this id.
+            frame::write(&mut vmm, &Answer { id: 1, result: Ok(said) }).unwrap();
+            set_memory(&mut Client::from_stream(ours), mib, machine).ok()
+        };
+        assert_eq!(asked(1023, Reply::Memory(1024)), Some(1024), "blocks are of 2 MiB");
+        assert_eq!(asked(256, Reply::Memory(512)), Some(512), "nothing was given back");
+        for (mib, said) in [(1023, 1025), (256, 513), (1024, u64::MAX)] {
+            assert_eq!(asked(mib, Reply::Memory(said)), None, "{mib}, {said}");
+        }
+        assert_eq!(asked(1024, Reply::Done), None);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use vmrt_tests::bundle::Bundle;
+use vmrt_tests::eventually;
 use vmrt_tests::runtime::{Container, Running, Runtime, is_vmrt, wait};
 
 const MIB: u64 = 1 << 20;
@@ -20,6 +21,12 @@ fn limited() -> Bundle {
 /// A file of the container's cgroup, read in the container.
 fn limit(container: &Container<'_>, file: &str) -> String {
     container.exec(&["cat", &format!("/sys/fs/cgroup/{file}")]).ok().text()
+}
+
+/// A file of its VMM's cgroup on the host.
+fn on_host(container: &Container<'_>, file: &str) -> String {
+    let path = format!("/sys/fs/cgroup/vmrt-{}/{file}", container.id);
+    std::fs::read_to_string(path).unwrap().trim().to_owned()
 }
 
 fn update(runtime: &Runtime, container: &Container<'_>, options: &[&str]) {
@@ -91,7 +98,7 @@ fn what_the_machine_cannot_grow_to_is_refused_by_name() {
     let container = runtime.started(&bundle);
     let update = |options: &[&str]| runtime.call(&[&["update"], options, &[&container.id]].concat());
     for (options, words) in [
-        (&["--memory", "1G", "--memory-swap", "1G"][..], ["1024 MiB", "dev.vmrt.memory"]),
+        (&["--memory", "64G", "--memory-swap", "64G"][..], ["65536 MiB", "the host has"]),
         (&["--cpu-quota", "200000"], ["2 CPUs", "dev.vmrt.vcpus"]),
         (&["--cpu-rt-runtime", "1000"], ["realtimeRuntime", "cannot"]),
         (&["--l3-cache-schema", "L3:0=f"], ["--l3-cache-schema", "refused"]),
@@ -113,10 +120,7 @@ fn the_machine_on_the_host_is_limited_anew() {
     }
     let bundle = limited();
     let container = runtime.started(&bundle);
-    let on_host = |file: &str| {
-        let path = format!("/sys/fs/cgroup/vmrt-{}/{file}", container.id);
-        std::fs::read_to_string(path).unwrap().trim().to_owned()
-    };
+    let on_host = |file: &str| on_host(&container, file);
     assert_eq!(on_host("cpu.max"), "62500 100000");
     let memory = on_host("memory.max");
     update(
@@ -125,7 +129,7 @@ fn the_machine_on_the_host_is_limited_anew() {
         &["--cpu-quota", "20000", "--cpu-share", "1024", "--memory", "32M", "--memory-swap", "-1"],
     );
     assert_eq!((on_host("cpu.max"), on_host("cpu.weight")), ("25000 100000".into(), "39".into()));
-    assert_eq!(on_host("memory.max"), memory, "the machine is as large as before");
+    assert_eq!(on_host("memory.max"), memory, "the machine keeps what it booted with");
     update(&runtime, &container, &["--cpu-quota", "-1"]);
     assert_eq!(on_host("cpu.max"), "max 100000");
 }
@@ -169,6 +173,49 @@ fn a_cgroup_in_use_is_refused() {
     }
     free.ok();
     runtime.assert_clean();
+}
+
+#[test]
+fn the_machine_grows_and_shrinks_with_the_memory_limit() {
+    let runtime = Runtime::new();
+    if !is_vmrt() {
+        return;
+    }
+    let bundle = limited().with("/linux/resources/memory", json!({"limit": 128 * MIB, "swap": 128 * MIB}));
+    let data: Vec<u8> = (0..32 * MIB / 4).flat_map(|word| u32::try_from(word * 7).unwrap().to_le_bytes()).collect();
+    std::fs::write(bundle.file("data"), &data).unwrap();
+    let container = runtime.started(&bundle);
+    let update = |limit: &str| update(&runtime, &container, &["--memory", limit, "--memory-swap", limit]);
+    let host = |file: &str| on_host(&container, file).parse::<u64>().unwrap() / MIB;
+    let total = || -> u64 {
+        let line = container.exec(&["grep", "MemTotal", "/proc/meminfo"]).ok().text();
+        line.split_whitespace().nth(1).expect("a number").parse::<u64>().unwrap() / 1024
+    };
+    let greedy = ["dd", "if=/dev/zero", "of=/dev/null", "bs=700M", "count=1"];
+    assert_eq!(host("memory.max"), 128 + 128 + 128);
+    let at_boot = total();
+    assert_ne!(container.exec(&greedy).code, 0);
+    for round in ["first", "again"] {
+        update("1G");
+        assert_eq!(limit(&container, "memory.max"), (1024 * MIB).to_string(), "{round}");
+        assert_eq!(stats(&runtime, &container.id)["data"]["memory"]["usage"]["limit"], json!(1024 * MIB));
+        assert_eq!(host("memory.max"), 1024 + 128 + 128);
+        // The guest puts the last of it to use when it has been plugged in.
+        let whole = eventually(Duration::from_secs(10), || (total() == at_boot + 1024 - 128).then_some(()));
+        assert!(whole.is_some(), "{round}: the guest has {} MiB, {at_boot} at boot", total());
+        container.exec(&greedy).ok();
+        assert!(limit(&container, "memory.peak").parse::<u64>().unwrap() > 700 * MIB);
+        // What is plugged in is used first, so this is read into it.
+        container.script("rm -f /copy && cp /data /copy").ok();
+        assert!(std::fs::read(bundle.file("copy")).unwrap() == data, "{round}: a file went through the new memory");
+        let used = host("memory.current");
+        update("128M");
+        assert_eq!(limit(&container, "memory.max"), (128 * MIB).to_string());
+        let (machine, bound) = (total(), host("memory.max"));
+        assert!(machine < at_boot + 256 && bound < 128 + 128 + 128 + 256, "{round}: {machine} MiB, {bound} MiB");
+        let left = host("memory.current");
+        assert!(used > 700 && left < used - 400, "{round}: the host got back {used} - {left} MiB");
+    }
 }
 
 #[test]

@@ -181,6 +181,12 @@ pub enum Request {
         /// The limits.
         resources: Box<LinuxResources>,
     },
+    /// Give the machine more memory, or take some away, but nothing of what it booted with. Answered with [`Reply::Memory`]
+    /// when the guest has done it, or has given back all that it can; fails when it does not take all of it.
+    SetMemory {
+        /// How much it shall have in MiB.
+        mib: u64,
+    },
     /// Answered with [`Reply::OutOfMemory`] when the guest's kernel has killed processes of the container for want of
     /// memory more often than the caller knows of.
     AwaitOutOfMemory {
@@ -263,6 +269,8 @@ pub enum Reply {
     Statistics(BTreeMap<String, String>),
     /// How often memory has run out in a container.
     OutOfMemory(u64),
+    /// The machine's memory in MiB.
+    Memory(u64),
 }
 
 /// The end of a call.

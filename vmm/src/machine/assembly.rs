@@ -10,6 +10,7 @@ use super::resources::Resources;
 use super::{Machine, MachineBuilder, MachineError};
 use crate::event_loop::LoopHandle;
 use crate::fs::{FsDevice, FsError, SharesHandle};
+use crate::mem::{Mem, Resizer};
 use crate::net::{self, Net, Slots};
 use crate::virtio::rng::Rng;
 use crate::vsock::{Ports, Vsock};
@@ -34,8 +35,19 @@ pub enum AssemblyError {
     Net(#[source] io::Error),
 }
 
-/// Builds the machine: file system, sockets, entropy, network. The guest sees `shares`, and connects to `ports`. With the
-/// machine come its network slots, nothing attached.
+/// A machine, and what reaches it from outside.
+pub struct Assembled {
+    /// The machine.
+    pub machine: Machine,
+    /// Hears of its end.
+    pub exit: ExitReceiver,
+    /// Its network devices, nothing attached.
+    pub slots: Slots,
+    /// Gives it more memory, or less.
+    pub resizer: Resizer,
+}
+
+/// Builds the machine: file system, sockets, entropy, network, memory. The guest sees `shares`, and connects to `ports`.
 ///
 /// # Errors
 /// KVM, the kernel or a device is unusable; nothing is left behind.
@@ -44,7 +56,7 @@ pub fn assemble(
     event_loop: &LoopHandle,
     shares: SharesHandle,
     ports: Ports,
-) -> Result<(Machine, ExitReceiver, Slots), AssemblyError> {
+) -> Result<Assembled, AssemblyError> {
     let network_slots = resources.network_slots;
     let request_queues = u16::from(resources.vcpus.min(MAX_REQUEST_QUEUES));
     let mut builder = MachineBuilder::new(resources)?;
@@ -57,6 +69,8 @@ pub fn assemble(
         builder.add_device(Net::new(slot, event_loop.clone(), None))?;
         slots.push(handle);
     }
+    let (resizer, pluggable) = builder.pluggable()?;
+    builder.add_device(Mem::new(pluggable, event_loop.clone(), None))?;
     let (machine, exit) = builder.build()?;
-    Ok((machine, exit, Slots::new(slots)))
+    Ok(Assembled { machine, exit, slots: Slots::new(slots), resizer })
 }

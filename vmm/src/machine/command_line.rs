@@ -9,8 +9,11 @@ use crate::arch::layout;
 ///
 /// A panic or a reboot resets the processor at once, which ends the machine. The kernel prints to COM1 without a driver;
 /// even a quiet kernel prints its panic. Only the first processor comes up during boot, the agent brings up the others.
+/// Memory that is plugged in is used at once, and only for what can be moved out of it again, up to the ratio that Linux
+/// thinks good.
 const ALWAYS: &str = "panic=-1 reboot=k,force earlyprintk=serial,ttyS0,115200,keep maxcpus=1 \
-     tsc=reliable no_timer_check cryptomgr.notests random.trust_cpu=on rcupdate.rcu_expedited=1";
+     tsc=reliable no_timer_check cryptomgr.notests random.trust_cpu=on rcupdate.rcu_expedited=1 \
+     memhp_default_state=online memory_hotplug.online_policy=auto-movable";
 
 /// Messages are only worth their time when somebody reads them: each byte is two exits.
 const QUIET: &str = "quiet loglevel=1";

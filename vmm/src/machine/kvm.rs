@@ -10,6 +10,7 @@ use thiserror::Error;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::arch::layout;
+use crate::mem::Region;
 use crate::virtio::device::Memory;
 use crate::virtio::registers::RegisterPage;
 
@@ -101,6 +102,25 @@ pub fn create_vm(kvm: &Kvm, memory: &Memory, registers: &[RegisterPage]) -> Resu
     let pit = kvm_pit_config { flags: kvm_bindings::KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
     vm.create_pit2(pit).map_err(|error| KvmError::Refused("create the timer", error))?;
     Ok(vm)
+}
+
+/// The slot of memory that is plugged in while the guest runs; behind all that are there from the start.
+const PLUGGABLE_SLOT: u32 = 8;
+
+/// Makes `region` memory of a virtual machine that may be running.
+///
+/// # Errors
+/// KVM refused.
+pub fn add_region(vm: &VmFd, region: &Region) -> Result<(), KvmError> {
+    let range = kvm_userspace_memory_region {
+        slot: PLUGGABLE_SLOT,
+        guest_phys_addr: region.start().raw_value(),
+        memory_size: region.length(),
+        userspace_addr: region.host_address(),
+        ..Default::default()
+    };
+    // SAFETY: the region is a mapping of that length which lives as long as the process, behind all other memory.
+    unsafe { vm.set_user_memory_region(range) }.map_err(|error| KvmError::Refused("map memory for the guest", error))
 }
 
 fn add_memory(vm: &VmFd, memory: &Memory, registers: &[RegisterPage]) -> Result<(), KvmError> {

@@ -1,6 +1,7 @@
 //! Guest RAM: private anonymous mappings, one for each range of guest-physical addresses.
 
 use std::io;
+use std::sync::Arc;
 
 use thiserror::Error;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionCollectionError, GuestRegionMmap, MmapRegion};
@@ -40,6 +41,24 @@ pub enum MemoryError {
 pub fn map(size: u64) -> Result<Memory, MemoryError> {
     let regions = layout::memory_ranges(size).into_iter().map(|(start, length)| map_region(start, length));
     Ok(GuestMemoryMmap::from_regions(regions.collect::<Result<_, _>>()?)?)
+}
+
+/// Maps addresses at `start` that memory can be plugged at: `length` bytes or, on a host that promises no more memory than
+/// it has, what there is left of them in whole multiples of `unit`.
+///
+/// # Errors
+/// Not even one `unit` can be mapped.
+pub fn map_pluggable(start: GuestAddress, length: u64, unit: u64) -> Result<Arc<GuestRegionMmap<()>>, MemoryError> {
+    let mut length = length.next_multiple_of(unit).max(unit);
+    loop {
+        match map_region(start, length) {
+            Err(MemoryError::Map(_, error)) if length > unit => {
+                tracing::debug!(%error, length, "the host does not promise that much memory");
+                length = (length / 2).next_multiple_of(unit);
+            }
+            result => return result.map(Arc::new),
+        }
+    }
 }
 
 fn map_region(start: GuestAddress, length: u64) -> Result<GuestRegionMmap<()>, MemoryError> {
@@ -101,6 +120,8 @@ mod tests {
 
     use super::*;
 
+    const HUGE: u64 = 128 << 20;
+
     #[test]
     fn small_memory_is_one_range_and_large_memory_two() {
         let small = map(64 << 20).unwrap();
@@ -127,6 +148,14 @@ mod tests {
         memory.write_obj(2_u8, GuestAddress((64 << 20) - 1)).unwrap();
         assert_eq!(memory.read_obj::<u8>(GuestAddress((64 << 20) - 1)).unwrap(), 2);
         assert!(memory.write_obj(3_u8, GuestAddress(64 << 20)).is_err());
+    }
+
+    #[test]
+    fn addresses_to_plug_memory_at_are_as_many_as_there_can_be() {
+        let map = |length| map_pluggable(GuestAddress(HUGE), length, HUGE).unwrap().len();
+        assert_eq!((map(0), map(HUGE + 1)), (HUGE, 2 * HUGE));
+        let most = map(1 << 50);
+        assert!(most > HUGE && most < 1 << 48 && most % HUGE == 0, "{most:#x}");
     }
 
     #[test]

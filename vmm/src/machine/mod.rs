@@ -28,6 +28,7 @@ use virtio_bindings::virtio_mmio::VIRTIO_MMIO_INT_VRING;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::arch::{self, CpuidTemplate, Firmware, FirmwareError, VcpuSetupError, layout};
+use crate::mem::{self, Pluggable, Region, Resizer};
 use crate::serial::Console;
 use crate::timeline;
 use crate::virtio::device::{Interrupt, Memory, VirtQueue, VirtioDevice};
@@ -77,6 +78,9 @@ pub enum MachineError {
     /// There is no interrupt line left.
     #[error("the machine has no room for more than {max} devices", max = layout::MAX_VIRTIO_DEVICES)]
     TooManyDevices,
+    /// There is no address that memory could be plugged at.
+    #[error("cannot make room for memory to be plugged in")]
+    Pluggable(#[source] MemoryError),
     /// A device's doorbell or interrupt line cannot be tied to a descriptor.
     #[error("cannot wire virtio device {0}")]
     Wire(usize, #[source] kvm_ioctls::Error),
@@ -84,9 +88,12 @@ pub enum MachineError {
 
 /// A machine in the making.
 pub struct MachineBuilder {
-    vm: VmFd,
+    vm: Arc<VmFd>,
     memory: Memory,
     memory_size: u64,
+    memory_most: u64,
+    /// What can be plugged in, behind the rest of `memory`.
+    region: Region,
     cpuid: CpuidTemplate,
     vcpus: u8,
     /// Reads the guest's software into its memory meanwhile.
@@ -113,12 +120,15 @@ impl MachineBuilder {
         let registers = RegisterPage::map(layout::MAX_VIRTIO_DEVICES.into()).map_err(MachineError::Registers)?;
         let vm = kvm::create_vm(&kvm, &memory, &registers)?;
         timeline::mark("virtual machine created");
+        let (memory, region) = add_pluggable(&memory, memory_size, resources.memory_most)?;
         let refused = |error| KvmError::Refused("tell what CPUID it supports", error);
         let cpuid = CpuidTemplate::new(&kvm, resources.vcpus).map_err(refused)?;
         Ok(Self {
-            vm,
+            vm: Arc::new(vm),
             memory,
             memory_size,
+            memory_most: resources.memory_most,
+            region,
             cpuid,
             vcpus: resources.vcpus,
             loading,
@@ -127,6 +137,17 @@ impl MachineBuilder {
             registers,
             acknowledged: event()?,
         })
+    }
+
+    /// Both ends of what resizes the machine's memory: the sandbox's, and what a memory device is made of.
+    ///
+    /// # Errors
+    /// There is no descriptor left.
+    pub fn pluggable(&self) -> Result<(Resizer, Pluggable), MachineError> {
+        let (vm, region) = (Arc::clone(&self.vm), self.region.clone());
+        let connect = move || kvm::add_region(&vm, &region);
+        mem::pluggable(self.region.clone(), self.memory_size, self.memory_most, Box::new(connect))
+            .map_err(MachineError::Event)
     }
 
     /// Adds a device behind a transport of its own, its doorbells and its interrupt wired to the virtual machine.
@@ -191,6 +212,16 @@ impl MachineBuilder {
     }
 }
 
+/// `memory`, of `size` bytes, and behind it what may be plugged in until there are `most`.
+fn add_pluggable(memory: &Memory, size: u64, most: u64) -> Result<(Memory, Region), MachineError> {
+    let start = layout::pluggable_start(size);
+    let mapping = memory::map_pluggable(start, most.saturating_sub(size), layout::PLUGGABLE_UNIT)
+        .map_err(MachineError::Pluggable)?;
+    let memory = memory.insert_region(Arc::clone(&mapping)).map_err(|error| MachineError::Pluggable(error.into()))?;
+    let region = Region::new(mapping).expect("it consists of units, which are whole blocks");
+    Ok((memory, region))
+}
+
 /// Reads kernel and initramfs into `memory` on a thread of its own.
 fn load(
     memory: Memory,
@@ -216,7 +247,7 @@ fn event() -> Result<EventFd, MachineError> {
 
 /// A machine that is ready to run.
 pub struct Machine {
-    vm: VmFd,
+    vm: Arc<VmFd>,
     vcpus: Vec<Vcpu>,
     stop: Arc<AtomicBool>,
 }
@@ -241,7 +272,7 @@ impl Machine {
 ///
 /// Drop it only after the event loop: a vCPU that hands a device's queues to the loop waits for it.
 pub struct RunningMachine {
-    _vm: VmFd,
+    _vm: Arc<VmFd>,
     threads: Vec<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
 }

@@ -20,6 +20,8 @@ pub struct Resources {
     pub initramfs: OpenFile,
     /// Guest RAM in bytes.
     pub memory_size: u64,
+    /// Most bytes of RAM the guest may be given while it runs: the host's.
+    pub memory_most: u64,
     /// Number of vCPUs, 1 to 64.
     pub vcpus: u8,
     /// Number of network devices.
@@ -102,8 +104,10 @@ impl Resources {
         if config.network_slots > MAX_SLOTS {
             return Err(ResourcesError::NetworkSlots(config.network_slots));
         }
+        let host = nix::sys::sysinfo::sysinfo().map_err(ResourcesError::HostMemory)?.ram_total() / MIB;
         Ok(Self {
-            memory_size: memory_size(config.memory_mib)?,
+            memory_size: memory_size(config.memory_mib, host)?,
+            memory_most: host * MIB,
             vcpus: config.vcpus,
             network_slots: config.network_slots,
             kernel: OpenFile::open("guest kernel", &config.kernel)?,
@@ -133,11 +137,10 @@ fn open_console_log(path: &Path) -> Result<File, ResourcesError> {
     open.map_err(|source| ResourcesError::Open { what: "console log", path: path.to_owned(), source })
 }
 
-fn memory_size(asked: u64) -> Result<u64, ResourcesError> {
+fn memory_size(asked: u64, host: u64) -> Result<u64, ResourcesError> {
     if asked < MIN_MEMORY_MIB {
         return Err(ResourcesError::MemoryTooSmall(asked));
     }
-    let host = nix::sys::sysinfo::sysinfo().map_err(ResourcesError::HostMemory)?.ram_total() / MIB;
     if asked > host { Err(ResourcesError::MemoryTooLarge { asked, host }) } else { Ok(asked * MIB) }
 }
 
@@ -176,6 +179,7 @@ mod tests {
     fn a_good_configuration_has_every_file_open() {
         let directory = tempfile::tempdir().unwrap();
         let resources = Resources::open(&config(directory.path())).unwrap();
+        assert!(resources.memory_most > resources.memory_size);
         assert_eq!((resources.memory_size, resources.kernel.length, resources.initramfs.length), (64 << 20, 7, 14));
         assert!(resources.console_log.is_some() && directory.path().join("console").exists());
     }

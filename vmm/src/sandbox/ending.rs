@@ -127,6 +127,7 @@ impl Sandbox {
         }
         let mut waiters = self.processes.abandon();
         waiters.extend(self.out_of_memory.abandon());
+        waiters.extend(self.resizing.abandon());
         self.fail_waiters(waiters, failure);
     }
 }

@@ -109,7 +109,7 @@ fn launch(config: &SandboxConfig, client: Connection, signals: Signals) -> Resul
     let shares = SharesHandle::new();
     let ports = Ports::new().map_err(|error| LaunchError::System("make an event descriptor", error))?;
     let resources = Resources::open(config)?;
-    let (machine, exit, slots) = assemble(resources, &LoopHandle::new(&event_loop), shares.clone(), ports.clone())?;
+    let assembled = assemble(resources, &LoopHandle::new(&event_loop), shares.clone(), ports.clone())?;
     let path = &config.control_socket;
     let listener = listen(path).map_err(|source| LaunchError::Listen { path: path.clone(), source })?;
     let main_container = config.main_container.clone();
@@ -118,10 +118,11 @@ fn launch(config: &SandboxConfig, client: Connection, signals: Signals) -> Resul
         client,
         listener,
         signals,
-        machine: exit,
+        machine: assembled.exit,
         ports,
         shares,
-        slots,
+        slots: assembled.slots,
+        resizer: assembled.resizer,
         main_container,
         victim,
         follow_interfaces: config.follow_interfaces.clone(),
@@ -129,7 +130,7 @@ fn launch(config: &SandboxConfig, client: Connection, signals: Signals) -> Resul
     let (sandbox, outcome) =
         Sandbox::new(parts).map_err(|error| LaunchError::System("make the sandbox's descriptors", error))?;
     event_loop.add_subscriber(Box::new(sandbox));
-    Ok(Running { _machine: machine.start()?, event_loop, outcome })
+    Ok(Running { _machine: assembled.machine.start()?, event_loop, outcome })
 }
 
 impl Running {

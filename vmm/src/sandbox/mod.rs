@@ -27,6 +27,7 @@ mod mirror;
 mod network;
 mod processes;
 mod requests;
+mod resizing;
 mod signals;
 mod sockets;
 #[cfg(test)]
@@ -47,6 +48,7 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use crate::control::Connection;
 use crate::fs::SharesHandle;
 use crate::machine::exit::ExitReceiver;
+use crate::mem::Resizer;
 use crate::net::Slots;
 use crate::vsock::{Bridge, Ports};
 
@@ -57,6 +59,7 @@ use guest::Guest;
 use memory::OutOfMemory;
 use mirror::Mirror;
 use processes::Processes;
+use resizing::Resizing;
 
 pub use clients::listen;
 pub use guest::GuestError;
@@ -75,6 +78,7 @@ const DRAINED: u32 = 5;
 const MIRROR: u32 = 6;
 const CHANGES: u32 = 7;
 const FOLLOWER: u32 = 8;
+const MEMORY: u32 = 9;
 
 /// What a sandbox's controller is made of.
 #[derive(Debug)]
@@ -93,6 +97,8 @@ pub struct Parts {
     pub shares: SharesHandle,
     /// Its network devices.
     pub slots: Slots,
+    /// Gives it more memory, or less.
+    pub resizer: Resizer,
     /// Id of the container whose end is the sandbox's.
     pub main_container: String,
     /// The program that is killed on the host for what is killed in the guest, see [`crate::victim`].
@@ -133,6 +139,7 @@ pub struct Sandbox {
     ports: Ports,
     shares: SharesHandle,
     slots: Slots,
+    resizing: Resizing,
     timer: TimerFd,
     armed: Option<Instant>,
     main: ProcessId,
@@ -168,6 +175,7 @@ impl Sandbox {
             ports: parts.ports,
             shares: parts.shares,
             slots: parts.slots,
+            resizing: Resizing::new(parts.resizer),
             timer: TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)?,
             armed: None,
             main: ProcessId { container: parts.main_container, exec: None },
@@ -179,7 +187,7 @@ impl Sandbox {
         Ok((sandbox, receiver))
     }
 
-    fn watched(&self) -> [(u32, RawFd); 6] {
+    fn watched(&self) -> [(u32, RawFd); 7] {
         [
             (LISTENER, self.listener.as_raw_fd()),
             (AGENT, self.guest.as_fd().as_raw_fd()),
@@ -187,6 +195,7 @@ impl Sandbox {
             (SIGNALS, self.signals.as_fd().as_raw_fd()),
             (MACHINE, self.machine.as_raw_fd()),
             (DRAINED, self.ports.drained().as_raw_fd()),
+            (MEMORY, self.resizing.as_raw_fd()),
         ]
     }
 
@@ -195,6 +204,7 @@ impl Sandbox {
         if let Err(error) = self.guest.flush() {
             self.lose_guest(&error);
         }
+        self.settle_resizing(Instant::now());
         self.tell_ends();
         for client in self.clients.settle(ops) {
             self.processes.forget_client(client);
@@ -230,7 +240,8 @@ impl Sandbox {
     }
 
     fn arm_timer(&mut self) {
-        let deadlines = [self.guest_deadline(), self.ending.deadline(), self.follower_deadline()];
+        let deadlines =
+            [self.guest_deadline(), self.ending.deadline(), self.follower_deadline(), self.resizing.deadline()];
         let deadline = deadlines.into_iter().flatten().min();
         if deadline == self.armed {
             return;
@@ -283,6 +294,7 @@ impl MutEventSubscriber for Sandbox {
             MIRROR => self.bury_victim(ops),
             CHANGES => self.hear_changes(),
             FOLLOWER => self.end_follower(ops),
+            MEMORY => self.hear_memory(),
             client => self.serve(client, events.event_set()),
         }
         self.settle(ops);

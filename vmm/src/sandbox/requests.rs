@@ -53,6 +53,7 @@ impl Sandbox {
             Request::Wait { process } => self.wait(caller, &process),
             Request::Status { container } => Some(self.status(&container)),
             Request::AwaitOutOfMemory { container, known } => self.await_out_of_memory(caller, container, known),
+            Request::SetMemory { mib } => self.set_memory(caller, mib),
             Request::Timeline => Some(Ok(Reply::Timeline(timeline::stages()))),
             Request::RemoveShare { name } => {
                 let removed = self.shares.remove(&name);

@@ -89,6 +89,11 @@ impl Interrupt {
         self.line.write(1)
     }
 
+    /// Has the device's configuration space say `config`, of which the driver need not be told.
+    pub fn set_config(&self, config: &[u8]) {
+        self.registers.store_config(config);
+    }
+
     /// Tells the driver that the device's configuration space is `config` from now on. At most one field changes.
     pub fn config_changed(&self, config: &[u8]) -> std::io::Result<()> {
         self.registers.store_config(config);

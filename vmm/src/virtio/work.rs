@@ -26,6 +26,14 @@ impl<B, H: Subscriber> Work<B, H> {
         Self { event_loop, place: Place::Inactive(Box::new(backend)) }
     }
 
+    /// The backend, while it does not work.
+    pub(crate) fn backend(&self) -> Option<&B> {
+        match &self.place {
+            Place::Inactive(backend) => Some(backend),
+            Place::Active(_) | Place::Lost => None,
+        }
+    }
+
     /// Has the event loop serve the handler that is made of the backend.
     ///
     /// # Errors

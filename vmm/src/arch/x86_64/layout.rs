@@ -10,7 +10,7 @@
 //!                        0xfec0_0000  I/O APIC
 //!                        0xfee0_0000  local APICs
 //!                        0xfffb_c000  pages KVM needs for itself
-//! 0x1_0000_0000  RAM above 4 GiB
+//! 0x1_0000_0000  RAM above 4 GiB; behind it, aligned, what memory can be plugged at
 //! ```
 
 use vm_memory::GuestAddress;
@@ -98,6 +98,19 @@ pub fn memory_ranges(size: u64) -> Vec<(GuestAddress, u64)> {
     ranges
 }
 
+/// Linux adds memory in pieces of this size, or of a multiple of it, and pluggable memory consists of whole ones.
+pub const PLUGGABLE_UNIT: u64 = 128 << 20;
+
+/// The largest multiple that Linux chooses, for guests of 64 GiB and more.
+const MAX_PLUGGABLE_UNIT: u64 = 2 << 30;
+
+/// Where memory can be plugged in a guest that boots with `size` bytes of RAM.
+#[must_use]
+pub fn pluggable_start(size: u64) -> GuestAddress {
+    let end = memory_ranges(size).last().map_or(0, |(start, length)| start.0 + length);
+    GuestAddress(end.max(HOLE_END).next_multiple_of(MAX_PLUGGABLE_UNIT))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,5 +155,12 @@ mod tests {
         assert_eq!(memory_ranges(64 << 20), [(GuestAddress(0), 64 << 20)]);
         assert_eq!(memory_ranges(3 << 30), [(GuestAddress(0), 3 << 30)]);
         assert_eq!(memory_ranges(5 << 30), [(GuestAddress(0), 3 << 30), (GuestAddress(4 << 30), 2 << 30)]);
+    }
+    #[test]
+    fn memory_is_plugged_behind_all_else() {
+        assert_eq!(pluggable_start(64 << 20), GuestAddress(4 << 30));
+        assert_eq!(pluggable_start(3 << 30), GuestAddress(4 << 30));
+        assert_eq!(pluggable_start((3 << 30) + (1 << 20)), GuestAddress(6 << 30));
+        assert_eq!(pluggable_start(5 << 30), GuestAddress(6 << 30));
     }
 }

@@ -3,6 +3,7 @@
 mod clients;
 mod endings;
 mod events;
+mod resizing;
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -16,11 +17,14 @@ use std::time::Duration;
 use agent::{Event, ExitStatus, FromAgent, Hello, Response, Stdio, frame};
 use nix::sys::signal::Signal;
 use oci_spec::runtime::Spec;
+use vm_memory::GuestAddress;
 
 use super::*;
 use crate::control::{Answer, Client, ClientError, NewContainer, Reply, Request, Status, StdioFds};
 use crate::event_loop::{BoxedSubscriber, EventLoop};
 use crate::machine::exit::{self, ExitSender, MachineExit};
+use crate::machine::memory::map_pluggable;
+use crate::mem::{self, Pluggable, Region};
 use crate::vsock::Flow;
 
 const LONG: Duration = Duration::from_secs(20);
@@ -39,11 +43,19 @@ fn create_request(container: &str) -> Request {
     }))
 }
 
+/// What resizes a machine that boots with 64 MiB and may have 96.
+fn pluggable() -> (Resizer, Pluggable) {
+    let mapping = map_pluggable(GuestAddress(4 << 30), 32 << 20, mem::BLOCK_SIZE).unwrap();
+    mem::pluggable(Region::new(mapping).unwrap(), 64 << 20, 1 << 40, Box::new(|| Ok(()))).unwrap()
+}
+
 /// A sandbox in an event loop of its own, and all that is around it.
 struct Bench {
     client: Option<Client>,
     agent: UnixStream,
     ports: Ports,
+    /// What the machine's memory device is made of.
+    pluggable: Option<Pluggable>,
     machine: ExitSender,
     outcome: Receiver<u8>,
     directory: tempfile::TempDir,
@@ -60,6 +72,7 @@ impl Bench {
         let (machine, exit) = exit::channel().unwrap();
         let (ports, stop) = (Ports::new().unwrap(), Arc::new(AtomicBool::new(false)));
         let (sender, receiver) = mpsc::channel();
+        let (resizer, pluggable) = pluggable();
         let (stopped, sandbox_ports) = (Arc::clone(&stop), ports.clone());
         let thread = std::thread::spawn(move || {
             let parts = Parts {
@@ -70,6 +83,7 @@ impl Bench {
                 ports: sandbox_ports,
                 shares: SharesHandle::new(),
                 slots: Slots::default(),
+                resizer,
                 main_container: "main".into(),
                 victim,
                 follow_interfaces: Vec::new(),
@@ -86,7 +100,8 @@ impl Bench {
         let agent: UnixStream = ports.take(agent::CONTROL_PORT).unwrap().bridge.sink.unwrap().into();
         agent.set_read_timeout(Some(LONG)).unwrap();
         let client = Some(Client::from_stream(client));
-        Self { client, agent, ports, machine, outcome, directory, stop, thread: Some(thread) }
+        let pluggable = Some(pluggable);
+        Self { client, agent, ports, pluggable, machine, outcome, directory, stop, thread: Some(thread) }
     }
 
     /// One whose agent has greeted and whose main container runs, with a pipe as its output.

@@ -1,0 +1,82 @@
+//! The device as the transport sees it.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ids::VIRTIO_ID_MEM;
+use virtio_queue::QueueT;
+
+use super::blocks::Run;
+use super::handler::Handler;
+use super::resizer::{Pluggable, Sizes};
+use crate::event_loop::LoopHandle;
+use crate::virtio::device::{ActivateError, Activation, VirtQueue, VirtioDevice};
+use crate::virtio::work::Work;
+
+/// The driver sends one request at a time.
+const QUEUE_SIZES: [u16; 1] = [16];
+
+/// `VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE`: the driver leaves blocks alone that are not plugged.
+const UNPLUGGED_INACCESSIBLE: u32 = 1;
+
+/// What a snapshot keeps of the device.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemState {
+    /// Bytes of the region that the driver is asked to plug.
+    pub(super) requested: u64,
+    pub(super) plugged: Vec<Run>,
+}
+
+/// The memory device. Its queue is served in the event loop.
+pub struct Mem {
+    sizes: Arc<Sizes>,
+    work: Work<Pluggable, Handler>,
+}
+
+impl Mem {
+    /// The device of `pluggable`, served by `event_loop`, with what was plugged when it was saved.
+    #[must_use]
+    pub fn new(mut pluggable: Pluggable, event_loop: LoopHandle, state: Option<&MemState>) -> Self {
+        if let Some(state) = state {
+            pluggable.restore(state);
+        }
+        Self { sizes: Arc::clone(&pluggable.sizes), work: Work::new(event_loop, pluggable) }
+    }
+}
+
+impl VirtioDevice for Mem {
+    type State = MemState;
+
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_MEM
+    }
+
+    fn features(&self) -> u64 {
+        1 << VIRTIO_F_VERSION_1 | 1 << UNPLUGGED_INACCESSIBLE
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn config(&self) -> Vec<u8> {
+        self.sizes.config()
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        if !activation.queues.first().is_some_and(|queue| queue.queue.ready()) {
+            return Err(ActivateError::QueueDisabled(0));
+        }
+        self.work.begin(|pluggable| Handler::new(activation, pluggable))
+    }
+
+    fn quiesce(&mut self) -> Vec<VirtQueue> {
+        self.work.end("memory", Handler::into_parts)
+    }
+
+    fn save(&self) -> MemState {
+        self.work.backend().map(Pluggable::save).unwrap_or_default()
+    }
+}

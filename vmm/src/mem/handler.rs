@@ -1,0 +1,175 @@
+//! The device's work while it is active: plugging and unplugging what the driver names.
+
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::Ordering;
+
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT, Reader, Writer};
+
+use super::blocks::State;
+use super::request::{Answer, Named, RawRequest, RawResponse, Request};
+use super::resizer::Pluggable;
+use crate::virtio::device::{Activation, Interrupt, Memory, VirtQueue};
+
+/// The active device, in the event loop.
+pub(super) struct Handler {
+    memory: Memory,
+    queues: Vec<VirtQueue>,
+    interrupt: Interrupt,
+    pluggable: Pluggable,
+}
+
+/// Why the driver's queue cannot be served any more.
+#[derive(Debug, thiserror::Error)]
+enum ServeError {
+    #[error("the driver's queue is broken")]
+    Queue(#[from] virtio_queue::Error),
+    #[error("cannot tell who waits for memory, or go on with the queue later")]
+    Wake(#[source] io::Error),
+    #[error("cannot interrupt the guest")]
+    Interrupt(#[source] io::Error),
+}
+
+impl Handler {
+    pub(super) fn new(activation: Activation, pluggable: Pluggable) -> Self {
+        let Activation { memory, queues, interrupt, .. } = activation;
+        Self { memory, queues, interrupt, pluggable }
+    }
+
+    pub(super) fn into_parts(self) -> (Vec<VirtQueue>, Pluggable) {
+        (self.queues, self.pluggable)
+    }
+
+    /// Tells the driver how much it is asked to have.
+    fn tell_requested(&self) {
+        let sizes = &self.pluggable.sizes;
+        // Nothing to read means that it was told already; to be told twice does no harm.
+        let _ = sizes.asked.read();
+        if let Err(error) = self.interrupt.config_changed(&sizes.config()) {
+            tracing::error!(%error, "cannot tell the guest how much memory it may have");
+        }
+    }
+
+    /// Answers what the driver asks for, a queueful at a time: a driver that never stops must not keep the event loop from
+    /// everything else.
+    fn serve(&mut self) -> Result<(), ServeError> {
+        let Self { memory, queues, interrupt, pluggable } = self;
+        let memory = &*memory;
+        let Some(VirtQueue { queue, kick }) = queues.first_mut() else { return Ok(()) };
+        let mut used = false;
+        for _ in 0..queue.size() {
+            let Some(chain) = queue.iter(memory)?.next() else { break };
+            let head = chain.head_index();
+            let before = pluggable.blocks.plugged();
+            let written = pluggable.answer(memory, &chain);
+            if pluggable.blocks.plugged() != before {
+                // Before the driver sees the answer: it compares.
+                pluggable.tell_plugged(interrupt).map_err(ServeError::Wake)?;
+            }
+            queue.add_used(memory, head, written)?;
+            used = true;
+        }
+        if queue.avail_idx(memory, Ordering::Acquire)?.0 != queue.next_avail() {
+            kick.write(1).map_err(ServeError::Wake)?;
+        }
+        if used && queue.needs_notification(memory)? {
+            interrupt.used_buffers().map_err(ServeError::Interrupt)?;
+        }
+        Ok(())
+    }
+}
+
+impl Pluggable {
+    fn tell_plugged(&self, interrupt: &Interrupt) -> io::Result<()> {
+        let told = self.sizes.set_plugged(self.blocks.plugged());
+        interrupt.set_config(&self.sizes.config());
+        told
+    }
+
+    /// Carries out the request in `chain` and writes the answer there: its length, 0 where it is no request.
+    fn answer(&mut self, memory: &Memory, chain: &DescriptorChain<&Memory>) -> u32 {
+        let read = |mut reader: Reader<'_>| reader.read_obj::<RawRequest>().ok();
+        let request = Reader::new(memory, chain.clone()).ok().and_then(read);
+        let writer = Writer::new(memory, chain.clone()).ok();
+        let room = writer.filter(|writer| writer.available_bytes() >= size_of::<RawResponse>());
+        let (Some(request), Some(mut room)) = (request, room) else {
+            tracing::debug!("the guest sent a chain that is no request for memory");
+            return 0;
+        };
+        let (answer, state) = self.execute(request.into());
+        let written = room.write_obj(RawResponse::new(answer, state));
+        written.map_or(0, |()| u32::try_from(size_of::<RawResponse>()).expect("10 bytes"))
+    }
+
+    /// The answer to `request`, and the state where it asks for one (section 5.15.6).
+    fn execute(&mut self, request: Request) -> (Answer, u16) {
+        match request {
+            Request::Plug(named) => (self.plug(named), 0),
+            Request::Unplug(named) => (self.unplug_named(named), 0),
+            Request::UnplugAll => (self.unplug(self.blocks.all()), 0),
+            Request::State((address, count)) => match self.blocks.range(address, count) {
+                Some(range) => (Answer::Ack, self.blocks.state(range) as u16),
+                None => (Answer::Error, 0),
+            },
+            Request::Unknown => (Answer::Error, 0),
+        }
+    }
+
+    fn plug(&mut self, (address, count): Named) -> Answer {
+        let range = self.blocks.range(address, count);
+        let Some(range) = range.filter(|range| self.blocks.state(range.clone()) == State::Unplugged) else {
+            return Answer::Error;
+        };
+        let more = u64::from(count) * super::BLOCK_SIZE;
+        if self.blocks.plugged() + more > self.sizes.requested() {
+            return Answer::Nack;
+        }
+        self.blocks.set(range, true);
+        Answer::Ack
+    }
+
+    fn unplug_named(&mut self, (address, count): Named) -> Answer {
+        let range = self.blocks.range(address, count);
+        match range.filter(|range| self.blocks.state(range.clone()) == State::Plugged) {
+            Some(range) => self.unplug(range),
+            None => Answer::Error,
+        }
+    }
+
+    fn unplug(&mut self, range: Range<usize>) -> Answer {
+        if let Err(error) = self.region.discard(range.clone()) {
+            tracing::error!(%error, "the host does not take back memory of the guest");
+            return Answer::Error;
+        }
+        self.blocks.set(range, false);
+        Answer::Ack
+    }
+}
+
+impl MutEventSubscriber for Handler {
+    fn init(&mut self, ops: &mut EventOps) {
+        let queues = self.queues.iter().map(|queue| queue.kick.as_raw_fd());
+        for fd in queues.chain([self.pluggable.sizes.asked.as_raw_fd()]) {
+            if let Err(error) = ops.add(Events::new_raw(fd, EventSet::IN)) {
+                tracing::error!(%error, "cannot watch the memory device's queue");
+            }
+        }
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        if events.fd() == self.pluggable.sizes.asked.as_raw_fd() {
+            return self.tell_requested();
+        }
+        self.queues.iter().for_each(VirtQueue::drain);
+        if let Err(error) = self.serve() {
+            // A driver that breaks its queue gets nothing more until it resets the device. It may do both for ever, and the
+            // log is not its to fill.
+            tracing::debug!("the memory device stops: {}", crate::chain(&error));
+            if let Err(error) = ops.remove(events) {
+                tracing::error!(%error, "cannot stop listening to the memory device's queue");
+            }
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! The region's memory in this process.
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use thiserror::Error;
+use vm_memory::{GuestAddress, GuestMemoryRegion, GuestRegionMmap};
+
+use super::BLOCK_SIZE;
+
+/// Why a mapping cannot be the device's region.
+#[derive(Debug, Error)]
+#[error("{length} bytes at {start:#x} are not whole blocks of {BLOCK_SIZE} bytes")]
+pub struct RegionError {
+    start: u64,
+    length: u64,
+}
+
+/// A private anonymous mapping that the device has to itself, whole blocks of it.
+#[derive(Clone, Debug)]
+pub struct Region(Arc<GuestRegionMmap<()>>);
+
+impl Region {
+    /// The region in `mapping`, which is private and anonymous.
+    ///
+    /// # Errors
+    /// It does not begin and end with a block.
+    pub fn new(mapping: Arc<GuestRegionMmap<()>>) -> Result<Self, RegionError> {
+        let (start, length) = (mapping.start_addr().0, mapping.len());
+        match (start | length) % BLOCK_SIZE {
+            0 => Ok(Self(mapping)),
+            _ => Err(RegionError { start, length }),
+        }
+    }
+
+    /// Where it begins in the guest.
+    #[must_use]
+    pub fn start(&self) -> GuestAddress {
+        self.0.start_addr()
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub fn length(&self) -> u64 {
+        self.0.len()
+    }
+
+    /// Where it begins in this process.
+    #[must_use]
+    pub fn host_address(&self) -> u64 {
+        self.0.as_ptr() as u64
+    }
+
+    /// Gives the host back what these blocks hold; they read as zeros from now on.
+    ///
+    /// # Panics
+    /// There are no such blocks.
+    pub(super) fn discard(&self, blocks: Range<usize>) -> io::Result<()> {
+        let block = usize::try_from(BLOCK_SIZE).expect("2 MiB");
+        let whole = usize::try_from(self.length()).expect("it is mapped");
+        assert!(blocks.start <= blocks.end && blocks.end <= whole / block, "the region has no blocks {blocks:?}");
+        let (offset, length) = (blocks.start * block, blocks.len() * block);
+        // SAFETY: the assertion above keeps the range in the mapping, which the region holds on to. It is guest memory: nobody
+        // has a reference into it, and whoever copies from or to it expects it to change at any time.
+        let result = unsafe { libc::madvise(self.0.as_ptr().add(offset).cast(), length, libc::MADV_DONTNEED) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+}

@@ -1,0 +1,172 @@
+//! Both ends of the device: who asks for memory, and what the driver finds in it.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use thiserror::Error;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::blocks::Blocks;
+use super::region::Region;
+use super::{BLOCK_SIZE, MemState};
+use crate::machine::kvm::KvmError;
+
+const MIB: u64 = 1 << 20;
+
+/// Why a machine is not resized.
+#[derive(Debug, Error)]
+pub enum ResizeError {
+    /// Its region ends there, or the host's memory does.
+    #[error("this machine can have {} MiB at most, not {}", most / MIB, asked.div_ceil(MIB))]
+    TooLarge {
+        /// Bytes asked for.
+        asked: u64,
+        /// Bytes it can have.
+        most: u64,
+    },
+    /// The region cannot be made memory of the guest.
+    #[error(transparent)]
+    Connect(#[from] KvmError),
+    /// The device cannot be told.
+    #[error("cannot wake the memory device")]
+    Wake(#[source] io::Error),
+}
+
+/// What both ends know.
+#[derive(Debug)]
+pub(super) struct Sizes {
+    region: Region,
+    requested: AtomicU64,
+    plugged: AtomicU64,
+    /// Readable when another size was requested.
+    pub(super) asked: EventFd,
+    /// Readable when the driver has plugged or unplugged something.
+    changed: EventFd,
+}
+
+impl Sizes {
+    pub(super) fn requested(&self) -> u64 {
+        self.requested.load(Ordering::SeqCst)
+    }
+
+    /// Notes how many bytes are plugged, and wakes who asked.
+    pub(super) fn set_plugged(&self, bytes: u64) -> io::Result<()> {
+        self.plugged.store(bytes, Ordering::SeqCst);
+        self.changed.write(1)
+    }
+
+    /// `struct virtio_mem_config` (section 5.15.4). All of the region is usable at all times: how much of it the driver
+    /// may have is what counts.
+    pub(super) fn config(&self) -> Vec<u8> {
+        let (node, length) = (0, self.region.length());
+        let (plugged, requested) = (self.plugged.load(Ordering::SeqCst), self.requested());
+        let fields = [BLOCK_SIZE, node, self.region.start().0, length, length, plugged, requested];
+        fields.into_iter().flat_map(u64::to_le_bytes).collect()
+    }
+}
+
+/// Has KVM take the region for the guest's memory.
+pub type Connect = Box<dyn Fn() -> Result<(), KvmError> + Send>;
+
+/// The sandbox's end.
+pub struct Resizer {
+    sizes: Arc<Sizes>,
+    boot_size: u64,
+    most: u64,
+    connect: Option<Connect>,
+}
+
+impl std::fmt::Debug for Resizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Resizer").field("boot_size", &self.boot_size).field("most", &self.most).finish_non_exhaustive()
+    }
+}
+
+/// The device's end: the region's blocks.
+#[derive(Debug)]
+pub struct Pluggable {
+    pub(super) blocks: Blocks,
+    pub(super) region: Region,
+    pub(super) sizes: Arc<Sizes>,
+}
+
+/// Both ends of the memory device of a machine that boots with `boot_size` bytes and may have `most`.
+///
+/// # Errors
+/// There is no descriptor left.
+pub fn pluggable(region: Region, boot_size: u64, most: u64, connect: Connect) -> io::Result<(Resizer, Pluggable)> {
+    let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
+    let sizes = Arc::new(Sizes {
+        region: region.clone(),
+        requested: AtomicU64::new(0),
+        plugged: AtomicU64::new(0),
+        asked: event()?,
+        changed: event()?,
+    });
+    let most = most.min(boot_size + region.length());
+    let blocks = Blocks::new(region.start().0, region.length());
+    let resizer = Resizer { sizes: Arc::clone(&sizes), boot_size, most, connect: Some(connect) };
+    Ok((resizer, Pluggable { blocks, region, sizes }))
+}
+
+impl Resizer {
+    /// Asks for a machine of `size` bytes, which the driver may or may not make of it: the size it will be then, in whole
+    /// blocks, and not less than it booted with.
+    ///
+    /// # Errors
+    /// It cannot be that large, or the region cannot be made memory of the guest.
+    pub fn request(&mut self, size: u64) -> Result<u64, ResizeError> {
+        if size > self.most {
+            return Err(ResizeError::TooLarge { asked: size, most: self.most });
+        }
+        let requested = size.saturating_sub(self.boot_size).next_multiple_of(BLOCK_SIZE);
+        if requested > 0
+            && let Some(connect) = &self.connect
+        {
+            connect()?;
+            self.connect = None;
+        }
+        self.ask(requested).map_err(ResizeError::Wake)?;
+        Ok(self.boot_size + requested)
+    }
+
+    /// Asks for nothing more than what the driver has made of the last request.
+    ///
+    /// # Errors
+    /// The device cannot be told.
+    pub fn settle(&self) -> io::Result<()> {
+        self.ask(self.sizes.plugged.load(Ordering::SeqCst))
+    }
+
+    fn ask(&self, requested: u64) -> io::Result<()> {
+        self.sizes.requested.store(requested, Ordering::SeqCst);
+        self.sizes.asked.write(1)
+    }
+
+    /// The bytes the guest has now.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.boot_size + self.sizes.plugged.load(Ordering::SeqCst)
+    }
+
+    /// Readable when [`Resizer::size`] may have changed.
+    #[must_use]
+    pub fn changed(&self) -> &EventFd {
+        &self.sizes.changed
+    }
+}
+
+impl Pluggable {
+    /// What a snapshot keeps.
+    pub(super) fn save(&self) -> MemState {
+        MemState { requested: self.sizes.requested(), plugged: self.blocks.save() }
+    }
+
+    /// Takes on what a snapshot kept; the blocks' contents are restored as all memory is.
+    pub(super) fn restore(&mut self, state: &MemState) {
+        self.blocks.restore(&state.plugged);
+        self.sizes.requested.store(state.requested, Ordering::SeqCst);
+        self.sizes.plugged.store(self.blocks.plugged(), Ordering::SeqCst);
+    }
+}
