@@ -104,6 +104,14 @@ impl MountAttr {
     }
 }
 
+/// The attribute of a mount that is read-only.
+pub(crate) const READ_ONLY: u64 = libc::MOUNT_ATTR_RDONLY;
+
+/// Makes the mount `mount` is in read-only, and those below it if `recursive`.
+pub(crate) fn make_read_only(mount: BorrowedFd<'_>, recursive: bool) -> Result<()> {
+    mount_setattr(mount, recursive, &MountAttr::flags(READ_ONLY, 0))
+}
+
 /// Changes the attributes of the mount `mount` is in, and of those below it if `recursive`.
 pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, recursive: bool, attr: &MountAttr) -> Result<()> {
     let recursive = if recursive { libc::AT_RECURSIVE } else { 0 };

@@ -15,7 +15,7 @@ use crate::container::process::ProcessPlan;
 use crate::container::report::{Channel, Report};
 use crate::container::seccomp::Filter;
 use crate::container::terminal::Terminal;
-use crate::container::{devices, mounts, program, user};
+use crate::container::{devices, program, user};
 use crate::error::Error;
 use crate::sys;
 
@@ -207,7 +207,9 @@ fn enter_root(plan: &ContainerPlan) -> Result<OwnedFd, Error> {
     }
     plan.process.make_cwd(root.as_fd())?;
     plan.rootfs.restrict(root.as_fd())?;
-    filled.iter().try_for_each(mounts::make_read_only)?;
+    let close =
+        |mount: &OwnedFd| sys::make_read_only(mount.as_fd(), false).map_err(Error::at("make a mount read-only"));
+    filled.iter().try_for_each(close)?;
     let root = plan.rootfs.enter(&root)?;
     plan.rootfs.finish(root.as_fd())?;
     Ok(root)

@@ -72,7 +72,7 @@ impl MountPlan {
     }
 
     /// Mounts it in `root`, the container's, as long as the guest's own paths are there: sources of bind mounts are among them,
-    /// and a user namespace gets no proc or sysfs where it sees no other one. Gives the mount if it is to be [`make_read_only`] when
+    /// and a user namespace gets no proc or sysfs where it sees no other one. Gives the mount if it is to be made read-only when
     /// everything is in it.
     pub(crate) fn mount(&self, root: BorrowedFd<'_>) -> Result<Option<OwnedFd>, Error> {
         let changed = match (self.kind.as_deref(), &self.source) {
@@ -105,18 +105,9 @@ impl MountPlan {
     fn is_filled(&self) -> bool {
         let takes_more = self.kind.as_deref() == Some("tmpfs") || self.destination == Path::new("/dev");
         let is_new = self.kind.is_some() && !self.options.remount;
-        takes_more && is_new && self.options.attributes.set & READ_ONLY != 0
+        takes_more && is_new && self.options.attributes.set & sys::READ_ONLY != 0
     }
 }
-
-/// Makes a mount read-only that everything is in.
-pub(crate) fn make_read_only(mount: &OwnedFd) -> Result<(), Error> {
-    sys::mount_setattr(mount.as_fd(), false, &MountAttr::flags(READ_ONLY, 0))
-        .map_err(Error::at("make a mount read-only"))
-}
-
-/// The attribute of what is read-only.
-const READ_ONLY: u64 = MountAttrFlags::MOUNT_ATTR_RDONLY.bits() as u64;
 
 /// A copy of the mount `source` is in, beginning there, attached nowhere.
 pub(crate) fn clone_tree(source: &Path, recursive: bool) -> Result<OwnedFd, Error> {
@@ -193,7 +184,7 @@ impl MountPlan {
     fn apply_attributes(&self, mount: BorrowedFd<'_>) -> rustix::io::Result<()> {
         let mut own = self.options.attributes;
         if self.is_filled() {
-            own.set &= !READ_ONLY;
+            own.set &= !sys::READ_ONLY;
         }
         for (recursive, attributes) in [(false, &own), (true, &self.options.recursive_attributes)] {
             if *attributes != MountAttr::default() {

@@ -151,7 +151,9 @@ impl ProcessPlan {
 
 /// Of variables of one name, the last.
 fn last_of_each(env: &[CString]) -> Vec<CString> {
-    let name = |variable: &CString| variable.as_bytes().split(|byte| *byte == b'=').next().map(<[u8]>::to_vec);
+    fn name(variable: &CString) -> Option<&[u8]> {
+        variable.as_bytes().split(|byte| *byte == b'=').next()
+    }
     let is_last =
         |(index, variable): &(usize, &CString)| !env[index + 1..].iter().any(|later| name(later) == name(variable));
     env.iter().enumerate().filter(is_last).map(|(_, variable)| variable.clone()).collect()

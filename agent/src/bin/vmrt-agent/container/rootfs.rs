@@ -94,8 +94,7 @@ impl Rootfs {
                 .map_err(Error::at("set the root's mount propagation"))?;
         }
         if self.read_only {
-            let read_only = MountAttr::flags(MountAttrFlags::MOUNT_ATTR_RDONLY.bits().into(), 0);
-            sys::mount_setattr(root, false, &read_only).map_err(Error::at("make the root read-only"))?;
+            sys::make_read_only(root, false).map_err(Error::at("make the root read-only"))?;
         }
         Ok(())
     }
@@ -113,8 +112,7 @@ fn open_existing(root: BorrowedFd<'_>, path: &Path) -> rustix::io::Result<Option
 fn make_read_only(root: BorrowedFd<'_>, path: &Path) -> rustix::io::Result<()> {
     let Some(place) = open_existing(root, path)? else { return Ok(()) };
     let tree = mounts::clone_place(place.as_fd(), true)?;
-    let read_only = MountAttr::flags(MountAttrFlags::MOUNT_ATTR_RDONLY.bits().into(), 0);
-    sys::mount_setattr(tree.as_fd(), true, &read_only)?;
+    sys::make_read_only(tree.as_fd(), true)?;
     mounts::attach(tree.as_fd(), place.as_fd())
 }
 
