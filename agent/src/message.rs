@@ -217,6 +217,12 @@ pub enum Request {
         /// The limits.
         resources: Box<LinuxResources>,
     },
+    /// Use so many vCPUs, those with the lowest numbers. Answered when they are online and the others are not, not before the
+    /// first container was made.
+    SetCpus {
+        /// How many, 1 at least.
+        count: u32,
+    },
     /// Forget a stopped container and remove what is left of it.
     Delete {
         /// The container's id.

@@ -13,6 +13,8 @@ use thiserror::Error;
 pub(crate) const DEFAULT_PATH: &str = "/etc/vmrt/config.toml";
 
 const DEFAULT_MEMORY_MIB: u64 = 512;
+/// Each costs the guest 200 KiB, whether it comes or not.
+const DEFAULT_MAX_VCPUS: u8 = 16;
 /// The VMM has shorter deadlines of its own for every step, and names the one that hung; this is for a VMM that hangs.
 const DEFAULT_START_TIMEOUT_SECONDS: u64 = 120;
 
@@ -39,6 +41,7 @@ struct File {
     /// MiB of guest memory where neither annotation nor limit says how much.
     memory: Option<u64>,
     vcpus: Option<u8>,
+    max_vcpus: Option<u8>,
     /// Seconds a guest may take from the start of its VMM until its container is made.
     start_timeout: Option<u64>,
 }
@@ -53,6 +56,8 @@ pub(crate) struct Config {
     pub(crate) initramfs: PathBuf,
     pub(crate) memory_mib: u64,
     pub(crate) vcpus: u8,
+    /// Most vCPUs that a machine may be given while it runs, if the host has as many CPUs.
+    pub(crate) max_vcpus: u8,
     pub(crate) start_timeout: Duration,
 }
 
@@ -77,6 +82,7 @@ impl Config {
             initramfs: part("VMRT_INITRAMFS", file.initramfs, "initramfs.cpio")?,
             memory_mib: file.memory.unwrap_or(DEFAULT_MEMORY_MIB),
             vcpus: file.vcpus.unwrap_or(1),
+            max_vcpus: file.max_vcpus.unwrap_or(DEFAULT_MAX_VCPUS),
             start_timeout: Duration::from_secs(file.start_timeout.unwrap_or(DEFAULT_START_TIMEOUT_SECONDS)),
         })
     }
@@ -114,15 +120,15 @@ mod tests {
         let config = load("").unwrap();
         assert!(config.vmm.ends_with("lib/vmrt/vmrt-vmm"));
         assert!(config.kernel.ends_with("lib/vmrt/vmlinux"));
-        assert_eq!((config.memory_mib, config.vcpus), (512, 1));
+        assert_eq!((config.memory_mib, config.vcpus, config.max_vcpus), (512, 1, 16));
         assert_eq!(config.start_timeout, Duration::from_secs(120));
     }
 
     #[test]
     fn the_file_says_otherwise() {
-        let config = load("kernel = '/k'\nmemory = 256\nvcpus = 4\nstart_timeout = 3\n").unwrap();
+        let config = load("kernel = '/k'\nmemory = 256\nvcpus = 4\nmax_vcpus = 8\nstart_timeout = 3\n").unwrap();
         assert_eq!(config.kernel, Path::new("/k"));
-        assert_eq!((config.memory_mib, config.vcpus), (256, 4));
+        assert_eq!((config.memory_mib, config.vcpus, config.max_vcpus), (256, 4, 8));
         assert_eq!(config.start_timeout, Duration::from_secs(3));
     }
 

@@ -35,7 +35,7 @@ use crate::sandbox::{self, CONTROL_SOCKET, SandboxError, Vmm};
 use crate::seccomp;
 use crate::shares::{self, HostFiles, Share};
 use crate::signals::Signals;
-use crate::sizing::Size;
+use crate::sizing::{Size, host_cpus};
 use crate::state::{Locked, Phase, Record, remove_dir};
 use crate::stdio::{Stdio, Wanted, console_size};
 use crate::systemd::Scope;
@@ -321,6 +321,7 @@ fn sandbox_config(order: &Order, config: &Config, size: Size) -> SandboxConfig {
         initramfs: config.initramfs.clone(),
         memory_mib: size.memory_mib,
         vcpus: size.vcpus,
+        vcpus_most: host_cpus().min(config.max_vcpus),
         control_socket: CONTROL_SOCKET.into(),
         console_log: console_log.map(|path| order.bundle.dir.join(path)),
         network_slots: 0,

@@ -37,11 +37,6 @@ pub(crate) enum SizeError {
         limit + GUEST_OVERHEAD_MIB
     )]
     LimitTooLarge { limit: u64, host: u64 },
-    #[error(
-        "the CPU quota cannot become that of {asked} CPUs: this machine has {machine} (annotation {VCPUS_ANNOTATION}) \
-         until it ends"
-    )]
-    CpuGrowth { asked: u64, machine: u8 },
 }
 
 /// The size of a machine.
@@ -90,16 +85,12 @@ pub(crate) fn changed_memory(before: &Spec, after: &Spec) -> Result<Option<u64>,
     }
 }
 
-/// Refuses a CPU quota that a machine of this size cannot use. To go down, or not beyond what it was given, is always
-/// possible.
-pub(crate) fn check_quota(before: &Spec, after: &Spec, machine: Size) -> Result<(), SizeError> {
-    let cpus = |spec| cpu_quota(spec).map(|(quota, period)| quota.div_ceil(period).min(host_cpus()));
-    if let Some(asked) = cpus(after).filter(|wanted| cpus(before).is_none_or(|had| *wanted > had))
-        && asked > machine.vcpus.into()
-    {
-        return Err(SizeError::CpuGrowth { asked, machine: machine.vcpus });
-    }
-    Ok(())
+/// The number of vCPUs that a machine should have when its container's quota changes; `None` where it stays as it is. What an
+/// annotation says is not gone below.
+pub(crate) fn changed_vcpus(before: &Spec, after: &Spec, machine: Size) -> Option<u8> {
+    let (had, wanted) = (vcpus_of_quota(before), vcpus_of_quota(after));
+    let annotated = after.annotations().as_ref().is_some_and(|all| all.contains_key(VCPUS_ANNOTATION));
+    wanted.filter(|count| wanted != had && (!annotated || *count > machine.vcpus))
 }
 
 fn check_memory(asked: u64, host: u64) -> Result<u64, SizeError> {
@@ -136,16 +127,23 @@ fn vcpus(spec: &Spec, annotations: &HashMap<String, String>, config: &Config) ->
             value: text.clone(),
             expected: "a number of vCPUs",
         })?,
-        None => cpu_quota(spec).map_or(config.vcpus.into(), |(quota, period)| {
-            quota.div_ceil(period).clamp(1, host_cpus().min(MAX_VCPUS.into()))
-        }),
+        None => vcpus_of_quota(spec).unwrap_or(config.vcpus).into(),
     };
     let valid = u8::try_from(count).ok().filter(|count| (1..=MAX_VCPUS).contains(count));
     valid.ok_or(SizeError::Vcpus(count))
 }
 
-fn host_cpus() -> u64 {
-    std::thread::available_parallelism().map_or(1, |count| count.get() as u64)
+/// As many vCPUs as it takes to use up the container's quota, if it has one, and the host has CPUs.
+fn vcpus_of_quota(spec: &Spec) -> Option<u8> {
+    let (quota, period) = cpu_quota(spec)?;
+    let host = host_cpus();
+    Some(u8::try_from(quota.div_ceil(period)).map_or(host, |count| count.clamp(1, host)))
+}
+
+/// CPUs of the host that a machine can use: more than it can have are as good as that.
+pub(crate) fn host_cpus() -> u8 {
+    let host = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    u8::try_from(host).map_or(MAX_VCPUS, |count| count.min(MAX_VCPUS))
 }
 
 /// Microseconds of CPU time a container may use in each period of so many microseconds, where that is limited.
@@ -184,6 +182,7 @@ mod tests {
             initramfs: PathBuf::new(),
             memory_mib: 300,
             vcpus: 1,
+            max_vcpus: 1,
             start_timeout: Duration::ZERO,
         };
         Size::of(&serde_json::from_value(json).unwrap(), &config)
@@ -249,12 +248,33 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_gets_no_more_vcpus() {
-        let quota = |quota: u64| limited(&serde_json::json!({"cpu": {"quota": quota, "period": 100_000}}));
+    fn a_machine_s_vcpus_follow_the_quota() {
+        let quota = |quota: i64| limited(&serde_json::json!({"cpu": {"quota": quota, "period": 100_000}}));
         let machine = Size { memory_mib: 256, vcpus: 1 };
-        assert!(check_quota(&Spec::default(), &quota(100_000), machine).is_ok());
-        assert!(check_quota(&quota(300_000), &quota(200_000), machine).is_ok(), "a machine sized by its annotation");
-        let two = check_quota(&Spec::default(), &quota(150_000), machine);
-        assert_eq!(two.is_err(), host_cpus() > 1);
+        let changed = |before: &Spec, after: &Spec| changed_vcpus(before, after, machine);
+        assert_eq!(changed(&quota(50_000), &quota(60_000)), None);
+        assert_eq!(changed(&quota(50_000), &quota(-1)), None);
+        assert_eq!(changed(&Spec::default(), &quota(1)), Some(1));
+        assert_eq!(changed(&Spec::default(), &quota(i64::MAX)), Some(host_cpus()));
+        if host_cpus() > 1 {
+            assert_eq!(changed(&quota(50_000), &quota(100_001)), Some(2));
+            assert_eq!(changed(&quota(200_000), &quota(100_000)), Some(1));
+        }
+    }
+
+    #[test]
+    fn an_annotation_s_vcpus_stay() {
+        let annotated = |quota: u64| -> Spec {
+            let cpu = serde_json::json!({"quota": quota, "period": 1000});
+            let annotations = serde_json::json!({VCPUS_ANNOTATION: "2"});
+            let linux = serde_json::json!({"resources": {"cpu": cpu}});
+            serde_json::from_value(serde_json::json!({"annotations": annotations, "linux": linux})).unwrap()
+        };
+        let changed = |vcpus, before, after| {
+            changed_vcpus(&annotated(before), &annotated(after), Size { memory_mib: 256, vcpus })
+        };
+        if host_cpus() > 1 {
+            assert_eq!((changed(2, 2000, 1000), changed(2, 1000, 2000), changed(1, 1000, 2000)), (None, None, Some(2)));
+        }
     }
 }

@@ -23,6 +23,9 @@ pub struct SandboxConfig {
     pub memory_mib: u64,
     /// Number of vCPUs.
     pub vcpus: u8,
+    /// Most vCPUs it may be given while it runs. The guest keeps track of as many; less than `vcpus` is as good as `vcpus`.
+    #[serde(default)]
+    pub vcpus_most: u8,
     /// Where to bind the control socket. Its directory exists, is owned by the caller and has mode 0700.
     pub control_socket: PathBuf,
     /// File that gets what the guest's kernel prints, every message of it; created or appended to.

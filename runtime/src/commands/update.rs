@@ -21,7 +21,7 @@ use crate::limits::Limits;
 use crate::resources::{self, merge};
 use crate::sandbox::control;
 use crate::shares::forget_host_cpus;
-use crate::sizing::{Size, changed_memory, check_quota};
+use crate::sizing::{Size, changed_memory, changed_vcpus};
 use crate::state::{Phase, Record};
 
 /// How long a guest may take to set limits: one below what is in use has memory written back or somebody killed.
@@ -48,15 +48,15 @@ pub(crate) fn run(context: &Context, args: &UpdateArgs) -> Result<u8, Error> {
     let before = current(&record)?;
     let after = merge(before.linux().as_ref().and_then(|linux| linux.resources().as_ref()), change)?;
     let after = with_resources(&before, after);
-    check_quota(&before, &after, record.machine)?;
-    let memory = changed_memory(&before, &after)?;
-    let size_before = record.machine.memory_mib;
-    let applied = apply(context, &id, &mut record, &after, memory);
+    let wanted =
+        Resize { memory_mib: changed_memory(&before, &after)?, vcpus: changed_vcpus(&before, &after, record.machine) };
+    let machine = record.machine;
+    let applied = apply(context, &id, &mut record, &after, wanted);
     match &applied {
         Ok(()) => record.resources = after.linux().as_ref().and_then(|linux| linux.resources().clone()),
         Err(_) => {
             // Half an update is none. What was there before could be set once.
-            let _ = apply(context, &id, &mut record, &before, memory.map(|_| size_before));
+            let _ = apply(context, &id, &mut record, &before, wanted.back_to(machine));
         }
     }
     locked.write(&record)?;
@@ -140,32 +140,64 @@ fn with_resources(spec: &Spec, resources: LinuxResources) -> Spec {
     spec
 }
 
-/// Sets the limits of the container in the guest, which checks them, and those of its VMM. Its machine gets so much memory,
-/// where that is given: before the limit is raised, or after it was lowered.
-fn apply(
-    context: &Context,
-    id: &ContainerId,
-    record: &mut Record,
-    spec: &Spec,
+/// What of a machine's size is to change.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+struct Resize {
     memory_mib: Option<u64>,
-) -> Result<(), Error> {
+    vcpus: Option<u8>,
+}
+
+impl Resize {
+    /// The same, to what it was before.
+    fn back_to(self, machine: Size) -> Self {
+        Self { memory_mib: self.memory_mib.map(|_| machine.memory_mib), vcpus: self.vcpus.map(|_| machine.vcpus) }
+    }
+
+    /// What makes the machine larger, and what makes it smaller.
+    fn split(self, machine: Size) -> (Self, Self) {
+        let grown = Self {
+            memory_mib: self.memory_mib.filter(|mib| *mib > machine.memory_mib),
+            vcpus: self.vcpus.filter(|count| *count > machine.vcpus),
+        };
+        let shrunk = Self {
+            memory_mib: self.memory_mib.filter(|mib| *mib < machine.memory_mib),
+            vcpus: self.vcpus.filter(|count| *count < machine.vcpus),
+        };
+        (grown, shrunk)
+    }
+
+    /// How large the machine is to be.
+    fn of(self, machine: Size) -> Size {
+        Size { memory_mib: self.memory_mib.unwrap_or(machine.memory_mib), vcpus: self.vcpus.unwrap_or(machine.vcpus) }
+    }
+}
+
+/// Sets the limits of the container in the guest, which checks them, and those of its VMM. Its machine becomes larger before
+/// limits are raised, and smaller after they were lowered.
+fn apply(context: &Context, id: &ContainerId, record: &mut Record, spec: &Spec, resize: Resize) -> Result<(), Error> {
     let mut client = control(&context.store.dir(id)).map_err(RequestError::from)?;
-    let (grown, shrunk) = match memory_mib {
-        Some(mib) if mib > record.machine.memory_mib => (memory_mib, None),
-        _ => (None, memory_mib),
-    };
-    if let Some(memory_mib) = grown {
-        let machine = Size { memory_mib, ..record.machine };
-        limit_vmm(record, spec, machine)?;
-        // Where the guest does not get there, it may still have as much.
-        record.machine = machine;
-        record.machine.memory_mib = set_memory(&mut client, memory_mib, machine)?;
+    let (grown, shrunk) = resize.split(record.machine);
+    if grown != Resize::default() {
+        limit_vmm(record, spec, grown.of(record.machine))?;
+        set_size(&mut client, grown, &mut record.machine)?;
     }
     limit_container(&mut client, id, spec)?;
-    if let Some(memory_mib) = shrunk {
-        record.machine.memory_mib = set_memory(&mut client, memory_mib, record.machine)?;
-    }
+    set_size(&mut client, shrunk, &mut record.machine)?;
     limit_vmm(record, spec, record.machine)
+}
+
+/// Resizes the machine. Where the guest does not get as far as it should have grown, it may still have as much.
+fn set_size(client: &mut Client, resize: Resize, machine: &mut Size) -> Result<(), Error> {
+    if let Some(count) = resize.vcpus {
+        machine.vcpus = machine.vcpus.max(count);
+        client.call(&Request::SetVcpus { count }, &[], Some(UPDATE_DEADLINE)).map_err(RequestError::from)?;
+        machine.vcpus = count;
+    }
+    if let Some(mib) = resize.memory_mib {
+        machine.memory_mib = machine.memory_mib.max(mib);
+        machine.memory_mib = set_memory(client, mib, *machine)?;
+    }
+    Ok(())
 }
 
 fn limit_container(client: &mut Client, id: &ContainerId, spec: &Spec) -> Result<(), Error> {

@@ -99,7 +99,6 @@ fn what_the_machine_cannot_grow_to_is_refused_by_name() {
     let update = |options: &[&str]| runtime.call(&[&["update"], options, &[&container.id]].concat());
     for (options, words) in [
         (&["--memory", "64G", "--memory-swap", "64G"][..], ["65536 MiB", "the host has"]),
-        (&["--cpu-quota", "200000"], ["2 CPUs", "dev.vmrt.vcpus"]),
         (&["--cpu-rt-runtime", "1000"], ["realtimeRuntime", "cannot"]),
         (&["--l3-cache-schema", "L3:0=f"], ["--l3-cache-schema", "refused"]),
         (&["--memory", "lots"], ["memory", "lots"]),
@@ -216,6 +215,36 @@ fn the_machine_grows_and_shrinks_with_the_memory_limit() {
         let left = host("memory.current");
         assert!(used > 700 && left < used - 400, "{round}: the host got back {used} - {left} MiB");
     }
+}
+
+#[test]
+fn the_machine_s_vcpus_follow_the_quota() {
+    let runtime = Runtime::new();
+    if !is_vmrt() {
+        return;
+    }
+    let host = std::thread::available_parallelism().unwrap().get();
+    assert!(host > 1, "the test needs a host of two CPUs");
+    let bundle = limited();
+    let container = runtime.started(&bundle);
+    let quota = |quota: &str| update(&runtime, &container, &["--cpu-quota", quota]);
+    let count = || container.exec(&["nproc"]).ok().text();
+    // Where a process that may run on one vCPU alone says that it does.
+    let runs_on = |cpu: &str| container.script(&format!("taskset -c {cpu} sh -c 'cut -d\" \" -f39 /proc/self/stat'"));
+    assert_eq!(count(), "1");
+    assert_ne!(runs_on("1").code, 0);
+    for _ in 0..2 {
+        quota("200000");
+        assert_eq!((count(), runs_on("1").ok().text()), ("2".to_owned(), "1".to_owned()));
+        assert_eq!(limit(&container, "cpu.max"), "200000 100000");
+        assert_eq!(on_host(&container, "cpu.max"), "250000 100000");
+        quota("50000");
+        assert_eq!((count(), runs_on("0").ok().text()), ("1".to_owned(), "0".to_owned()));
+    }
+    quota("6400000");
+    assert_eq!(count(), host.to_string(), "no more than the host has");
+    quota("-1");
+    assert_eq!(count(), host.to_string());
 }
 
 #[test]

@@ -187,6 +187,12 @@ pub enum Request {
         /// How much it shall have in MiB.
         mib: u64,
     },
+    /// Have the guest use more or fewer vCPUs. Answered when it does; fails for more than
+    /// [`SandboxConfig::vcpus_most`] or than KVM runs.
+    SetVcpus {
+        /// How many, 1 at least.
+        count: u8,
+    },
     /// Answered with [`Reply::OutOfMemory`] when the guest's kernel has killed processes of the container for want of
     /// memory more often than the caller knows of.
     AwaitOutOfMemory {

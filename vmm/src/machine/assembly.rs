@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use super::exit::ExitReceiver;
 use super::resources::Resources;
+use super::vcpus::VcpuSource;
 use super::{Machine, MachineBuilder, MachineError};
 use crate::event_loop::LoopHandle;
 use crate::fs::{FsDevice, FsError, SharesHandle};
@@ -39,6 +40,8 @@ pub enum AssemblyError {
 pub struct Assembled {
     /// The machine.
     pub machine: Machine,
+    /// Makes further vCPUs for it.
+    pub vcpus: VcpuSource,
     /// Hears of its end.
     pub exit: ExitReceiver,
     /// Its network devices, nothing attached.
@@ -71,6 +74,6 @@ pub fn assemble(
     }
     let (resizer, pluggable) = builder.pluggable()?;
     builder.add_device(Mem::new(pluggable, event_loop.clone(), None))?;
-    let (machine, exit) = builder.build()?;
-    Ok(Assembled { machine, exit, slots: Slots::new(slots), resizer })
+    let (machine, vcpus, exit) = builder.build()?;
+    Ok(Assembled { machine, vcpus, exit, slots: Slots::new(slots), resizer })
 }

@@ -16,10 +16,11 @@ pub mod kvm;
 pub mod memory;
 pub mod resources;
 mod vcpu;
+pub mod vcpus;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
 
 use kvm_ioctls::{IoEventAddress, VmFd};
@@ -41,6 +42,7 @@ use kvm::KvmError;
 use memory::MemoryError;
 use resources::{OpenFile, Resources};
 use vcpu::{Shared, Vcpu};
+use vcpus::{Factory, Threads, VcpuSource};
 
 /// Why there is no machine.
 #[derive(Debug, Error)]
@@ -96,6 +98,7 @@ pub struct MachineBuilder {
     region: Region,
     cpuid: CpuidTemplate,
     vcpus: u8,
+    vcpus_most: u8,
     /// Reads the guest's software into its memory meanwhile.
     loading: JoinHandle<Result<Loaded, LoadError>>,
     console_log: Option<std::fs::File>,
@@ -113,6 +116,8 @@ impl MachineBuilder {
     /// KVM is unusable.
     pub fn new(resources: Resources) -> Result<Self, MachineError> {
         let kvm = kvm::open(resources.vcpus)?;
+        let vcpus_most =
+            u8::try_from(kvm.get_max_vcpus()).map_or(resources.vcpus_most, |most| most.min(resources.vcpus_most));
         timeline::mark("KVM opened");
         let memory_size = resources.memory_size;
         let memory = memory::map(memory_size)?;
@@ -122,7 +127,7 @@ impl MachineBuilder {
         timeline::mark("virtual machine created");
         let (memory, region) = add_pluggable(&memory, memory_size, resources.memory_most)?;
         let refused = |error| KvmError::Refused("tell what CPUID it supports", error);
-        let cpuid = CpuidTemplate::new(&kvm, resources.vcpus).map_err(refused)?;
+        let cpuid = CpuidTemplate::new(&kvm, vcpus_most).map_err(refused)?;
         Ok(Self {
             vm: Arc::new(vm),
             memory,
@@ -131,6 +136,7 @@ impl MachineBuilder {
             region,
             cpuid,
             vcpus: resources.vcpus,
+            vcpus_most,
             loading,
             console_log: resources.console_log,
             mmio: MmioBus::default(),
@@ -176,39 +182,37 @@ impl MachineBuilder {
         Ok(transport)
     }
 
-    /// Makes the vCPUs and tells the kernel of its machine: the machine, and what hears of its end.
+    /// Makes the vCPUs and tells the kernel of its machine: the machine, what makes further vCPUs for it, and what hears of
+    /// its end.
     ///
     /// # Errors
     /// KVM refused, or there is no descriptor left.
-    pub fn build(mut self) -> Result<(Machine, ExitReceiver), MachineError> {
+    pub fn build(mut self) -> Result<(Machine, VcpuSource, ExitReceiver), MachineError> {
         let command_line = command_line::build(self.mmio.count(), self.console_log.is_some());
         let devices = u8::try_from(self.mmio.count()).expect("no more devices than interrupt lines");
         let (sender, receiver) = exit::channel().map_err(MachineError::Event)?;
+        let stop = Arc::new(AtomicBool::new(false));
         let shared = Shared {
             mmio: std::mem::take(&mut self.mmio),
             ports: Arc::new(Ports::new(Console::new(self.console_log.take()))),
             exit: Arc::new(sender),
-            stop: Arc::new(AtomicBool::new(false)),
+            stop: Arc::clone(&stop),
         };
-        let vcpus: Vec<Vcpu> = (0..self.vcpus).map(|id| self.create_vcpu(id, &shared)).collect::<Result<_, _>>()?;
+        let factory = Factory { vm: self.vm, cpuid: self.cpuid, shared };
+        let vcpus: Vec<Vcpu> = (0..self.vcpus).map(|id| factory.create(id)).collect::<Result<_, _>>()?;
         timeline::mark("devices and vCPUs created");
         let loaded = self.loading.join().expect("a thread that returns its errors does not panic")?;
         let firmware = Firmware {
             memory_size: self.memory_size,
-            vcpus: self.vcpus,
+            vcpus: self.vcpus_most,
             devices,
             initramfs: (loaded.initramfs_start, loaded.initramfs_size),
             command_line: &command_line,
         };
-        arch::write_firmware(&self.memory, &firmware, &self.cpuid)?;
+        arch::write_firmware(&self.memory, &firmware, &factory.cpuid)?;
         arch::set_up_boot_vcpu(&vcpus[0].fd, loaded.entry).map_err(|error| MachineError::SetUpVcpu(0, error))?;
-        Ok((Machine { vm: self.vm, vcpus, stop: shared.stop }, receiver))
-    }
-
-    fn create_vcpu(&self, id: u8, shared: &Shared) -> Result<Vcpu, MachineError> {
-        let fd = self.vm.create_vcpu(u64::from(id)).map_err(|error| MachineError::CreateVcpu(id, error))?;
-        arch::set_up_vcpu(&fd, id, &self.cpuid).map_err(|error| MachineError::SetUpVcpu(id, error))?;
-        Ok(Vcpu { id, fd, shared: shared.clone() })
+        let source = VcpuSource::new(factory, self.vcpus, self.vcpus_most);
+        Ok((Machine { vcpus, threads: Threads::new(stop) }, source, receiver))
     }
 }
 
@@ -247,9 +251,8 @@ fn event() -> Result<EventFd, MachineError> {
 
 /// A machine that is ready to run.
 pub struct Machine {
-    vm: Arc<VmFd>,
     vcpus: Vec<Vcpu>,
-    stop: Arc<AtomicBool>,
+    threads: Threads,
 }
 
 impl Machine {
@@ -257,14 +260,12 @@ impl Machine {
     ///
     /// # Errors
     /// The host has no thread left. vCPUs that run already are stopped.
-    pub fn start(self) -> Result<RunningMachine, MachineError> {
-        let mut running = RunningMachine { _vm: self.vm, threads: Vec::new(), stop: self.stop };
+    pub fn start(mut self) -> Result<RunningMachine, MachineError> {
         for vcpu in self.vcpus {
-            let id = vcpu.id;
-            running.threads.push(vcpu.spawn().map_err(|error| MachineError::Thread(id, error))?);
+            self.threads.run(vcpu)?;
         }
         timeline::mark("vCPUs started");
-        Ok(running)
+        Ok(RunningMachine { _threads: self.threads })
     }
 }
 
@@ -272,19 +273,5 @@ impl Machine {
 ///
 /// Drop it only after the event loop: a vCPU that hands a device's queues to the loop waits for it.
 pub struct RunningMachine {
-    _vm: Arc<VmFd>,
-    threads: Vec<JoinHandle<()>>,
-    stop: Arc<AtomicBool>,
-}
-
-impl Drop for RunningMachine {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
-        self.threads.iter().for_each(vcpu::kick);
-        for thread in self.threads.drain(..) {
-            if thread.join().is_err() {
-                tracing::error!("a vCPU thread panicked");
-            }
-        }
-    }
+    _threads: Threads,
 }

@@ -24,6 +24,8 @@ pub struct Resources {
     pub memory_most: u64,
     /// Number of vCPUs, 1 to 64.
     pub vcpus: u8,
+    /// Most vCPUs it may be given while it runs; not less than `vcpus`.
+    pub vcpus_most: u8,
     /// Number of network devices.
     pub network_slots: u8,
     /// Open for appending.
@@ -109,6 +111,7 @@ impl Resources {
             memory_size: memory_size(config.memory_mib, host)?,
             memory_most: host * MIB,
             vcpus: config.vcpus,
+            vcpus_most: config.vcpus_most.clamp(config.vcpus, MAX_VCPUS),
             network_slots: config.network_slots,
             kernel: OpenFile::open("guest kernel", &config.kernel)?,
             initramfs: OpenFile::open("initramfs", &config.initramfs)?,
@@ -159,6 +162,7 @@ mod tests {
             initramfs: file("initramfs.cpio"),
             memory_mib: 64,
             vcpus: 1,
+            vcpus_most: 3,
             network_slots: 0,
             follow_interfaces: Vec::new(),
             control_socket: directory.join("control.sock"),
@@ -181,7 +185,18 @@ mod tests {
         let resources = Resources::open(&config(directory.path())).unwrap();
         assert!(resources.memory_most > resources.memory_size);
         assert_eq!((resources.memory_size, resources.kernel.length, resources.initramfs.length), (64 << 20, 7, 14));
+        assert_eq!((resources.vcpus, resources.vcpus_most), (1, 3));
         assert!(resources.console_log.is_some() && directory.path().join("console").exists());
+    }
+
+    #[test]
+    fn a_machine_can_have_the_vcpus_it_has_and_no_more_than_linux_knows() {
+        let directory = tempfile::tempdir().unwrap();
+        let most = |vcpus, vcpus_most| {
+            let config = SandboxConfig { vcpus, vcpus_most, ..config(directory.path()) };
+            Resources::open(&config).unwrap().vcpus_most
+        };
+        assert_eq!((most(2, 0), most(2, 8), most(1, 200)), (2, 8, 64));
     }
 
     #[test]

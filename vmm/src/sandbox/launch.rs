@@ -123,6 +123,7 @@ fn launch(config: &SandboxConfig, client: Connection, signals: Signals) -> Resul
         shares,
         slots: assembled.slots,
         resizer: assembled.resizer,
+        vcpus: assembled.vcpus,
         main_container,
         victim,
         follow_interfaces: config.follow_interfaces.clone(),

@@ -48,6 +48,7 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use crate::control::Connection;
 use crate::fs::SharesHandle;
 use crate::machine::exit::ExitReceiver;
+use crate::machine::vcpus::VcpuSource;
 use crate::mem::Resizer;
 use crate::net::Slots;
 use crate::vsock::{Bridge, Ports};
@@ -99,6 +100,8 @@ pub struct Parts {
     pub slots: Slots,
     /// Gives it more memory, or less.
     pub resizer: Resizer,
+    /// Makes further vCPUs for it.
+    pub vcpus: VcpuSource,
     /// Id of the container whose end is the sandbox's.
     pub main_container: String,
     /// The program that is killed on the host for what is killed in the guest, see [`crate::victim`].
@@ -140,6 +143,7 @@ pub struct Sandbox {
     shares: SharesHandle,
     slots: Slots,
     resizing: Resizing,
+    vcpus: VcpuSource,
     timer: TimerFd,
     armed: Option<Instant>,
     main: ProcessId,
@@ -161,7 +165,7 @@ impl Sandbox {
         let bridge = Bridge::new(Some(theirs.try_clone()?.into()), Some(theirs.into()));
         parts.ports.listen_on(agent::CONTROL_PORT, bridge);
         let (outcome, receiver) = channel();
-        let sandbox = Self {
+        let mut sandbox = Self {
             guest: Guest::new(ours),
             guest_interest: EventSet::IN,
             clients: Clients::new(parts.client, &parts.listener),
@@ -176,6 +180,7 @@ impl Sandbox {
             shares: parts.shares,
             slots: parts.slots,
             resizing: Resizing::new(parts.resizer),
+            vcpus: parts.vcpus,
             timer: TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)?,
             armed: None,
             main: ProcessId { container: parts.main_container, exec: None },
@@ -184,6 +189,7 @@ impl Sandbox {
             lost: None,
             outcome,
         };
+        sandbox.use_vcpus();
         Ok((sandbox, receiver))
     }
 

@@ -54,6 +54,7 @@ impl Sandbox {
             Request::Status { container } => Some(self.status(&container)),
             Request::AwaitOutOfMemory { container, known } => self.await_out_of_memory(caller, container, known),
             Request::SetMemory { mib } => self.set_memory(caller, mib),
+            Request::SetVcpus { count } => self.set_vcpus(caller, count),
             Request::Timeline => Some(Ok(Reply::Timeline(timeline::stages()))),
             Request::RemoveShare { name } => {
                 let removed = self.shares.remove(&name);
@@ -202,7 +203,7 @@ impl Sandbox {
     }
 
     /// As [`Sandbox::ask`], where the answer may take for ever.
-    fn ask_patiently(&mut self, request: agent::Request, step: String, purpose: Purpose) {
+    pub(super) fn ask_patiently(&mut self, request: agent::Request, step: String, purpose: Purpose) {
         if let Some(failure) = self.lost.clone() {
             self.fail(purpose, failure);
         } else if let Err((purpose, failure)) = self.guest.call_patiently(request, step, purpose) {

@@ -1,4 +1,4 @@
-//! Giving the machine more memory, or taking some away, for a client who waits for it.
+//! Giving the machine more memory or vCPUs, or taking some away, for a client who waits for it.
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use agent::{Failure, FailureKind};
 
 use super::clients::Caller;
-use super::{Sandbox, failure};
+use super::{Purpose, Sandbox, failure};
 use crate::control::Reply;
 use crate::mem::{ResizeError, Resizer};
 
@@ -117,6 +117,27 @@ impl Sandbox {
         begun.err().map(|error| Err(failure(FailureKind::System, step(mib), crate::chain(&error))))
     }
 
+    /// Has the guest use the vCPUs that it boots with. It uses one until it is told to.
+    pub(super) fn use_vcpus(&mut self) {
+        if self.vcpus.count() > 1 {
+            let (request, step) = use_vcpus(self.vcpus.count());
+            self.ask_patiently(request, step, Purpose::Own);
+        }
+    }
+
+    pub(super) fn set_vcpus(&mut self, caller: Caller, count: u8) -> Option<Result<Reply, Failure>> {
+        let (request, step) = use_vcpus(count);
+        if !(1..=self.vcpus.most()).contains(&count) {
+            let cause = format!("this machine can have 1 to {} vCPUs", self.vcpus.most());
+            return Some(Err(failure(FailureKind::System, step, cause)));
+        }
+        if let Err(error) = self.vcpus.grow(count) {
+            return Some(Err(failure(FailureKind::System, step, crate::chain(&error))));
+        }
+        self.ask(request, step, Purpose::Other(caller));
+        None
+    }
+
     /// The guest has taken or given back memory; what follows from it is settled with all else.
     pub(super) fn hear_memory(&mut self) {
         // Nothing to read means that somebody has read it.
@@ -129,6 +150,10 @@ impl Sandbox {
             self.clients.answer(caller, result);
         }
     }
+}
+
+fn use_vcpus(count: u8) -> (agent::Request, String) {
+    (agent::Request::SetCpus { count: count.into() }, format!("have the guest use {count} vCPUs"))
 }
 
 fn step(mib: u64) -> String {

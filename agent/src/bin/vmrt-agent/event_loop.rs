@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use agent::{FromAgent, Hello};
+use agent::{FromAgent, Hello, Response};
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::time::{ClockId, Timespec, clock_gettime};
@@ -145,7 +145,7 @@ impl Agent {
             questions: BTreeMap::new(),
             eager: Vec::new(),
             chunk: vec![0; CHUNK],
-            cpus: Cpus::First,
+            cpus: Cpus::new(),
         };
         let both = EventFlags::IN | EventFlags::OUT | EventFlags::ET;
         epoll::add(&agent.epoll, &agent.connection, Source::Control.data(), both)?;
@@ -160,7 +160,7 @@ impl Agent {
         let mut events = Vec::with_capacity(EVENTS);
         loop {
             let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-            let busy = !self.eager.is_empty() || self.cpus.are_coming();
+            let busy = !self.eager.is_empty() || self.cpus.are_changing();
             let timeout = if busy { Some(&at_once) } else { None };
             match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), timeout) {
                 Ok(_) | Err(Errno::INTR) => {}
@@ -174,8 +174,17 @@ impl Agent {
             }
             self.finish_ended()?;
             self.answer_freezing()?;
-            warn(self.cpus.start_next());
+            self.cpus.step();
+            self.answer_cpus()?;
         }
+    }
+
+    fn answer_cpus(&mut self) -> Result<(), Fatal> {
+        let (calls, result) = self.cpus.answered();
+        for call in calls {
+            self.reply(call, result.clone().map(|()| Response::Done))?;
+        }
+        Ok(())
     }
 
     fn dispatch(&mut self, event: Event) -> Result<(), Fatal> {

@@ -7,7 +7,7 @@ use rustix::process::{PidfdGetfdFlags, WaitOptions};
 
 use crate::container::report::Report;
 use crate::error::Error;
-use crate::event_loop::{self, Agent, Fatal, Source, Stream};
+use crate::event_loop::{Agent, Fatal, Source, Stream};
 use crate::log::{self, Level};
 use crate::processes::{self, Phase};
 use crate::requests;
@@ -42,7 +42,7 @@ impl Agent {
         if process.id.exec.is_none() {
             process.phase = Phase::Created;
             self.reply(call, Ok(Response::Process { pid }))?;
-            event_loop::warn(self.cpus.begin());
+            self.cpus.begin();
             return Ok(());
         }
         process.phase = Phase::Starting { call };

@@ -17,7 +17,7 @@ use crate::container::plan::ContainerPlan;
 use crate::container::process::ProcessPlan;
 use crate::container::{self, Container, Guest, Spawned, terminal};
 use crate::error::Error;
-use crate::event_loop::{self, Agent, Fatal, Source};
+use crate::event_loop::{Agent, Fatal, Source};
 use crate::machine;
 use crate::network;
 use crate::processes::{self, HostStdio, Phase, Process, duplicate};
@@ -47,6 +47,10 @@ impl Agent {
             Request::Processes { container } => self.list_processes(&container),
             Request::Statistics { container } => self.read_statistics(&container),
             Request::Update { container, resources } => self.update(&container, &resources),
+            Request::SetCpus { count } => {
+                self.cpus.want(call.id, count);
+                Ok(Answer::Later)
+            }
             Request::Delete { container } => self.delete(&container),
             Request::PowerOff => machine::power_off(),
         };
@@ -208,7 +212,7 @@ impl Agent {
 
     fn start(&mut self, call: u64, id: &str) -> Result<Answer, Error> {
         self.init_of(id)?;
-        event_loop::warn(self.cpus.start_more());
+        self.cpus.hurry();
         let process = self.processes.values_mut().find(|process| is_init(process, id));
         let process = process.ok_or_else(|| Error::NotFound(format!("container {id}")))?;
         let state = match process.phase {

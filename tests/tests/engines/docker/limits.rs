@@ -11,7 +11,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 const PRINT: &str = "echo memory=$(cat /sys/fs/cgroup/memory.max); echo cpu=$(cat /sys/fs/cgroup/cpu.max); \
-    echo pids=$(cat /sys/fs/cgroup/pids.max); echo files=$(ulimit -n) $(ulimit -Hn)";
+    echo pids=$(cat /sys/fs/cgroup/pids.max); echo files=$(ulimit -n) $(ulimit -Hn); echo cpus=$(nproc)";
 
 fn limits_hold_in_the_guest_and_are_changed() {
     let docker = Docker::new();
@@ -24,6 +24,13 @@ fn limits_hold_in_the_guest_and_are_changed() {
     container.call(&["update", "--memory", "64m", "--memory-swap", "64m", "--cpus", "0.25"], &[]).ok();
     let after = container.exec(PRINT).ok();
     assert_eq!((after.value("memory"), after.value("cpu")), ((64 << 20).to_string(), "25000 100000".into()));
+
+    // The machine grows with them.
+    container.call(&["update", "--memory", "1g", "--memory-swap", "1g", "--cpus", "1.5"], &[]).ok();
+    let grown = container.exec(PRINT).ok();
+    assert_eq!((grown.value("memory"), grown.value("cpu")), ((1 << 30).to_string(), "150000 100000".into()));
+    assert_eq!((after.value("cpus"), grown.value("cpus")), ("1".into(), "2".into()));
+    container.exec("dd if=/dev/zero of=/dev/null bs=400M count=1").ok();
 
     // At last: nobody reaps what this leaves in the container, so that nothing more can be executed in it.
     let many = container.exec("i=0; while [ $i -lt 30 ]; do sleep 5 & i=$((i + 1)); done; wait");

@@ -11,4 +11,4 @@ mod registers;
 pub use boot::{Firmware, FirmwareError, write_firmware};
 pub use counting::{count, counting_code};
 pub use cpuid::CpuidTemplate;
-pub use registers::{VcpuSetupError, set_up_boot_vcpu, set_up_vcpu};
+pub use registers::{VcpuSetupError, connect_vcpu, set_up_boot_vcpu, set_up_vcpu};

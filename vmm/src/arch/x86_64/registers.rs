@@ -41,6 +41,9 @@ pub enum VcpuSetupError {
     /// General registers.
     #[error("cannot set the general registers")]
     Regs(#[source] kvm_ioctls::Error),
+    /// The local APIC.
+    #[error("cannot set the local APIC")]
+    Lapic(#[source] kvm_ioctls::Error),
 }
 
 /// Gives the vCPU with APIC id `id` what every vCPU needs. All but the first then wait for the guest to start them.
@@ -55,6 +58,15 @@ pub fn set_up_vcpu(vcpu: &VcpuFd, id: u8, cpuid: &CpuidTemplate) -> Result<(), V
     let msrs = Msrs::from_entries(&entries).expect("two entries fit");
     let set = vcpu.set_msrs(&msrs).map_err(VcpuSetupError::Msrs)?;
     entries.get(set).map_or(Ok(()), |refused| Err(VcpuSetupError::Msr(refused.index)))
+}
+
+/// Lets the others interrupt a vCPU that is made while they run. KVM finds whom an interrupt is for in a table, which it makes
+/// anew when the state of a local APIC is set, but not when there is one more.
+///
+/// # Errors
+/// KVM refused.
+pub fn connect_vcpu(vcpu: &VcpuFd) -> Result<(), VcpuSetupError> {
+    vcpu.get_lapic().and_then(|state| vcpu.set_lapic(&state)).map_err(VcpuSetupError::Lapic)
 }
 
 /// Makes the first vCPU start at the kernel's PVH entry: 32-bit protected mode, flat segments, no paging, the start

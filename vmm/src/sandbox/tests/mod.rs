@@ -24,6 +24,7 @@ use crate::control::{Answer, Client, ClientError, NewContainer, Reply, Request, 
 use crate::event_loop::{BoxedSubscriber, EventLoop};
 use crate::machine::exit::{self, ExitSender, MachineExit};
 use crate::machine::memory::map_pluggable;
+use crate::machine::vcpus::VcpuSource;
 use crate::mem::{self, Pluggable, Region};
 use crate::vsock::Flow;
 
@@ -84,6 +85,7 @@ impl Bench {
                 shares: SharesHandle::new(),
                 slots: Slots::default(),
                 resizer,
+                vcpus: VcpuSource::with(1, 3, Box::new(|_| Ok(()))),
                 main_container: "main".into(),
                 victim,
                 follow_interfaces: Vec::new(),

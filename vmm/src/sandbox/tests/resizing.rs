@@ -1,4 +1,4 @@
-//! Memory for the machine, with a driver in the place of the guest's.
+//! Memory and vCPUs for the machine, with a driver in the place of the guest's.
 
 use super::*;
 use crate::mem::{BLOCK_SIZE, Mem};
@@ -110,4 +110,31 @@ fn what_cannot_be_is_refused_at_once() {
     assert!(answer(&mut client, second).unwrap_err().to_string().contains("already"));
     bench.machine.tell(MachineExit::Reset);
     assert_eq!(answer(&mut client, first).unwrap_err().kind, FailureKind::GuestDied);
+}
+
+#[test]
+fn who_asks_for_vcpus_is_answered_when_the_guest_uses_them() {
+    let (mut bench, _output) = Bench::running();
+    let mut client = bench.connect();
+    for count in [3, 1, 2] {
+        let id = client.send(&Request::SetVcpus { count }, &[]).unwrap();
+        let asked = bench.answer(Ok(Response::Done));
+        assert!(matches!(asked, agent::Request::SetCpus { count: told } if told == u32::from(count)), "{asked:?}");
+        assert_eq!(answer(&mut client, id), Ok(Reply::Done));
+    }
+}
+
+#[test]
+fn vcpus_that_cannot_be_are_refused_without_asking_the_guest() {
+    let (mut bench, _output) = Bench::running();
+    let mut client = bench.connect();
+    for count in [0, 4] {
+        let id = client.send(&Request::SetVcpus { count }, &[]).unwrap();
+        let failure = answer(&mut client, id).unwrap_err().to_string();
+        assert_eq!(failure, format!("have the guest use {count} vCPUs: this machine can have 1 to 3 vCPUs"));
+    }
+    let id = client.send(&Request::SetVcpus { count: 2 }, &[]).unwrap();
+    let refusal = failure(FailureKind::System, "take vCPU 1 online", "it did not answer");
+    bench.answer(Err(refusal.clone()));
+    assert_eq!(answer(&mut client, id), Err(refusal));
 }
