@@ -48,8 +48,6 @@ pub(crate) enum BundleError {
     HostnameWithoutUts,
     #[error("the host's {0} namespace is refused: a container in its own virtual machine cannot share it")]
     HostNamespace(LinuxNamespaceType),
-    #[error("joining the {kind} namespace {} is not supported: it is the host's, and the container's machine has its own", path.display())]
-    JoinNamespace { kind: LinuxNamespaceType, path: PathBuf },
     #[error("hooks.{turn}: {reason}")]
     Hook { turn: &'static str, reason: String },
 }
@@ -197,12 +195,6 @@ fn check_namespaces(spec: &Spec) -> Result<(), BundleError> {
     }
     if let Some(kind) = ISOLATED.into_iter().find(|kind| !has(*kind)) {
         return Err(BundleError::HostNamespace(kind));
-    }
-    // The network namespace is the VMM's, which is the host's process.
-    for namespace in namespaces.iter().filter(|namespace| namespace.typ() != LinuxNamespaceType::Network) {
-        if let Some(path) = namespace.path().as_ref().filter(|path| !path.as_os_str().is_empty()) {
-            return Err(BundleError::JoinNamespace { kind: namespace.typ(), path: path.clone() });
-        }
     }
     Ok(())
 }

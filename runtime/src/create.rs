@@ -25,6 +25,7 @@ use crate::hooks;
 use crate::host_process::{HostProcess, boot_id};
 use crate::id::ContainerId;
 use crate::interfaces;
+use crate::joined::{self, Host};
 use crate::limits::Limits;
 use crate::log::Log;
 use crate::name_server;
@@ -104,19 +105,24 @@ pub(crate) struct Attached {
 /// Makes a container. When a step fails, all before it are undone.
 pub(crate) fn create(context: &mut Context, mut order: Order) -> Result<Created, Error> {
     let config = context.config()?;
-    let size = Size::of(&order.bundle.spec, &config)?;
+    let host = Host::of(&order.bundle.spec, &context.store)?;
+    let size = if host.is_some() { Size::NONE } else { Size::of(&order.bundle.spec, &config)? };
     let network = NetworkNamespace::of(&order.bundle.spec)?;
-    let network_record = plan_network(&order, &network)?;
+    let network_record = plan_network(&order, &network, host.as_ref())?;
     order.bundle.root_mounts(&context.log);
     let mut files = shares::open_all(&order.id, &order.bundle)?;
     if let Some(process) = files.spec.process_mut() {
         apparmor::leave_out_default(process, &context.log);
+    }
+    if let Some(host) = &host {
+        host.lead_guest(&mut files.spec);
     }
     let seccomp = take_seccomp(&mut files.spec).map(|profile| seccomp::compile(&profile)).transpose()?;
     let locked = context.store.claim(&order.id)?;
     let mut undo = Undo::default();
     let dir = locked.dir.clone();
     undo.push(move || drop(remove_dir(&dir)));
+    host.as_ref().map_or(Ok(()), |host| host.link(&locked.dir))?;
     let stdio = open_stdio(&order)?;
     let signals = Signals::take(stdio.terminal.is_some()).map_err(Error::Signals)?;
     context.timeline.reached("bundle checked");
@@ -139,19 +145,24 @@ pub(crate) fn create(context: &mut Context, mut order: Order) -> Result<Created,
     context.timeline.reached("VMM spawned");
     hooks::run_creating(&record)?;
 
-    let mut connection = connect(&vmm, signals)?;
-    let mut sandbox = sandbox_config(&order, &config, size);
-    sandbox.network_slots = record.network.slots;
-    sandbox.follow_interfaces = interfaces::follow_command(&config.program, &context.store, &record);
+    let mut connection = connect(&vmm, host.as_ref(), &locked.dir, signals)?;
     let program = order.bundle.process()?.args().as_ref().and_then(|args| args.first()).cloned().unwrap_or_default();
     let bundle = order.bundle.dir.clone();
     let ended = |error: RequestError, vmm: &mut Vmm| explain(error.about(&program), vmm, &locked.dir);
-    configure(&mut connection, sandbox).map_err(|error| ended(error, &mut vmm))?;
+    if host.is_none() {
+        let mut sandbox = sandbox_config(&order, &config, size);
+        sandbox.network_slots = record.network.slots;
+        sandbox.follow_interfaces = interfaces::follow_command(&config.program, &context.store, &record);
+        configure(&mut connection, sandbox).map_err(|error| ended(error, &mut vmm))?;
+    }
     let interfaces = connect_network(&vmm, &mut record, &locked, &mut undo)?;
     let name_server = plan_name_server(&order, &mut record);
     let timeout = config.start_timeout;
     let setup = Setup { files, bundle, seccomp, stdio: &stdio, interfaces, name_server, timeout };
     set_up(&mut connection, &order.id, setup).map_err(|error| ended(error, &mut vmm))?;
+    if host.is_some() {
+        joined::hand_over(&vmm, &mut connection, &order.id, &locked.dir)?;
+    }
     limit_cpu(&record, &limits)?;
     context.timeline.reached("container created");
 
@@ -252,7 +263,10 @@ fn push_poststop(undo: &mut Undo, record: &Record, log: &Rc<Log>) {
 
 /// The network devices of the machine, whose number cannot change later. A namespace that is new, and whose container this
 /// command starts itself, stays empty unless a hook fills it.
-fn plan_network(order: &Order, namespace: &NetworkNamespace) -> Result<NetworkRecord, Error> {
+fn plan_network(order: &Order, namespace: &NetworkNamespace, host: Option<&Host>) -> Result<NetworkRecord, Error> {
+    if host.is_some_and(Host::has_network) {
+        return Ok(NetworkRecord::default());
+    }
     let existing = namespace.existing().map(Namespace::opened).transpose().map_err(Error::NetworkDescriptor)?;
     let slots = network::slots(existing.as_ref(), order.detach || fills_network(&order.bundle.spec))?;
     let path = network_namespace::path(&order.bundle.spec).map(Path::to_owned);
@@ -308,9 +322,13 @@ fn record(order: &Order, cgroup: Cgroup, machine: Size, network: NetworkRecord) 
     })
 }
 
-fn connect(vmm: &Vmm, signals: Signals) -> Result<Connection, Error> {
-    let control = vmm.control.try_clone().map_err(|error| Error::Sandbox(SandboxError::Socket(error)))?;
-    Ok(Connection::new(Client::from_stream(control), Some(signals), vmm.process.open()))
+/// Connects to the container's machine: that of its VMM, or of another container.
+fn connect(vmm: &Vmm, host: Option<&Host>, dir: &Path, signals: Signals) -> Result<Connection, Error> {
+    let client = match host {
+        None => Client::from_stream(vmm.control.try_clone().map_err(SandboxError::Socket)?),
+        Some(_) => sandbox::control(dir).map_err(RequestError::from)?,
+    };
+    Ok(Connection::new(client, Some(signals), vmm.process.open()))
 }
 
 fn sandbox_config(order: &Order, config: &Config, size: Size) -> SandboxConfig {

@@ -13,6 +13,7 @@ use crate::config::ConfigError;
 use crate::connection::RequestError;
 use crate::hooks::HookError;
 use crate::id::InvalidId;
+use crate::joined::JoinError;
 use crate::log::LogError;
 use crate::network::NetworkError;
 use crate::network_namespace::NetworkNamespaceError;
@@ -46,6 +47,8 @@ pub(crate) enum Error {
     NetworkDescriptor(#[source] io::Error),
     #[error(transparent)]
     NetworkNamespace(#[from] NetworkNamespaceError),
+    #[error(transparent)]
+    Join(#[from] JoinError),
     #[error(transparent)]
     Hook(#[from] HookError),
     #[error(transparent)]

@@ -21,6 +21,7 @@ mod hooks;
 mod host_process;
 mod id;
 mod interfaces;
+mod joined;
 mod limits;
 mod log;
 mod name_server;

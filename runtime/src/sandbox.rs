@@ -154,8 +154,11 @@ pub(crate) fn control(dir: &Path) -> Result<Client, ClientError> {
     Client::connect(&Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(CONTROL_SOCKET))
 }
 
-/// The process that listens on the control socket of the container in `dir`.
+/// The process that listens on the control socket of the container in `dir`, unless that is another's.
 pub(crate) fn listener(dir: &Path) -> Option<HostProcess> {
+    if dir.join(CONTROL_SOCKET).is_symlink() {
+        return None;
+    }
     let client = control(dir).ok()?;
     let peer = getsockopt(&client, PeerCredentials).ok()?;
     HostProcess::of(peer.pid()).ok()

@@ -107,6 +107,11 @@ impl Record {
         if self.of_this_boot() && self.vmm.is_alive() { self.phase } else { Phase::Stopped }
     }
 
+    /// Whether it has a machine of its own, not another container's.
+    pub(crate) fn has_machine(&self) -> bool {
+        self.machine != Size::NONE
+    }
+
     /// Whether its pid means anything.
     pub(crate) fn of_this_boot(&self) -> bool {
         boot_id().is_ok_and(|id| id == self.boot_id)

@@ -10,6 +10,7 @@ use crate::error::Error;
 use crate::hooks;
 use crate::host_process::HostProcess;
 use crate::id::ContainerId;
+use crate::joined;
 use crate::log::Log;
 use crate::network::{self, Namespace};
 use crate::sandbox::{SandboxError, listener};
@@ -66,6 +67,9 @@ fn check(record: &Record, dir: &Path, force: bool) -> Result<(), Error> {
 pub(crate) fn finish(record: &Record, locked: Locked, log: &Log) -> Result<(), Error> {
     if record.of_this_boot() {
         kill(record.vmm)?;
+        if !record.has_machine() {
+            joined::await_end(record, &locked.dir);
+        }
     }
     let stopped = record.scope.as_ref().filter(|_| record.of_this_boot()).map_or(Ok(()), Scope::stop);
     let mut left = record.cgroup.remove().into_iter();

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use agent::ProcessId;
+use agent::{FailureKind, ProcessId};
 use vmm::control::{Reply, Request};
 
 use super::check_bundle_args;
@@ -85,6 +85,11 @@ fn attend(mut attached: Attached) -> Result<u8, Error> {
         Ok(status) => {
             attached.vmm.wait(END_PATIENCE);
             Ok(status.code())
+        }
+        // In another's machine it may be gone before it is asked for; the process that stands in for it has its status.
+        Err(error) if error.kind() == Some(FailureKind::NotFound) => {
+            let status = attached.vmm.wait(END_PATIENCE).and_then(|status| status.code());
+            status.and_then(|code| u8::try_from(code).ok()).ok_or_else(|| error.into())
         }
         Err(error) => {
             if is_guest_death(&error) {

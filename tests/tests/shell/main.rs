@@ -14,6 +14,7 @@ mod mounts;
 mod namespaces;
 mod network;
 mod pausing;
+mod pods;
 mod process;
 mod resources;
 mod seccomp;

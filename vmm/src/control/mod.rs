@@ -93,6 +93,12 @@ impl NewContainer {
 pub enum Request {
     /// Make and start the machine. Only first, and only on the inherited connection. Answered when the vCPUs run.
     Configure(SandboxConfig),
+    /// Stand in for a container of another sandbox: end when it does, with its status, and hand signals on to it. Only first,
+    /// and only on the inherited connection; comes with a connection to that sandbox, over which the container was made.
+    Join {
+        /// The container's id.
+        container: String,
+    },
     /// Let the guest see a directory or file; comes with one `O_PATH` descriptor of it.
     AddShare {
         /// Its name: `CONTAINER/rootfs` or `CONTAINER/VOLUME`.

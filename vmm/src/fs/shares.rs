@@ -130,6 +130,13 @@ impl SharesHandle {
         Ok(())
     }
 
+    /// Takes all shares of a container away, if it has any.
+    pub fn remove_container(&self, name: &str) {
+        if let Some(container) = self.lock().containers.remove(name) {
+            container.shares.values().for_each(|share| share.removed.store(true, Ordering::Relaxed));
+        }
+    }
+
     /// The node id of a container's directory.
     pub(super) fn container_id(&self, name: &str) -> Option<u64> {
         self.lock().containers.get(name).map(|container| container.id)

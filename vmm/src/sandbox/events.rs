@@ -87,16 +87,7 @@ impl Sandbox {
                 (caller, Reply::Done)
             }
             Purpose::Delete(caller, container) => {
-                let mut waiters = self.processes.remove_container(&container, &self.ports);
-                waiters.extend(self.out_of_memory.remove(&container));
-                self.fail_waiters(
-                    waiters,
-                    &super::failure(
-                        agent::FailureKind::NotFound,
-                        format!("wait for a process of container {container}"),
-                        "the container was deleted",
-                    ),
-                );
+                self.forget(&container);
                 (caller, Reply::Done)
             }
             Purpose::Other(caller) => (caller, make_reply(response)),

@@ -11,9 +11,10 @@ use event_manager::SubscriberOps;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use thiserror::Error;
 
+use super::stand_in::stand_in;
 use super::{Parts, Sandbox, Signals, listen};
 use crate::config::SandboxConfig;
-use crate::control::{Answer, Connection, ConnectionError, Reply, Request};
+use crate::control::{Answer, Call, ClientError, Connection, ConnectionError, Reply, Request};
 use crate::event_loop::{EventLoop, LoopHandle};
 use crate::fs::SharesHandle;
 use crate::machine::assembly::{AssemblyError, assemble};
@@ -48,6 +49,9 @@ pub enum LaunchError {
         /// Why not.
         source: io::Error,
     },
+    /// The sandbox of the container that this process stands in for cannot be talked to.
+    #[error("cannot talk to the container's sandbox")]
+    StandIn(#[from] ClientError),
     /// The event loop cannot run.
     #[error("cannot run the event loop")]
     EventLoop(#[from] event_manager::Error),
@@ -63,7 +67,8 @@ struct Running {
     outcome: Receiver<u8>,
 }
 
-/// Runs the sandbox that the client at the other end of `control` configures, and returns the VMM's exit status.
+/// Runs the sandbox that the client at the other end of `control` configures, and returns the VMM's exit status. Or stands in for
+/// a container of another sandbox, and returns that container's.
 ///
 /// The machine still runs when this returns: it ends with the process, which is faster than to take it apart.
 ///
@@ -73,9 +78,13 @@ pub fn run(control: UnixStream) -> Result<u8, LaunchError> {
     let signals = Signals::block().map_err(|error| LaunchError::System("block signals", error))?;
     let stream = control.try_clone().map_err(|error| LaunchError::System("duplicate a descriptor", error))?;
     let mut client = Connection::new(stream);
-    let (id, config) = receive_configuration(&mut client)?;
+    let Call { id, request } = first_call(&mut client)?;
     timeline::mark("configuration received");
-    let result = launch(&config, client, signals);
+    let result = match request {
+        Request::Configure(config) => launch(&config, client, signals),
+        Request::Join { container } => return stand_in(client, id, &container, signals),
+        _ => return Err(LaunchError::NotConfigured),
+    };
     let told = match &result {
         Ok(_) => Ok(Reply::Done),
         Err(error) => Err(Failure {
@@ -88,13 +97,10 @@ pub fn run(control: UnixStream) -> Result<u8, LaunchError> {
     result?.serve()
 }
 
-fn receive_configuration(client: &mut Connection) -> Result<(u64, SandboxConfig), LaunchError> {
+fn first_call(client: &mut Connection) -> Result<Call, LaunchError> {
     loop {
         match client.next_call()? {
-            Some(call) => match call.request {
-                Request::Configure(config) => return Ok((call.id, config)),
-                _ => return Err(LaunchError::NotConfigured),
-            },
+            Some(call) => return Ok(call),
             // The client may take its time: it is our parent, and closes the connection when it ends.
             None => match poll(&mut [PollFd::new(client.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
                 Ok(_) | Err(nix::Error::EINTR) => {}

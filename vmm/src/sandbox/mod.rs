@@ -30,6 +30,8 @@ mod requests;
 mod resizing;
 mod signals;
 mod sockets;
+mod stand_in;
+mod tenants;
 #[cfg(test)]
 mod tests;
 
@@ -61,6 +63,7 @@ use memory::OutOfMemory;
 use mirror::Mirror;
 use processes::Processes;
 use resizing::Resizing;
+use tenants::Tenants;
 
 pub use clients::listen;
 pub use guest::GuestError;
@@ -136,6 +139,7 @@ pub struct Sandbox {
     out_of_memory: OutOfMemory,
     mirror: Mirror,
     follower: Follower,
+    tenants: Tenants,
     listener: UnixListener,
     signals: Signals,
     machine: ExitReceiver,
@@ -173,6 +177,7 @@ impl Sandbox {
             out_of_memory: OutOfMemory::default(),
             mirror: Mirror::new(parts.victim),
             follower: Follower::new(parts.follow_interfaces),
+            tenants: Tenants::default(),
             listener: parts.listener,
             signals: parts.signals,
             machine: parts.machine,
@@ -215,11 +220,13 @@ impl Sandbox {
         for client in self.clients.settle(ops) {
             self.processes.forget_client(client);
             self.out_of_memory.forget_client(client);
+            self.move_out(client);
             if client == FIRST_TOKEN && !self.created {
                 let cause = "the client that started it has gone away";
                 self.die_of(&failure(FailureKind::GuestDied, "supervise the sandbox", cause));
             }
         }
+        self.settle_tenants();
         self.watch_guest(ops);
         self.watch_victim(ops);
         self.settle_follower(ops);

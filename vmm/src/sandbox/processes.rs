@@ -301,7 +301,7 @@ mod ioctl {
     nix::ioctl_read_bad!(get_window_size, libc::TIOCGWINSZ, libc::winsize);
 }
 
-fn window_size(terminal: &OwnedFd) -> Option<TerminalSize> {
+pub(super) fn window_size(terminal: &OwnedFd) -> Option<TerminalSize> {
     use std::os::fd::AsRawFd;
     let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: the descriptor is open, and the structure is what this request fills.

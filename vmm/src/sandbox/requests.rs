@@ -36,7 +36,7 @@ impl Sandbox {
         match request {
             Request::AddShare { name, read_only } => {
                 let root = self.clients.take_fds(caller, 1)?.pop()?;
-                Some(self.add_share(&name, root, read_only))
+                Some(self.add_share(caller, &name, root, read_only))
             }
             Request::Create(new) => {
                 let fds = self.clients.take_fds(caller, new.counts().iter().sum())?;
@@ -60,7 +60,7 @@ impl Sandbox {
                 let removed = self.shares.remove(&name);
                 Some(removed.map(|()| Reply::Done).map_err(|error| share_failure("take the share away", &error)))
             }
-            Request::Configure(_) => {
+            Request::Configure(_) | Request::Join { .. } => {
                 let cause = "only the first request of the inherited connection does that";
                 Some(Err(failure(FailureKind::WrongState, "configure the sandbox", cause)))
             }
@@ -73,8 +73,11 @@ impl Sandbox {
         }
     }
 
-    fn add_share(&self, name: &str, root: OwnedFd, read_only: bool) -> Result<Reply, Failure> {
+    fn add_share(&mut self, caller: Caller, name: &str, root: OwnedFd, read_only: bool) -> Result<Reply, Failure> {
         let added = self.shares.add(name, root, read_only);
+        if let (Ok(()), Some((container, _))) = (&added, name.split_once('/')) {
+            self.move_in(container, caller.client);
+        }
         added.map(|()| Reply::Done).map_err(|error| share_failure("share with the guest", &error))
     }
 

@@ -13,9 +13,10 @@ use crate::connection::ConnectionError;
 use crate::container::cgroup::Cgroup;
 use crate::container::devices::Nodes;
 use crate::container::init::ChildStdio;
+use crate::container::namespaces::Join;
 use crate::container::plan::ContainerPlan;
 use crate::container::process::ProcessPlan;
-use crate::container::{self, Container, Guest, Spawned, terminal};
+use crate::container::{self, Container, Guest, Shared, Spawned, terminal};
 use crate::error::Error;
 use crate::event_loop::{Agent, Fatal, Source};
 use crate::machine;
@@ -78,7 +79,9 @@ impl Agent {
         let (child, host) = processes::make_stdio(&create.stdio, &self.null)?;
         let nodes = equip_users(&plan, &child)?;
         let cgroup = Cgroup::make(self.files()?.cgroups(), &plan.cgroup, &plan.settings)?;
-        let spawned = match container::spawn_init(self.guest()?, &plan, &cgroup, &child) {
+        let spawned =
+            self.shared(&plan).and_then(|shared| container::spawn_init(self.guest()?, &plan, &shared, &cgroup, &child));
+        let spawned = match spawned {
             Ok(spawned) => spawned,
             Err(error) => {
                 // Nothing was born in it, so it can go.
@@ -115,6 +118,12 @@ impl Agent {
             self.give_up(pid, error);
         }
         Ok(Answer::Later)
+    }
+
+    /// Namespaces of other containers that this one is to be in.
+    fn shared(&self, plan: &ContainerPlan) -> Result<Vec<Shared<'_>>, Error> {
+        let of = |join: &Join| Ok((join.kind, self.init_of(&join.container)?.pidfd.as_fd()));
+        plan.joins.iter().map(of).collect()
     }
 
     /// The new process waits for its users, without which it can do nothing, and for its interfaces: what comes next may name

@@ -13,6 +13,7 @@ pub const TESTS: &[Test] = &[
     ("a_published_port_is_reached_from_the_host", a_published_port_is_reached_from_the_host),
     ("containers_find_each_other_by_name", containers_find_each_other_by_name),
     ("a_running_container_joins_a_network_and_leaves_it", a_running_container_joins_a_network_and_leaves_it),
+    ("a_container_joins_anothers_network", a_container_joins_anothers_network),
     ("none_is_none_and_the_hosts_is_refused", none_is_none_and_the_hosts_is_refused),
 ];
 
@@ -50,6 +51,24 @@ fn a_published_port_is_reached_from_the_host() {
     assert_eq!(page("127.0.0.1:8080"), "served\n");
     assert_eq!(page(&format!("{}:8080", container.inspect(".NetworkSettings.Gateway"))), "served\n");
     assert_eq!(page(&format!("{}:80", container.inspect(".NetworkSettings.IPAddress"))), "served\n");
+}
+
+fn a_container_joins_anothers_network() {
+    let docker = Docker::new();
+    let server = docker.detached(&["--ipc", "shareable"], SERVER);
+    let [network, pid, ipc] = ["network", "pid", "ipc"].map(|kind| format!("--{kind}=container:{}", server.name));
+    let address = server.inspect(".NetworkSettings.IPAddress");
+    let script = "wget -q -O - http://127.0.0.1/; hostname -i; ps | grep -c '[h]ttpd'; exit 5";
+    let done = docker.script(&[&network, &pid, &ipc], script);
+    assert_eq!((done.code, done.text()), (5, format!("served\n{address}\n1")), "{done:?}");
+    let beside = docker.detached(&[&network], "trap 'exit 0' TERM; echo there; while :; do sleep 0.1; done");
+    beside.await_log("there");
+    assert!(beside.exec("wget -q -O - http://127.0.0.1/").ok().text().contains("served"));
+    beside.call(&["stop"], &[]).ok();
+    assert_eq!(beside.inspect(".State.ExitCode"), "0");
+    beside.call(&["start"], &[]).ok();
+    assert!(beside.exec("wget -q -O - http://127.0.0.1/").ok().text().contains("served"));
+    assert_eq!(page(&format!("{address}:80")), "served\n");
 }
 
 /// A container with Docker's name server has all ports to itself nevertheless.

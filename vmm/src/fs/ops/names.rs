@@ -32,7 +32,7 @@ impl Server {
         let name = name.to_str().map_err(|_| Errno::NOENT)?;
         if parent == ROOT_ID {
             let id = self.shares.container_id(name).ok_or(Errno::NOENT)?;
-            return reply.put(&entry(id, synthetic_attr(id)));
+            return reply.put(&unkept(entry(id, synthetic_attr(id))));
         }
         let share = self.shares.share_in(parent, name).ok_or(Errno::NOENT)?;
         let stat = stat_fd(&share.root)?;
@@ -46,7 +46,7 @@ impl Server {
                 self.inodes.insert(Found { key, fd, kind, share, submount })?
             }
         };
-        reply.put(&entry_of(&node, &stat))
+        reply.put(&unkept(entry_of(&node, &stat)))
     }
 
     /// Looks up the entry `name` of a share's directory.
@@ -190,6 +190,11 @@ pub(super) fn creation_mode(parent: &Node, mode: u32, owner: &Owner) -> Result<M
 /// The reply's entry for an inode.
 pub(super) fn entry_of(node: &Node, stat: &Statx) -> EntryOut {
     entry(node.id, attr_of(stat, node.submount))
+}
+
+/// An entry that the guest asks for every time: what has the name of a share may be another one the next moment.
+fn unkept(entry: EntryOut) -> EntryOut {
+    EntryOut { entry_valid: 0, ..entry }
 }
 
 fn entry(nodeid: u64, attr: super::super::wire::Attr) -> EntryOut {

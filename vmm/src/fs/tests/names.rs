@@ -38,6 +38,27 @@ fn shares_come_and_go() {
 }
 
 #[test]
+fn what_takes_the_place_of_a_container_s_shares_is_found_at_once() {
+    let mut guest = Guest::new();
+    let add = |guest: &Guest| guest.shares.add("d/root", open_path(&guest.host("")), false).unwrap();
+    let find = |guest: &mut Guest| {
+        let container = guest.lookup(ROOT_ID, "d").unwrap();
+        let root = guest.lookup(container.nodeid, "root").unwrap();
+        assert_eq!((container.entry_valid, root.entry_valid), (0, 0), "the guest keeps no names of shares");
+        (container.nodeid, root.nodeid)
+    };
+    add(&guest);
+    let before = find(&mut guest);
+    guest.shares.remove_container("d");
+    guest.shares.remove_container("none");
+    assert_eq!(guest.lookup(ROOT_ID, "d").map(|entry| entry.nodeid), Err(libc::ENOENT));
+    add(&guest);
+    let after = find(&mut guest);
+    assert!(before.0 != after.0 && before.1 != after.1, "{before:?} {after:?}");
+    assert_eq!(guest.open(before.1, libc::O_RDONLY).map(|open| open.fh), Err(libc::ESTALE));
+}
+
+#[test]
 fn making_and_removing() {
     let mut guest = Guest::new();
     let root = guest.root;

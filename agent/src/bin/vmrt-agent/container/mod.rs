@@ -15,7 +15,7 @@ pub(crate) mod devices;
 mod hooks;
 mod mount_options;
 mod mounts;
-mod namespaces;
+pub(crate) mod namespaces;
 mod paths;
 mod program;
 mod rootfs;
@@ -97,22 +97,40 @@ pub(crate) struct Guest<'a> {
     pub(crate) agent: BorrowedFd<'a>,
 }
 
-/// Makes the first process of a container.
+/// A namespace of this kind that is also this process's, which is named by a pidfd.
+pub(crate) type Shared<'a> = (ThreadNameSpaceType, BorrowedFd<'a>);
+
+/// Makes the first process of a container, some of whose namespaces are other containers'.
 pub(crate) fn spawn_init(
     guest: Guest<'_>,
     plan: &ContainerPlan,
+    shared: &[Shared<'_>],
     cgroup: &Cgroup,
     stdio: &ChildStdio,
 ) -> Result<Spawned, Error> {
-    time::within(guest, plan.namespaces, &plan.time_offsets, || {
-        spawn(guest, plan.namespaces.clone_flags(), cgroup.directory(), &Role::Init(plan), stdio)
-    })
+    let pid = shared.iter().find(|(kind, _)| *kind == ThreadNameSpaceType::PROCESS_ID);
+    let spawn = || spawn(guest, plan.namespaces.clone_flags(), cgroup.directory(), &Role::Init(plan, shared), stdio);
+    let spawn = || time::within(guest, plan.namespaces, &plan.time_offsets, spawn);
+    pid.map_or_else(spawn, |(_, process)| beside(guest, *process, spawn))
 }
 
-/// Makes a further process of a container whose first process is `init`, a pidfd, in `cgroup`.
+/// Makes a process by `spawn` in the pid namespace of `process`, a pidfd.
 ///
 /// A process cannot move to another pid namespace, only its children can be born there. So the agent points its future
 /// children there, makes the process, and points back: no process in between is needed.
+fn beside(
+    guest: Guest<'_>,
+    process: BorrowedFd<'_>,
+    spawn: impl FnOnce() -> Result<Spawned, Error>,
+) -> Result<Spawned, Error> {
+    let point_to = |process| rustix::thread::move_into_thread_name_spaces(process, ThreadNameSpaceType::PROCESS_ID);
+    point_to(process).map_err(Error::at("join the container's pid namespace"))?;
+    let spawned = spawn();
+    point_to(guest.agent).map_err(Error::at("return to the guest's pid namespace"))?;
+    spawned
+}
+
+/// Makes a further process of a container whose first process is `init`, a pidfd, in `cgroup`.
 pub(crate) fn spawn_exec(
     guest: Guest<'_>,
     container: &Container,
@@ -124,14 +142,8 @@ pub(crate) fn spawn_exec(
     let namespaces = container.namespaces;
     let affinity = process.exec_affinity.as_ref().or(container.affinity.as_ref());
     let role = Role::Exec { container: init, namespaces, process, seccomp: container.seccomp.as_ref(), affinity };
-    if !namespaces.has(ThreadNameSpaceType::PROCESS_ID) {
-        return spawn(guest, 0, cgroup, &role, stdio);
-    }
-    let point_to = |process| rustix::thread::move_into_thread_name_spaces(process, ThreadNameSpaceType::PROCESS_ID);
-    point_to(init).map_err(Error::at("join the container's pid namespace"))?;
-    let spawned = spawn(guest, 0, cgroup, &role, stdio);
-    point_to(guest.agent).map_err(Error::at("return to the guest's pid namespace"))?;
-    spawned
+    let spawn = || spawn(guest, 0, cgroup, &role, stdio);
+    if namespaces.has(ThreadNameSpaceType::PROCESS_ID) { beside(guest, init, spawn) } else { spawn() }
 }
 
 fn spawn(

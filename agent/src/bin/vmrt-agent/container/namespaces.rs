@@ -6,73 +6,111 @@ use rustix::thread::ThreadNameSpaceType;
 use crate::error::Error;
 use crate::sys;
 
-/// The namespaces of a container: those it has of its own. The others are the guest's.
+/// Namespaces that a container may share with another of the same guest.
+const JOINABLE: ThreadNameSpaceType = ThreadNameSpaceType::NETWORK
+    .union(ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION)
+    .union(ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME)
+    .union(ThreadNameSpaceType::PROCESS_ID);
+
+/// The namespaces that are a container's: those of its own, and those it shares with other containers. All else is the
+/// guest's.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) struct Namespaces(ThreadNameSpaceType);
+pub(crate) struct Namespaces {
+    own: ThreadNameSpaceType,
+    joined: ThreadNameSpaceType,
+}
+
+/// A namespace of another container.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Join {
+    pub(crate) kind: ThreadNameSpaceType,
+    /// The other container's id, which the specification the guest gets has for a path.
+    pub(crate) container: String,
+}
 
 impl Namespaces {
-    /// Checks a specification's list.
-    pub(crate) fn new(list: &[LinuxNamespace]) -> Result<Self, Error> {
-        let mut own = ThreadNameSpaceType::empty();
+    /// Checks a specification's list. With the namespaces to join.
+    pub(crate) fn new(list: &[LinuxNamespace]) -> Result<(Self, Vec<Join>), Error> {
+        let mut namespaces = Self { own: ThreadNameSpaceType::empty(), joined: ThreadNameSpaceType::empty() };
+        let mut joins = Vec::new();
         for namespace in list {
-            let kind = kind(namespace)?;
-            if own.contains(kind) {
+            let kind = kind(namespace.typ());
+            if namespaces.has(kind) {
                 return Err(invalid(namespace, "is given twice"));
             }
-            own |= kind;
+            match join(namespace, kind)? {
+                None => namespaces.own |= kind,
+                Some(join) => {
+                    namespaces.joined |= kind;
+                    joins.push(join);
+                }
+            }
         }
-        if !own.contains(ThreadNameSpaceType::MOUNT) {
-            return Err(Error::invalid(
-                "linux.namespaces",
-                "a container without its own mount namespace is not supported",
-            ));
-        }
-        Ok(Self(own))
+        namespaces.check()?;
+        Ok((namespaces, joins))
     }
 
-    /// Whether the container has its own namespaces of this kind.
+    fn check(self) -> Result<(), Error> {
+        let reason = match () {
+            () if !self.own.contains(ThreadNameSpaceType::MOUNT) => {
+                "a container without its own mount namespace is not supported"
+            }
+            () if !self.joined.is_empty() && self.own.contains(ThreadNameSpaceType::USER) => {
+                "a container with its own user namespace cannot join another's namespaces"
+            }
+            () => return Ok(()),
+        };
+        Err(Error::invalid("linux.namespaces", reason))
+    }
+
+    /// Whether the container has a namespace of this kind that is not the guest's.
     pub(crate) fn has(self, kind: ThreadNameSpaceType) -> bool {
-        self.0.contains(kind)
+        self.own.contains(kind) || self.joined.contains(kind)
     }
 
     /// What `clone3` is told. A cgroup namespace made by it would begin at the parent's cgroup, so that one is made by
     /// [`Namespaces::finish`]; the clocks of a time namespace made by it could not be set any more.
     pub(crate) fn clone_flags(self) -> u64 {
-        u64::from((self.0 - ThreadNameSpaceType::CONTROL_GROUP - ThreadNameSpaceType::TIME).bits())
+        u64::from((self.own - ThreadNameSpaceType::CONTROL_GROUP - ThreadNameSpaceType::TIME).bits())
     }
 
     /// What a process that already is in the pid namespace has to join.
     pub(crate) fn join_flags(self) -> ThreadNameSpaceType {
-        self.0 - ThreadNameSpaceType::PROCESS_ID
+        (self.own | self.joined) - ThreadNameSpaceType::PROCESS_ID
     }
 
     /// In the new process: makes what `clone3` could not, and brings the loopback interface up.
     pub(crate) fn finish(self) -> Result<(), Error> {
-        if self.has(ThreadNameSpaceType::CONTROL_GROUP) {
+        if self.own.contains(ThreadNameSpaceType::CONTROL_GROUP) {
             // SAFETY: a cgroup namespace changes only how paths of cgroups are shown; no memory or descriptor is touched.
             unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWCGROUP) }
                 .map_err(Error::at("make a cgroup namespace"))?;
         }
-        if self.has(ThreadNameSpaceType::NETWORK) {
+        if self.own.contains(ThreadNameSpaceType::NETWORK) {
             sys::interface_up(b"lo").map_err(Error::at("bring up network interface lo"))?;
         }
         Ok(())
     }
 }
 
-fn kind(namespace: &LinuxNamespace) -> Result<ThreadNameSpaceType, Error> {
-    if namespace.path().as_ref().is_some_and(|path| !path.as_os_str().is_empty()) {
-        return Err(invalid(namespace, "joining an existing namespace by its path is not supported"));
+fn join(namespace: &LinuxNamespace, kind: ThreadNameSpaceType) -> Result<Option<Join>, Error> {
+    let Some(path) = namespace.path().as_ref().filter(|path| !path.as_os_str().is_empty()) else { return Ok(None) };
+    match path.to_str().filter(|name| JOINABLE.contains(kind) && !name.contains('/')) {
+        Some(container) => Ok(Some(Join { kind, container: container.to_owned() })),
+        None => Err(invalid(namespace, "joining an existing namespace by its path is not supported")),
     }
-    match namespace.typ() {
-        LinuxNamespaceType::Mount => Ok(ThreadNameSpaceType::MOUNT),
-        LinuxNamespaceType::Cgroup => Ok(ThreadNameSpaceType::CONTROL_GROUP),
-        LinuxNamespaceType::Uts => Ok(ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME),
-        LinuxNamespaceType::Ipc => Ok(ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION),
-        LinuxNamespaceType::Pid => Ok(ThreadNameSpaceType::PROCESS_ID),
-        LinuxNamespaceType::Network => Ok(ThreadNameSpaceType::NETWORK),
-        LinuxNamespaceType::Time => Ok(ThreadNameSpaceType::TIME),
-        LinuxNamespaceType::User => Ok(ThreadNameSpaceType::USER),
+}
+
+fn kind(kind: LinuxNamespaceType) -> ThreadNameSpaceType {
+    match kind {
+        LinuxNamespaceType::Mount => ThreadNameSpaceType::MOUNT,
+        LinuxNamespaceType::Cgroup => ThreadNameSpaceType::CONTROL_GROUP,
+        LinuxNamespaceType::Uts => ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME,
+        LinuxNamespaceType::Ipc => ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION,
+        LinuxNamespaceType::Pid => ThreadNameSpaceType::PROCESS_ID,
+        LinuxNamespaceType::Network => ThreadNameSpaceType::NETWORK,
+        LinuxNamespaceType::Time => ThreadNameSpaceType::TIME,
+        LinuxNamespaceType::User => ThreadNameSpaceType::USER,
     }
 }
 
@@ -90,9 +128,13 @@ mod tests {
         LinuxNamespaceBuilder::default().typ(typ).build().unwrap()
     }
 
+    fn joined(typ: LinuxNamespaceType, path: &str) -> LinuxNamespace {
+        LinuxNamespaceBuilder::default().typ(typ).path(path).build().unwrap()
+    }
+
     #[test]
     fn the_default_list_is_accepted_and_the_cgroup_namespace_comes_later() {
-        let namespaces = Namespaces::new(&get_default_namespaces()).unwrap();
+        let namespaces = Namespaces::new(&get_default_namespaces()).unwrap().0;
         assert!(namespaces.has(ThreadNameSpaceType::CONTROL_GROUP));
         assert_eq!(namespaces.clone_flags() & u64::from(ThreadNameSpaceType::CONTROL_GROUP.bits()), 0);
         assert!(namespaces.join_flags().contains(ThreadNameSpaceType::CONTROL_GROUP));
@@ -104,8 +146,30 @@ mod tests {
         let mount = namespace(LinuxNamespaceType::Mount);
         assert!(Namespaces::new(&[]).unwrap_err().to_string().contains("mount namespace"));
         assert!(Namespaces::new(&[mount.clone(), mount.clone()]).unwrap_err().to_string().contains("twice"));
-        let typ = LinuxNamespaceType::Network;
-        let joined = LinuxNamespaceBuilder::default().typ(typ).path("/proc/1/ns/net").build().unwrap();
-        assert!(Namespaces::new(&[mount, joined]).unwrap_err().to_string().contains("path"));
+        for (typ, path) in [(LinuxNamespaceType::Network, "/proc/1/ns/net"), (LinuxNamespaceType::Cgroup, "web")] {
+            let list = [mount.clone(), joined(typ, path)];
+            assert!(Namespaces::new(&list).unwrap_err().to_string().contains("path"), "{path}");
+        }
+        let list = [mount, namespace(LinuxNamespaceType::User), joined(LinuxNamespaceType::Ipc, "web")];
+        assert!(Namespaces::new(&list).unwrap_err().to_string().contains("user namespace"));
+    }
+
+    #[test]
+    fn another_container_s_namespaces_are_had_and_not_made() {
+        let list = [
+            namespace(LinuxNamespaceType::Mount),
+            joined(LinuxNamespaceType::Pid, "web"),
+            joined(LinuxNamespaceType::Ipc, "db"),
+        ];
+        let (namespaces, joins) = Namespaces::new(&list).unwrap();
+        assert_eq!(namespaces.clone_flags(), u64::from(ThreadNameSpaceType::MOUNT.bits()));
+        assert!(namespaces.has(ThreadNameSpaceType::PROCESS_ID));
+        assert_eq!(
+            namespaces.join_flags(),
+            ThreadNameSpaceType::MOUNT | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
+        );
+        let joins: Vec<_> = joins.iter().map(|join| (join.kind, join.container.as_str())).collect();
+        let (pid, ipc) = (ThreadNameSpaceType::PROCESS_ID, ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION);
+        assert_eq!(joins, [(pid, "web"), (ipc, "db")]);
     }
 }

@@ -10,7 +10,7 @@ use crate::container::cgroup::{self, Settings};
 use crate::container::devices::DevicePlan;
 use crate::container::hooks::StartHooks;
 use crate::container::mounts::MountPlan;
-use crate::container::namespaces::Namespaces;
+use crate::container::namespaces::{Join, Namespaces};
 use crate::container::process::ProcessPlan;
 use crate::container::rootfs::Rootfs;
 use crate::container::seccomp::Filter;
@@ -24,6 +24,8 @@ use crate::error::Error;
 pub(crate) struct ContainerPlan {
     /// Namespaces it gets.
     pub(crate) namespaces: Namespaces,
+    /// Those of them that are other containers'.
+    pub(crate) joins: Vec<Join>,
     /// Its root.
     pub(crate) rootfs: Rootfs,
     /// What is mounted in it, in order.
@@ -65,7 +67,7 @@ impl ContainerPlan {
         let missing = |field: &str| Error::invalid(field, "is missing");
         let linux = spec.linux().as_ref().ok_or_else(|| missing("linux"))?;
         refuse_unsupported(linux)?;
-        let namespaces = Namespaces::new(linux.namespaces().as_deref().unwrap_or_default())?;
+        let (namespaces, joins) = Namespaces::new(linux.namespaces().as_deref().unwrap_or_default())?;
         let id_maps = IdMaps::new(linux, namespaces)?;
         let mounts = spec.mounts().iter().flatten().map(MountPlan::new).collect::<Result<Vec<_>, _>>()?;
         let devices = match mounts.iter().any(|mount| mount.binds("/dev")) {
@@ -75,6 +77,7 @@ impl ContainerPlan {
         Ok(Self {
             container: create.container.clone(),
             namespaces,
+            joins,
             rootfs: rootfs(spec, linux)?,
             mounts,
             devices,

@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn names_become_files() {
-        let namespaces = Namespaces::new(&get_default_namespaces()).unwrap();
+        let namespaces = Namespaces::new(&get_default_namespaces()).unwrap().0;
         let file = |name| Sysctl::new(name, "1", namespaces).map(|sysctl| sysctl.file);
         assert_eq!(file("net.ipv4.conf.eth0/1.forwarding").unwrap(), "net/ipv4/conf/eth0.1/forwarding");
         assert_eq!(file("net/ipv4/ip_forward").unwrap(), "net/ipv4/ip_forward");
@@ -92,10 +92,10 @@ mod tests {
     #[test]
     fn what_is_not_the_containers_own_is_refused_by_name() {
         let mount = LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Mount).build().unwrap();
-        let guests = Namespaces::new(&[mount]).unwrap();
+        let guests = Namespaces::new(&[mount]).unwrap().0;
         let error = Sysctl::new("net.ipv4.ip_forward", "1", guests).unwrap_err();
         assert!(error.to_string().starts_with("linux.sysctl: net.ipv4.ip_forward"));
-        let own = Namespaces::new(&get_default_namespaces()).unwrap();
+        let own = Namespaces::new(&get_default_namespaces()).unwrap().0;
         assert!(Sysctl::new("kernel.panic", "1", own).is_err());
     }
 }

@@ -79,7 +79,7 @@ mod tests {
         let mut offset = LinuxTimeOffset::default();
         offset.set_secs(Some(-5)).set_nanosecs(Some(nanoseconds));
         let list = kinds.iter().map(|kind| LinuxNamespaceBuilder::default().typ(*kind).build().unwrap());
-        let namespaces = Namespaces::new(&list.collect::<Vec<_>>()).unwrap();
+        let namespaces = Namespaces::new(&list.collect::<Vec<_>>()).unwrap().0;
         TimeOffsets::new(&[(clock.to_owned(), offset)].into(), namespaces).map_err(|error| error.to_string())
     }
 

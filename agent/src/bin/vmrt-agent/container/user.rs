@@ -87,7 +87,7 @@ mod tests {
 
     fn namespaces(types: &[LinuxNamespaceType]) -> Namespaces {
         let list = types.iter().map(|typ| LinuxNamespaceBuilder::default().typ(*typ).build().unwrap());
-        Namespaces::new(&list.collect::<Vec<_>>()).unwrap()
+        Namespaces::new(&list.collect::<Vec<_>>()).unwrap().0
     }
 
     #[test]

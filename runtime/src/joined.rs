@@ -1,0 +1,247 @@
+//! Containers in the machine of another: those whose configuration joins namespaces of one, as the containers of a pod do.
+//!
+//! A path `/proc/PID/ns/KIND` names a container by the pid it has on the host. What joins it is made in its machine. On the
+//! host it is a process of its own all the same, which stands in for it, and `control.sock` in its directory leads to the
+//! other's, so that every command finds it as usual.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use agent::ProcessId;
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
+use thiserror::Error;
+use vmm::control::{Client, Request};
+
+use crate::connection::{Connection, RequestError};
+use crate::create::END_PATIENCE;
+use crate::id::ContainerId;
+use crate::sandbox::{CONTROL_SOCKET, Vmm, control};
+use crate::state::{Phase, Record, StateError, Store};
+
+/// How long a process that was just started may take to stand in for a container.
+const HAND_OVER_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Why a namespace cannot be joined.
+#[derive(Debug, Error)]
+pub(crate) enum JoinError {
+    #[error(
+        "joining the {kind} namespace {} is not supported: it is the host's, and the container's machine has its own",
+        path.display()
+    )]
+    Foreign { kind: LinuxNamespaceType, path: PathBuf },
+    #[error(
+        "joining the {kind} namespace of container {id} is not supported: pid, network, ipc and uts namespaces can be joined"
+    )]
+    Kind { kind: LinuxNamespaceType, id: ContainerId },
+    #[error("container {id}, whose {kind} namespace is to be joined, is not running")]
+    Stopped { kind: LinuxNamespaceType, id: ContainerId },
+    #[error("the containers {0} and {1}, whose namespaces are to be joined, are in different machines")]
+    Machines(ContainerId, ContainerId),
+    #[error("find the control socket of container {id}")]
+    Socket { id: ContainerId, source: io::Error },
+    #[error("lead {} to the control socket of another container", path.display())]
+    Link { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+/// The machine to join.
+#[derive(Debug)]
+pub(crate) struct Host {
+    /// Its control socket.
+    socket: PathBuf,
+    /// Whose namespaces are joined.
+    namespaces: Vec<(LinuxNamespaceType, ContainerId)>,
+}
+
+impl Host {
+    /// The one that the specification's namespaces are in, if they are in any.
+    pub(crate) fn of(spec: &Spec, store: &Store) -> Result<Option<Self>, JoinError> {
+        let mut host: Option<Self> = None;
+        let linux = spec.linux().as_ref();
+        for (namespace, path) in linux.iter().flat_map(|linux| linux.namespaces().iter().flatten()).filter_map(joined) {
+            let kind = namespace.typ();
+            let Some((id, socket)) = find(store, kind, path)? else { continue };
+            let host = host.get_or_insert_with(|| Self { socket: socket.clone(), namespaces: Vec::new() });
+            if host.socket != socket {
+                let (_, first) = host.namespaces.swap_remove(0);
+                return Err(JoinError::Machines(first, id));
+            }
+            host.namespaces.push((kind, id));
+        }
+        Ok(host)
+    }
+
+    /// Whether the container is in another one's network namespace.
+    pub(crate) fn has_network(&self) -> bool {
+        self.namespaces.iter().any(|(kind, _)| *kind == LinuxNamespaceType::Network)
+    }
+
+    /// Writes into the specification for the guest whose namespaces they are.
+    pub(crate) fn lead_guest(&self, spec: &mut Spec) {
+        let namespaces = spec.linux_mut().as_mut().and_then(|linux| linux.namespaces_mut().as_mut());
+        for namespace in namespaces.into_iter().flatten() {
+            let whose = self.namespaces.iter().find(|(kind, _)| *kind == namespace.typ());
+            if let Some((_, id)) = whose {
+                namespace.set_path(Some(id.as_str().into()));
+            }
+        }
+    }
+
+    /// Has the control socket be found in `dir`, the container's directory.
+    pub(crate) fn link(&self, dir: &Path) -> Result<(), JoinError> {
+        let path = dir.join(CONTROL_SOCKET);
+        // A killed `create` of the same container may have left one.
+        let _ = fs::remove_file(&path);
+        symlink(&self.socket, &path).map_err(|source| JoinError::Link { path, source })
+    }
+}
+
+/// Has `vmm` stand in for the container that was made over `connection`, and live and die with it. Then goes on over another
+/// connection.
+pub(crate) fn hand_over(
+    vmm: &Vmm,
+    connection: &mut Connection,
+    id: &ContainerId,
+    dir: &Path,
+) -> Result<(), RequestError> {
+    let mut stand_in = Client::from_stream(vmm.control.try_clone().map_err(RequestError::Wait)?);
+    let request = Request::Join { container: id.to_string() };
+    stand_in.call(&request, &[connection.client.as_fd()], Some(HAND_OVER_DEADLINE))?;
+    connection.client = control(dir)?;
+    Ok(())
+}
+
+/// Waits until the machine knows nothing more of a container whose process on the host is gone.
+pub(crate) fn await_end(record: &Record, dir: &Path) {
+    let Ok(mut client) = control(dir) else { return };
+    let process = ProcessId { container: record.id.clone(), exec: None };
+    // Answered when it ends, or with a failure when there is no such container any more.
+    let _ = client.call(&Request::Wait { process }, &[], Some(END_PATIENCE));
+}
+
+/// A namespace that is to be joined. A network namespace that is no container's is the VMM's to join.
+fn joined(namespace: &LinuxNamespace) -> Option<(&LinuxNamespace, &Path)> {
+    let path = namespace.path().as_deref().filter(|path| !path.as_os_str().is_empty())?;
+    Some((namespace, path))
+}
+
+/// The container whose namespace `path` is, and its machine's control socket.
+fn find(store: &Store, kind: LinuxNamespaceType, path: &Path) -> Result<Option<(ContainerId, PathBuf)>, JoinError> {
+    let record = pid_in(path).map(|pid| of_pid(store, pid)).transpose()?.flatten();
+    let Some((id, record)) = record else {
+        return match kind {
+            LinuxNamespaceType::Network => Ok(None),
+            _ => Err(JoinError::Foreign { kind, path: path.into() }),
+        };
+    };
+    match kind {
+        LinuxNamespaceType::Network | LinuxNamespaceType::Pid | LinuxNamespaceType::Ipc | LinuxNamespaceType::Uts => {}
+        _ => return Err(JoinError::Kind { kind, id }),
+    }
+    if !matches!(record.phase_now(), Phase::Created | Phase::Running) {
+        return Err(JoinError::Stopped { kind, id });
+    }
+    match fs::canonicalize(store.dir(&id).join(CONTROL_SOCKET)) {
+        Ok(socket) => Ok(Some((id, socket))),
+        Err(source) => Err(JoinError::Socket { id, source }),
+    }
+}
+
+/// The pid in `/proc/PID/ns/KIND`.
+fn pid_in(path: &Path) -> Option<i32> {
+    let mut parts = path.strip_prefix("/proc").ok()?.components();
+    let pid = parts.next()?.as_os_str().to_str()?.parse().ok()?;
+    (parts.next()?.as_os_str() == "ns").then_some(pid)
+}
+
+fn of_pid(store: &Store, pid: i32) -> Result<Option<(ContainerId, Box<Record>)>, JoinError> {
+    for id in store.ids()? {
+        match store.record(&id) {
+            Ok(record) if record.vmm.pid == pid && record.of_this_boot() => return Ok(Some((id, record))),
+            // One that was deleted meanwhile is not it.
+            _ => {}
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use oci_spec::runtime::{LinuxBuilder, LinuxNamespaceBuilder, SpecBuilder};
+    use serde_json::json;
+
+    use super::*;
+    use crate::host_process::{HostProcess, boot_id};
+
+    /// A store with containers that run as this process, each in a machine of its own.
+    fn store(ids: &[&str]) -> (tempfile::TempDir, Store) {
+        let root = tempfile::tempdir().unwrap();
+        let own = HostProcess::of(i32::try_from(std::process::id()).unwrap()).unwrap();
+        for id in ids {
+            let record = json!({
+                "id": id, "phase": "running", "vmm": own, "bootId": boot_id().unwrap(), "bundle": "/b", "rootfs": "/b",
+                "created": "", "cgroup": [], "machine": {"memoryMib": 1, "vcpus": 1},
+            });
+            let dir = root.path().join(id);
+            fs::create_dir(&dir).unwrap();
+            fs::write(dir.join("state.json"), record.to_string()).unwrap();
+            fs::write(dir.join(CONTROL_SOCKET), "").unwrap();
+        }
+        let store = Store::new(root.path().to_owned());
+        (root, store)
+    }
+
+    fn spec(namespaces: &[(LinuxNamespaceType, String)]) -> Spec {
+        let list = namespaces
+            .iter()
+            .map(|(kind, path)| LinuxNamespaceBuilder::default().typ(*kind).path(path).build().unwrap());
+        let linux = LinuxBuilder::default().namespaces(list.collect::<Vec<_>>()).build().unwrap();
+        SpecBuilder::default().linux(linux).build().unwrap()
+    }
+
+    fn own(kind: &str) -> String {
+        format!("/proc/{}/ns/{kind}", std::process::id())
+    }
+
+    #[test]
+    fn a_container_s_namespaces_lead_to_its_machine() {
+        let (root, store) = store(&["web"]);
+        let mut spec = spec(&[(LinuxNamespaceType::Network, own("net")), (LinuxNamespaceType::Ipc, own("ipc"))]);
+        let host = Host::of(&spec, &store).unwrap().unwrap();
+        assert!(host.has_network());
+        host.lead_guest(&mut spec);
+        let namespaces = spec.linux().as_ref().unwrap().namespaces().clone().unwrap();
+        assert!(namespaces.iter().all(|one| one.path().as_deref() == Some(Path::new("web"))), "{namespaces:?}");
+        let dir = tempfile::tempdir().unwrap();
+        for _ in 0..2 {
+            host.link(dir.path()).unwrap();
+        }
+        let socket = root.path().join("web").join(CONTROL_SOCKET).canonicalize().unwrap();
+        assert_eq!(dir.path().join(CONTROL_SOCKET).canonicalize().unwrap(), socket);
+    }
+
+    #[test]
+    fn what_is_no_container_s_is_the_hosts() {
+        let (_root, store) = store(&[]);
+        let of = |kind, path: String| Host::of(&spec(&[(kind, path)]), &store).map_err(|error| error.to_string());
+        assert!(of(LinuxNamespaceType::Network, own("net")).unwrap().is_none());
+        assert!(of(LinuxNamespaceType::Pid, String::new()).unwrap().is_none());
+        for path in [own("uts"), "/proc/self/ns/uts".to_owned(), "/run/uts".to_owned()] {
+            assert!(of(LinuxNamespaceType::Uts, path).unwrap_err().contains("it is the host's"));
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_joined_is_named() {
+        let (root, store) = store(&["web"]);
+        let of = |kind, path: String| Host::of(&spec(&[(kind, path)]), &store).unwrap_err().to_string();
+        assert!(of(LinuxNamespaceType::User, own("user")).contains("of container web is not supported"));
+        fs::remove_file(root.path().join("web").join(CONTROL_SOCKET)).unwrap();
+        assert!(of(LinuxNamespaceType::Pid, own("pid")).contains("control socket of container web"));
+    }
+}
