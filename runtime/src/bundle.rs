@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use thiserror::Error;
 
 use crate::hooks;
+use crate::id_mappings;
 use crate::log::Log;
 
 /// Name of the specification in a bundle.
@@ -50,6 +51,8 @@ pub(crate) enum BundleError {
     HostNamespace(LinuxNamespaceType),
     #[error("joining the {kind} namespace {} is not supported: it is the host's, and the container's machine has its own", path.display())]
     JoinNamespace { kind: LinuxNamespaceType, path: PathBuf },
+    #[error("invalid mount {}: {reason}", destination.display())]
+    Mount { destination: PathBuf, reason: &'static str },
     #[error("hooks.{turn}: {reason}")]
     Hook { turn: &'static str, reason: String },
 }
@@ -147,6 +150,7 @@ fn check(spec: &Spec) -> Result<(), BundleError> {
     }
     check_process(spec.process().as_ref().ok_or(BundleError::NoProcess)?)?;
     check_namespaces(spec)?;
+    id_mappings::check(spec)?;
     spec.hooks().as_ref().map_or(Ok(()), hooks::check)
 }
 
