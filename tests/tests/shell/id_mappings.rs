@@ -35,6 +35,7 @@ fn make(path: &Path, uid: u32, gid: u32) {
 /// A directory of user 1000 and group 2000, with a file of theirs, `own`, and one of somebody else's, `foreign`.
 fn directory() -> TempDir {
     let directory = tempfile::tempdir().unwrap();
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
     chown(directory.path(), Some(1000), Some(2000)).unwrap();
     make(&directory.path().join("own"), 1000, 2000);
     make(&directory.path().join("foreign"), 7, 7);
@@ -193,6 +194,23 @@ fn what_is_mounted_below_is_mapped_if_that_is_asked_for() {
     assert!(done.text().ends_with("\n3"), "three file systems: {done:?}");
     assert_eq!(owner(&below.join("made")), (1000, 2000));
     assert_eq!(owner(&deeper.join("made")), (1000, 2000));
+}
+
+#[test]
+fn users_of_access_control_lists_are_mapped() {
+    if cannot() {
+        return;
+    }
+    let runtime = Runtime::new();
+    let host = directory();
+    let python = "import os, struct\nentries = [(1, 6, -1), (2, 7, 3), (4, 4, -1), (16, 7, -1), (32, 0, -1)]\n\
+        acl = struct.pack('<I', 2) + b''.join(struct.pack('<HHi', *entry) for entry in entries)\nname = 'system.posix_acl_access'\n\
+        os.setxattr('/data/own', name, acl)\nuser = lambda path: struct.unpack_from('<HHi', os.getxattr(path, name), 12)\n\
+        print(user('/data/own'), user('/plain/own'))\nos.setresuid(3, 3, 3)\nprint(open('/data/own').read().strip())\n\
+        try:\n print(open('/plain/own').read())\nexcept PermissionError:\n print('refused')";
+    let bundle = mapped(Bundle::debian(["python3", "-c", python]).all_powerful(), host.path(), "/data", &["bind"], 0);
+    let done = runtime.run(&bundle.bind(host.path(), "/plain", &[])).ok();
+    assert_eq!(done.text(), "(2, 7, 3) (2, 7, 1003)\ncontent\nrefused");
 }
 
 #[test]
