@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use thiserror::Error;
 
 use crate::hooks;
+use crate::id_mappings;
 use crate::log::Log;
 
 /// Name of the specification in a bundle.
@@ -48,6 +49,8 @@ pub(crate) enum BundleError {
     HostnameWithoutUts,
     #[error("the host's {0} namespace is refused: a container in its own virtual machine cannot share it")]
     HostNamespace(LinuxNamespaceType),
+    #[error("invalid mount {}: {reason}", destination.display())]
+    Mount { destination: PathBuf, reason: &'static str },
     #[error("hooks.{turn}: {reason}")]
     Hook { turn: &'static str, reason: String },
 }
@@ -145,6 +148,7 @@ fn check(spec: &Spec) -> Result<(), BundleError> {
     }
     check_process(spec.process().as_ref().ok_or(BundleError::NoProcess)?)?;
     check_namespaces(spec)?;
+    id_mappings::check(spec)?;
     spec.hooks().as_ref().map_or(Ok(()), hooks::check)
 }
 

@@ -20,6 +20,7 @@ mod foreground;
 mod hooks;
 mod host_process;
 mod id;
+mod id_mappings;
 mod interfaces;
 mod joined;
 mod limits;

@@ -17,6 +17,7 @@ use thiserror::Error;
 use crate::bundle::Bundle;
 use crate::hooks;
 use crate::id::ContainerId;
+use crate::id_mappings;
 use crate::special;
 
 /// Why something cannot be shared.
@@ -61,32 +62,53 @@ pub(crate) struct HostFiles {
 
 /// What the source of a bind mount is.
 enum Source {
-    Shared(Share),
+    /// With the places below it that need mounts of their own.
+    Shared(Share, Vec<PathBuf>),
     Special(SpecialFile, Option<OwnedFd>),
 }
 
 /// Opens everything a bundle's container needs of the host.
 pub(crate) fn open_all(id: &ContainerId, bundle: &Bundle) -> Result<HostFiles, ShareError> {
     let mut spec = bundle.spec.clone();
-    let mut shares = vec![open_rootfs(id, bundle, &mut spec)?];
-    let (mut special, mut sockets) = (Vec::new(), Vec::new());
-    for (number, mount) in spec.mounts_mut().iter_mut().flatten().filter(|mount| is_bind(mount)).enumerate() {
-        match open_volume(&bundle.dir, id, &format!("volume-{number}"), mount)? {
-            Source::Shared(share) => {
-                mount.set_source(Some(guest_path(&share.name)));
-                shares.push(share);
+    let shares = vec![open_rootfs(id, bundle, &mut spec)?];
+    let mounts = spec.mounts_mut().take();
+    let mut files = HostFiles { spec, shares, special: Vec::new(), sockets: Vec::new() };
+    let mounts = mounts.map(|mounts| files.add_sources(id, &bundle.dir, mounts)).transpose()?;
+    files.spec.set_mounts(mounts);
+    forget_host_cpus(&mut files.spec);
+    forget_host_network(&mut files.spec);
+    hooks::leave_guests(&mut files.spec);
+    Ok(files)
+}
+
+impl HostFiles {
+    /// Opens the sources of bind mounts. Gives the mounts as the guest is to make them.
+    fn add_sources(&mut self, id: &ContainerId, bundle: &Path, mounts: Vec<Mount>) -> Result<Vec<Mount>, ShareError> {
+        let (mut all, mut number) = (Vec::new(), 0);
+        for mut mount in mounts {
+            if !is_bind(&mount) {
+                all.push(mount);
+                continue;
             }
-            Source::Special(file, socket) => {
-                mount.set_source(Some(file.path(&id.to_string())));
-                special.push(file);
-                sockets.extend(socket);
+            match open_volume(bundle, id, &format!("volume-{number}"), &mount)? {
+                Source::Shared(share, below) => {
+                    mount.set_source(Some(guest_path(&share.name)));
+                    let below: Vec<_> = below.iter().map(|path| id_mappings::mount_below(&mount, path)).collect();
+                    all.push(mount);
+                    all.extend(below);
+                    self.shares.push(share);
+                }
+                Source::Special(file, socket) => {
+                    mount.set_source(Some(file.path(&id.to_string())));
+                    all.push(mount);
+                    self.special.push(file);
+                    self.sockets.extend(socket);
+                }
             }
+            number += 1;
         }
+        Ok(all)
     }
-    forget_host_cpus(&mut spec);
-    forget_host_network(&mut spec);
-    hooks::leave_guests(&mut spec);
-    Ok(HostFiles { spec, shares, special, sockets })
 }
 
 /// The guest remounts a read-only root itself: before that it makes mount points in it.
@@ -116,8 +138,9 @@ fn open_volume(bundle: &Path, id: &ContainerId, name: &str, mount: &Mount) -> Re
         Ok(Some((file, is_socket))) => Ok(Source::Special(file, is_socket.then_some(place))),
         Ok(None) => {
             let read_only = options(mount).any(|option| option == "ro" || option == "rro");
+            let below = id_mappings::mounts_below(&place, mount).map_err(failed)?;
             let source = detach(place, mount).map_err(failed)?;
-            Ok(Source::Shared(Share { name: format!("{id}/{name}"), read_only, source }))
+            Ok(Source::Shared(Share { name: format!("{id}/{name}"), read_only, source }, below))
         }
     }
 }
@@ -137,13 +160,13 @@ fn detach(place: OwnedFd, mount: &Mount) -> io::Result<OwnedFd> {
 }
 
 /// A remount changes what is there already.
-fn is_bind(mount: &Mount) -> bool {
+pub(crate) fn is_bind(mount: &Mount) -> bool {
     let kind = mount.typ().as_deref() == Some("bind");
     let option = |wanted: &[&str]| options(mount).any(|option| wanted.contains(&option));
     (kind || option(&["bind", "rbind"])) && !option(&["remount"])
 }
 
-fn options(mount: &Mount) -> impl Iterator<Item = &str> {
+pub(crate) fn options(mount: &Mount) -> impl DoubleEndedIterator<Item = &str> {
     mount.options().iter().flatten().map(String::as_str)
 }
 

@@ -120,3 +120,18 @@ fn a_link_as_mount_point_does_not_lead_out() {
     assert!(done.code != 0 || done.text() == "volume", "{done:?}");
     assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0, "nothing was made outside");
 }
+
+#[test]
+fn access_control_lists_are_inherited_and_obeyed() {
+    let runtime = Runtime::new();
+    let python = "import os, struct\nentries = [(1, 7, -1), (2, 7, 3), (4, 5, -1), (16, 7, -1), (32, 0, -1)]\n\
+        acl = struct.pack('<I', 2) + b''.join(struct.pack('<HHi', *entry) for entry in entries)\nos.umask(0o77)\n\
+        make = lambda path: os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o666))\nmode = lambda path: oct(os.stat(path).st_mode & 0o777)\n\
+        make('/data/plain')\nos.setxattr('/data', 'system.posix_acl_default', acl)\nmake('/data/new')\n\
+        print(mode('/data/plain'), mode('/data/new'), len(os.getxattr('/data/new', 'system.posix_acl_access')))\n\
+        os.setresuid(3, 3, 3)\nprint(open('/data/new', 'r+').read() == '', os.access('/data/plain', os.R_OK))";
+    let host = tempfile::tempdir().unwrap();
+    fs::set_permissions(host.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let bundle = Bundle::debian(["python3", "-c", python]).all_powerful().bind(host.path(), "/data", &[]);
+    assert_eq!(runtime.run(&bundle).ok().text(), "0o600 0o660 44\nTrue False");
+}

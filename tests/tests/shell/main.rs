@@ -6,6 +6,7 @@ mod crash;
 mod exec;
 mod files;
 mod hooks;
+mod id_mappings;
 mod isolation;
 mod lifecycle;
 mod limits;

@@ -95,6 +95,8 @@ pub(super) mod fattr {
     pub(crate) const ATIME_NOW: u32 = 1 << 7;
     pub(crate) const MTIME_NOW: u32 = 1 << 8;
     pub(crate) const KILL_SUIDGID: u32 = 1 << 11;
+    /// Every attribute there is.
+    pub(crate) const ALL: u32 = MODE | UID | GID | SIZE | ATIME | MTIME;
 }
 
 /// `Attr::flags`: this directory is the root of another file system.

@@ -5,8 +5,9 @@
 //! start. Its `/proc` and cgroup file systems are therefore *detached* mounts that only their descriptors lead to.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
-use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxAttributes, StatxFlags, statx};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_string,
@@ -17,6 +18,7 @@ use rustix::system::RebootCommand;
 use crate::container::cgroup;
 use crate::error::Error;
 use crate::log;
+use crate::special;
 use crate::sys::{self, SCHEDULER_ATTR_SIZE, SchedulerAttr};
 
 /// File systems the agent works with, made when the first container needs them at the latest.
@@ -132,6 +134,19 @@ pub(crate) fn show_kernel_files() -> Result<(), Error> {
             .map_err(Error::on("mount on", path))?;
     }
     Ok(())
+}
+
+/// Mounts a file system for special files, if there is none: in that of the initial root nobody's owners can be mapped.
+pub(crate) fn mount_special() -> Result<(), Error> {
+    special::make_directories(Path::new(agent::SPECIAL_DIR))?;
+    let stat = statx(CWD, agent::SPECIAL_DIR, AtFlags::empty(), StatxFlags::empty())
+        .map_err(Error::on("examine", agent::SPECIAL_DIR))?;
+    if stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
+        return Ok(());
+    }
+    let mount = new_file_system("tmpfs", None, MountAttrFlags::empty()).map_err(Error::at("make a tmpfs"))?;
+    move_mount(&mount, "", CWD, agent::SPECIAL_DIR, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .map_err(Error::on("mount on", agent::SPECIAL_DIR))
 }
 
 /// What the kernel is told of once.

@@ -16,6 +16,7 @@ use crate::container::init::ChildStdio;
 use crate::container::namespaces::Join;
 use crate::container::plan::ContainerPlan;
 use crate::container::process::ProcessPlan;
+use crate::container::user::UserNamespaces;
 use crate::container::{self, Container, Guest, Shared, Spawned, terminal};
 use crate::error::Error;
 use crate::event_loop::{Agent, Fatal, Source};
@@ -72,10 +73,12 @@ impl Agent {
         if self.containers.contains_key(id) {
             return Err(Error::Exists(format!("container {id}")));
         }
-        let plan = ContainerPlan::new(create)?;
+        let mut plan = ContainerPlan::new(create)?;
         check_terminal(&plan.process, &create.stdio)?;
         self.mount_files()?;
         let special = self.make_special(id, &create.special_files)?;
+        let mut namespaces = UserNamespaces::new(self.files()?);
+        plan.mounts.iter_mut().try_for_each(|mount| mount.map_ids(&mut namespaces))?;
         let (child, host) = processes::make_stdio(&create.stdio, &self.null)?;
         let nodes = equip_users(&plan, &child)?;
         let cgroup = Cgroup::make(self.files()?.cgroups(), &plan.cgroup, &plan.settings)?;
@@ -133,7 +136,7 @@ impl Agent {
             return Ok(());
         }
         if let Some(maps) = &plan.id_maps {
-            maps.give(self.files()?.proc(), spawned.pid)?;
+            maps.give(self.files()?.proc(), spawned.pid, "the user namespace")?;
         }
         network::give(self.guest()?, (spawned.pid, spawned.pidfd.as_fd()), interfaces)?;
         spawned.channel.release().map_err(Error::at("let the new process go on"))

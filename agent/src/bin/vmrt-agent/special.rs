@@ -13,6 +13,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use crate::connection;
 use crate::error::Error;
 use crate::event_loop::{self, Agent, Source};
+use crate::machine;
 use crate::processes::duplicate;
 use crate::streams::Pump;
 
@@ -56,6 +57,7 @@ impl Agent {
             let path = file.path(container);
             let (directory, name) = path.parent().zip(path.file_name()).ok_or_else(|| no_name(file))?;
             if made.directory.is_none() {
+                machine::mount_special()?;
                 make_directories(directory)?;
                 made.directory = Some(directory.to_owned());
             }

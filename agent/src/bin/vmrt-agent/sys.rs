@@ -102,6 +102,12 @@ impl MountAttr {
     pub(crate) fn propagation(propagation: u64) -> Self {
         Self { propagation, ..Self::default() }
     }
+
+    /// Other owners, by the mappings of a user namespace. For a mount that is attached nowhere yet.
+    pub(crate) fn id_mapping(namespace: BorrowedFd<'_>) -> Self {
+        let userns_fd = namespace.as_raw_fd().cast_unsigned().into();
+        Self { set: libc::MOUNT_ATTR_IDMAP, userns_fd, ..Self::default() }
+    }
 }
 
 /// The attribute of a mount that is read-only.

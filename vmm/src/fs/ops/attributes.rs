@@ -53,6 +53,8 @@ impl Server {
         Ok((node, stat))
     }
 
+    /// Changes attributes. A request that names none is how a guest's kernel, before a change of the contents, has setuid, setgid
+    /// and file capabilities cleared by a caller that may not keep them.
     pub(in crate::fs) fn setattr(
         &self,
         worker: &mut Worker,
@@ -63,6 +65,10 @@ impl Server {
         let node = self.writable_node(request.header.nodeid)?;
         let fh = wish.valid & fattr::FH != 0;
         let handle = if fh { Some(self.handles.get(wish.fh, node.id)?) } else { None };
+        if wish.valid & fattr::ALL == 0 {
+            // The host's kernel does so for a change of the owner that changes nothing.
+            worker.without_fsetid(true, || chown(&node, None, None))??;
+        }
         // The owner first: changing it clears setuid and setgid, which the wish may set.
         set_owner(&node, &wish)?;
         if wish.valid & fattr::MODE != 0 {
@@ -117,6 +123,10 @@ fn set_owner(node: &Node, wish: &SetattrIn) -> Result<(), Errno> {
     if uid.is_none() && gid.is_none() {
         return Ok(());
     }
+    chown(node, uid, gid)
+}
+
+fn chown(node: &Node, uid: Option<u32>, gid: Option<u32>) -> Result<(), Errno> {
     rustix::fs::chownat(node, c"", uid.map(Uid::from_raw), gid.map(Gid::from_raw), AtFlags::EMPTY_PATH)
 }
 

@@ -196,11 +196,11 @@ impl Server {
         rustix::fs::syncfs(rustix::fs::openat(CWD, name_of(&*node), flags, Mode::empty())?)
     }
 
-    pub(in crate::fs) fn fallocate(&self, worker: &mut Worker, request: &mut Request<'_>) -> Result<(), Errno> {
+    /// Where the caller has to clear setuid and setgid, the guest has asked for that before: see [`Server::setattr`].
+    pub(in crate::fs) fn fallocate(&self, request: &mut Request<'_>) -> Result<(), Errno> {
         let FallocateIn { fh, offset, length, mode, .. } = request.take()?;
         let handle = self.handles.get(fh, request.header.nodeid)?;
-        let (file, mode) = (handle.file()?, FallocateFlags::from_bits_retain(mode));
-        worker.without_fsetid(is_unprivileged(request), || rustix::fs::fallocate(file, mode, offset, length))?
+        rustix::fs::fallocate(handle.file()?, FallocateFlags::from_bits_retain(mode), offset, length)
     }
 
     pub(in crate::fs) fn lseek(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
@@ -216,12 +216,8 @@ impl Server {
         reply.put(&LseekOut { offset })
     }
 
-    pub(in crate::fs) fn copy_file_range(
-        &self,
-        worker: &mut Worker,
-        request: &mut Request<'_>,
-        reply: &mut Reply<'_>,
-    ) -> Result<(), Errno> {
+    /// As for [`Server::fallocate`], setuid and setgid have been cleared before.
+    pub(in crate::fs) fn copy_file_range(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
         let args: CopyFileRangeIn = request.take()?;
         let source = self.handles.get(args.fh_in, request.header.nodeid)?;
         let target = self.handles.get(args.fh_out, args.nodeid_out)?;
@@ -232,18 +228,10 @@ impl Server {
         // The reply counts in 32 bits.
         let length = usize::try_from(args.len.min(1 << 30)).map_err(|_| Errno::INVAL)?;
         let (from_file, to_file) = (source.file()?, target.file()?);
-        let copied = worker.without_fsetid(is_unprivileged(request), || {
-            rustix::fs::copy_file_range(from_file, Some(&mut from), to_file, Some(&mut to), length)
-        })??;
+        let copied = rustix::fs::copy_file_range(from_file, Some(&mut from), to_file, Some(&mut to), length)?;
         let size = u32::try_from(copied).map_err(|_| Errno::IO)?;
         reply.put(&WriteOut { size, padding: 0 })
     }
-}
-
-/// Whether the caller's change of a file shall clear setuid and setgid. Requests without a flag for it leave only the user
-/// to judge by.
-fn is_unprivileged(request: &Request<'_>) -> bool {
-    request.header.uid != 0
 }
 
 /// The flags of `open(2)` that the guest sent.

@@ -14,7 +14,7 @@ use super::super::request::Request;
 use super::super::server::Server;
 use super::super::shares::is_synthetic;
 use super::super::wire::{GetxattrIn, GetxattrOut, SETXATTR_ACL_KILL_SGID, SetxattrIn, init};
-use super::super::worker::{Worker, name_of};
+use super::super::worker::{Owner, Worker, name_of};
 
 /// Longest value, and longest list of names, in bytes (`XATTR_SIZE_MAX`, `XATTR_LIST_MAX`).
 const MAX_VALUE: usize = 64 << 10;
@@ -71,9 +71,10 @@ impl Server {
         if setxattr_flags & SETXATTR_ACL_KILL_SGID == 0 {
             return set();
         }
-        // As someone outside the file's group without `CAP_FSETID`, for whom the kernel clears setgid.
-        let owner = request.owner()?;
-        worker.without_fsetid(true, || owner.act(set))?
+        // As someone outside the file's group without `CAP_FSETID`, for whom the kernel clears setgid. The guest has found the
+        // caller to be one, and does not tell its ids.
+        let outsider = Owner { uid: 0, gid: u32::from(node.stat()?.stx_gid == 0), supplementary: None };
+        worker.without_fsetid(true, || outsider.act(set))?
     }
 
     /// Takes `setxattr_in` off the arguments, which is shorter in older protocol versions.

@@ -135,6 +135,28 @@ fn extended_attributes() {
 }
 
 #[test]
+fn setgid_goes_with_an_acl_by_someone_outside_of_the_group() {
+    let mut guest = Guest::new();
+    let (file, _) = guest.create("program", libc::O_RDWR, 0o755).unwrap();
+    let host = guest.host("program");
+    // Version 2: the owner everything, the group and others everything but writing.
+    let entries = [(1_u16, 7_u16), (4, 5), (0x20, 5)].map(|(tag, permissions)| [tag, permissions, u16::MAX, u16::MAX]);
+    let acl: Vec<u8> = [2_u16, 0].iter().chain(entries.as_flattened()).flat_map(|word| word.to_le_bytes()).collect();
+    // Such a request does not say whose it is where mounts may map ids.
+    (guest.uid, guest.gid) = (u32::MAX, u32::MAX);
+    let mut set = |setxattr_flags| {
+        let args = SetxattrIn { size: 28, setxattr_flags, ..SetxattrIn::default() };
+        guest.call(op::SETXATTR, file.nodeid, &[args.as_bytes(), &nul("system.posix_acl_access"), &acl]).unwrap();
+        host.metadata().unwrap().mode() & 0o7777
+    };
+    for group in [0, 7] {
+        std::os::unix::fs::chown(&host, None, Some(group)).unwrap();
+        std::fs::set_permissions(&host, PermissionsExt::from_mode(0o2755)).unwrap();
+        assert_eq!((set(0), set(SETXATTR_ACL_KILL_SGID)), (0o2755, 0o755), "of group {group}");
+    }
+}
+
+#[test]
 fn privileges_are_cleared() {
     let mut guest = Guest::new();
     let (file, open) = guest.create("program", libc::O_RDWR, 0o755).unwrap();
@@ -155,12 +177,14 @@ fn privileges_are_cleared() {
     guest.ask::<OpenOut>(op::OPEN, file.nodeid, &args, &[]).unwrap();
     assert_eq!(mode(), 0o755);
     arm();
-    guest.uid = 1000;
     let allocate = FallocateIn { fh: open.fh, length: 10, ..FallocateIn::default() };
     guest.call(op::FALLOCATE, file.nodeid, &[allocate.as_bytes()]).unwrap();
-    assert_eq!(mode(), 0o755);
-    guest.uid = 0;
+    assert_eq!(mode(), 0o6755);
+    guest.setattr(file.nodeid, SetattrIn::default()).unwrap();
+    assert_eq!(mode(), 0o755, "before a change by someone without CAP_FSETID");
     arm();
+    guest.setattr(file.nodeid, SetattrIn { valid: fattr::ATIME | fattr::ATIME_NOW, ..SetattrIn::default() }).unwrap();
+    assert_eq!(mode(), 0o6755, "the contents do not change");
     guest.setattr(file.nodeid, SetattrIn { valid: fattr::UID, uid: 5, ..SetattrIn::default() }).unwrap();
     assert_eq!(mode(), 0o755);
     // A file capability: version 2, CAP_NET_RAW permitted.

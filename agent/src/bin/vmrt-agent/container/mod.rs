@@ -13,6 +13,7 @@ mod capabilities;
 mod copy_up;
 pub(crate) mod devices;
 mod hooks;
+mod id_mapping;
 mod mount_options;
 mod mounts;
 pub(crate) mod namespaces;

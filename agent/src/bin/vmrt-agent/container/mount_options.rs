@@ -2,7 +2,6 @@
 
 use rustix::mount::MountAttrFlags as Attr;
 
-use crate::error::Error;
 use crate::sys::MountAttr;
 
 /// Options of one mount, taken apart.
@@ -16,6 +15,8 @@ pub(crate) struct MountOptions {
     pub(crate) remount: bool,
     /// It begins with a copy of what it covers.
     pub(crate) copy_up: bool,
+    /// It shows other owners than the file system has; true where what is mounted below does too.
+    pub(crate) id_mapped: Option<bool>,
     /// Attributes of the mount itself.
     pub(crate) attributes: MountAttr,
     /// Attributes of the mount and of all below it.
@@ -28,15 +29,15 @@ pub(crate) struct MountOptions {
 
 impl MountOptions {
     /// Takes a list apart. Elements may themselves hold several options with commas between.
-    pub(crate) fn parse(options: &[String]) -> Result<Self, Error> {
+    pub(crate) fn parse(options: &[String]) -> Self {
         let mut parsed = Self::default();
         for option in options.iter().flat_map(|option| option.split(',')).filter(|option| !option.is_empty()) {
-            parsed.add(option)?;
+            parsed.add(option);
         }
-        Ok(parsed)
+        parsed
     }
 
-    fn add(&mut self, option: &str) -> Result<(), Error> {
+    fn add(&mut self, option: &str) {
         match option {
             "bind" => self.bind = true,
             "rbind" => (self.bind, self.recursive) = (true, true),
@@ -46,12 +47,10 @@ impl MountOptions {
             "iversion" | "acl" | "noacl" => {}
             "remount" => self.remount = true,
             "tmpcopyup" => self.copy_up = true,
-            "idmap" | "ridmap" => {
-                return Err(Error::invalid(format!("mounts: option {option}"), "is not supported"));
-            }
+            "idmap" => self.id_mapped = Some(false),
+            "ridmap" => self.id_mapped = Some(true),
             _ => self.add_known_or_data(option),
         }
-        Ok(())
     }
 
     fn add_known_or_data(&mut self, option: &str) {
@@ -134,7 +133,7 @@ mod tests {
     use super::*;
 
     fn parse(options: &[&str]) -> MountOptions {
-        MountOptions::parse(&options.iter().map(|&option| option.to_owned()).collect::<Vec<_>>()).unwrap()
+        MountOptions::parse(&options.iter().map(|&option| option.to_owned()).collect::<Vec<_>>())
     }
 
     fn bits(attributes: Attr) -> u64 {
@@ -180,8 +179,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_supported_is_refused_by_name() {
-        let error = MountOptions::parse(&["idmap".into()]).unwrap_err();
-        assert_eq!(error.to_string(), "mounts: option idmap: is not supported");
+    fn the_later_of_two_ways_to_map_ids_wins() {
+        assert_eq!(parse(&["rbind"]).id_mapped, None);
+        assert_eq!(parse(&["rbind", "ridmap"]).id_mapped, Some(true));
+        assert_eq!(parse(&["ridmap", "idmap"]).id_mapped, Some(false));
     }
 }

@@ -12,8 +12,10 @@ use rustix::mount::{
 };
 
 use crate::container::copy_up;
+use crate::container::id_mapping::IdMapping;
 use crate::container::mount_options::MountOptions;
 use crate::container::paths::{self, Missing};
+use crate::container::user::{IdMaps, UserNamespaces};
 use crate::error::Error;
 use crate::sys::{self, MountAttr};
 
@@ -25,21 +27,18 @@ pub(crate) struct MountPlan {
     kind: Option<String>,
     source: Option<PathBuf>,
     options: MountOptions,
+    id_mapping: Option<IdMapping>,
 }
 
 impl MountPlan {
-    /// Checks a mount.
-    pub(crate) fn new(mount: &Mount) -> Result<Self, Error> {
+    /// Checks a mount of a container whose user namespace, if it has one, is of the mappings `id_maps`.
+    pub(crate) fn new(mount: &Mount, id_maps: Option<&IdMaps>) -> Result<Self, Error> {
         let destination = Path::new("/").join(mount.destination());
         if paths::split(&destination).is_none() {
             let name = format!("mounts: destination {}", mount.destination().display());
             return Err(Error::invalid(name, "is no path below the root"));
         }
-        if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
-            let name = format!("mounts: uidMappings of {}", destination.display());
-            return Err(Error::invalid(name, "id-mapped mounts are not supported"));
-        }
-        let mut options = MountOptions::parse(mount.options().as_deref().unwrap_or_default())?;
+        let mut options = MountOptions::parse(mount.options().as_deref().unwrap_or_default());
         let kind = match mount.typ().as_deref() {
             _ if options.bind => None,
             Some("none") | None if options.remount => Some(String::new()),
@@ -63,7 +62,15 @@ impl MountPlan {
             let name = format!("mounts: option tmpcopyup of {}", destination.display());
             return Err(Error::invalid(name, "is one of a tmpfs only"));
         }
-        Ok(Self { destination, kind, source: mount.source().clone(), options })
+        let is_bind = kind.is_none() && !options.remount;
+        let id_mapping = IdMapping::new(mount, is_bind, options.id_mapped, id_maps)?;
+        Ok(Self { destination, kind, source: mount.source().clone(), options, id_mapping })
+    }
+
+    /// In the agent: what an id-mapped mount needs before [`MountPlan::mount`].
+    pub(crate) fn map_ids(&mut self, namespaces: &mut UserNamespaces<'_>) -> Result<(), Error> {
+        let (Some(mapping), Some(source)) = (&mut self.id_mapping, &self.source) else { return Ok(()) };
+        mapping.apply(namespaces, clone_tree(source, self.options.recursive)?)
     }
 
     /// Whether this mount puts a directory of the guest (and so the devices in it) at `path`.
@@ -82,7 +89,7 @@ impl MountPlan {
                 return Err(Error::invalid(name, "a bind mount needs one"));
             }
             (None, Some(source)) => {
-                let tree = clone_tree(source, self.options.recursive)?;
+                let tree = self.tree(source)?;
                 let missing = missing_for(tree.as_fd());
                 self.attach(root, tree, missing)?
             }
@@ -99,6 +106,13 @@ impl MountPlan {
                 .map_err(Error::on("set mount propagation of", &self.destination))?;
         }
         Ok(Some(changed).filter(|_| self.is_filled()))
+    }
+
+    fn tree(&self, source: &Path) -> Result<OwnedFd, Error> {
+        match &self.id_mapping {
+            Some(mapping) => mapping.tree().map_err(Error::on("use the mapped mount of", source)),
+            None => clone_tree(source, self.options.recursive),
+        }
     }
 
     /// Whether it is read-only, but more is to be made in it: devices, and places for other mounts.
@@ -248,32 +262,32 @@ mod tests {
     #[test]
     fn a_bind_mount_needs_a_source_and_takes_no_data() {
         let mount = MountBuilder::default().destination("/a").options(["bind".to_owned()]).build().unwrap();
-        let plan = MountPlan::new(&mount).unwrap();
+        let plan = MountPlan::new(&mount, None).unwrap();
         assert!(plan.binds("/a"));
         let root = std::fs::File::open("/").unwrap();
         assert!(plan.mount(root.as_fd()).unwrap_err().to_string().contains("source of /a"));
         let options = ["rbind".to_owned(), "size=1m".to_owned()];
         let mount = MountBuilder::default().destination("/a").source("/b").options(options).build().unwrap();
-        assert!(MountPlan::new(&mount).unwrap_err().to_string().contains("option size of /a"));
+        assert!(MountPlan::new(&mount, None).unwrap_err().to_string().contains("option size of /a"));
     }
 
     #[test]
     fn a_cgroup_mount_is_one_of_version_2() {
         let mount = MountBuilder::default().destination("/sys/fs/cgroup").typ("cgroup").build().unwrap();
-        assert_eq!(MountPlan::new(&mount).unwrap().kind.as_deref(), Some("cgroup2"));
+        assert_eq!(MountPlan::new(&mount, None).unwrap().kind.as_deref(), Some("cgroup2"));
     }
 
     #[test]
     fn a_copy_is_made_to_a_tmpfs_only() {
         let mount = |kind| MountBuilder::default().destination("/a").typ(kind).options(["tmpcopyup".to_owned()]);
-        assert!(MountPlan::new(&mount("tmpfs").build().unwrap()).is_ok());
-        let error = MountPlan::new(&mount("ramfs").build().unwrap()).unwrap_err().to_string();
+        assert!(MountPlan::new(&mount("tmpfs").build().unwrap(), None).is_ok());
+        let error = MountPlan::new(&mount("ramfs").build().unwrap(), None).unwrap_err().to_string();
         assert_eq!(error, "mounts: option tmpcopyup of /a: is one of a tmpfs only");
     }
 
     #[test]
     fn the_root_is_no_destination() {
         let mount = MountBuilder::default().destination("/").typ("tmpfs").build().unwrap();
-        assert!(MountPlan::new(&mount).is_err());
+        assert!(MountPlan::new(&mount, None).is_err());
     }
 }

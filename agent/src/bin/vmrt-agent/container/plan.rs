@@ -69,7 +69,8 @@ impl ContainerPlan {
         refuse_unsupported(linux)?;
         let (namespaces, joins) = Namespaces::new(linux.namespaces().as_deref().unwrap_or_default())?;
         let id_maps = IdMaps::new(linux, namespaces)?;
-        let mounts = spec.mounts().iter().flatten().map(MountPlan::new).collect::<Result<Vec<_>, _>>()?;
+        let mounts = spec.mounts().iter().flatten().map(|mount| MountPlan::new(mount, id_maps.as_ref()));
+        let mounts = mounts.collect::<Result<Vec<_>, _>>()?;
         let devices = match mounts.iter().any(|mount| mount.binds("/dev")) {
             true => None,
             false => Some(DevicePlan::all(linux.devices().as_deref().unwrap_or_default())?),

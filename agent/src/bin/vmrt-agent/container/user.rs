@@ -1,16 +1,18 @@
 //! User namespaces: which of the guest's users and groups a container's are.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use oci_spec::runtime::{Linux, LinuxIdMapping};
-use rustix::fs::{Gid, Uid};
+use oci_spec::runtime::{Linux, LinuxIdMapping, Mount};
+use rustix::fs::{Gid, OFlags, Uid};
+use rustix::process::{Signal, WaitId, WaitIdOptions};
 use rustix::thread::ThreadNameSpaceType;
 
 use crate::container::Namespaces;
 use crate::error::Error;
-use crate::machine;
+use crate::machine::{self, FileSystems};
+use crate::sys::{self, Cloned};
 
-/// The mappings of a container's user namespace.
+/// The mappings of a user namespace: a container's, or one that a mount takes them from.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct IdMaps {
     uids: Vec<LinuxIdMapping>,
@@ -21,8 +23,7 @@ impl IdMaps {
     /// Checks `linux.uidMappings` and `linux.gidMappings`. There are none without a user namespace, and no user namespace
     /// without them.
     pub(crate) fn new(linux: &Linux, namespaces: Namespaces) -> Result<Option<Self>, Error> {
-        let list = |list: &Option<Vec<LinuxIdMapping>>| list.clone().unwrap_or_default();
-        let maps = Self { uids: list(linux.uid_mappings()), gids: list(linux.gid_mappings()) };
+        let maps = Self::of(linux.uid_mappings(), linux.gid_mappings());
         let has_namespace = namespaces.has(ThreadNameSpaceType::USER);
         for (field, list) in [("linux.uidMappings", &maps.uids), ("linux.gidMappings", &maps.gids)] {
             match (has_namespace, list.is_empty()) {
@@ -36,11 +37,25 @@ impl IdMaps {
         Ok(has_namespace.then_some(maps))
     }
 
-    /// Gives them to the namespace of a process that was just born in it. `proc` is the guest's `/proc`.
-    pub(crate) fn give(&self, proc: BorrowedFd<'_>, pid: i32) -> Result<(), Error> {
+    /// A mount's own; none where it has neither.
+    pub(crate) fn of_mount(mount: &Mount) -> Option<Self> {
+        Some(Self::of(mount.uid_mappings(), mount.gid_mappings())).filter(|maps| *maps != Self::of(&None, &None))
+    }
+
+    fn of(uids: &Option<Vec<LinuxIdMapping>>, gids: &Option<Vec<LinuxIdMapping>>) -> Self {
+        Self { uids: uids.clone().unwrap_or_default(), gids: gids.clone().unwrap_or_default() }
+    }
+
+    /// Whether both users and groups are mapped.
+    pub(crate) fn are_complete(&self) -> bool {
+        !self.uids.is_empty() && !self.gids.is_empty()
+    }
+
+    /// Gives them to the namespace of a process that was just born in it, which is that of `owner`. `proc` is the guest's `/proc`.
+    pub(crate) fn give(&self, proc: BorrowedFd<'_>, pid: i32, owner: &str) -> Result<(), Error> {
         for (file, list) in [("uid_map", &self.uids), ("gid_map", &self.gids)] {
             machine::write_in(proc, &format!("{pid}/{file}"), lines(list).as_bytes())
-                .map_err(Error::at(format!("set the {file} of the user namespace")))?;
+                .map_err(Error::at(format!("set the {file} of {owner}")))?;
         }
         Ok(())
     }
@@ -73,6 +88,52 @@ pub(crate) fn become_root() -> Result<(), Error> {
     rustix::thread::set_thread_groups(&[]).map_err(Error::at(step()))?;
     rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).map_err(Error::at(step()))?;
     rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).map_err(Error::at(step()))
+}
+
+/// User namespaces without a process in them, for mounts to take their mappings from. Gone when dropped; a mount keeps what it took.
+pub(crate) struct UserNamespaces<'a> {
+    files: &'a FileSystems,
+    made: Vec<(IdMaps, OwnedFd)>,
+}
+
+impl<'a> UserNamespaces<'a> {
+    /// None so far. `files` are the guest's.
+    pub(crate) fn new(files: &'a FileSystems) -> Self {
+        Self { files, made: Vec::new() }
+    }
+
+    /// The one with these mappings, which are those of `owner`.
+    pub(crate) fn with(&mut self, maps: &IdMaps, owner: &str) -> Result<BorrowedFd<'_>, Error> {
+        let index = match self.made.iter().position(|(known, _)| known == maps) {
+            Some(index) => index,
+            None => {
+                self.made.push((maps.clone(), self.make(maps, owner)?));
+                self.made.len() - 1
+            }
+        };
+        Ok(self.made[index].1.as_fd())
+    }
+
+    /// A namespace is born with a process, which is no more needed once there is a descriptor of the namespace.
+    fn make(&self, maps: &IdMaps, owner: &str) -> Result<OwnedFd, Error> {
+        let step = "make a user namespace";
+        let kind = u64::from(ThreadNameSpaceType::USER.bits());
+        // SAFETY: the agent has only one thread.
+        match unsafe { sys::clone3(kind, self.files.cgroups()) }.map_err(Error::at(step))? {
+            Cloned::Child => loop {
+                rustix::event::pause();
+            },
+            Cloned::Parent(pid, process) => {
+                let proc = self.files.proc();
+                let given = maps.give(proc, pid, owner);
+                let opened = given.and_then(|()| machine::open_in(proc, &format!("{pid}/ns/user"), OFlags::RDONLY));
+                rustix::process::pidfd_send_signal(&process, Signal::KILL).map_err(Error::at(step))?;
+                rustix::process::waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED)
+                    .map_err(Error::at(step))?;
+                opened
+            }
+        }
+    }
 }
 
 #[cfg(test)]
