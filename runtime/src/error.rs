@@ -18,6 +18,7 @@ use crate::network::NetworkError;
 use crate::network_namespace::NetworkNamespaceError;
 use crate::resources::ResourcesError;
 use crate::rights::RightsError;
+use crate::rootless::RootlessError;
 use crate::sandbox::SandboxError;
 use crate::seccomp::SeccompError;
 use crate::shares::ShareError;
@@ -60,6 +61,10 @@ pub(crate) enum Error {
     Cgroup(#[from] CgroupError),
     #[error(transparent)]
     CgroupTaken(CgroupError),
+    #[error("linux.resources.cpu.{field} holds on the host, and needs a cgroup there")]
+    CgroupNeeded { field: &'static str, source: CgroupError },
+    #[error(transparent)]
+    Rootless(#[from] RootlessError),
     #[error(transparent)]
     Systemd(#[from] SystemdError),
     #[error("a cgroup is left")]

@@ -159,6 +159,7 @@ mod tests {
             initramfs: file("initramfs.cpio"),
             memory_mib: 64,
             vcpus: 1,
+            has_cgroup: false,
             network_slots: 0,
             follow_interfaces: Vec::new(),
             control_socket: directory.join("control.sock"),

@@ -73,7 +73,7 @@ impl Server {
         }
         // As someone outside the file's group without `CAP_FSETID`, for whom the kernel clears setgid.
         let owner = request.owner()?;
-        worker.without_fsetid(true, || owner.act(set))?
+        worker.without_fsetid(true, || owner.act(set))??
     }
 
     /// Takes `setxattr_in` off the arguments, which is shorter in older protocol versions.

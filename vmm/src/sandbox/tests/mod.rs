@@ -85,7 +85,7 @@ impl Bench {
                 slots: Slots::default(),
                 resizer,
                 main_container: "main".into(),
-                victim,
+                victim: Some(victim),
                 follow_interfaces: Vec::new(),
             };
             let (sandbox, outcome) = Sandbox::new(parts).unwrap();

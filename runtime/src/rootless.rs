@@ -1,0 +1,327 @@
+//! Running without the host's root: as a user, or as the root of a user namespace.
+//!
+//! A user's VMM is in a user namespace of its own, in which the user is root, as runc's container is. What it may do with files
+//! is what the host's kernel lets such a root do, it has a network namespace of its own, and the ids of its guest are those of
+//! that namespace: `linux.uidMappings` and `gidMappings` are the host's part of the work, and the guest maps each id to itself.
+//! The root of a user namespace has all that already.
+
+use std::env;
+use std::ffi::{CStr, OsString};
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::exit;
+
+use nix::fcntl::{OFlag, open};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::stat::Mode;
+use nix::sys::wait::waitpid;
+use nix::unistd::{ForkResult, Gid, Group, fork, getegid, geteuid, write};
+use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxIdMappingBuilder, LinuxNamespaceType, Spec};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use thiserror::Error as ThisError;
+use vmm::machine::kvm::KVM_DEVICE;
+
+use crate::error::{Error, chain};
+use crate::host_process::HostProcess;
+use crate::network_namespace;
+
+const DEFAULT_ROOT: &str = "/run/vmrt";
+
+/// What a namespace says that has all ids as they are, which only the first one has.
+const ALL_IDS: [&str; 3] = ["0", "0", "4294967295"];
+
+/// What ids show as that a user namespace does not have.
+const OVERFLOW_ID: u32 = 65_534;
+
+/// Why vmrt cannot run for who is not the host's root. Where runc has words for it, they are runc's.
+#[derive(Debug, ThisError)]
+pub(crate) enum RootlessError {
+    #[error("invalid boolean value \"{0}\" for --rootless: it is true, false or auto")]
+    Flag(String),
+    #[error("the path in $XDG_RUNTIME_DIR must be writable by the user: prepare {}", path.display())]
+    RuntimeDir { path: PathBuf, source: io::Error },
+    #[error("rootless container requires user namespaces")]
+    NoUserNamespace,
+    #[error("rootless containers requires at least one {0} mapping")]
+    NoMapping(&'static str),
+    #[error(
+        "linux.{field}: a user can only map their own id, to the container's root (containerID 0, hostID {own}, size 1); for more \
+        ids run vmrt as the root of a user namespace that has them"
+    )]
+    Mapping { field: &'static str, own: u32 },
+    #[error("network namespace {} is refused: only root may join one that is there already", .0.display())]
+    JoinsNetwork(PathBuf),
+    #[error("open {KVM_DEVICE}: {hint}")]
+    Kvm { hint: String, source: io::Error },
+    #[error("work in the VMM's namespaces: {step}")]
+    Helper { step: &'static str, source: io::Error },
+    #[error("{0}")]
+    InNamespace(String),
+}
+
+/// Who runs vmrt.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Caller {
+    /// The host's root.
+    Root,
+    /// The root of a user namespace.
+    NamespaceRoot,
+    /// Anybody else.
+    User,
+}
+
+impl Caller {
+    /// Who runs this process.
+    pub(crate) fn find() -> Self {
+        match geteuid().is_root() {
+            false => Self::User,
+            // A kernel without user namespaces has no such file.
+            true if fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !has_all_ids(&map)) => Self::NamespaceRoot,
+            true => Self::Root,
+        }
+    }
+
+    /// Whether what may not be done with cgroups is left undone, by `--rootless` or, for `auto`, by who the caller is.
+    pub(crate) fn spares_cgroups(self, flag: &str) -> Result<bool, RootlessError> {
+        match flag {
+            "" | "auto" => Ok(self != Self::Root),
+            "1" | "t" | "T" | "TRUE" | "true" | "True" => Ok(true),
+            "0" | "f" | "F" | "FALSE" | "false" | "False" => Ok(false),
+            _ => Err(RootlessError::Flag(flag.into())),
+        }
+    }
+
+    /// The directory of the containers' state, made where it is in the user's own: its sticky bit keeps it from being tidied up.
+    pub(crate) fn default_root(self) -> Result<PathBuf, RootlessError> {
+        let dir =
+            env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty() && self.has_runtime_dir(env::var_os("USER")));
+        let Some(dir) = dir else { return Ok(DEFAULT_ROOT.into()) };
+        let path = Path::new(&dir).join("vmrt");
+        let sticky = Permissions::from_mode(0o1700);
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
+        match made.and_then(|()| fs::set_permissions(&path, sticky)) {
+            Ok(()) => Ok(path),
+            Err(source) => Err(RootlessError::RuntimeDir { path, source }),
+        }
+    }
+
+    /// Whether `$XDG_RUNTIME_DIR` is meant: a namespace's root that calls itself root has the environment of the host's.
+    fn has_runtime_dir(self, name: Option<OsString>) -> bool {
+        match self {
+            Self::Root => false,
+            Self::NamespaceRoot => name.is_none_or(|name| name != "root"),
+            Self::User => true,
+        }
+    }
+
+    /// Checks that the caller may run machines. Root's VMM finds out by itself.
+    pub(crate) fn check_kvm(self) -> Result<(), RootlessError> {
+        if self == Self::Root {
+            return Ok(());
+        }
+        match File::options().read(true).write(true).open(KVM_DEVICE) {
+            Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+                let group = fs::metadata(KVM_DEVICE).map(|device| device.gid()).unwrap_or(OVERFLOW_ID);
+                Err(RootlessError::Kvm { hint: hint(group), source })
+            }
+            // What else is wrong the VMM tells better.
+            _ => Ok(()),
+        }
+    }
+}
+
+fn has_all_ids(map: &str) -> bool {
+    map.split_whitespace().eq(ALL_IDS)
+}
+
+/// Which group would help.
+fn hint(group: u32) -> String {
+    let name = Group::from_gid(Gid::from_raw(group)).ok().flatten().map(|group| group.name);
+    match (group, name) {
+        (0, _) | (OVERFLOW_ID, _) => {
+            "this user may not run virtual machines: have root give the device to a group of yours".into()
+        }
+        (gid, Some(name)) => format!("this user may not run virtual machines: the members of group {name} ({gid}) may"),
+        (gid, None) => format!("this user may not run virtual machines: the members of group {gid} may"),
+    }
+}
+
+/// The user namespace of a user's VMM.
+#[derive(Debug)]
+pub(crate) struct UserNamespace {
+    uid_map: String,
+    gid_map: String,
+}
+
+impl UserNamespace {
+    /// The one that the caller's VMM needs to run `spec`, which has to ask for it.
+    pub(crate) fn of(spec: &Spec, caller: Caller) -> Result<Option<Self>, RootlessError> {
+        if caller != Caller::User {
+            return Ok(None);
+        }
+        let linux = spec.linux().as_ref();
+        let mut namespaces = linux.and_then(|linux| linux.namespaces().as_ref()).into_iter().flatten();
+        if !namespaces.any(|namespace| namespace.typ() == LinuxNamespaceType::User) {
+            return Err(RootlessError::NoUserNamespace);
+        }
+        if let Some(path) = network_namespace::path(spec) {
+            return Err(RootlessError::JoinsNetwork(path.into()));
+        }
+        let list = |list: fn(&Linux) -> &Option<Vec<LinuxIdMapping>>| linux.and_then(|linux| list(linux).as_deref());
+        let uid_map = own_map(("uidMappings", "UID"), list(Linux::uid_mappings), geteuid().as_raw())?;
+        let gid_map = own_map(("gidMappings", "GID"), list(Linux::gid_mappings), getegid().as_raw())?;
+        Ok(Some(Self { uid_map, gid_map }))
+    }
+
+    /// Takes the calling process into a new one. Makes system calls only, so it can be called between `fork` and `execve`.
+    pub(crate) fn enter(&self) -> nix::Result<()> {
+        unshare(CloneFlags::CLONE_NEWUSER)?;
+        // Who maps a group without being root has to give up changing groups first.
+        write_whole(c"/proc/self/setgroups", "deny")?;
+        write_whole(c"/proc/self/uid_map", &self.uid_map)?;
+        write_whole(c"/proc/self/gid_map", &self.gid_map)
+    }
+}
+
+/// Runs `work` in a process of its own that is root of the user namespace of a user's VMM.
+pub(crate) fn as_root_of<T: DeserializeOwned + Serialize>(
+    vmm: HostProcess,
+    work: impl FnOnce() -> Result<T, Error>,
+) -> Result<T, Error> {
+    let failed = |step| move |source| RootlessError::Helper { step, source };
+    let (mut result, theirs) = io::pipe().map_err(failed("make a pipe"))?;
+    // SAFETY: this process has one thread, so the child may do anything it could.
+    let child = match unsafe { fork() }.map_err(|error| failed("make a process")(error.into()))? {
+        ForkResult::Child => {
+            let done = become_root_of(vmm).and_then(|()| work()).map_err(|error| chain(&error));
+            // Whoever waits for it is told of a failure by what is missing.
+            exit(serde_json::to_writer(theirs, &done).is_err().into())
+        }
+        ForkResult::Parent { child } => child,
+    };
+    drop(theirs);
+    let mut text = Vec::new();
+    let read = result.read_to_end(&mut text).and_then(|_| Ok(waitpid(child, None)?));
+    read.map_err(failed("wait for the process"))?;
+    let done: Result<T, String> = serde_json::from_slice(&text).map_err(|error| failed("understand")(error.into()))?;
+    Ok(done.map_err(RootlessError::InNamespace)?)
+}
+
+fn become_root_of(vmm: HostProcess) -> Result<(), Error> {
+    let failed = |source| RootlessError::Helper { step: "enter the VMM's user namespace", source };
+    let namespace = File::open(format!("/proc/{}/ns/user", vmm.pid)).map_err(failed)?;
+    Ok(setns(namespace, CloneFlags::CLONE_NEWUSER).map_err(|error| failed(error.into()))?)
+}
+
+/// The caller's own id as root's, which is all that the kernel lets a user map.
+fn own_map(
+    (field, kind): (&'static str, &'static str),
+    list: Option<&[LinuxIdMapping]>,
+    own: u32,
+) -> Result<String, RootlessError> {
+    match list.unwrap_or_default() {
+        [] => Err(RootlessError::NoMapping(kind)),
+        [map] if (map.container_id(), map.host_id(), map.size()) == (0, own, 1) => Ok(format!("0 {own} 1")),
+        _ => Err(RootlessError::Mapping { field, own }),
+    }
+}
+
+/// A map is taken by the kernel in one piece.
+fn write_whole(path: &CStr, text: &str) -> nix::Result<()> {
+    let file = open(path, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+    write(file, text.as_bytes()).map(drop)
+}
+
+/// Has the guest map each id of the container to itself: its ids are those of its VMM's user namespace already.
+pub(crate) fn map_to_themselves(spec: &mut Spec) {
+    let Some(linux) = spec.linux_mut() else { return };
+    let [uids, gids] = [linux.uid_mappings(), linux.gid_mappings()].map(|list| list.as_deref().map(themselves));
+    linux.set_uid_mappings(uids).set_gid_mappings(gids);
+}
+
+fn themselves(list: &[LinuxIdMapping]) -> Vec<LinuxIdMapping> {
+    let itself = |map: &LinuxIdMapping| {
+        let id = map.container_id();
+        let itself = LinuxIdMappingBuilder::default().container_id(id).host_id(id).size(map.size());
+        itself.build().expect("no field of a mapping is missing")
+    };
+    list.iter().map(itself).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn spec(namespaces: &[&str], map: &Value) -> Spec {
+        let namespaces: Vec<_> = namespaces.iter().map(|kind| json!({"type": kind})).collect();
+        let linux = json!({"namespaces": namespaces, "uidMappings": map, "gidMappings": map});
+        serde_json::from_value(json!({"ociVersion": "1.0.2", "linux": linux})).unwrap()
+    }
+
+    fn refusal(spec: &Spec) -> String {
+        UserNamespace::of(spec, Caller::User).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_user_maps_their_own_id_and_no_other() {
+        let own = json!([{"containerID": 0, "hostID": geteuid().as_raw(), "size": 1}]);
+        let namespace = UserNamespace::of(&spec(&["mount", "user"], &own), Caller::User).unwrap().unwrap();
+        assert_eq!(namespace.uid_map, format!("0 {} 1", geteuid()));
+        assert_eq!(namespace.gid_map, format!("0 {} 1", getegid()));
+        assert_eq!(refusal(&spec(&["mount"], &own)), "rootless container requires user namespaces");
+        assert!(refusal(&spec(&["user"], &json!([]))).ends_with("at least one UID mapping"));
+        let more = json!([{"containerID": 0, "hostID": geteuid().as_raw(), "size": 2}]);
+        assert!(refusal(&spec(&["user"], &more)).starts_with("linux.uidMappings: a user can only map their own id"));
+        let named = json!({"linux": {"namespaces": [{"type": "user"}, {"type": "network", "path": "/n"}]}});
+        assert!(refusal(&serde_json::from_value(named).unwrap()).starts_with("network namespace /n is refused"));
+        for root in [Caller::Root, Caller::NamespaceRoot] {
+            assert!(UserNamespace::of(&spec(&["mount"], &json!([])), root).unwrap().is_none());
+        }
+    }
+
+    #[test]
+    fn the_guest_maps_ids_to_themselves() {
+        let mut spec = spec(&["user"], &json!([{"containerID": 0, "hostID": 1000, "size": 1}]));
+        map_to_themselves(&mut spec);
+        let linux = serde_json::to_value(spec.linux()).unwrap();
+        let itself = json!([{"containerID": 0, "hostID": 0, "size": 1}]);
+        assert_eq!((&linux["uidMappings"], &linux["gidMappings"]), (&itself, &itself));
+    }
+
+    #[test]
+    fn the_first_user_namespace_has_all_ids() {
+        assert!(has_all_ids("         0          0 4294967295\n"));
+        assert!(!has_all_ids("         0       1000          1\n"));
+        assert!(!has_all_ids("0 0 1000\n1000 1000 4294966295\n"));
+    }
+
+    #[test]
+    fn cgroups_are_spared_as_asked_for_or_by_who_one_is() {
+        let spares = |caller: Caller| ["auto", "", "true", "0"].map(|flag| caller.spares_cgroups(flag).unwrap());
+        assert_eq!(spares(Caller::Root), [false, false, true, false]);
+        assert_eq!(spares(Caller::NamespaceRoot), [true, true, true, false]);
+        assert_eq!(spares(Caller::User), [true, true, true, false]);
+        assert!(Caller::Root.spares_cgroups("maybe").is_err());
+    }
+
+    #[test]
+    fn the_users_own_directory_is_for_who_is_not_root() {
+        assert!(!Caller::Root.has_runtime_dir(None));
+        assert!(Caller::User.has_runtime_dir(Some("root".into())));
+        assert!(
+            Caller::NamespaceRoot.has_runtime_dir(Some("ann".into())) && Caller::NamespaceRoot.has_runtime_dir(None)
+        );
+        assert!(!Caller::NamespaceRoot.has_runtime_dir(Some("root".into())));
+    }
+
+    #[test]
+    fn who_may_run_machines_is_told() {
+        assert!(hint(0).ends_with("have root give the device to a group of yours"));
+        assert!(hint(4_000_000_000).ends_with("the members of group 4000000000 may"));
+    }
+}
