@@ -8,6 +8,7 @@ use crate::error::{Error, chain};
 use crate::id::ContainerId;
 use crate::limits::Limits;
 use crate::log::Log;
+use crate::rootless::{Caller, RootlessError};
 use crate::state::Record;
 use crate::systemd::Scope;
 use crate::undo::Undo;
@@ -30,6 +31,9 @@ impl Placement {
         asked: Option<&Path>,
         limits: Limits,
     ) -> Result<(Self, Cgroup), Error> {
+        if context.systemd_cgroup && context.caller != Caller::Root {
+            return Err(RootlessError::Systemd.into());
+        }
         let scope = context.systemd_cgroup.then(|| Scope::named(asked, id)).transpose()?;
         let optional = context.spares_cgroups && asked.is_none() && scope.is_none();
         let path = match (&scope, asked) {

@@ -52,8 +52,12 @@ pub(crate) enum RootlessError {
         ids run vmrt as the root of a user namespace that has them"
     )]
     Mapping { field: &'static str, own: u32 },
+    #[error("cannot specify {0}= mount options for unmapped {0} in rootless containers")]
+    MountId(&'static str),
     #[error("network namespace {} is refused: only root may join one that is there already", .0.display())]
     JoinsNetwork(PathBuf),
+    #[error("--systemd-cgroup is refused: only the host's root is served by systemd's manager of the machine")]
+    Systemd,
     #[error("open {KVM_DEVICE}: {hint}")]
     Kvm { hint: String, source: io::Error },
     #[error("work in the VMM's namespaces: {step}")]
@@ -170,6 +174,7 @@ impl UserNamespace {
         if let Some(path) = network_namespace::path(spec) {
             return Err(RootlessError::JoinsNetwork(path.into()));
         }
+        check_mounts(spec)?;
         let list = |list: fn(&Linux) -> &Option<Vec<LinuxIdMapping>>| linux.and_then(|linux| list(linux).as_deref());
         let uid_map = own_map(("uidMappings", "UID"), list(Linux::uid_mappings), geteuid().as_raw())?;
         let gid_map = own_map(("gidMappings", "GID"), list(Linux::gid_mappings), getegid().as_raw())?;
@@ -214,6 +219,20 @@ fn become_root_of(vmm: HostProcess) -> Result<(), Error> {
     let failed = |source| RootlessError::Helper { step: "enter the VMM's user namespace", source };
     let namespace = File::open(format!("/proc/{}/ns/user", vmm.pid)).map_err(failed)?;
     Ok(setns(namespace, CloneFlags::CLONE_NEWUSER).map_err(|error| failed(error.into()))?)
+}
+
+/// The only id that a mount may name is root's.
+fn check_mounts(spec: &Spec) -> Result<(), RootlessError> {
+    let mounts = spec.mounts().iter().flatten();
+    for option in mounts.flat_map(|mount| mount.options().iter().flatten()) {
+        for kind in ["uid", "gid"] {
+            let id = option.strip_prefix(kind).and_then(|rest| rest.strip_prefix('='));
+            if id.is_some_and(|id| id != "0") {
+                return Err(RootlessError::MountId(kind));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The caller's own id as root's, which is all that the kernel lets a user map.
@@ -279,6 +298,10 @@ mod tests {
         assert!(refusal(&spec(&["user"], &more)).starts_with("linux.uidMappings: a user can only map their own id"));
         let named = json!({"linux": {"namespaces": [{"type": "user"}, {"type": "network", "path": "/n"}]}});
         assert!(refusal(&serde_json::from_value(named).unwrap()).starts_with("network namespace /n is refused"));
+        let terminals = json!({"linux": {"namespaces": [{"type": "user"}]}, "mounts": [
+            {"destination": "/dev/pts", "options": ["mode=0620", "gid=5"]}]});
+        let words = "cannot specify gid= mount options for unmapped gid in rootless containers";
+        assert_eq!(refusal(&serde_json::from_value(terminals).unwrap()), words);
         for root in [Caller::Root, Caller::NamespaceRoot] {
             assert!(UserNamespace::of(&spec(&["mount"], &json!([])), root).unwrap().is_none());
         }

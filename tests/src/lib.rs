@@ -5,6 +5,7 @@
 //! time: see `tests/e2e`.
 
 pub mod bundle;
+pub mod caller;
 pub mod census;
 pub mod daemons;
 pub mod runtime;

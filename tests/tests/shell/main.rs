@@ -16,6 +16,7 @@ mod network;
 mod pausing;
 mod process;
 mod resources;
+mod rootless;
 mod seccomp;
 mod stdio;
 mod systemd;
