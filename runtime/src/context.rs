@@ -3,11 +3,11 @@
 use std::path::{self, PathBuf};
 use std::rc::Rc;
 
+use crate::caller::Caller;
 use crate::cli::Global;
 use crate::config::{Config, ConfigError};
 use crate::error::Error;
 use crate::log::Log;
-use crate::rootless::Caller;
 use crate::state::Store;
 use crate::timeline::Timeline;
 

@@ -8,6 +8,7 @@ use agent::FailureKind;
 use thiserror::Error;
 
 use crate::bundle::BundleError;
+use crate::caller::CallerError;
 use crate::cgroup::CgroupError;
 use crate::config::ConfigError;
 use crate::connection::RequestError;
@@ -63,6 +64,8 @@ pub(crate) enum Error {
     CgroupTaken(CgroupError),
     #[error("linux.resources.cpu.{field} holds on the host, and needs a cgroup there")]
     CgroupNeeded { field: &'static str, source: CgroupError },
+    #[error(transparent)]
+    Caller(#[from] CallerError),
     #[error(transparent)]
     Rootless(#[from] RootlessError),
     #[error(transparent)]

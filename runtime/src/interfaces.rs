@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use vmm::control::{Client, Request};
 
+use crate::caller::Caller;
 use crate::commands::follow_interfaces::NAME;
 use crate::connection::RequestError;
 use crate::error::Error;
 use crate::name_server;
 use crate::network::{self, Connected, Namespace};
-use crate::rootless::{self, Caller};
+use crate::rootless;
 use crate::state::{Locked, Record, Store};
 
 /// How long the guest may take to set up an interface, or to take one away.

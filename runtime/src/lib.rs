@@ -5,6 +5,7 @@
 
 mod apparmor;
 mod bundle;
+mod caller;
 mod cgroup;
 mod check;
 mod cli;

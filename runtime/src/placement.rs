@@ -2,13 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::caller::{Caller, CallerError};
 use crate::cgroup::{Cgroup, CgroupError};
 use crate::context::Context;
 use crate::error::{Error, chain};
 use crate::id::ContainerId;
 use crate::limits::Limits;
 use crate::log::Log;
-use crate::rootless::{Caller, RootlessError};
 use crate::state::Record;
 use crate::systemd::Scope;
 use crate::undo::Undo;
@@ -32,7 +32,7 @@ impl Placement {
         limits: Limits,
     ) -> Result<(Self, Cgroup), Error> {
         if context.systemd_cgroup && context.caller != Caller::Root {
-            return Err(RootlessError::Systemd.into());
+            return Err(CallerError::Systemd.into());
         }
         let scope = context.systemd_cgroup.then(|| Scope::named(asked, id)).transpose()?;
         let optional = context.spares_cgroups && asked.is_none() && scope.is_none();

@@ -9,6 +9,7 @@ use std::{env, fs};
 use tempfile::TempDir;
 
 use crate::runtime::{is_vmrt, program};
+use crate::{PATIENCE, eventually};
 
 /// The user who is not root.
 pub const USER: u32 = 1000;
@@ -38,11 +39,21 @@ impl Caller {
         Self { words: words.iter().map(ToString::to_string).collect(), programs: is_vmrt().then(copy) }
     }
 
-    /// The user.
+    /// The user, in no group but their own.
     #[must_use]
     pub fn user() -> Self {
-        let (uid, gid) = (format!("--reuid={USER}"), format!("--regid={USER}"));
-        Self::by(&["setpriv", &uid, &gid, "--clear-groups"])
+        Self::become_user("--clear-groups")
+    }
+
+    /// The user, as a member of a group.
+    #[must_use]
+    pub fn user_in(group: u32) -> Self {
+        Self::become_user(&format!("--groups={group}"))
+    }
+
+    fn become_user(groups: &str) -> Self {
+        let [uid, gid] = ids();
+        Self::by(&["setpriv", &uid, &gid, groups])
     }
 
     /// The runtime, called by them.
@@ -64,6 +75,11 @@ impl Caller {
     }
 }
 
+/// How `setpriv` becomes the user.
+pub(crate) fn ids() -> [String; 2] {
+    [format!("--reuid={USER}"), format!("--regid={USER}")]
+}
+
 /// vmrt as it is installed.
 fn copy() -> TempDir {
     let paths = env::var_os("PATH").unwrap_or_default();
@@ -75,4 +91,51 @@ fn copy() -> TempDir {
     let copied = Command::new("cp").arg("-r").args([prefix.join("bin"), prefix.join("lib")]).arg(to.path()).status();
     assert!(copied.expect("cp runs").success(), "vmrt was copied");
     to
+}
+
+/// A cgroup in which the user may make others, and where the caller is beside them; gone when dropped.
+pub struct Delegated(PathBuf);
+
+impl Default for Delegated {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Delegated {
+    /// Its path from the root of the hierarchy.
+    pub const PATH: &'static str = "/vmrt-test-user";
+
+    /// Makes it.
+    ///
+    /// # Panics
+    ///
+    /// Where the host does not let it.
+    #[must_use]
+    pub fn new() -> Self {
+        let top = PathBuf::from("/sys/fs/cgroup").join(&Self::PATH[1..]);
+        fs::create_dir_all(top.join("callers")).expect("a cgroup");
+        fs::write(top.join("cgroup.subtree_control"), "+memory +pids +cpu").expect("controllers");
+        for name in ["", "cgroup.procs", "cgroup.subtree_control", "callers", "callers/cgroup.procs"] {
+            chown(top.join(name), Some(USER), Some(USER)).expect("a cgroup of the user's");
+        }
+        Self(top)
+    }
+
+    /// The user in it.
+    #[must_use]
+    pub fn user(&self) -> Caller {
+        let enter = format!("echo $$ >{}/callers/cgroup.procs && exec \"$@\"", self.0.display());
+        let [uid, gid] = ids();
+        Caller::by(&["sh", "-c", &enter, "sh", "setpriv", &uid, &gid, "--clear-groups"])
+    }
+}
+
+impl Drop for Delegated {
+    fn drop(&mut self) {
+        let removed =
+            || ["callers", ""].into_iter().all(|name| fs::remove_dir(self.0.join(name)).is_ok()).then_some(());
+        let removed = eventually(PATIENCE, || removed().or_else(|| (!self.0.exists()).then_some(())));
+        assert!(std::thread::panicking() || removed.is_some(), "{} is in use", self.0.display());
+    }
 }

@@ -3,11 +3,12 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use serde_json::{Value, json};
 use vmrt_tests::bundle::Bundle;
-use vmrt_tests::caller::{Caller, USER};
+use vmrt_tests::caller::{Caller, Delegated, USER};
+use vmrt_tests::nest::Nest;
 use vmrt_tests::runtime::{Running, Runtime, is_vmrt, new_id, wait};
 use vmrt_tests::terminal::Terminal;
 use vmrt_tests::{PATIENCE, eventually};
@@ -159,36 +160,6 @@ fn without_a_cgroup_on_the_host_limits_hold_in_the_guest() {
     assert_eq!(container.status(), "running", "nobody on the host was killed for it");
 }
 
-/// A cgroup in which the user may make others, and where the caller is beside them; gone when dropped.
-struct Delegated(PathBuf);
-
-impl Delegated {
-    fn new() -> Self {
-        let top = PathBuf::from("/sys/fs/cgroup/vmrt-test-user");
-        fs::create_dir_all(top.join("callers")).expect("a cgroup");
-        fs::write(top.join("cgroup.subtree_control"), "+memory +pids +cpu").expect("controllers");
-        for name in ["", "cgroup.procs", "cgroup.subtree_control", "callers", "callers/cgroup.procs"] {
-            chown(top.join(name), Some(USER), Some(USER)).expect("a cgroup of the user's");
-        }
-        Self(top)
-    }
-
-    fn user(&self) -> Caller {
-        let enter = format!("echo $$ >{}/callers/cgroup.procs && exec \"$@\"", self.0.display());
-        let (uid, gid) = (format!("--reuid={USER}"), format!("--regid={USER}"));
-        Caller::by(&["sh", "-c", &enter, "sh", "setpriv", &uid, &gid, "--clear-groups"])
-    }
-}
-
-impl Drop for Delegated {
-    fn drop(&mut self) {
-        let removed =
-            || ["callers", ""].into_iter().all(|name| fs::remove_dir(self.0.join(name)).is_ok()).then_some(());
-        let removed = eventually(PATIENCE, || removed().or_else(|| (!self.0.exists()).then_some(())));
-        assert!(std::thread::panicking() || removed.is_some(), "{} is in use", self.0.display());
-    }
-}
-
 #[test]
 fn a_cgroup_that_was_handed_over_is_used() {
     let delegated = Delegated::new();
@@ -197,12 +168,12 @@ fn a_cgroup_that_was_handed_over_is_used() {
     let container = runtime.started(&bundle);
     if is_vmrt() {
         let path = cgroup_of(&container.pid());
-        assert_eq!(path, format!("/vmrt-test-user/vmrt-{}", container.id));
+        assert_eq!(path, format!("{}/vmrt-{}", Delegated::PATH, container.id));
         let limit = fs::read_to_string(format!("/sys/fs/cgroup{path}/memory.max")).unwrap();
         assert_eq!(limit.trim(), ((64 + 128 + 128) << 20).to_string());
     }
     drop(container);
-    let path = "/vmrt-test-user/asked-for";
+    let path = Delegated::PATH.to_owned() + "/asked-for";
     let asked = own(Bundle::busybox(["sleep", "1000"])).with("/linux/cgroupsPath", json!(path));
     let container = runtime.started(&asked);
     assert_eq!(cgroup_of(&container.pid()), path);
@@ -296,8 +267,7 @@ fn the_group_that_may_run_machines_is_told_and_enough() {
     let stranger = Runtime::called_by(Caller::user()).run(&bundle);
     assert_eq!(stranger.code, 1);
     assert!(stranger.message().contains("the members of group sudo (27) may: permission denied"), "{stranger:?}");
-    let (uid, gid) = (format!("--reuid={USER}"), format!("--regid={USER}"));
-    let member = Runtime::called_by(Caller::by(&["setpriv", &uid, &gid, "--groups=27"])).run(&bundle);
+    let member = Runtime::called_by(Caller::user_in(27)).run(&bundle);
     assert_eq!(member.ok().text(), "in");
 }
 
@@ -336,92 +306,20 @@ fn a_hook_fills_the_network_of_a_users_container() {
     assert!(followed.is_some(), "the guest follows what comes later");
 }
 
-/// A user namespace of the user's with further ids, and a network namespace in it with an interface that leads to the host, as
-/// rootless engines make them; gone when dropped.
-struct Nest {
-    users: Child,
-    network: Child,
-}
-
-/// What `program` runs as, once it has done what it does before.
-fn holder(program: &str, arguments: &[&str], kind: &str) -> Child {
-    let mut command = Command::new(program);
-    let child = command.args(arguments).args(["sleep", "1000"]).stdin(Stdio::null()).spawn().expect("a holder starts");
-    let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}")).expect("a namespace");
-    let moved = eventually(PATIENCE, || (of(&child.id().to_string()) != of("self")).then_some(()));
-    assert!(moved.is_some(), "{program} made no namespace");
-    child
-}
-
-impl Nest {
-    fn new() -> Self {
-        let (uid, gid) = (format!("--reuid={USER}"), format!("--regid={USER}"));
-        let unshare =
-            [&uid, &gid, "--clear-groups", "unshare", "--user", "--mount", "--net", "--propagation=unchanged"];
-        let users = holder("setpriv", &unshare, "user");
-        for file in ["uid_map", "gid_map"] {
-            // What newuidmap and newgidmap do for those whom /etc/subuid gives ids.
-            let map = format!("0 {USER} 1\n1 100000 9999\n");
-            fs::write(format!("/proc/{}/{file}", users.id()), map).expect("further ids");
-        }
-        let mut words = enter(&users);
-        words.extend(["unshare".to_owned(), "--net".to_owned()]);
-        let words: Vec<_> = words.iter().map(String::as_str).collect();
-        let network = holder(words[0], &words[1..], "net");
-        let outside = fs::read_link(format!("/proc/{}/ns/net", users.id())).expect("a namespace");
-        let inside = || fs::read_link(format!("/proc/{}/ns/net", network.id())).expect("a namespace");
-        assert!(eventually(PATIENCE, || (inside() != outside).then_some(())).is_some(), "no network namespace");
-        Self { users, network }
-    }
-
-    fn ip(&self, arguments: &str) {
-        let (pid, words) = (self.network.id().to_string(), arguments.split_whitespace());
-        let done = Command::new("nsenter").args(["--net", "--target", &pid, "ip"]).args(words).status();
-        assert!(done.expect("ip runs").success(), "{arguments}");
-    }
-}
-
-/// What makes a command of the host's root one of the root of that namespace.
-fn enter(users: &Child) -> Vec<String> {
-    let words =
-        ["nsenter", "--user", "--mount", "--net", "--setuid=0", "--setgid=0", "--target", &users.id().to_string()];
-    words.map(str::to_owned).into()
-}
-
-impl Drop for Nest {
-    fn drop(&mut self) {
-        for child in [&mut self.network, &mut self.users] {
-            child.kill().and_then(|()| child.wait()).expect("a holder was ended");
-        }
-    }
-}
-
 #[test]
 fn the_root_of_a_user_namespace_runs_containers() {
     let nest = Nest::new();
-    let far = format!("link add far type veth peer name eth0 netns {}", nest.network.id());
-    let host = |arguments: &str| {
-        let done = Command::new("ip").args(arguments.split_whitespace()).status();
-        assert!(done.expect("ip runs").success(), "{arguments}");
-    };
-    host(&far);
-    host("address add 10.9.0.1/24 dev far");
-    host("link set far up");
-    nest.ip("address add 10.9.0.2/24 dev eth0");
-    nest.ip("link set eth0 up");
-    let words = enter(&nest.users);
-    let runtime = Runtime::called_by(Caller::by(&words.iter().map(String::as_str).collect::<Vec<_>>()));
+    let runtime = Runtime::called_by(nest.root());
     let script = "ping -c 1 -W 20 10.9.0.1 >/dev/null; echo ping=$?; echo file >/file; chown 5:6 /file; echo chown=$?; \
         chown 20000 /file; echo far=$?; mknod /device c 1 3; echo mknod=$?; cat /ro/file; echo $?; echo x >/ro/file";
     let directory = tempfile::tempdir().unwrap();
     fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).unwrap();
     fs::write(directory.path().join("file"), "of the host's root").unwrap();
-    let network = format!("/proc/{}/ns/net", nest.network.id());
     let bundle = Bundle::script(script).all_powerful().bind(directory.path(), "/ro", &["ro"]).with(
         "/linux/namespaces",
         json!([
             {"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}, {"type": "cgroup"},
-            {"type": "network", "path": network},
+            {"type": "network", "path": nest.network()},
         ]),
     );
     give(bundle.path());
@@ -440,6 +338,4 @@ fn the_root_of_a_user_namespace_runs_containers() {
         assert!(done.value("touch") == "1" && done.message().contains("too large"), "{done:?}");
         assert!(!foreign.file("tmp/new").exists());
     }
-    drop(runtime);
-    host("link delete far");
 }
