@@ -56,11 +56,24 @@ impl Caller {
         Self::by(&["setpriv", &uid, &gid, groups])
     }
 
-    /// The runtime, called by them.
+    /// The same in a cgroup.
     #[must_use]
-    pub fn command(&self) -> Command {
+    pub fn within(mut self, cgroup: &Delegated) -> Self {
+        let enter = format!("echo $$ >{}/callers/cgroup.procs && exec \"$@\"", cgroup.0.display());
+        self.words.splice(0..0, ["sh", "-c", &enter, "sh"].map(str::to_owned));
+        self
+    }
+
+    /// The runtime as they can call it.
+    #[must_use]
+    pub fn runtime(&self) -> PathBuf {
         let copied = self.programs.as_ref().map(|copy| copy.path().join("bin/vmrt"));
-        let program = copied.unwrap_or_else(|| PathBuf::from(program()));
+        copied.unwrap_or_else(|| PathBuf::from(program()))
+    }
+
+    /// A program, called by them.
+    #[must_use]
+    pub fn command(&self, program: &Path) -> Command {
         let Some((first, rest)) = self.words.split_first() else { return Command::new(program) };
         let mut command = Command::new(first);
         command.args(rest).arg(program);
@@ -68,7 +81,11 @@ impl Caller {
     }
 
     /// Gives them a directory, if they are not root themselves.
-    pub(crate) fn give(&self, directory: &Path) {
+    ///
+    /// # Panics
+    ///
+    /// Where it cannot be given.
+    pub fn give(&self, directory: &Path) {
         if !self.words.is_empty() {
             chown(directory, Some(USER), Some(USER)).expect("a directory was given away");
         }
@@ -120,14 +137,6 @@ impl Delegated {
             chown(top.join(name), Some(USER), Some(USER)).expect("a cgroup of the user's");
         }
         Self(top)
-    }
-
-    /// The user in it.
-    #[must_use]
-    pub fn user(&self) -> Caller {
-        let enter = format!("echo $$ >{}/callers/cgroup.procs && exec \"$@\"", self.0.display());
-        let [uid, gid] = ids();
-        Caller::by(&["sh", "-c", &enter, "sh", "setpriv", &uid, &gid, "--clear-groups"])
     }
 }
 

@@ -198,7 +198,7 @@ impl Runtime {
     /// A command line of it.
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = self.caller.command();
+        let mut command = self.caller.command(&self.caller.runtime());
         command.arg("--root").arg(self.root()).args(arguments);
         command
     }

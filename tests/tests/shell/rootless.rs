@@ -124,7 +124,7 @@ fn a_users_containers_are_in_their_own_directory() {
     chown(directory.path(), Some(USER), Some(USER)).unwrap();
     let user = Caller::user();
     let list = |variable: &Path| {
-        let mut command = user.command();
+        let mut command = user.command(&user.runtime());
         Running::start(command.arg("list").env("XDG_RUNTIME_DIR", variable), None).end()
     };
     list(directory.path()).ok();
@@ -163,7 +163,7 @@ fn without_a_cgroup_on_the_host_limits_hold_in_the_guest() {
 #[test]
 fn a_cgroup_that_was_handed_over_is_used() {
     let delegated = Delegated::new();
-    let runtime = Runtime::called_by(delegated.user());
+    let runtime = Runtime::called_by(Caller::user().within(&delegated));
     let bundle = own(Bundle::busybox(["sleep", "1000"])).with("/linux/resources/memory", json!({"limit": 64 << 20}));
     let container = runtime.started(&bundle);
     if is_vmrt() {
