@@ -1,6 +1,6 @@
-//! Running without the host's root: as a user, or as the root of a user namespace.
+//! Running as a user who is not root.
 //!
-//! A user's VMM is in a user namespace of its own, in which the user is root, as runc's container is. What it may do with files
+//! The user's VMM is in a user namespace of its own, in which the user is root, as runc's container is. What it may do with files
 //! is what the host's kernel lets such a root do, it has a network namespace of its own, and the ids of its guest are those of
 //! that namespace: `linux.uidMappings` and `gidMappings` are the host's part of the work, and the guest maps each id to itself.
 //! The root of a user namespace has all that already.

@@ -220,6 +220,9 @@ fn what_takes_root_is_refused_by_name() {
     refused_without_namespaces(&runtime, &bundle());
     let systemd = runtime.call(&["--systemd-cgroup", "run", "--bundle", bundle().path().to_str().unwrap(), "scoped"]);
     assert!(systemd.code == 1 && systemd.message().contains("--systemd-cgroup is refused"), "{systemd:?}");
+    let strict = bundle();
+    let done = runtime.call(&["--rootless", "false", "run", "--bundle", strict.path().to_str().unwrap(), "strict"]);
+    assert!(done.code == 1 && done.message().contains("create /sys/fs/cgroup/vmrt-strict"), "{done:?}");
     let flag = runtime.call(&["--rootless", "maybe", "list"]);
     assert!(flag.code == 1 && flag.message().contains("--rootless"), "{flag:?}");
 }
@@ -235,24 +238,22 @@ fn refused_without_namespaces(runtime: &Runtime, bundle: &Bundle) {
     runtime.assert_clean();
 }
 
-/// The device of virtual machines, with other permissions for a while.
-struct Kvm(fs::Metadata);
+/// A device that has other permissions for a while.
+struct Closed(&'static str, fs::Metadata);
 
-impl Kvm {
-    const PATH: &'static str = "/dev/kvm";
-
-    fn closed_but_to(group: u32) -> Self {
-        let before = fs::metadata(Self::PATH).expect("KVM");
-        chown(Self::PATH, None, Some(group)).expect("a group for KVM");
-        fs::set_permissions(Self::PATH, Permissions::from_mode(0o660)).expect("permissions for KVM");
-        Self(before)
+impl Closed {
+    fn but_to(group: u32, path: &'static str) -> Self {
+        let before = fs::metadata(path).expect("a device");
+        chown(path, None, Some(group)).expect("a group for a device");
+        fs::set_permissions(path, Permissions::from_mode(0o660)).expect("permissions for a device");
+        Self(path, before)
     }
 }
 
-impl Drop for Kvm {
+impl Drop for Closed {
     fn drop(&mut self) {
-        chown(Self::PATH, None, Some(self.0.gid())).expect("KVM's group");
-        fs::set_permissions(Self::PATH, self.0.permissions()).expect("KVM's permissions");
+        chown(self.0, None, Some(self.1.gid())).expect("the device's group");
+        fs::set_permissions(self.0, self.1.permissions()).expect("the device's permissions");
     }
 }
 
@@ -262,7 +263,7 @@ fn the_group_that_may_run_machines_is_told_and_enough() {
         return;
     }
     // A group that has a name on every Debian.
-    let _kvm = Kvm::closed_but_to(27);
+    let _kvm = Closed::but_to(27, "/dev/kvm");
     let bundle = own(Bundle::script("echo in"));
     let stranger = Runtime::called_by(Caller::user()).run(&bundle);
     assert_eq!(stranger.code, 1);
@@ -288,6 +289,11 @@ fn a_hook_fills_the_network_of_a_users_container() {
     let bundle =
         own(Bundle::script("cat /sys/class/net/eth0/address; ip -o -4 address show dev eth0; ip route; sleep 1000"))
             .with("/hooks/createRuntime", json!([hook]));
+    let closed = Closed::but_to(0, "/dev/net/tun");
+    let refused = runtime.run(&bundle);
+    drop(closed);
+    let words = "open /dev/net/tun for network interface eth0: permission denied";
+    assert!(refused.code == 1 && refused.message().contains(words), "{refused:?}");
     let container = runtime.started(&bundle);
     let seen =
         container.script("cat /sys/class/net/eth0/address; ip -o -4 address show dev eth0; ip route").ok().text();
