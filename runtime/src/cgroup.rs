@@ -36,8 +36,22 @@ pub(crate) enum CgroupError {
     NotEmpty(usize),
     #[error("container's cgroup unexpectedly frozen")]
     Frozen,
+    #[error("none could be made for the container when it was created")]
+    Spared,
     #[error("{step} {}", path.display())]
     Io { step: &'static str, path: PathBuf, source: io::Error },
+}
+
+impl CgroupError {
+    /// Whether the host does not let the caller have one: it belongs to others, or lacks the controllers.
+    pub(crate) fn is_refusal(&self) -> bool {
+        use io::ErrorKind::{NotFound, PermissionDenied, ReadOnlyFilesystem};
+        match self {
+            Self::NotMounted => true,
+            Self::Io { source, .. } => matches!(source.kind(), PermissionDenied | ReadOnlyFilesystem | NotFound),
+            _ => false,
+        }
+    }
 }
 
 fn io_error(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CgroupError + use<> {
@@ -63,6 +77,18 @@ impl Cgroup {
     /// Where a container's cgroup is unless its specification says otherwise.
     pub(crate) fn default_path(id: &ContainerId) -> PathBuf {
         Path::new("/").join(format!("vmrt-{id}"))
+    }
+
+    /// Where it is for who may not make one there: beside the caller's own, in what may have been handed to them. (The caller's own
+    /// has processes, and so no limits for cgroups below it.)
+    pub(crate) fn path_beside_own(id: &ContainerId) -> PathBuf {
+        let memberships = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        beside(&memberships, &Self::default_path(id))
+    }
+
+    /// Whether there is none.
+    pub(crate) fn is_none(&self) -> bool {
+        self.dirs.is_empty()
     }
 
     /// Where the cgroup `path`, from the root of each hierarchy, is or will be.
@@ -172,6 +198,14 @@ fn version_of(dir: &Path) -> Version {
             && below == Some(Component::Normal((*name).as_ref()))
     };
     CONTROLLERS.into_iter().find(is_v1).map_or(Version::V2, Version::V1)
+}
+
+/// `path`, from the parent of the cgroup of version 2 that `memberships` names, or from the root where that shows no parent.
+fn beside(memberships: &str, path: &Path) -> PathBuf {
+    let own = memberships.lines().find_map(|line| line.strip_prefix("0::")).map(Path::new);
+    let parent =
+        own.and_then(Path::parent).filter(|parent| parent.components().all(|part| part != Component::ParentDir));
+    parent.and_then(|parent| Some(parent.join(path.strip_prefix("/").ok()?))).unwrap_or_else(|| path.to_owned())
 }
 
 /// The path without its first slash; it has to lead down.

@@ -67,3 +67,21 @@ fn a_cgroup_in_use_is_refused_in_runcs_words() {
     fs::write(dir.path().join("cgroup.freeze"), "0\n").unwrap();
     claim().unwrap();
 }
+
+#[test]
+fn who_is_not_root_has_it_beside_their_own() {
+    let at = |memberships: &str| beside(memberships, Path::new("/vmrt-web"));
+    assert_eq!(at("1:name=x:/a\n0::/user.slice/session.scope\n"), Path::new("/user.slice/vmrt-web"));
+    for nowhere in ["0::/own\n", "0::/\n", "0::/../..\n", "4:memory:/a/b\n", ""] {
+        assert_eq!(at(nowhere), Path::new("/vmrt-web"), "{nowhere}");
+    }
+}
+
+#[test]
+fn what_the_host_does_not_let_one_have_is_told_from_what_is_wrong() {
+    let failed = |errno| io_error("create", Path::new("/x"))(io::Error::from_raw_os_error(errno));
+    use nix::libc::{EACCES, EIO, ENOENT, EPERM, EROFS};
+    assert!([EACCES, EPERM, EROFS, ENOENT].into_iter().all(|errno| failed(errno).is_refusal()));
+    assert!(CgroupError::NotMounted.is_refusal());
+    assert!(!failed(EIO).is_refusal() && !CgroupError::Frozen.is_refusal());
+}

@@ -46,16 +46,16 @@ pub(crate) struct Global {
     /// Format of the log
     #[arg(long, value_enum, default_value_t = Format::Text, value_name = "FORMAT")]
     pub(crate) log_format: Format,
-    /// Directory of the containers' state
-    #[arg(long, default_value = "/run/vmrt", value_name = "DIR")]
-    pub(crate) root: PathBuf,
+    /// Directory of the containers' state [default: /run/vmrt, or vmrt in $XDG_RUNTIME_DIR for who is not root]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) root: Option<PathBuf>,
     /// Configuration to read in place of /etc/vmrt/config.toml
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
     /// Have systemd make the container's cgroup on the host: linux.cgroupsPath is `slice:prefix:name` then
     #[arg(long)]
     pub(crate) systemd_cgroup: bool,
-    /// `true` is refused: the cgroup and /dev/kvm need root
+    /// Whether to do without a cgroup that may not be made and was not asked for: auto is for who is not root
     #[arg(long, value_name = "BOOL", default_value = "auto")]
     pub(crate) rootless: String,
     /// Accepted and not used: containers are not checkpointed with CRIU

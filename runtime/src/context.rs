@@ -3,6 +3,7 @@
 use std::path::{self, PathBuf};
 use std::rc::Rc;
 
+use crate::caller::Caller;
 use crate::cli::Global;
 use crate::config::{Config, ConfigError};
 use crate::error::Error;
@@ -17,18 +18,26 @@ pub(crate) struct Context {
     pub(crate) timeline: Timeline,
     /// Whether systemd makes the cgroups of containers.
     pub(crate) systemd_cgroup: bool,
+    /// Who runs this command.
+    pub(crate) caller: Caller,
+    /// Whether a cgroup that may not be made is done without.
+    pub(crate) spares_cgroups: bool,
     config: Option<PathBuf>,
 }
 
 impl Context {
     /// `begin`: when the process began, in nanoseconds of `CLOCK_MONOTONIC`.
     pub(crate) fn new(global: &Global, begin: u64) -> Result<Self, Error> {
-        let root = path::absolute(&global.root).map_err(|source| Error::Root { path: global.root.clone(), source })?;
+        let caller = Caller::find();
+        let root = global.root.clone().map_or_else(|| caller.default_root(), Ok)?;
+        let root = path::absolute(&root).map_err(|source| Error::Root { path: root.clone(), source })?;
         Ok(Self {
             store: Store::new(root),
             log: Rc::new(Log::new(global.log.as_deref(), global.log_format, global.debug)?),
             timeline: Timeline::new(begin),
             systemd_cgroup: global.systemd_cgroup,
+            caller,
+            spares_cgroups: caller.spares_cgroups(&global.rootless)?,
             config: global.config.clone(),
         })
     }

@@ -31,15 +31,16 @@ use crate::log::Log;
 use crate::name_server;
 use crate::network::{self, Connected, Namespace, NetworkRecord};
 use crate::network_namespace::{self, NetworkNamespace};
+use crate::placement::{self, Placement};
 use crate::rights::send_pidfd;
-use crate::sandbox::{self, CONTROL_SOCKET, SandboxError, Vmm};
+use crate::rootless::{self, UserNamespace};
+use crate::sandbox::{self, CONTROL_SOCKET, Place, SandboxError, Vmm};
 use crate::seccomp;
 use crate::shares::{self, HostFiles, Share};
 use crate::signals::Signals;
 use crate::sizing::{Size, host_cpus};
 use crate::state::{Locked, Phase, Record, remove_dir};
 use crate::stdio::{Stdio, Wanted, console_size};
-use crate::systemd::Scope;
 use crate::timestamp;
 use crate::undo::Undo;
 
@@ -107,8 +108,10 @@ pub(crate) fn create(context: &mut Context, mut order: Order) -> Result<Created,
     let config = context.config()?;
     let host = Host::of(&order.bundle.spec, &context.store)?;
     let size = if host.is_some() { Size::NONE } else { Size::of(&order.bundle.spec, &config)? };
-    let network = NetworkNamespace::of(&order.bundle.spec)?;
-    let network_record = plan_network(&order, &network, host.as_ref())?;
+    let user = UserNamespace::of(&order.bundle.spec, context.caller)?;
+    context.caller.check_kvm()?;
+    let place = Place { user, network: NetworkNamespace::of(&order.bundle.spec)? };
+    let network_record = plan_network(&order, &place, host.as_ref())?;
     order.bundle.root_mounts(&context.log);
     let mut files = shares::open_all(&order.id, &order.bundle)?;
     if let Some(process) = files.spec.process_mut() {
@@ -116,6 +119,9 @@ pub(crate) fn create(context: &mut Context, mut order: Order) -> Result<Created,
     }
     if let Some(host) = &host {
         host.lead_guest(&mut files.spec);
+    }
+    if place.user.is_some() {
+        rootless::map_to_themselves(&mut files.spec);
     }
     let seccomp = take_seccomp(&mut files.spec).map(|profile| seccomp::compile(&profile)).transpose()?;
     let locked = context.store.claim(&order.id)?;
@@ -128,19 +134,18 @@ pub(crate) fn create(context: &mut Context, mut order: Order) -> Result<Created,
     context.timeline.reached("bundle checked");
 
     // Written before there is a cgroup and a VMM, so that both are found should this process be killed.
-    let scope = context.systemd_cgroup.then(|| Scope::named(cgroups_path(&order), &order.id)).transpose()?;
-    let path = scope.as_ref().map_or_else(|| cgroup_path(&order), Scope::cgroup);
-    let cgroup = Cgroup::plan(&path)?.claim().map_err(Error::CgroupTaken)?;
+    let limits = Limits::of(&order.bundle.spec, size);
+    let (placement, cgroup) = Placement::plan(context, &order.id, cgroups_path(&order), limits)?;
     let mut record = record(&order, cgroup, size, network_record)?;
-    record.scope = scope;
+    record.scope = placement.scope().cloned();
+    record.user_namespace = place.user.is_some();
     locked.write(&record)?;
     push_poststop(&mut undo, &record, &context.log);
-    push_cgroup(&mut undo, &record);
-    let mut vmm = spawn(context, &config, &locked, &stdio, network, &mut undo)?;
+    placement::push_removal(&mut undo, &record);
+    let mut vmm = spawn(context, &config, &locked, &stdio, place, &mut undo)?;
     record.vmm = vmm.process;
     locked.write(&record)?;
-    let limits = Limits::of(&order.bundle.spec, size);
-    enter_cgroup(&record, &path, &limits)?;
+    placement.enter(&mut record, &context.log)?;
     context.log.debug(&format!("{} runs as process {}", config.vmm.display(), vmm.process.pid));
     context.timeline.reached("VMM spawned");
     hooks::run_creating(&record)?;
@@ -152,6 +157,7 @@ pub(crate) fn create(context: &mut Context, mut order: Order) -> Result<Created,
     if host.is_none() {
         let mut sandbox = sandbox_config(&order, &config, size);
         sandbox.network_slots = record.network.slots;
+        sandbox.has_cgroup = !record.cgroup.is_none();
         sandbox.follow_interfaces = interfaces::follow_command(&config.program, &context.store, &record);
         configure(&mut connection, sandbox).map_err(|error| ended(error, &mut vmm))?;
     }
@@ -160,10 +166,13 @@ pub(crate) fn create(context: &mut Context, mut order: Order) -> Result<Created,
     let timeout = config.start_timeout;
     let setup = Setup { files, bundle, seccomp, stdio: &stdio, interfaces, name_server, timeout };
     set_up(&mut connection, &order.id, setup).map_err(|error| ended(error, &mut vmm))?;
+    if record.user_namespace {
+        interfaces::lead_new(&mut connection.client, &locked, &mut record)?;
+    }
     if host.is_some() {
         joined::hand_over(&vmm, &mut connection, &order.id, &locked.dir)?;
     }
-    limit_cpu(&record, &limits)?;
+    placement.limit_cpu(&record)?;
     context.timeline.reached("container created");
 
     record.phase = Phase::Created;
@@ -200,49 +209,15 @@ fn cgroups_path(order: &Order) -> Option<&Path> {
     order.bundle.spec.linux().as_ref()?.cgroups_path().as_deref().filter(|path| !path.as_os_str().is_empty())
 }
 
-fn cgroup_path(order: &Order) -> PathBuf {
-    cgroups_path(order).map_or_else(|| Cgroup::default_path(&order.id), Path::to_owned)
-}
-
-fn push_cgroup(undo: &mut Undo, record: &Record) {
-    let (cgroup, scope) = (record.cgroup.clone(), record.scope.clone());
-    undo.push(move || {
-        let _ = scope.map(|scope| scope.stop());
-        drop(cgroup.remove());
-    });
-}
-
-/// Makes the cgroup at `path`, or has systemd make it, and puts the VMM there, which does nothing yet. Its quota of CPU time
-/// is left for [`limit_cpu`]: with a small one the guest would not boot in any reasonable time.
-fn enter_cgroup(record: &Record, path: &Path, limits: &Limits) -> Result<(), Error> {
-    let limits = Limits { cpu_quota: None, ..limits.clone() };
-    if let Some(scope) = &record.scope {
-        scope.start(record.vmm.pid, &limits)?;
-    }
-    Cgroup::create(path, &limits)?;
-    Ok(record.cgroup.add(record.vmm.pid)?)
-}
-
-/// Sets the quota of CPU time, too, when the container is made and nothing of its own has run.
-fn limit_cpu(record: &Record, limits: &Limits) -> Result<(), Error> {
-    if limits.cpu_quota.is_none() {
-        return Ok(());
-    }
-    if let Some(scope) = &record.scope {
-        scope.set(limits)?;
-    }
-    Ok(record.cgroup.update(limits)?)
-}
-
 fn spawn(
     context: &Context,
     config: &Config,
     locked: &Locked,
     stdio: &Stdio,
-    network: NetworkNamespace,
+    place: Place,
     undo: &mut Undo,
 ) -> Result<Vmm, SandboxError> {
-    let vmm = sandbox::spawn(&config.vmm, &locked.dir, context.log.debug, stdio.console(), network)?;
+    let vmm = sandbox::spawn(&config.vmm, &locked.dir, context.log.debug, stdio.console(), place)?;
     let process = vmm.process;
     undo.push(move || {
         if process.kill_and_wait(END_PATIENCE) {
@@ -263,11 +238,11 @@ fn push_poststop(undo: &mut Undo, record: &Record, log: &Rc<Log>) {
 
 /// The network devices of the machine, whose number cannot change later. A namespace that is new, and whose container this
 /// command starts itself, stays empty unless a hook fills it.
-fn plan_network(order: &Order, namespace: &NetworkNamespace, host: Option<&Host>) -> Result<NetworkRecord, Error> {
+fn plan_network(order: &Order, place: &Place, host: Option<&Host>) -> Result<NetworkRecord, Error> {
     if host.is_some_and(Host::has_network) {
         return Ok(NetworkRecord::default());
     }
-    let existing = namespace.existing().map(Namespace::opened).transpose().map_err(Error::NetworkDescriptor)?;
+    let existing = place.network.existing().map(Namespace::opened).transpose().map_err(Error::NetworkDescriptor)?;
     let slots = network::slots(existing.as_ref(), order.detach || fills_network(&order.bundle.spec))?;
     let path = network_namespace::path(&order.bundle.spec).map(Path::to_owned);
     Ok(NetworkRecord { namespace: path, slots, ..NetworkRecord::default() })
@@ -281,9 +256,10 @@ fn fills_network(spec: &Spec) -> bool {
     kinds.into_iter().flatten().any(|hooks| !hooks.is_empty())
 }
 
-/// Leads the interfaces of the sandbox's namespace, as they are now, into its machine.
+/// Leads the interfaces of the sandbox's namespace, as they are now, into its machine. Those in a user's VMM's are led in later,
+/// one by one.
 fn connect_network(vmm: &Vmm, record: &mut Record, locked: &Locked, undo: &mut Undo) -> Result<Vec<Connected>, Error> {
-    if record.network.slots == 0 {
+    if record.network.slots == 0 || record.user_namespace {
         return Ok(Vec::new());
     }
     let (process, namespace) = (vmm.process, Rc::new(Namespace::of(vmm.process)?));
@@ -308,6 +284,7 @@ fn record(order: &Order, cgroup: Cgroup, machine: Size, network: NetworkRecord) 
         id: order.id.to_string(),
         phase: Phase::Creating,
         vmm: HostProcess::NONE,
+        user_namespace: false,
         boot_id: boot_id().map_err(Error::BootId)?,
         bundle: order.bundle.dir.clone(),
         rootfs: order.bundle.rootfs(),
@@ -342,6 +319,7 @@ fn sandbox_config(order: &Order, config: &Config, size: Size) -> SandboxConfig {
         vcpus_most: host_cpus().min(config.max_vcpus),
         control_socket: CONTROL_SOCKET.into(),
         console_log: console_log.map(|path| order.bundle.dir.join(path)),
+        has_cgroup: false,
         network_slots: 0,
         follow_interfaces: Vec::new(),
         main_container: order.id.to_string(),

@@ -8,6 +8,7 @@ use agent::FailureKind;
 use thiserror::Error;
 
 use crate::bundle::BundleError;
+use crate::caller::CallerError;
 use crate::cgroup::CgroupError;
 use crate::config::ConfigError;
 use crate::connection::RequestError;
@@ -19,6 +20,7 @@ use crate::network::NetworkError;
 use crate::network_namespace::NetworkNamespaceError;
 use crate::resources::ResourcesError;
 use crate::rights::RightsError;
+use crate::rootless::RootlessError;
 use crate::sandbox::SandboxError;
 use crate::seccomp::SeccompError;
 use crate::shares::ShareError;
@@ -63,6 +65,12 @@ pub(crate) enum Error {
     Cgroup(#[from] CgroupError),
     #[error(transparent)]
     CgroupTaken(CgroupError),
+    #[error("linux.resources.cpu.{field} holds on the host, and needs a cgroup there")]
+    CgroupNeeded { field: &'static str, source: CgroupError },
+    #[error(transparent)]
+    Caller(#[from] CallerError),
+    #[error(transparent)]
+    Rootless(#[from] RootlessError),
     #[error(transparent)]
     Systemd(#[from] SystemdError),
     #[error("a cgroup is left")]

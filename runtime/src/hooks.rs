@@ -175,13 +175,21 @@ fn command(hook: &Hook) -> Command {
     command
 }
 
-/// Lets a command run in the sandbox's network namespace and in the container's root file system as the host has it.
+/// Lets a command run in the sandbox's namespaces on the host, which are that of its network and perhaps one of users, and in the container's root file system as the host has it.
 fn enter(command: &mut Command, record: &Record) -> Result<(), HookFailure> {
-    let path = PathBuf::from(format!("/proc/{}/ns/net", record.vmm.pid));
-    let network = File::open(&path).map_err(|source| HookFailure::Start { path, source })?;
+    let open = |name| {
+        let path = PathBuf::from(format!("/proc/{}/ns/{name}", record.vmm.pid));
+        File::open(&path).map_err(|source| HookFailure::Start { path, source })
+    };
+    let user = record.user_namespace.then(|| open("user")).transpose()?;
+    let network = open("net")?;
     command.current_dir(&record.rootfs);
-    let join = move || Ok(setns(&network, CloneFlags::CLONE_NEWNET)?);
-    // SAFETY: the closure makes a system call only, and touches no memory another thread could have left locked.
+    let join = move || {
+        // First, since the other is entered as its root.
+        user.as_ref().map_or(Ok(()), |user| setns(user, CloneFlags::CLONE_NEWUSER))?;
+        Ok(setns(&network, CloneFlags::CLONE_NEWNET)?)
+    };
+    // SAFETY: the closure makes system calls only, and touches no memory another thread could have left locked.
     unsafe { command.pre_exec(join) };
     Ok(())
 }

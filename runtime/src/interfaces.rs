@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use vmm::control::{Client, Request};
 
+use crate::caller::Caller;
 use crate::commands::follow_interfaces::NAME;
 use crate::connection::RequestError;
 use crate::error::Error;
 use crate::name_server;
 use crate::network::{self, Connected, Namespace};
+use crate::rootless;
 use crate::state::{Locked, Record, Store};
 
 /// How long the guest may take to set up an interface, or to take one away.
@@ -33,6 +35,18 @@ pub(crate) fn lead_new(client: &mut Client, locked: &Locked, record: &mut Record
     if record.network.slots == 0 {
         return Ok(());
     }
+    if record.user_namespace && Caller::find() == Caller::User {
+        // The namespace is the user's, but only its root may change anything in it.
+        record.network = rootless::as_root_of(record.vmm, || {
+            lead_all(client, locked, record)?;
+            Ok(record.network.clone())
+        })?;
+        return Ok(());
+    }
+    lead_all(client, locked, record)
+}
+
+fn lead_all(client: &mut Client, locked: &Locked, record: &mut Record) -> Result<(), Error> {
     let namespace = Namespace::of(record.vmm)?;
     let connected = network::connect(&namespace, record.vmm, &record.network)?;
     for (done, one) in connected.iter().enumerate() {

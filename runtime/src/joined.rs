@@ -41,6 +41,8 @@ pub(crate) enum JoinError {
     Stopped { kind: LinuxNamespaceType, id: ContainerId },
     #[error("the containers {0} and {1}, whose namespaces are to be joined, are in different machines")]
     Machines(ContainerId, ContainerId),
+    #[error("a container with a user namespace of its own cannot join namespaces of container {0}")]
+    User(ContainerId),
     #[error("find the control socket of container {id}")]
     Socket { id: ContainerId, source: io::Error },
     #[error("lead {} to the control socket of another container", path.display())]
@@ -73,7 +75,10 @@ impl Host {
             }
             host.namespaces.push((kind, id));
         }
-        Ok(host)
+        match &host {
+            Some(host) if has_users(spec) => Err(JoinError::User(host.namespaces[0].1.clone())),
+            _ => Ok(host),
+        }
     }
 
     /// Whether the container is in another one's network namespace.
@@ -128,6 +133,11 @@ pub(crate) fn await_end(record: &Record, dir: &Path) {
 fn joined(namespace: &LinuxNamespace) -> Option<(&LinuxNamespace, &Path)> {
     let path = namespace.path().as_deref().filter(|path| !path.as_os_str().is_empty())?;
     Some((namespace, path))
+}
+
+fn has_users(spec: &Spec) -> bool {
+    let namespaces = spec.linux().iter().flat_map(|linux| linux.namespaces().iter().flatten());
+    namespaces.into_iter().any(|namespace| namespace.typ() == LinuxNamespaceType::User)
 }
 
 /// The container whose namespace `path` is, and its machine's control socket.
@@ -241,6 +251,8 @@ mod tests {
         let (root, store) = store(&["web"]);
         let of = |kind, path: String| Host::of(&spec(&[(kind, path)]), &store).unwrap_err().to_string();
         assert!(of(LinuxNamespaceType::User, own("user")).contains("of container web is not supported"));
+        let users = spec(&[(LinuxNamespaceType::User, String::new()), (LinuxNamespaceType::Pid, own("pid"))]);
+        assert!(Host::of(&users, &store).unwrap_err().to_string().starts_with("a container with a user namespace"));
         fs::remove_file(root.path().join("web").join(CONTROL_SOCKET)).unwrap();
         assert!(of(LinuxNamespaceType::Pid, own("pid")).contains("control socket of container web"));
     }

@@ -5,6 +5,7 @@
 
 mod apparmor;
 mod bundle;
+mod caller;
 mod cgroup;
 mod check;
 mod cli;
@@ -28,8 +29,10 @@ mod log;
 mod name_server;
 mod network;
 mod network_namespace;
+mod placement;
 mod resources;
 mod rights;
+mod rootless;
 mod sandbox;
 mod seccomp;
 mod shares;
@@ -64,8 +67,7 @@ pub fn main() -> ExitCode {
         }
     };
     let prefix = arguments.command.failure_prefix();
-    let result = commands::check_global(&arguments.global);
-    match result.and_then(|()| commands::run(&mut context, arguments.command)) {
+    match commands::run(&mut context, arguments.command) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             context.log.error(&format!("{}{}", prefix.text, error::chain(&error)));

@@ -32,6 +32,16 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
+    /// A limit among them that nothing in the guest can stand for, by its name in the specification.
+    pub(crate) fn of_the_host_alone(&self) -> Option<&'static str> {
+        match self {
+            Self { cpu_shares: Some(_), .. } => Some("shares"),
+            Self { cpus: Some(_), .. } => Some("cpus"),
+            Self { mems: Some(_), .. } => Some("mems"),
+            _ => None,
+        }
+    }
+
     /// Limits for the machine of that size that runs the container of `spec`.
     pub(crate) fn of(spec: &Spec, size: Size) -> Self {
         let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
@@ -60,6 +70,18 @@ mod tests {
         assert_eq!(limits.pids, 66);
         assert_eq!(limits.cpu_quota, Some((62_500, 100_000)));
         assert_eq!((limits.cpu_shares, limits.cpus.as_deref(), limits.mems), (Some(512), Some("0-1"), None));
+    }
+
+    #[test]
+    fn some_limits_are_of_the_host_alone() {
+        let of = |cpu| {
+            let spec = serde_json::json!({"linux": {"resources": {"cpu": cpu}}});
+            Limits::of(&serde_json::from_value(spec).unwrap(), Size { memory_mib: 64, vcpus: 1 }).of_the_host_alone()
+        };
+        assert_eq!(of(serde_json::json!({"quota": 50_000, "period": 100_000})), None);
+        assert_eq!(of(serde_json::json!({"shares": 512})), Some("shares"));
+        assert_eq!(of(serde_json::json!({"cpus": "0"})), Some("cpus"));
+        assert_eq!(of(serde_json::json!({"mems": "0"})), Some("mems"));
     }
 
     #[test]

@@ -18,6 +18,7 @@ use vmm::control::{Client, ClientError};
 use crate::descriptors::close_all_on_exec;
 use crate::host_process::HostProcess;
 use crate::network_namespace::NetworkNamespace;
+use crate::rootless::UserNamespace;
 
 /// Name of the control socket in a container's directory, which is the VMM's working directory: so the path fits into
 /// a socket address however long the root is.
@@ -39,6 +40,8 @@ pub(crate) enum SandboxError {
     Socket(#[source] io::Error),
     #[error("start {}", path.display())]
     Spawn { path: PathBuf, source: io::Error },
+    #[error("start {} in a user namespace of its own, which the host has to let users make", path.display())]
+    SpawnRootless { path: PathBuf, source: io::Error },
     #[error("examine the VMM process {pid}")]
     Examine { pid: u32, source: io::Error },
     #[error("vmrt-vmm ended unexpectedly, {0}")]
@@ -79,7 +82,23 @@ pub(crate) struct Vmm {
     pub(crate) control: UnixStream,
 }
 
-/// Starts the VMM at `program` in a new session and in the network namespace `network`, with `dir` as its working directory.
+/// Where a VMM is.
+#[derive(Debug)]
+pub(crate) struct Place {
+    /// The user namespace it is root in, if its caller is not root.
+    pub(crate) user: Option<UserNamespace>,
+    pub(crate) network: NetworkNamespace,
+}
+
+impl Place {
+    /// Takes the calling process there. Makes system calls only, so it can be called between `fork` and `execve`.
+    fn enter(&self) -> nix::Result<()> {
+        self.user.as_ref().map_or(Ok(()), UserNamespace::enter)?;
+        self.network.enter()
+    }
+}
+
+/// Starts the VMM at `program` in a new session and in the namespaces of `place`, with `dir` as its working directory.
 ///
 /// `terminal` becomes its controlling terminal, so that it is told of changes of size.
 pub(crate) fn spawn(
@@ -87,19 +106,23 @@ pub(crate) fn spawn(
     dir: &Path,
     debug: bool,
     terminal: Option<BorrowedFd>,
-    network: NetworkNamespace,
+    place: Place,
 ) -> Result<Vmm, SandboxError> {
     let (control, theirs) = UnixStream::pair().map_err(SandboxError::Socket)?;
     let control_fd = theirs.as_raw_fd();
     let terminal = terminal.map(|fd| fd.as_raw_fd());
+    let rootless = place.user.is_some();
     let mut command = Command::new(program);
     command.args(["--control-fd", &control_fd.to_string(), "--log", LOG_FILE, "--exit-file", EXIT_FILE]);
     command.current_dir(dir);
     command.args(debug.then_some("--debug"));
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     // SAFETY: the closure makes system calls only, and touches no memory another thread could have left locked.
-    unsafe { command.pre_exec(move || become_vmm(control_fd, terminal, &network)) };
-    let child = command.spawn().map_err(|source| SandboxError::Spawn { path: program.into(), source })?;
+    unsafe { command.pre_exec(move || become_vmm(control_fd, terminal, &place)) };
+    let child = command.spawn().map_err(|source| match rootless {
+        true => SandboxError::SpawnRootless { path: program.into(), source },
+        false => SandboxError::Spawn { path: program.into(), source },
+    })?;
     let process = identify(&child)?;
     Ok(Vmm { child, process, control })
 }
@@ -110,9 +133,9 @@ fn identify(child: &Child) -> Result<HostProcess, SandboxError> {
 }
 
 /// Runs in the child between `fork` and `execve`.
-fn become_vmm(control: RawFd, terminal: Option<RawFd>, network: &NetworkNamespace) -> io::Result<()> {
+fn become_vmm(control: RawFd, terminal: Option<RawFd>, place: &Place) -> io::Result<()> {
     nix::unistd::setsid()?;
-    network.enter()?;
+    place.enter()?;
     if let Some(terminal) = terminal {
         // SAFETY: takes no pointer; the descriptor is open in this process.
         nix::errno::Errno::result(unsafe { libc::ioctl(terminal, libc::TIOCSCTTY, 0) })?;
@@ -184,6 +207,8 @@ mod tests {
 
     use super::*;
 
+    const NEW: Place = Place { user: None, network: NetworkNamespace::New };
+
     fn script(dir: &Path, text: &str) -> PathBuf {
         let path = dir.join("vmm");
         // dash redirects to descriptors of one digit only, and other tests have some open.
@@ -199,7 +224,7 @@ mod tests {
         // Without CLOEXEC, as a descriptor inherited from a careless caller is.
         let leak = nix::unistd::dup(&leak).unwrap();
         let program = script(dir.path(), "exec >&$2; ls -l /proc/$$/fd; ps -o sid= -p $$; echo pid $$; pwd");
-        let mut vmm = spawn(&program, dir.path(), false, None, NetworkNamespace::New).unwrap();
+        let mut vmm = spawn(&program, dir.path(), false, None, NEW).unwrap();
         let mut text = String::new();
         vmm.control.read_to_string(&mut text).unwrap();
         assert!(vmm.child.wait().unwrap().success());
@@ -226,7 +251,7 @@ mod tests {
     #[test]
     fn a_vmm_that_cannot_be_started_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let error = spawn(Path::new("/nonexistent"), dir.path(), false, None, NetworkNamespace::New).unwrap_err();
+        let error = spawn(Path::new("/nonexistent"), dir.path(), false, None, NEW).unwrap_err();
         assert_eq!(error.to_string(), "start /nonexistent");
     }
 
@@ -235,7 +260,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let program =
             script(dir.path(), "echo 'then ERROR no memory' >vmm.log; echo 'then  INFO bye' >>vmm.log; exit 3");
-        let mut vmm = spawn(&program, dir.path(), true, None, NetworkNamespace::New).unwrap();
+        let mut vmm = spawn(&program, dir.path(), true, None, NEW).unwrap();
         let ending = vmm.ending(dir.path(), Duration::from_secs(20));
         assert_eq!(ending.to_string(), "exit status: 3: no memory");
     }
@@ -254,7 +279,7 @@ mod tests {
     fn a_vmm_that_does_not_end_is_killed() {
         let dir = tempfile::tempdir().unwrap();
         let program = script(dir.path(), "exec sleep 100");
-        let mut vmm = spawn(&program, dir.path(), false, None, NetworkNamespace::New).unwrap();
+        let mut vmm = spawn(&program, dir.path(), false, None, NEW).unwrap();
         let ending = vmm.ending(dir.path(), Duration::from_millis(50));
         assert!(ending.to_string().starts_with("signal: 9"), "{ending}");
     }

@@ -77,6 +77,9 @@ pub(crate) struct Record {
     pub(crate) phase: Phase,
     /// The VMM, whose pid is the container's to the caller.
     pub(crate) vmm: HostProcess,
+    /// Whether it is in a user namespace of its own.
+    #[serde(default)]
+    pub(crate) user_namespace: bool,
     /// Boot of the host in which the VMM was started.
     pub(crate) boot_id: String,
     pub(crate) bundle: PathBuf,
@@ -310,6 +313,7 @@ fn damaged(id: &ContainerId, dir: &Path) -> Record {
         id: id.to_string(),
         phase: Phase::Stopped,
         vmm: HostProcess::NONE,
+        user_namespace: false,
         boot_id: String::new(),
         bundle: PathBuf::new(),
         rootfs: PathBuf::new(),

@@ -16,6 +16,7 @@ fn record() -> Record {
     Record {
         id: "web".into(),
         phase: Phase::Running,
+        user_namespace: false,
         vmm: myself,
         boot_id: boot_id().unwrap(),
         bundle: "/b".into(),

@@ -5,8 +5,10 @@
 //! time: see `tests/e2e`.
 
 pub mod bundle;
+pub mod caller;
 pub mod census;
 pub mod daemons;
+pub mod nest;
 pub mod runtime;
 pub mod terminal;
 

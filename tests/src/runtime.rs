@@ -13,6 +13,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::bundle::Bundle;
+use crate::caller::Caller;
 use crate::census::Census;
 use crate::{PATIENCE, eventually};
 
@@ -156,6 +157,7 @@ impl Running {
 pub struct Runtime {
     root: TempDir,
     before: Census,
+    caller: Caller,
 }
 
 impl Default for Runtime {
@@ -172,8 +174,19 @@ impl Runtime {
     /// Where there is no place for its state directory.
     #[must_use]
     pub fn new() -> Self {
+        Self::called_by(Caller::root())
+    }
+
+    /// The same, called by others than root.
+    ///
+    /// # Panics
+    ///
+    /// As said.
+    #[must_use]
+    pub fn called_by(caller: Caller) -> Self {
         let root = tempfile::Builder::new().prefix("state").tempdir_in("/run").expect("a state directory");
-        Self { before: Census::take(), root }
+        caller.give(root.path());
+        Self { before: Census::take(), root, caller }
     }
 
     /// Its state directory.
@@ -185,7 +198,7 @@ impl Runtime {
     /// A command line of it.
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(program());
+        let mut command = self.caller.command(&self.caller.runtime());
         command.arg("--root").arg(self.root()).args(arguments);
         command
     }

@@ -31,6 +31,9 @@ pub struct SandboxConfig {
     /// File that gets what the guest's kernel prints, every message of it; created or appended to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub console_log: Option<PathBuf>,
+    /// Whether the VMM is in a cgroup of its own, where engines look for deaths for want of memory.
+    #[serde(default)]
+    pub has_cgroup: bool,
     /// Network devices, each a slot that an interface can be attached to while the guest runs; at most
     /// [`crate::net::MAX_SLOTS`].
     #[serde(default)]

@@ -34,7 +34,7 @@ fn engines_lines_are_understood() {
 fn of_an_option_given_twice_the_last_one_counts() {
     let line = "vmrt --root /a --root /b exec -t -t -u 1 -u 2 -e A=1 -e B=2 web id";
     let arguments = Arguments::try_parse_from(line.split(' ')).unwrap();
-    assert_eq!(arguments.global.root, PathBuf::from("/b"));
+    assert_eq!(arguments.global.root, Some(PathBuf::from("/b")));
     let Command::Exec(exec) = arguments.command else { panic!("not parsed") };
     assert_eq!((exec.tty, exec.user.as_deref()), (true, Some("2")));
     assert_eq!(exec.env, ["A=1", "B=2"]);

@@ -22,7 +22,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use crate::cli::{BundleArgs, Command, Global};
+use crate::cli::{BundleArgs, Command};
 use crate::context::Context;
 use crate::error::Error;
 
@@ -49,12 +49,6 @@ pub(crate) fn run(context: &mut Context, command: Command) -> Result<u8, Error> 
         Command::State(args) => state::run(context, &args),
         Command::Update(args) => update::run(context, &args),
     }
-}
-
-/// Refuses global options that cannot be honoured.
-pub(crate) fn check_global(global: &Global) -> Result<(), Error> {
-    let reason = "is refused: cgroups and /dev/kvm need root";
-    refuse_if(global.rootless == "true", "--rootless=true", reason)
 }
 
 /// Refuses options of `create` and `run` that cannot be honoured.

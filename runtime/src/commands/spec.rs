@@ -23,7 +23,8 @@ pub(crate) fn run(args: &SpecArgs) -> Result<u8, Error> {
 }
 
 /// The same with a user namespace in which root is the caller, and without what it takes more users for: a terminal's
-/// group, and limits. runc leaves the network namespace out as well, which would mean the host's: vmrt refuses that.
+/// group, and limits. runc leaves the network namespace out as well, which would mean the host's: vmrt refuses that. And it mounts the
+/// host's `/sys`, as nobody but root may mount another; the guest has one of its own.
 fn rootless(uid: u32, gid: u32) -> String {
     let mapping = |name: &str, id| {
         let fields = [("containerID", 0), ("hostID", id), ("size", 1)];

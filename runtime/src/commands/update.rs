@@ -12,6 +12,7 @@ use vmm::control::{Client, Reply, Request};
 use super::refuse_if;
 use super::state::status;
 use crate::bundle::Bundle;
+use crate::cgroup::CgroupError;
 use crate::cli::UpdateArgs;
 use crate::connection::RequestError;
 use crate::context::Context;
@@ -226,7 +227,10 @@ fn limit_vmm(record: &Record, spec: &Spec, machine: Size) -> Result<(), Error> {
     if let Some(scope) = &record.scope {
         scope.set(&limits)?;
     }
-    Ok(record.cgroup.update(&limits)?)
+    match limits.of_the_host_alone().filter(|_| record.cgroup.is_none()) {
+        Some(field) => Err(Error::CgroupNeeded { field, source: CgroupError::Spared }),
+        None => Ok(record.cgroup.update(&limits)?),
+    }
 }
 
 #[cfg(test)]

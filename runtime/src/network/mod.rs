@@ -133,7 +133,8 @@ fn tag(vmm: HostProcess) -> u32 {
 
 fn connect_one(netlink: &mut Netlink, link: &Link, tag: u32) -> Result<Connected, NetworkError> {
     let interface = interface::read(netlink, link)?;
-    let tap = tap::Tap::make().map_err(link.failed("make a tap for network interface"))?;
+    let device = tap::open().map_err(link.failed("open /dev/net/tun for network interface"))?;
+    let tap = tap::Tap::make(device).map_err(link.failed("make a tap for network interface"))?;
     link::prepare_tap(netlink, &tap, link)?;
     traffic::tie(netlink, link, tap.index, tag)?;
     let led = Led { index: link.index, name: link.name.clone(), tap: tap.index };

@@ -1,6 +1,6 @@
 //! Taps: the VMM's end of an interface.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -24,9 +24,8 @@ pub(super) struct Tap {
 }
 
 impl Tap {
-    /// A tap that nothing is tied to, and that is down.
-    pub(super) fn make() -> io::Result<Self> {
-        let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
+    /// A tap that nothing is tied to, and that is down. `file` is [`open`].
+    pub(super) fn make(file: File) -> io::Result<Self> {
         let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
         let mut request = request(NAME);
         request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).map_err(io::Error::other)?;
@@ -39,6 +38,11 @@ impl Tap {
         let name = String::from_utf8(name).map_err(io::Error::other)?;
         Ok(Self { index: index(&name)?, name, fd: file.into() })
     }
+}
+
+/// What becomes a tap of the namespace that the calling thread is in.
+pub(super) fn open() -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).open("/dev/net/tun")
 }
 
 fn index(name: &str) -> io::Result<u32> {

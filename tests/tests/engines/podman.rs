@@ -1,10 +1,15 @@
 //! Podman, which has no daemon: conmon watches over vmrt's process.
 
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
 
 use tempfile::TempDir;
+use vmrt_tests::bundle::Bundle;
+use vmrt_tests::caller::{Delegated, USER};
 use vmrt_tests::census::Census;
+use vmrt_tests::nest::Nest;
 use vmrt_tests::runtime::{Done, Running, new_id};
 
 use crate::Test;
@@ -14,6 +19,7 @@ use crate::docker::network::page;
 
 pub const TESTS: &[Test] = &[
     ("a_container_is_run_looked_into_and_stopped", a_container_is_run_looked_into_and_stopped),
+    ("without_root_it_is_served_as_well", without_root_it_is_served_as_well),
     ("streams_and_status_are_the_containers", streams_and_status_are_the_containers),
 ];
 
@@ -52,6 +58,34 @@ impl Podman {
     fn call(&self, arguments: &[&str]) -> Done {
         Running::start(&mut self.command(arguments), None).end()
     }
+}
+
+/// Podman where it runs without root: in a user namespace, with a cgroup that was handed over.
+fn without_root_it_is_served_as_well() {
+    let (delegated, nest) = (Delegated::new(), Nest::new());
+    let caller = nest.root().within(&delegated);
+    let (home, bundle) = (tempfile::tempdir().expect("a directory"), Bundle::busybox(["true"]));
+    let given =
+        Command::new("chown").args(["-R", &format!("{USER}:{USER}")]).args([home.path(), bundle.path()]).status();
+    assert!(given.expect("chown runs").success(), "the user has directories");
+    let before = Census::take();
+    let mut command = caller.command(Path::new("podman"));
+    for (option, name) in [("--root", "storage"), ("--runroot", "run"), ("--tmpdir", "libpod")] {
+        command.arg(option).arg(home.path().join(name));
+    }
+    command.arg("--runtime").arg(caller.runtime()).args(["--storage-driver", "vfs"]);
+    command.args(["--cgroup-manager", "cgroupfs", "--events-backend", "file"]);
+    command.args(["run", "--rm", "--network", "none", "--cgroup-parent", Delegated::PATH, "--memory", "64m"]);
+    command.arg("--rootfs").arg(bundle.path().join("rootfs"));
+    command.args(["sh", "-c", "id -u; echo >/made; cat /sys/fs/cgroup/memory.max; exit 7"]);
+    // What Podman tells itself when it has made its user namespace.
+    let user = USER.to_string();
+    command.env("_CONTAINERS_USERNS_CONFIGURED", "1").env("_CONTAINERS_ROOTLESS_UID", &user);
+    command.env("_CONTAINERS_ROOTLESS_GID", &user).env("HOME", home.path()).env("XDG_RUNTIME_DIR", home.path());
+    let done = Running::start(&mut command, None).end();
+    assert_eq!((done.code, done.text()), (7, "0\n67108864".into()), "{done:?}");
+    assert_eq!(bundle.file("made").metadata().expect("a file").uid(), USER);
+    before.assert_restored(CLEAN_PATIENCE, |_| false);
 }
 
 fn streams_and_status_are_the_containers() {

@@ -18,6 +18,7 @@ mod pausing;
 mod pods;
 mod process;
 mod resources;
+mod rootless;
 mod seccomp;
 mod stdio;
 mod systemd;

@@ -180,7 +180,7 @@ impl Server {
             op::OPENDIR => self.opendir(request, reply),
             op::READDIR => self.readdir(request, reply, false),
             op::READDIRPLUS => self.readdir(request, reply, true),
-            op::SETXATTR => self.setxattr(worker, request),
+            op::SETXATTR => self.setxattr(request),
             op::GETXATTR => self.getxattr(worker, request, reply),
             op::LISTXATTR => self.listxattr(worker, request, reply),
             op::REMOVEXATTR => self.removexattr(request),

@@ -4,6 +4,8 @@
 //! The kernel does that right for a thread whose file-system ids and umask are the guest's, so a worker wears them for
 //! the moment. It keeps its capabilities meanwhile (`SECBIT_NO_SETUID_FIXUP`): the guest kernel has already checked
 //! permissions, with all of the caller's groups and capabilities, which the host does not know.
+//!
+//! In a user namespace all this goes for the ids that it has. A file that would belong to another one is not made.
 
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -70,7 +72,7 @@ impl Worker {
         rustix::process::fchdir(&descriptors.0).map_err(|errno| system("enter /proc/self/fd", errno.into()))?;
         rustix::thread::set_capabilities_secure_bits(CapabilitiesSecureBits::NO_SETUID_FIXUP)
             .map_err(|errno| system("keep capabilities across users", errno.into()))?;
-        set_groups(&[]).map_err(|errno| system("drop supplementary groups", errno.into()))?;
+        drop_groups().map_err(|errno| system("drop supplementary groups", errno.into()))?;
         rustix::process::umask(Mode::empty());
         Ok(Self { umask: Mode::empty(), args: Vec::new(), scratch: Vec::new(), thread: PhantomData })
     }
@@ -87,7 +89,7 @@ impl Worker {
             rustix::process::umask(umask);
             self.umask = umask;
         }
-        owner.act(create)
+        owner.act(create)?
     }
 
     /// Runs `change` as someone without `CAP_FSETID`, where `kill` says so: the kernel then clears setuid and setgid.
@@ -119,21 +121,27 @@ impl Owner {
         self.gid == gid || self.supplementary == Some(gid)
     }
 
-    /// Runs `change` with the owner's file-system ids.
-    pub(super) fn act<T>(&self, change: impl FnOnce() -> T) -> T {
-        let _worn = self.wear();
-        change()
+    /// Runs `change` with the owner's file-system ids. `EOVERFLOW`, as for any file of an id that cannot be, where the user
+    /// namespace lacks one of them.
+    pub(super) fn act<T>(&self, change: impl FnOnce() -> T) -> Result<T, Errno> {
+        let _worn = self.wear()?;
+        Ok(change())
     }
 
-    fn wear(&self) -> Worn {
+    fn wear(&self) -> Result<Worn, Errno> {
         let worn = Worn { uid: self.uid != 0, gid: self.gid != 0 };
+        // The kernel tells which id was worn before, and nothing of one it does not take.
+        let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
+        let taken = |second| if second { Ok(()) } else { Err(Errno::OVERFLOW) };
         if worn.gid {
-            nix::unistd::setfsgid(Gid::from_raw(self.gid));
+            nix::unistd::setfsgid(gid);
+            taken(nix::unistd::setfsgid(gid) == gid)?;
         }
         if worn.uid {
-            nix::unistd::setfsuid(Uid::from_raw(self.uid));
+            nix::unistd::setfsuid(uid);
+            taken(nix::unistd::setfsuid(uid) == uid)?;
         }
-        worn
+        Ok(worn)
     }
 }
 
@@ -172,6 +180,15 @@ impl Drop for DroppedFsetid {
         if let Err(errno) = rustix::thread::set_capabilities(None, self.0) {
             tracing::error!("cannot take CAP_FSETID back: {errno}");
         }
+    }
+}
+
+/// Leaves the calling thread without supplementary groups. In a user namespace that a user has made none may be given up, since
+/// what is closed to a group would be open then; who made it is in them as with every program of theirs.
+fn drop_groups() -> Result<(), Errno> {
+    match set_groups(&[]) {
+        Err(Errno::PERM) if std::fs::read("/proc/self/setgroups").is_ok_and(|word| word == b"deny\n") => Ok(()),
+        result => result,
     }
 }
 

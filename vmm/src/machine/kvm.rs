@@ -14,7 +14,8 @@ use crate::mem::Region;
 use crate::virtio::device::Memory;
 use crate::virtio::registers::RegisterPage;
 
-const KVM_DEVICE: &str = "/dev/kvm";
+/// The device that machines are made with.
+pub const KVM_DEVICE: &str = "/dev/kvm";
 
 /// What the machine cannot do without.
 const REQUIRED: [(Cap, &str); 8] = [

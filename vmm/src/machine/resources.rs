@@ -163,6 +163,7 @@ mod tests {
             memory_mib: 64,
             vcpus: 1,
             vcpus_most: 3,
+            has_cgroup: false,
             network_slots: 0,
             follow_interfaces: Vec::new(),
             control_socket: directory.join("control.sock"),

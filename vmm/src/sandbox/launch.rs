@@ -119,7 +119,7 @@ fn launch(config: &SandboxConfig, client: Connection, signals: Signals) -> Resul
     let path = &config.control_socket;
     let listener = listen(path).map_err(|source| LaunchError::Listen { path: path.clone(), source })?;
     let main_container = config.main_container.clone();
-    let victim = "/proc/self/exe".into();
+    let victim = config.has_cgroup.then(|| "/proc/self/exe".into());
     let parts = Parts {
         client,
         listener,

@@ -13,13 +13,13 @@ use crate::victim;
 /// The victim on the host, while there is one.
 #[derive(Debug)]
 pub(super) struct Mirror {
-    program: OsString,
+    program: Option<OsString>,
     victim: Option<Helper>,
 }
 
 impl Mirror {
-    /// One whose victims run `program`, which is `vmrt-vmm`.
-    pub(super) fn new(program: OsString) -> Self {
+    /// One whose victims run `program`, which is `vmrt-vmm`; without one, nothing is counted.
+    pub(super) fn new(program: Option<OsString>) -> Self {
         Self { program, victim: None }
     }
 
@@ -30,8 +30,8 @@ impl Mirror {
 
     /// Begins to have a death counted. Deaths that happen meanwhile are one with it, as they are for the guest's agent.
     fn begin(&mut self) -> io::Result<()> {
-        if self.victim.is_none() {
-            let mut command = Command::new(&self.program);
+        if let (None, Some(program)) = (&self.victim, &self.program) {
+            let mut command = Command::new(program);
             command.arg(victim::ARGUMENT);
             self.victim = Some(Helper::spawn(command)?);
         }

@@ -107,8 +107,8 @@ pub struct Parts {
     pub vcpus: VcpuSource,
     /// Id of the container whose end is the sandbox's.
     pub main_container: String,
-    /// The program that is killed on the host for what is killed in the guest, see [`crate::victim`].
-    pub victim: OsString,
+    /// The program that is killed on the host for what is killed in the guest, see [`crate::victim`]; none where nobody looks.
+    pub victim: Option<OsString>,
     /// The command that follows the interfaces of the network namespace, see
     /// [`crate::config::SandboxConfig::follow_interfaces`].
     pub follow_interfaces: Vec<OsString>,

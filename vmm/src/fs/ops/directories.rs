@@ -4,7 +4,7 @@ use std::ffi::CStr;
 use std::os::fd::OwnedFd;
 use std::sync::Mutex;
 
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 use zerocopy::IntoBytes;
 
@@ -16,7 +16,6 @@ use super::super::request::Request;
 use super::super::server::Server;
 use super::super::shares::is_synthetic;
 use super::super::wire::{Dirent, EntryOut, OpenOut, ROOT_ID, ReadIn, aligned};
-use super::super::worker::name_of;
 use super::names::entry_of;
 
 /// A reply to `READDIR` or `READDIRPLUS` being filled.
@@ -74,9 +73,7 @@ impl Server {
         if node.kind != FileType::Directory {
             return Err(Errno::NOTDIR);
         }
-        let times = if node.share.read_only { OFlags::NOATIME } else { OFlags::empty() };
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NONBLOCK | times;
-        rustix::fs::openat(&self.descriptors, name_of(node), flags, Mode::empty())
+        self.reopen(node, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NONBLOCK)
     }
 
     pub(in crate::fs) fn readdir(

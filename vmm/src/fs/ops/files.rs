@@ -128,8 +128,20 @@ impl Server {
             return Err(Errno::ROFS);
         }
         let truncate = guest & OFlags::TRUNC;
-        let times = if node.share.read_only { OFlags::NOATIME } else { OFlags::empty() };
-        rustix::fs::openat(&self.descriptors, name_of(node), host_flags(flags) | truncate | times, Mode::empty())
+        self.reopen(node, host_flags(flags) | truncate)
+    }
+
+    /// Opens what `node` stands for; in a read-only share without its access time being changed, where that may be: who is not the
+    /// host's root can have it of their own files only.
+    pub(super) fn reopen(&self, node: &Node, flags: OFlags) -> Result<OwnedFd, Errno> {
+        let open = |flags| rustix::fs::openat(&self.descriptors, name_of(node), flags, Mode::empty());
+        if !node.share.read_only {
+            return open(flags);
+        }
+        match open(flags | OFlags::NOATIME) {
+            Err(Errno::PERM) => open(flags),
+            result => result,
+        }
     }
 
     pub(in crate::fs) fn release(&self, request: &mut Request<'_>) -> Result<(), Errno> {

@@ -5,7 +5,7 @@
 
 use std::ffi::CStr;
 
-use rustix::fs::XattrFlags;
+use rustix::fs::{AtFlags, CWD, Mode, XattrFlags};
 use rustix::io::Errno;
 
 use super::super::buffers::Reply;
@@ -14,7 +14,7 @@ use super::super::request::Request;
 use super::super::server::Server;
 use super::super::shares::is_synthetic;
 use super::super::wire::{GetxattrIn, GetxattrOut, SETXATTR_ACL_KILL_SGID, SetxattrIn, init};
-use super::super::worker::{Owner, Worker, name_of};
+use super::super::worker::{Worker, name_of};
 
 /// Longest value, and longest list of names, in bytes (`XATTR_SIZE_MAX`, `XATTR_LIST_MAX`).
 const MAX_VALUE: usize = 64 << 10;
@@ -60,7 +60,7 @@ impl Server {
         }
     }
 
-    pub(in crate::fs) fn setxattr(&self, worker: &mut Worker, request: &mut Request<'_>) -> Result<(), Errno> {
+    pub(in crate::fs) fn setxattr(&self, request: &mut Request<'_>) -> Result<(), Errno> {
         let SetxattrIn { size, flags, setxattr_flags, .. } = self.take_setxattr(request)?;
         let name = request.string()?;
         let value = request.last_bytes(size)?;
@@ -71,10 +71,14 @@ impl Server {
         if setxattr_flags & SETXATTR_ACL_KILL_SGID == 0 {
             return set();
         }
-        // As someone outside the file's group without `CAP_FSETID`, for whom the kernel clears setgid. The guest has found the
-        // caller to be one, and does not tell its ids.
-        let outsider = Owner { uid: 0, gid: u32::from(node.stat()?.stx_gid == 0), supplementary: None };
-        worker.without_fsetid(true, || outsider.act(set))?
+        // For someone outside the file's group without `CAP_FSETID` the kernel clears setgid. The guest has found the caller to be
+        // one, and does not tell its ids.
+        set()?;
+        let mode = Mode::from_raw_mode(node.stat()?.stx_mode.into());
+        if !mode.contains(Mode::SGID) {
+            return Ok(());
+        }
+        rustix::fs::chmodat(CWD, name_of(&*node), mode - Mode::SGID, AtFlags::empty())
     }
 
     /// Takes `setxattr_in` off the arguments, which is shorter in older protocol versions.

@@ -87,7 +87,7 @@ impl Bench {
                 resizer,
                 vcpus: VcpuSource::with(1, 3, Box::new(|_| Ok(()))),
                 main_container: "main".into(),
-                victim,
+                victim: Some(victim),
                 follow_interfaces: Vec::new(),
             };
             let (sandbox, outcome) = Sandbox::new(parts).unwrap();

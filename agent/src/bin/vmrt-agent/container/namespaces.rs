@@ -47,6 +47,10 @@ impl Namespaces {
             }
         }
         namespaces.check()?;
+        if namespaces.own.contains(ThreadNameSpaceType::USER) {
+            // Without one of its own, the kernel would mount it no cgroups at all. runc shows it the host's then.
+            namespaces.own |= ThreadNameSpaceType::CONTROL_GROUP;
+        }
         Ok((namespaces, joins))
     }
 
@@ -139,6 +143,14 @@ mod tests {
         assert_eq!(namespaces.clone_flags() & u64::from(ThreadNameSpaceType::CONTROL_GROUP.bits()), 0);
         assert!(namespaces.join_flags().contains(ThreadNameSpaceType::CONTROL_GROUP));
         assert!(!namespaces.join_flags().contains(ThreadNameSpaceType::PROCESS_ID));
+    }
+
+    #[test]
+    fn a_user_namespace_brings_a_cgroup_namespace() {
+        let kinds = [LinuxNamespaceType::Mount, LinuxNamespaceType::User];
+        let with = Namespaces::new(&kinds.map(namespace)).unwrap();
+        assert!(with.0.has(ThreadNameSpaceType::CONTROL_GROUP));
+        assert!(!Namespaces::new(&[namespace(kinds[0])]).unwrap().0.has(ThreadNameSpaceType::CONTROL_GROUP));
     }
 
     #[test]

@@ -1,0 +1,107 @@
+//! The namespaces in which rootless engines call their runtime.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use crate::caller::{Caller, USER, ids};
+use crate::{PATIENCE, eventually};
+
+/// A user namespace of the user's with further ids, and a network namespace in it whose `eth0`, 10.9.0.2, leads to the host, which
+/// is 10.9.0.1 there; gone when dropped.
+pub struct Nest {
+    users: Child,
+    network: Child,
+}
+
+impl Default for Nest {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Nest {
+    /// Makes them. It has to be there as long as what runs in it.
+    ///
+    /// # Panics
+    ///
+    /// Where the host does not let it.
+    #[must_use]
+    pub fn new() -> Self {
+        let [uid, gid] = ids();
+        let unshare = ["setpriv", &uid, &gid, "--clear-groups", "unshare", "--user", "--mount", "--net"];
+        let users = holder(&unshare, ("user", namespace("user", "self")));
+        for file in ["uid_map", "gid_map"] {
+            // What newuidmap and newgidmap do for those whom /etc/subuid gives ids.
+            let map = format!("0 {USER} 1\n1 100000 9999\n");
+            fs::write(format!("/proc/{}/{file}", users.id()), map).expect("further ids");
+        }
+        let pid = users.id().to_string();
+        let inside = [&enter(&pid)[..], &["unshare", "--net"]].concat();
+        let network = holder(&inside, ("net", namespace("net", &pid)));
+        let nest = Self { users, network };
+        nest.lead_to_host();
+        nest
+    }
+
+    fn lead_to_host(&self) {
+        let pid = self.network.id().to_string();
+        ip(&["link", "add", "far", "type", "veth", "peer", "name", "eth0", "netns", &pid]);
+        ip(&["address", "add", "10.9.0.1/24", "dev", "far"]);
+        ip(&["link", "set", "far", "up"]);
+        let inside = ["--net", "--target", &pid, "ip"];
+        run("nsenter", &[&inside[..], &["address", "add", "10.9.0.2/24", "dev", "eth0"]].concat());
+        run("nsenter", &[&inside[..], &["link", "set", "eth0", "up"]].concat());
+    }
+
+    /// The root of the user namespace.
+    #[must_use]
+    pub fn root(&self) -> Caller {
+        Caller::by(&enter(&self.users.id().to_string()))
+    }
+
+    /// Path of the network namespace.
+    #[must_use]
+    pub fn network(&self) -> String {
+        format!("/proc/{}/ns/net", self.network.id())
+    }
+}
+
+impl Drop for Nest {
+    fn drop(&mut self) {
+        ip(&["link", "delete", "far"]);
+        for child in [&mut self.network, &mut self.users] {
+            child.kill().and_then(|()| child.wait()).expect("a holder was ended");
+        }
+    }
+}
+
+fn namespace(kind: &str, pid: &str) -> PathBuf {
+    fs::read_link(format!("/proc/{pid}/ns/{kind}")).expect("a namespace")
+}
+
+/// What makes a command of the host's root one of the root of the user namespace of a process.
+fn enter(pid: &str) -> [&str; 8] {
+    ["nsenter", "--user", "--mount", "--net", "--setuid=0", "--setgid=0", "--target", pid]
+}
+
+/// What runs these words, once it is in another namespace of that kind than before.
+fn holder(words: &[&str], (kind, before): (&str, PathBuf)) -> Child {
+    let mut command = Command::new(words[0]);
+    let child = command.args(&words[1..]).args(["sleep", "1000"]).stdin(Stdio::null()).spawn();
+    let child = child.expect("a holder starts");
+    let pid = child.id().to_string();
+    let outside = namespace(kind, "self");
+    let moved = || Some(namespace(kind, &pid)).filter(|now| *now != before && *now != outside);
+    assert!(eventually(PATIENCE, moved).is_some(), "{words:?} made no namespace");
+    child
+}
+
+fn ip(arguments: &[&str]) {
+    run("ip", arguments);
+}
+
+fn run(program: &str, arguments: &[&str]) {
+    let done = Command::new(program).args(arguments).status();
+    assert!(done.expect("a tool runs").success(), "{program} {arguments:?}");
+}
