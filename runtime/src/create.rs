@@ -113,16 +113,7 @@ pub(crate) fn create(context: &mut Context, mut order: Order) -> Result<Created,
     let place = Place { user, network: NetworkNamespace::of(&order.bundle.spec)? };
     let network_record = plan_network(&order, &place, host.as_ref())?;
     order.bundle.root_mounts(&context.log);
-    let mut files = shares::open_all(&order.id, &order.bundle)?;
-    if let Some(process) = files.spec.process_mut() {
-        apparmor::leave_out_default(process, &context.log);
-    }
-    if let Some(host) = &host {
-        host.lead_guest(&mut files.spec);
-    }
-    if place.user.is_some() {
-        rootless::map_to_themselves(&mut files.spec);
-    }
+    let mut files = open_files(&order, &place, host.as_ref(), &context.log)?;
     let seccomp = take_seccomp(&mut files.spec).map(|profile| seccomp::compile(&profile)).transpose()?;
     let locked = context.store.claim(&order.id)?;
     let mut undo = Undo::default();
@@ -152,18 +143,15 @@ pub(crate) fn create(context: &mut Context, mut order: Order) -> Result<Created,
 
     let mut connection = connect(&vmm, host.as_ref(), &locked.dir, signals)?;
     let program = order.bundle.process()?.args().as_ref().and_then(|args| args.first()).cloned().unwrap_or_default();
-    let bundle = order.bundle.dir.clone();
     let ended = |error: RequestError, vmm: &mut Vmm| explain(error.about(&program), vmm, &locked.dir);
     if host.is_none() {
-        let mut sandbox = sandbox_config(&order, &config, size);
-        sandbox.network_slots = record.network.slots;
-        sandbox.has_cgroup = !record.cgroup.is_none();
+        let mut sandbox = sandbox_config(&order, &config, &record);
         sandbox.follow_interfaces = interfaces::follow_command(&config.program, &context.store, &record);
         configure(&mut connection, sandbox).map_err(|error| ended(error, &mut vmm))?;
     }
     let interfaces = connect_network(&vmm, &mut record, &locked, &mut undo)?;
     let name_server = plan_name_server(&order, &mut record);
-    let timeout = config.start_timeout;
+    let (bundle, timeout) = (order.bundle.dir.clone(), config.start_timeout);
     let setup = Setup { files, bundle, seccomp, stdio: &stdio, interfaces, name_server, timeout };
     set_up(&mut connection, &order.id, setup).map_err(|error| ended(error, &mut vmm))?;
     if record.user_namespace {
@@ -177,15 +165,36 @@ pub(crate) fn create(context: &mut Context, mut order: Order) -> Result<Created,
 
     record.phase = Phase::Created;
     locked.write(&record)?;
+    tell_pid(&order, vmm.process, &mut undo)?;
+    Ok(Created { id: order.id, program, connection, stdio, vmm, record, undo, locked })
+}
+
+/// What the guest gets to see of the host, and the specification as it is for the guest.
+fn open_files(order: &Order, place: &Place, host: Option<&Host>, log: &Log) -> Result<HostFiles, Error> {
+    let mut files = shares::open_all(&order.id, &order.bundle)?;
+    if let Some(process) = files.spec.process_mut() {
+        apparmor::leave_out_default(process, log);
+    }
+    if let Some(host) = host {
+        host.lead_guest(&mut files.spec);
+    }
+    if place.user.is_some() {
+        rootless::map_to_themselves(&mut files.spec);
+    }
+    Ok(files)
+}
+
+/// Tells who asked for it which process the container has on the host.
+fn tell_pid(order: &Order, process: HostProcess, undo: &mut Undo) -> Result<(), Error> {
     if let Some(path) = &order.pidfd_socket {
-        send_pidfd(path, vmm.process, "standard")?;
+        send_pidfd(path, process, "standard")?;
     }
     if let Some(path) = &order.pid_file {
-        write_pid_file(path, vmm.process.pid)?;
+        write_pid_file(path, process.pid)?;
         let path = path.clone();
         undo.push(move || drop(fs::remove_file(path)));
     }
-    Ok(Created { id: order.id, program, connection, stdio, vmm, record, undo, locked })
+    Ok(())
 }
 
 /// The guest gets the compiled filter instead.
@@ -308,19 +317,19 @@ fn connect(vmm: &Vmm, host: Option<&Host>, dir: &Path, signals: Signals) -> Resu
     Ok(Connection::new(client, Some(signals), vmm.process.open()))
 }
 
-fn sandbox_config(order: &Order, config: &Config, size: Size) -> SandboxConfig {
+fn sandbox_config(order: &Order, config: &Config, record: &Record) -> SandboxConfig {
     let annotations = order.bundle.spec.annotations().as_ref();
     let console_log = annotations.and_then(|annotations| annotations.get(CONSOLE_LOG_ANNOTATION));
     SandboxConfig {
         kernel: config.kernel.clone(),
         initramfs: config.initramfs.clone(),
-        memory_mib: size.memory_mib,
-        vcpus: size.vcpus,
+        memory_mib: record.machine.memory_mib,
+        vcpus: record.machine.vcpus,
         vcpus_most: host_cpus().min(config.max_vcpus),
         control_socket: CONTROL_SOCKET.into(),
         console_log: console_log.map(|path| order.bundle.dir.join(path)),
-        has_cgroup: false,
-        network_slots: 0,
+        has_cgroup: !record.cgroup.is_none(),
+        network_slots: record.network.slots,
         follow_interfaces: Vec::new(),
         main_container: order.id.to_string(),
     }

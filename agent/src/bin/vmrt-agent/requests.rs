@@ -1,6 +1,6 @@
 //! What the VMM asks for.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use agent::{
     AttachedInterface, Call, CreateContainer, Exec, Failure, FromAgent, ProcessId, Request, Response, TerminalSize,
@@ -8,6 +8,7 @@ use agent::{
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
+use rustix::thread::ThreadNameSpaceType;
 
 use crate::connection::ConnectionError;
 use crate::container::cgroup::Cgroup;
@@ -110,8 +111,8 @@ impl Agent {
             self.watch(events, Source::Memory(pid.cast_unsigned()), EventFlags::PRI | EventFlags::ET)
         });
         let name_server = create.name_server.map_or(Ok(None), |port| {
-            let cgroup = container.cgroup.directory();
-            self.make_name_server(spawned.pidfd.as_fd(), cgroup, port).map(Some)
+            let (cgroup, process) = (container.cgroup.directory(), self.in_network(&plan.joins, &spawned)?);
+            self.make_name_server(process.as_fd(), cgroup, port).map(Some)
         });
         let served = name_server.map(|server| container.name_server = server);
         self.containers.insert(id.clone(), container);
@@ -127,6 +128,16 @@ impl Agent {
     fn shared(&self, plan: &ContainerPlan) -> Result<Vec<Shared<'_>>, Error> {
         let of = |join: &Join| Ok((join.kind, self.init_of(&join.container)?.pidfd.as_fd()));
         plan.joins.iter().map(of).collect()
+    }
+
+    /// A process in the new container's network namespace. One that joins another's may not be there yet.
+    fn in_network(&self, joins: &[Join], spawned: &Spawned) -> Result<OwnedFd, Error> {
+        let join = joins.iter().find(|join| join.kind == ThreadNameSpaceType::NETWORK);
+        let process = match join {
+            Some(join) => &self.init_of(&join.container)?.pidfd,
+            None => &spawned.pidfd,
+        };
+        duplicate(process)
     }
 
     /// The new process waits for its users, without which it can do nothing, and for its interfaces: what comes next may name

@@ -90,6 +90,9 @@ fn containers_find_each_other_by_name() {
         let octets: Vec<_> = client.value("stream").split_whitespace().map(str::to_string).collect();
         assert_eq!((octets.join("."), client.value("many")), (address, "8".into()), "{client:?}");
         assert_eq!(client.value("port"), "143", "nobody else has port 53: {client:?}");
+        let joining = format!("--network=container:{}", server.name);
+        let beside = docker.script(&[&joining], "nslookup server | sed -n 's/^Address: //p' | tail -n 1");
+        assert_eq!(beside.text(), client.value("address"), "{beside:?}");
         // The server itself looks the client's address up the same way after dockerd was started again.
         docker.restart(|| ());
         assert!(server.exec("nslookup server").ok().text().contains("Name:"));
