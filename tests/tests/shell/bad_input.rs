@@ -217,7 +217,7 @@ fn no_kvm() {
     let command = runtime.command(&["run", "--bundle", bundle.path().to_str().unwrap(), &new_id()]);
     let words: Vec<_> = std::iter::once(command.get_program()).chain(command.get_args()).collect();
     let words: Vec<_> = words.into_iter().map(|word| word.to_str().unwrap()).collect();
-    let hidden = "rm /dev/kvm || exit 99; \"$@\"; status=$?; mknod /dev/kvm c 10 232; exit $status";
+    let hidden = "mv /dev/kvm /dev/kvm.hidden || exit 99; \"$@\"; status=$?; mv /dev/kvm.hidden /dev/kvm; exit $status";
     let other = "mount --bind /dev/null /dev/kvm || exit 99; exec \"$@\"";
     let mut gone = Command::new("sh");
     assert_refused(
