@@ -50,7 +50,7 @@ pub(crate) fn run(context: &Context, args: &UpdateArgs) -> Result<u8, Error> {
     let after = merge(before.linux().as_ref().and_then(|linux| linux.resources().as_ref()), change)?;
     let after = with_resources(&before, after);
     let wanted =
-        Resize { memory_mib: changed_memory(&before, &after)?, vcpus: changed_vcpus(&before, &after, record.machine) };
+        if record.has_machine() { Resize::between(&before, &after, record.machine)? } else { Resize::default() };
     let machine = record.machine;
     let applied = apply(context, &id, &mut record, &after, wanted);
     match &applied {
@@ -149,6 +149,11 @@ struct Resize {
 }
 
 impl Resize {
+    /// What follows from a change of the container's limits.
+    fn between(before: &Spec, after: &Spec, machine: Size) -> Result<Self, Error> {
+        Ok(Self { memory_mib: changed_memory(before, after)?, vcpus: changed_vcpus(before, after, machine) })
+    }
+
     /// The same, to what it was before.
     fn back_to(self, machine: Size) -> Self {
         Self { memory_mib: self.memory_mib.map(|_| machine.memory_mib), vcpus: self.vcpus.map(|_| machine.vcpus) }

@@ -86,8 +86,14 @@ fn a_container_of_a_pod_goes_through_its_whole_life() {
     second.call("pause", &[]).ok();
     assert_eq!((second.status(), first.status()), ("paused".into(), "running".into()));
     second.call("resume", &[]).ok();
-    runtime.call(&["update", "--pids-limit", "30", &second.id]).ok();
-    assert_eq!(second.exec(&["cat", "/sys/fs/cgroup/pids.max"]).ok().text(), "30");
+    let machine = || first.script("nproc; head -n 1 /proc/meminfo").ok().text();
+    let before = machine();
+    let limits = ["--pids-limit", "30", "--memory", "900M", "--memory-swap", "900M", "--cpu-quota", "200000"];
+    runtime.call(&[&["update"], &limits[..], &[&second.id]].concat()).ok();
+    let files = ["pids.max", "memory.max", "cpu.max"].map(|file| format!("/sys/fs/cgroup/{file}"));
+    let set = second.exec(&["cat", &files[0], &files[1], &files[2]]).ok().text();
+    assert_eq!(set, format!("30\n{}\n200000 100000", 900 << 20));
+    assert_eq!(machine(), before, "the machine is the first one's");
     assert!(second.call("ps", &[]).ok().text().contains("while :"));
     assert!(!second.call("ps", &[]).ok().text().contains("sleep 1000"), "only its own processes are listed");
     second.call("kill", &["TERM"]).ok();
