@@ -190,10 +190,14 @@ const ISOLATED: [LinuxNamespaceType; 5] = [
     LinuxNamespaceType::Mount,
 ];
 
+/// Whether the container is to have a namespace of this kind, new or another's.
+pub(crate) fn has_namespace(spec: &Spec, kind: LinuxNamespaceType) -> bool {
+    let mut namespaces = spec.linux().iter().flat_map(|linux| linux.namespaces().iter().flatten());
+    namespaces.any(|namespace| namespace.typ() == kind)
+}
+
 fn check_namespaces(spec: &Spec) -> Result<(), BundleError> {
-    let linux = spec.linux().as_ref();
-    let namespaces = linux.and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default();
-    let has = |kind| namespaces.iter().any(|namespace| namespace.typ() == kind);
+    let has = |kind| has_namespace(spec, kind);
     if spec.hostname().as_ref().is_some_and(|name| !name.is_empty()) && !has(LinuxNamespaceType::Uts) {
         return Err(BundleError::HostnameWithoutUts);
     }

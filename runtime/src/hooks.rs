@@ -175,7 +175,8 @@ fn command(hook: &Hook) -> Command {
     command
 }
 
-/// Lets a command run in the sandbox's namespaces on the host, which are that of its network and perhaps one of users, and in the container's root file system as the host has it.
+/// Lets a command run in the sandbox's namespaces on the host, which are that of its network and perhaps one of users, and in the
+/// container's root file system as the host has it.
 fn enter(command: &mut Command, record: &Record) -> Result<(), HookFailure> {
     let open = |name| {
         let path = PathBuf::from(format!("/proc/{}/ns/{name}", record.vmm.pid));

@@ -16,6 +16,7 @@ use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
 use thiserror::Error;
 use vmm::control::{Client, Request};
 
+use crate::bundle::has_namespace;
 use crate::connection::{Connection, RequestError};
 use crate::create::END_PATIENCE;
 use crate::id::ContainerId;
@@ -76,7 +77,9 @@ impl Host {
             host.namespaces.push((kind, id));
         }
         match &host {
-            Some(host) if has_users(spec) => Err(JoinError::User(host.namespaces[0].1.clone())),
+            Some(host) if has_namespace(spec, LinuxNamespaceType::User) => {
+                Err(JoinError::User(host.namespaces[0].1.clone()))
+            }
             _ => Ok(host),
         }
     }
@@ -129,15 +132,10 @@ pub(crate) fn await_end(record: &Record, dir: &Path) {
     let _ = client.call(&Request::Wait { process }, &[], Some(END_PATIENCE));
 }
 
-/// A namespace that is to be joined. A network namespace that is no container's is the VMM's to join.
+/// A namespace that is to be joined, and its path.
 fn joined(namespace: &LinuxNamespace) -> Option<(&LinuxNamespace, &Path)> {
     let path = namespace.path().as_deref().filter(|path| !path.as_os_str().is_empty())?;
     Some((namespace, path))
-}
-
-fn has_users(spec: &Spec) -> bool {
-    let namespaces = spec.linux().iter().flat_map(|linux| linux.namespaces().iter().flatten());
-    namespaces.into_iter().any(|namespace| namespace.typ() == LinuxNamespaceType::User)
 }
 
 /// The container whose namespace `path` is, and its machine's control socket.

@@ -21,6 +21,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error as ThisError;
 
+use crate::bundle::has_namespace;
 use crate::caller::Caller;
 use crate::error::{Error, chain};
 use crate::host_process::HostProcess;
@@ -62,8 +63,7 @@ impl UserNamespace {
             return Ok(None);
         }
         let linux = spec.linux().as_ref();
-        let mut namespaces = linux.and_then(|linux| linux.namespaces().as_ref()).into_iter().flatten();
-        if !namespaces.any(|namespace| namespace.typ() == LinuxNamespaceType::User) {
+        if !has_namespace(spec, LinuxNamespaceType::User) {
             return Err(RootlessError::NoUserNamespace);
         }
         if let Some(path) = network_namespace::path(spec) {
