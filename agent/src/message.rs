@@ -37,6 +37,8 @@ pub enum Stdio {
         port: u32,
         /// Size the terminal starts with, where known.
         size: Option<TerminalSize>,
+        /// Whether lines end as they are written, without a carriage return: there is no terminal at the other end.
+        bare_lines: bool,
     },
     /// Separate streams; the process gets `/dev/null` for an absent one.
     Streams {

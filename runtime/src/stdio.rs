@@ -1,6 +1,6 @@
 //! Which descriptors a container's process gets its standard streams from.
 
-use std::io;
+use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -80,7 +80,8 @@ impl Stdio {
     fn own_terminal(size: Option<TerminalSize>) -> Result<Self, StdioError> {
         let fds = duplicate([io::stdin().as_fd(), io::stdout().as_fd()])?;
         let terminal = RawTerminal::take()?;
-        let kind = StdioFds::Terminal { size: terminal.size().or(size) };
+        // Into a pipe or a file goes what the process writes, as with runc, and no carriage returns.
+        let kind = StdioFds::Terminal { size: terminal.size().or(size), bare_lines: !io::stdout().is_terminal() };
         Ok(Self { kind, fds, terminal: Some(terminal), console: false })
     }
 
@@ -92,7 +93,7 @@ impl Stdio {
 
     fn console_of(slave: &OwnedFd, size: Option<TerminalSize>) -> Result<Self, StdioError> {
         let fds = duplicate([slave.as_fd(), slave.as_fd()])?;
-        Ok(Self { kind: StdioFds::Terminal { size }, fds, terminal: None, console: true })
+        Ok(Self { kind: StdioFds::Terminal { size, bare_lines: false }, fds, terminal: None, console: true })
     }
 }
 

@@ -1,5 +1,6 @@
 //! Terminals: a person at one, and an engine that asks for one through a console socket.
 
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::json;
@@ -162,4 +163,30 @@ fn a_terminal_without_a_socket_is_refused_where_nobody_sits_at_one() {
         "{}",
         done.message()
     );
+}
+
+#[test]
+fn output_into_a_pipe_is_as_it_was_written() {
+    let runtime = Runtime::new();
+    let bundle = interactive(&["sh", "-c", "test -t 1 && echo one && echo two"]);
+    let mut terminal = Terminal::new(24, 80);
+    let run = runtime.command(&["run", "--bundle", bundle.path().to_str().unwrap(), &new_id()]);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "\"$@\" | od -A n -c", "sh"]).arg(run.get_program()).args(run.get_args());
+    let mut child = terminal.start(&shell);
+    terminal.expect("o   n   e  \\n   t   w   o  \\n");
+    assert_eq!(wait(&mut child), 0);
+}
+
+#[test]
+fn a_read_only_dev_has_a_console() {
+    let runtime = Runtime::new();
+    let bundle = interactive(&["sh", "-c", "touch /dev/x || echo console=$(test -c /dev/console && echo there)"]);
+    let bundle = bundle.with("/mounts/1/options/-", json!("ro"));
+    let mut terminal = Terminal::new(24, 80);
+    let mut command = runtime.command(&["run", "--bundle"]);
+    let mut child = terminal.start(command.arg(bundle.path()).arg(new_id()));
+    terminal.expect("Read-only file system");
+    terminal.expect("console=there");
+    assert_eq!(wait(&mut child), 0);
 }

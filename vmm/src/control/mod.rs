@@ -26,10 +26,12 @@ use crate::config::SandboxConfig;
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StdioFds {
-    /// Two descriptors of one terminal, already in raw mode: to read from and to write to.
+    /// Two descriptors: a terminal, already in raw mode, to read from, and the same or something else to write to.
     Terminal {
         /// Size the guest's terminal starts with, where known.
         size: Option<TerminalSize>,
+        /// Whether lines end as they are written, without a carriage return: the output goes to no terminal.
+        bare_lines: bool,
     },
     /// Up to three descriptors: those of the streams that are true.
     Streams {

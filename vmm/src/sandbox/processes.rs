@@ -34,10 +34,10 @@ impl Streams {
             port
         };
         let stdio = match stdio {
-            StdioFds::Terminal { size } => {
+            StdioFds::Terminal { size, bare_lines } => {
                 let source = fds.next();
                 let terminal = source.as_ref().and_then(|fd| fd.try_clone().ok());
-                let stdio = Stdio::Terminal { port: listen(source, fds.next()), size };
+                let stdio = Stdio::Terminal { port: listen(source, fds.next()), size, bare_lines };
                 streams.terminal = terminal;
                 stdio
             }

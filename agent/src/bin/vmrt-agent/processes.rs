@@ -83,9 +83,9 @@ pub(crate) struct HostStdio {
 pub(crate) fn make_stdio(stdio: &Stdio, null: &OwnedFd) -> Result<(ChildStdio, HostStdio), Error> {
     let mut host = HostStdio { inputs: Vec::new(), outputs: Vec::new(), terminal: None };
     let child = match *stdio {
-        Stdio::Terminal { port, size } => {
+        Stdio::Terminal { port, size, bare_lines } => {
             host.terminal = Some(connect(port)?);
-            ChildStdio::Terminal(size)
+            ChildStdio::Terminal { size, bare_lines }
         }
         Stdio::Streams { stdin, stdout, stderr } => {
             let stdin = host.input(stdin, null)?;

@@ -25,7 +25,7 @@ pub(crate) enum ChildStdio {
     /// Input, output and error output.
     Streams([OwnedFd; 3]),
     /// A terminal that the process opens in its container.
-    Terminal(Option<TerminalSize>),
+    Terminal { size: Option<TerminalSize>, bare_lines: bool },
 }
 
 impl ChildStdio {
@@ -33,7 +33,7 @@ impl ChildStdio {
     pub(crate) fn give(&self, uid: Uid) -> Result<(), Error> {
         match self {
             Self::Streams(streams) => streams.iter().try_for_each(|stream| give_stream(stream.as_fd(), uid)),
-            Self::Terminal(_) => Ok(()),
+            Self::Terminal { .. } => Ok(()),
         }
         .map_err(Error::at("hand a standard stream to the user"))
     }
@@ -128,8 +128,10 @@ fn prepare(role: &Role<'_>, stdio: &ChildStdio, channel: BorrowedFd<'_>, proc: B
     };
     let streams = match (stdio, &terminal) {
         (ChildStdio::Streams(streams), _) => streams.each_ref().map(AsFd::as_fd),
-        (ChildStdio::Terminal(_), Some(terminal)) => [terminal.slave.as_fd(); 3],
-        (ChildStdio::Terminal(_), None) => return Err(Error::invalid("process.terminal", "no terminal was opened")),
+        (ChildStdio::Terminal { .. }, Some(terminal)) => [terminal.slave.as_fd(); 3],
+        (ChildStdio::Terminal { .. }, None) => {
+            return Err(Error::invalid("process.terminal", "no terminal was opened"));
+        }
     };
     for stream in streams {
         give_stream(stream, role.process().uid).map_err(Error::at("hand a standard stream to the user"))?;
@@ -191,7 +193,7 @@ fn set_up_container(
     if let Some(name) = &plan.domainname {
         rustix::system::setdomainname(name.as_bytes()).map_err(Error::at(format!("set domain name {name}")))?;
     }
-    let root = enter_root(plan)?;
+    let root = enter_root(plan, matches!(stdio, ChildStdio::Terminal { .. }))?;
     for sysctl in &plan.sysctls {
         sysctl.set(proc)?;
     }
@@ -206,8 +208,8 @@ fn set_up_container(
 }
 
 /// What is mounted is listed in the order in which it was made, so that is the specification's. Sources of mounts are the
-/// guest's own paths, so those go last.
-fn enter_root(plan: &ContainerPlan) -> Result<OwnedFd, Error> {
+/// guest's own paths, so those go last. The place of a terminal is made while `/dev` can still be written.
+fn enter_root(plan: &ContainerPlan, has_terminal: bool) -> Result<OwnedFd, Error> {
     let root = plan.rootfs.attach()?;
     let mut filled = Vec::new();
     for mount in &plan.mounts {
@@ -217,6 +219,9 @@ fn enter_root(plan: &ContainerPlan) -> Result<OwnedFd, Error> {
         (Some(devices), true) => devices::mount(root.as_fd(), &plan.container, devices)?,
         (Some(devices), false) => devices::make(root.as_fd(), devices)?,
         (None, _) => {}
+    }
+    if has_terminal {
+        Terminal::make_console(root.as_fd())?;
     }
     plan.process.make_cwd(root.as_fd())?;
     plan.rootfs.restrict(root.as_fd())?;
@@ -247,8 +252,8 @@ fn join_container(
 }
 
 fn open_terminal(root: BorrowedFd<'_>, stdio: &ChildStdio, process: &ProcessPlan) -> Result<Option<Terminal>, Error> {
-    let ChildStdio::Terminal(size) = stdio else { return Ok(None) };
-    let terminal = Terminal::open(root, size.or(process.console_size))?;
+    let ChildStdio::Terminal { size, bare_lines } = *stdio else { return Ok(None) };
+    let terminal = Terminal::open(root, size.or(process.console_size), bare_lines)?;
     terminal.control()?;
     Ok(Some(terminal))
 }

@@ -40,11 +40,14 @@ impl Sysctl {
             _ => name.to_owned(),
         };
         let dotted = file.replace('/', ".");
+        if dotted == "kernel.hostname" {
+            return Err(invalid("is not allowed, as it conflicts with the field `hostname`"));
+        }
         let needed = if IPC.contains(&dotted.as_str()) || dotted.starts_with("fs.mqueue.") {
             ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
         } else if dotted.starts_with("net.") {
             ThreadNameSpaceType::NETWORK
-        } else if dotted == "kernel.domainname" || dotted == "kernel.hostname" {
+        } else if dotted == "kernel.domainname" {
             ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
         } else {
             return Err(invalid("belongs to no namespace of a container"));
@@ -97,5 +100,7 @@ mod tests {
         assert!(error.to_string().starts_with("linux.sysctl: net.ipv4.ip_forward"));
         let own = Namespaces::new(&get_default_namespaces()).unwrap().0;
         assert!(Sysctl::new("kernel.panic", "1", own).is_err());
+        let error = Sysctl::new("kernel.hostname", "box", own).unwrap_err().to_string();
+        assert!(error.contains("conflicts with the field `hostname`"), "{error}");
     }
 }

@@ -7,7 +7,7 @@ use agent::TerminalSize;
 use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 use rustix::pty::OpenptFlags;
-use rustix::termios::{Winsize, tcsetwinsize};
+use rustix::termios::{OptionalActions, OutputModes, Winsize, tcgetattr, tcsetattr, tcsetwinsize};
 
 use crate::container::mounts;
 use crate::container::paths::{self, Missing};
@@ -22,8 +22,8 @@ pub(crate) struct Terminal {
 }
 
 impl Terminal {
-    /// Opens a new one in the container whose root is `root`.
-    pub(crate) fn open(root: BorrowedFd<'_>, size: Option<TerminalSize>) -> Result<Self, Error> {
+    /// Opens a new one in the container whose root is `root`. With `bare_lines` it adds no carriage returns to its output.
+    pub(crate) fn open(root: BorrowedFd<'_>, size: Option<TerminalSize>, bare_lines: bool) -> Result<Self, Error> {
         let master = open_master(root).map_err(Error::at("open terminal /dev/ptmx"))?;
         if let Some(size) = size {
             resize(master.as_fd(), size).map_err(Error::at("set terminal size"))?;
@@ -31,13 +31,21 @@ impl Terminal {
         rustix::pty::unlockpt(&master).map_err(Error::at("unlock terminal"))?;
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags).map_err(Error::at("open terminal"))?;
+        if bare_lines {
+            leave_lines(slave.as_fd()).map_err(Error::at("set the terminal's mode"))?;
+        }
         Ok(Self { master, slave })
+    }
+
+    /// Makes the place that [`Self::mount_console`] takes, where it is missing.
+    pub(crate) fn make_console(root: BorrowedFd<'_>) -> Result<(), Error> {
+        console(root).map(drop).map_err(Error::at("make /dev/console"))
     }
 
     /// Shows it as `/dev/console` too.
     pub(crate) fn mount_console(&self, root: BorrowedFd<'_>) -> Result<(), Error> {
         let mount = || {
-            let place = paths::open_or_make(root, Path::new("/dev/console"), Missing::File)?;
+            let place = console(root)?;
             let slave = mounts::clone_place(self.slave.as_fd(), false)?;
             mounts::attach(slave.as_fd(), place.as_fd())
         };
@@ -60,6 +68,16 @@ fn open_master(root: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
         return Err(Errno::NODEV);
     }
     paths::open(root, Path::new("/dev/ptmx"), flags)
+}
+
+fn console(root: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
+    paths::open_or_make(root, Path::new("/dev/console"), Missing::File)
+}
+
+fn leave_lines(terminal: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    let mut mode = tcgetattr(terminal)?;
+    mode.output_modes.remove(OutputModes::ONLCR);
+    tcsetattr(terminal, OptionalActions::Now, &mode)
 }
 
 /// Tells a terminal its size, given either of its ends.
