@@ -11,8 +11,12 @@ pub(crate) const VMM_MEMORY_MIB: u64 = 128;
 /// Threads of a VMM besides its vCPUs.
 const VMM_THREADS: u64 = 64;
 
-/// Share of the container's CPU time that its VMM may use besides, in percent: device work is done on the host.
-const VMM_CPU_PERCENT: u64 = 25;
+/// Share of the container's CPU time that its VMM may use besides: device work is done on the host.
+const VMM_CPU_SHARE: u64 = 4;
+
+/// And the least, as a share of one CPU: the guest's kernel and the agent do not count as the container's, and with none they hold
+/// up every request.
+const VMM_LEAST_CPU_SHARE: u64 = 10;
 
 /// Limits of a VMM.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -49,7 +53,8 @@ impl Limits {
         Self {
             memory: (size.memory_mib + VMM_MEMORY_MIB) << 20,
             pids: u64::from(size.vcpus) + VMM_THREADS,
-            cpu_quota: cpu_quota(spec).map(|(quota, period)| (quota * (100 + VMM_CPU_PERCENT) / 100, period)),
+            cpu_quota: cpu_quota(spec)
+                .map(|(quota, period)| (quota + (quota / VMM_CPU_SHARE).max(period / VMM_LEAST_CPU_SHARE), period)),
             cpu_shares: cpu.and_then(|cpu| cpu.shares()).filter(|shares| *shares > 0),
             cpus: cpu.and_then(|cpu| cpu.cpus().clone()).filter(|list| !list.is_empty()),
             mems: cpu.and_then(|cpu| cpu.mems().clone()).filter(|list| !list.is_empty()),
@@ -82,6 +87,13 @@ mod tests {
         assert_eq!(of(serde_json::json!({"shares": 512})), Some("shares"));
         assert_eq!(of(serde_json::json!({"cpus": "0"})), Some("cpus"));
         assert_eq!(of(serde_json::json!({"mems": "0"})), Some("mems"));
+    }
+
+    #[test]
+    fn a_small_quota_leaves_the_machine_enough() {
+        let spec = serde_json::json!({"linux": {"resources": {"cpu": {"quota": 1000, "period": 100_000}}}});
+        let limits = Limits::of(&serde_json::from_value(spec).unwrap(), Size { memory_mib: 512, vcpus: 1 });
+        assert_eq!(limits.cpu_quota, Some((11_000, 100_000)));
     }
 
     #[test]

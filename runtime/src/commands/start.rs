@@ -16,7 +16,7 @@ use crate::sandbox::control;
 use crate::state::Phase;
 
 /// How long the guest may take to execute a program.
-pub(crate) const START_DEADLINE: Duration = Duration::from_secs(10);
+pub(crate) const START_DEADLINE: Duration = Duration::from_secs(30);
 
 pub(crate) fn run(context: &Context, args: &IdArgs) -> Result<u8, Error> {
     let id = args.id.parse()?;
