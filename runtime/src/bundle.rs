@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{self, Path, PathBuf};
 
-use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{LinuxMemory, LinuxNamespaceType, Process, Spec};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 
+use crate::capabilities;
 use crate::hooks;
 use crate::id_mappings;
 use crate::log::Log;
@@ -16,13 +17,16 @@ use crate::log::Log;
 /// Name of the specification in a bundle.
 pub(crate) const CONFIG_FILE: &str = "config.json";
 
+/// What runc says of limits of kernel memory.
+pub(crate) const KERNEL_MEMORY_IGNORED: &str = "Kernel memory settings are ignored and will be removed";
+
 /// Why a bundle cannot be run. Where runc has words for it, they are runc's.
 #[derive(Debug, Error)]
 pub(crate) enum BundleError {
     #[error("chdir {}", path.display())]
     NoBundle { path: PathBuf, source: io::Error },
-    #[error("JSON specification file {CONFIG_FILE} not found")]
-    NoConfig,
+    #[error("JSON specification file {} not found", .0.display())]
+    NoConfig(PathBuf),
     #[error("read {}", path.display())]
     Read { path: PathBuf, source: io::Error },
     #[error("{} is no valid specification", path.display())]
@@ -64,11 +68,13 @@ pub(crate) struct Bundle {
 }
 
 impl Bundle {
-    /// Reads and checks a bundle.
-    pub(crate) fn load(dir: &Path) -> Result<Self, BundleError> {
+    /// Reads and checks a bundle, whose specification may be another file than its own: from the working directory, if relative.
+    pub(crate) fn load(dir: &Path, config: Option<&Path>, log: &Log) -> Result<Self, BundleError> {
         let absolute = fs::canonicalize(dir).and_then(|dir| dir.read_dir().map(|_| dir));
         let dir = absolute.map_err(|source| BundleError::NoBundle { path: dir.into(), source })?;
-        let spec = read_spec(&dir.join(CONFIG_FILE))?;
+        let config = config.map(path::absolute).transpose();
+        let config = config.map_err(|source| BundleError::NoBundle { path: dir.clone(), source })?;
+        let spec = read_spec(&dir, config.as_deref().unwrap_or(Path::new(CONFIG_FILE)), log)?;
         check(&spec)?;
         Ok(Self { dir, spec })
     }
@@ -79,8 +85,17 @@ impl Bundle {
         self.dir.join(root.unwrap_or(Path::new("")))
     }
 
-    /// Takes relative destinations of mounts as relative to the root, as the specification still has it, and tells of them.
-    pub(crate) fn root_mounts(&mut self, log: &Log) {
+    /// Takes what is no longer to be used as runc does, and tells of it: relative destinations of mounts are relative to the root,
+    /// and limits of kernel memory, which cgroup v2 has not, are none.
+    pub(crate) fn take_what_is_old(&mut self, log: &Log) {
+        self.root_mounts(log);
+        let resources = self.spec.linux_mut().as_mut().and_then(|linux| linux.resources_mut().as_mut());
+        if let Some(memory) = resources.and_then(|resources| resources.memory_mut().as_mut()) {
+            leave_out_kernel_memory(memory, log);
+        }
+    }
+
+    fn root_mounts(&mut self, log: &Log) {
         let mounts = self.spec.mounts_mut().iter_mut().flatten();
         for mount in mounts.filter(|mount| !mount.destination().is_absolute()) {
             log.warn(&format!("mount destination {} is not absolute", mount.destination().display()));
@@ -99,21 +114,30 @@ impl Bundle {
     }
 }
 
-fn read_spec(path: &Path) -> Result<Spec, BundleError> {
+fn leave_out_kernel_memory(memory: &mut LinuxMemory, log: &Log) {
+    if [memory.kernel(), memory.kernel_tcp()].into_iter().flatten().any(|limit| limit != 0) {
+        log.warn(KERNEL_MEMORY_IGNORED);
+    }
+    memory.set_kernel(None).set_kernel_tcp(None);
+}
+
+fn read_spec(dir: &Path, config: &Path, log: &Log) -> Result<Spec, BundleError> {
+    let path = &dir.join(config);
     let text = match fs::read(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(BundleError::NoConfig),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(BundleError::NoConfig(config.into())),
         result => result.map_err(|source| BundleError::Read { path: path.into(), source })?,
     };
-    let spec = parse(&text, "/process").map_err(|source| BundleError::Json { path: path.into(), source })?;
+    let spec = parse(&text, "/process", log).map_err(|source| BundleError::Json { path: path.into(), source })?;
     // An array of the fields' values would do for the parser.
     if text.trim_ascii_start().starts_with(b"{") { Ok(spec) } else { Err(BundleError::NoObject(path.into())) }
 }
 
 /// Reads what holds a process at the JSON pointer `process`, also where that is as runc takes it and the parser does not.
-pub(crate) fn parse<T: DeserializeOwned>(text: &[u8], process: &str) -> serde_json::Result<T> {
+pub(crate) fn parse<T: DeserializeOwned>(text: &[u8], process: &str, log: &Log) -> serde_json::Result<T> {
     serde_json::from_slice(text).or_else(|error| {
         let mut value: Value = serde_json::from_slice(text)?;
-        let mended = value.pointer_mut(process).and_then(Value::as_object_mut).is_some_and(mend);
+        let process = value.pointer_mut(process).and_then(Value::as_object_mut);
+        let mended = process.is_some_and(|process| mend(process) | capabilities::leave_out_unknown(process, log));
         // Only the text's own error tells its place.
         if mended { serde_json::from_value(value) } else { Err(error) }
     })

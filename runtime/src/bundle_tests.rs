@@ -1,6 +1,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::log::Format;
 
 const STARTER: &str = include_str!("commands/spec.json");
 
@@ -14,7 +15,11 @@ fn load(edit: impl FnOnce(&mut Value)) -> Result<Bundle, BundleError> {
 fn load_text(text: &str) -> Result<Bundle, BundleError> {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join(CONFIG_FILE), text).unwrap();
-    Bundle::load(dir.path())
+    Bundle::load(dir.path(), None, &log())
+}
+
+fn log() -> Log {
+    Log::new(None, Format::Text, false).unwrap()
 }
 
 fn message(edit: impl FnOnce(&mut Value)) -> String {
@@ -31,12 +36,12 @@ fn the_starter_specification_is_valid() {
 
 #[test]
 fn a_bundle_that_is_none_is_told_apart_from_one_without_specification() {
-    assert!(matches!(Bundle::load(Path::new("/nonexistent")), Err(BundleError::NoBundle { .. })));
+    assert!(matches!(Bundle::load(Path::new("/nonexistent"), None, &log()), Err(BundleError::NoBundle { .. })));
     let dir = tempfile::tempdir().unwrap();
-    assert!(matches!(Bundle::load(dir.path()), Err(BundleError::NoConfig)));
+    assert!(matches!(Bundle::load(dir.path(), None, &log()), Err(BundleError::NoConfig(_))));
     let file = dir.path().join("file");
     fs::write(&file, "").unwrap();
-    assert!(matches!(Bundle::load(&file), Err(BundleError::NoBundle { .. })));
+    assert!(matches!(Bundle::load(&file, None, &log()), Err(BundleError::NoBundle { .. })));
 }
 
 #[test]
@@ -83,7 +88,7 @@ fn relative_mounts_are_taken_from_the_root_and_told() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let log = Log::new(Some(file.path()), crate::log::Format::Text, false).unwrap();
     let mut bundle = load(|spec| spec["mounts"][0]["destination"] = json!("proc")).unwrap();
-    bundle.root_mounts(&log);
+    bundle.take_what_is_old(&log);
     let mounts = bundle.spec.mounts().as_ref().unwrap();
     assert_eq!((mounts[0].destination(), mounts[1].destination()), (&"/proc".into(), &"/dev".into()));
     let said = fs::read_to_string(file.path()).unwrap();
@@ -140,4 +145,13 @@ fn hooks_are_checked() {
     assert_eq!(hooks(timeless.clone()), "hooks.poststop: timeout is not greater than zero");
     assert!(message(|spec| spec["hooks"] = json!({"startContainer": [timeless]})).starts_with("hooks.startContainer"));
     load(|spec| spec["hooks"] = json!({"prestart": [{"path": "/bin/true", "timeout": 1}]})).unwrap();
+}
+
+#[test]
+fn another_file_may_hold_the_specification() {
+    let (dir, file) = (tempfile::tempdir().unwrap(), tempfile::NamedTempFile::new().unwrap());
+    fs::write(file.path(), STARTER).unwrap();
+    assert_eq!(Bundle::load(dir.path(), Some(file.path()), &log()).unwrap().dir, dir.path().canonicalize().unwrap());
+    let error = Bundle::load(dir.path(), Some(Path::new("/nonexistent.json")), &log()).unwrap_err();
+    assert_eq!(error.to_string(), "JSON specification file /nonexistent.json not found");
 }

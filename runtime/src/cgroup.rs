@@ -36,6 +36,8 @@ pub(crate) enum CgroupError {
     NotEmpty(usize),
     #[error("container's cgroup unexpectedly frozen")]
     Frozen,
+    #[error("--cgroup-manager is disabled")]
+    Disabled,
     #[error("none could be made for the container when it was created")]
     Spared,
     #[error("{step} {}", path.display())]
@@ -47,7 +49,7 @@ impl CgroupError {
     pub(crate) fn is_refusal(&self) -> bool {
         use io::ErrorKind::{NotFound, PermissionDenied, ReadOnlyFilesystem};
         match self {
-            Self::NotMounted => true,
+            Self::NotMounted | Self::Disabled => true,
             Self::Io { source, .. } => matches!(source.kind(), PermissionDenied | ReadOnlyFilesystem | NotFound),
             _ => false,
         }
@@ -76,7 +78,7 @@ enum Version {
 impl Cgroup {
     /// Where a container's cgroup is unless its specification says otherwise.
     pub(crate) fn default_path(id: &ContainerId) -> PathBuf {
-        Path::new("/").join(format!("vmrt-{id}"))
+        Path::new("/").join(id.as_str())
     }
 
     /// Where it is for who may not make one there: beside the caller's own, in what may have been handed to them. (The caller's own

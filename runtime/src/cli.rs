@@ -55,12 +55,26 @@ pub(crate) struct Global {
     /// Have systemd make the container's cgroup on the host: linux.cgroupsPath is `slice:prefix:name` then
     #[arg(long)]
     pub(crate) systemd_cgroup: bool,
+    /// What makes the container's cgroup on the host
+    #[arg(long, value_enum, default_value_t = CgroupManager::Cgroupfs, value_name = "MANAGER")]
+    pub(crate) cgroup_manager: CgroupManager,
     /// Whether to do without a cgroup that may not be made and was not asked for: auto is for who is not root
     #[arg(long, value_name = "BOOL", default_value = "auto")]
     pub(crate) rootless: String,
     /// Accepted and not used: containers are not checkpointed with CRIU
     #[arg(long, value_name = "FILE", hide = true)]
     criu: Option<PathBuf>,
+}
+
+/// What makes containers' cgroups on the host.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub(crate) enum CgroupManager {
+    /// This command itself.
+    Cgroupfs,
+    /// The same as --systemd-cgroup.
+    Systemd,
+    /// Nothing: the container's limits hold in the guest alone.
+    Disabled,
 }
 
 /// What to do.
@@ -120,6 +134,9 @@ pub(crate) struct BundleArgs {
     /// The bundle's directory [default: the working directory]
     #[arg(short, long, value_name = "DIR")]
     pub(crate) bundle: Option<PathBuf>,
+    /// File that holds the specification, in place of the bundle's config.json
+    #[arg(short = 'f', long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
     /// Unix socket that gets the master of the container's terminal
     #[arg(long, value_name = "SOCKET", value_parser = path_or_none())]
     pub(crate) console_socket: Option<PathBuf>,

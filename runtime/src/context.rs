@@ -4,7 +4,7 @@ use std::path::{self, PathBuf};
 use std::rc::Rc;
 
 use crate::caller::Caller;
-use crate::cli::Global;
+use crate::cli::{CgroupManager, Global};
 use crate::config::{Config, ConfigError};
 use crate::error::Error;
 use crate::log::Log;
@@ -16,8 +16,8 @@ pub(crate) struct Context {
     pub(crate) store: Store,
     pub(crate) log: Rc<Log>,
     pub(crate) timeline: Timeline,
-    /// Whether systemd makes the cgroups of containers.
-    pub(crate) systemd_cgroup: bool,
+    /// What makes the cgroups of containers.
+    pub(crate) cgroup_manager: CgroupManager,
     /// Who runs this command.
     pub(crate) caller: Caller,
     /// Whether a cgroup that may not be made is done without.
@@ -35,7 +35,7 @@ impl Context {
             store: Store::new(root),
             log: Rc::new(Log::new(global.log.as_deref(), global.log_format, global.debug)?),
             timeline: Timeline::new(begin),
-            systemd_cgroup: global.systemd_cgroup,
+            cgroup_manager: if global.systemd_cgroup { CgroupManager::Systemd } else { global.cgroup_manager },
             caller,
             spares_cgroups: caller.spares_cgroups(&global.rootless)?,
             config: global.config.clone(),

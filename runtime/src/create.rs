@@ -16,6 +16,7 @@ use vmm::control::{Client, NewContainer, Reply, Request};
 
 use crate::apparmor;
 use crate::bundle::Bundle;
+use crate::capabilities;
 use crate::cgroup::Cgroup;
 use crate::config::Config;
 use crate::connection::{Connection, RequestError};
@@ -112,13 +113,14 @@ pub(crate) fn create(context: &mut Context, mut order: Order) -> Result<Created,
     context.caller.check_kvm()?;
     let place = Place { user, network: NetworkNamespace::of(&order.bundle.spec)? };
     let network_record = plan_network(&order, &place, host.as_ref())?;
-    order.bundle.root_mounts(&context.log);
+    order.bundle.take_what_is_old(&context.log);
     let mut files = open_files(&order, &place, host.as_ref(), &context.log)?;
     let seccomp = take_seccomp(&mut files.spec).map(|profile| seccomp::compile(&profile)).transpose()?;
     let locked = context.store.claim(&order.id)?;
     let mut undo = Undo::default();
     let dir = locked.dir.clone();
     undo.push(move || drop(remove_dir(&dir)));
+    locked.write_spec(&order.bundle.spec)?;
     host.as_ref().map_or(Ok(()), |host| host.link(&locked.dir))?;
     let stdio = open_stdio(&order)?;
     let signals = Signals::take(stdio.terminal.is_some()).map_err(Error::Signals)?;
@@ -174,6 +176,7 @@ fn open_files(order: &Order, place: &Place, host: Option<&Host>, log: &Log) -> R
     let mut files = shares::open_all(&order.id, &order.bundle)?;
     if let Some(process) = files.spec.process_mut() {
         apparmor::leave_out_default(process, log);
+        capabilities::leave_out_unfounded(process, log);
     }
     if let Some(host) = host {
         host.lead_guest(&mut files.spec);

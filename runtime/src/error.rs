@@ -79,6 +79,9 @@ pub(crate) enum Error {
     Sandbox(#[from] SandboxError),
     #[error(transparent)]
     Request(#[from] RequestError),
+    /// A further process was not started.
+    #[error(transparent)]
+    Exec(RequestError),
     #[error(transparent)]
     Signal(#[from] SignalError),
     #[error("root directory {}", path.display())]
@@ -143,8 +146,6 @@ pub(crate) enum Error {
     Number { text: String, what: &'static str, source: std::num::ParseIntError },
     #[error("invalid --cgroup argument: {0}")]
     SubCgroup(String),
-    #[error("unknown capability \"{0}\"")]
-    Capability(String),
     #[error("File config.json exists. Remove it first")]
     SpecExists,
     #[error("{option} {reason}")]
@@ -156,7 +157,9 @@ impl Error {
     pub(crate) fn exit_code(&self) -> Option<u8> {
         const KILLED: u8 = 137;
         match self {
-            Self::Request(RequestError::Interrupted(signal)) => u8::try_from(128 + *signal as i32).ok(),
+            Self::Request(RequestError::Interrupted(signal)) | Self::Exec(RequestError::Interrupted(signal)) => {
+                u8::try_from(128 + *signal as i32).ok()
+            }
             Self::Request(error) => match error.kind()? {
                 FailureKind::ProgramNotFound => Some(127),
                 FailureKind::ProgramNotExecutable => Some(126),

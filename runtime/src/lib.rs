@@ -6,6 +6,7 @@
 mod apparmor;
 mod bundle;
 mod caller;
+mod capabilities;
 mod cgroup;
 mod check;
 mod cli;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::caller::{Caller, CallerError};
 use crate::cgroup::{Cgroup, CgroupError};
+use crate::cli::CgroupManager;
 use crate::context::Context;
 use crate::error::{Error, chain};
 use crate::id::ContainerId;
@@ -15,6 +16,7 @@ use crate::undo::Undo;
 
 /// Where a VMM is to be, and its limits there.
 pub(crate) struct Placement {
+    manager: CgroupManager,
     path: PathBuf,
     limits: Limits,
     scope: Option<Scope>,
@@ -31,11 +33,13 @@ impl Placement {
         asked: Option<&Path>,
         limits: Limits,
     ) -> Result<(Self, Cgroup), Error> {
-        if context.systemd_cgroup && context.caller != Caller::Root {
+        let manager = context.cgroup_manager;
+        if manager == CgroupManager::Systemd && context.caller != Caller::Root {
             return Err(CallerError::Systemd.into());
         }
-        let scope = context.systemd_cgroup.then(|| Scope::named(asked, id)).transpose()?;
-        let optional = context.spares_cgroups && asked.is_none() && scope.is_none();
+        let scope = (manager == CgroupManager::Systemd).then(|| Scope::named(asked, id)).transpose()?;
+        let disabled = manager == CgroupManager::Disabled;
+        let optional = disabled || context.spares_cgroups && asked.is_none() && scope.is_none();
         let path = match (&scope, asked) {
             (Some(scope), _) => scope.cgroup(),
             (None, Some(path)) => path.to_owned(),
@@ -43,10 +47,11 @@ impl Placement {
             (None, None) => Cgroup::default_path(id),
         };
         let cgroup = match Cgroup::plan(&path) {
+            _ if disabled => Cgroup::default(),
             Err(CgroupError::NotMounted) if optional => Cgroup::default(),
             planned => planned?.claim().map_err(Error::CgroupTaken)?,
         };
-        Ok((Self { path, limits, scope, optional }, cgroup))
+        Ok((Self { manager, path, limits, scope, optional }, cgroup))
     }
 
     pub(crate) fn scope(&self) -> Option<&Scope> {
@@ -72,6 +77,9 @@ impl Placement {
 
     /// Its quota of CPU time is left for [`Self::limit_cpu`]: with a small one the guest would not boot in any reasonable time.
     fn put(&self, record: &Record) -> Result<(), Error> {
+        if self.manager == CgroupManager::Disabled {
+            return Err(CgroupError::Disabled.into());
+        }
         let limits = Limits { cpu_quota: None, ..self.limits.clone() };
         if let Some(scope) = &self.scope {
             scope.start(record.vmm.pid, &limits)?;

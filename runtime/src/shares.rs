@@ -209,7 +209,8 @@ mod tests {
         fs::write(dir.path().join(CONFIG_FILE), spec.to_string()).unwrap();
         fs::create_dir(dir.path().join("rootfs")).unwrap();
         fs::write(dir.path().join("file"), "").unwrap();
-        let bundle = Bundle::load(dir.path()).unwrap();
+        let log = crate::log::Log::new(None, crate::log::Format::Text, false).unwrap();
+        let bundle = Bundle::load(dir.path(), None, &log).unwrap();
         (dir, bundle)
     }
 

@@ -1,4 +1,5 @@
-//! What is known of a container between commands: `ROOT/ID/state.json`, replaced as a whole by rename.
+//! What is known of a container between commands: `ROOT/ID/state.json`, replaced as a whole by rename, and the specification it
+//! was made by, which never changes.
 //!
 //! `create`, `start`, `update` and `delete` hold the container's lock, so of two such commands one waits for the other.
 //! Commands that only read, and those the VMM serialises anyway (`kill`, `exec`, `pause`), need none: a container whose
@@ -12,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use oci_spec::runtime::{Hooks, LinuxResources};
+use oci_spec::runtime::{Hooks, LinuxResources, Spec};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -27,6 +28,8 @@ use crate::systemd::Scope;
 pub(crate) const OCI_VERSION: &str = "1.0.2";
 
 const STATE_FILE: &str = "state.json";
+/// A copy: the bundle's own may change, or go.
+const SPEC_FILE: &str = "config.json";
 const LOCK_FILE: &str = "lock";
 
 /// Why a container's state cannot be read or changed.
@@ -42,6 +45,8 @@ pub(crate) enum StateError {
     Io { step: &'static str, path: PathBuf, source: io::Error },
     #[error("write {}", path.display())]
     Encode { path: PathBuf, source: serde_json::Error },
+    #[error("{} is no valid specification", path.display())]
+    Spec { path: PathBuf, source: serde_json::Error },
 }
 
 /// How far a container got, as far as commands know; whether its VMM still lives has to be looked up.
@@ -209,6 +214,13 @@ impl Store {
         }
     }
 
+    /// The specification that a container was made by.
+    pub(crate) fn spec(&self, id: &ContainerId) -> Result<Spec, StateError> {
+        let path = self.dir(id).join(SPEC_FILE);
+        let text = fs::read(&path).map_err(io_error("read", &path))?;
+        serde_json::from_slice(&text).map_err(|source| StateError::Spec { path, source })
+    }
+
     /// Ids of all containers, sorted.
     pub(crate) fn ids(&self) -> Result<Vec<ContainerId>, StateError> {
         let entries = match fs::read_dir(&self.root) {
@@ -241,6 +253,13 @@ impl Locked {
         };
         let links = lock.metadata().map_err(io_error("lock", &path))?.nlink();
         Ok((links > 0).then(|| Self { dir: dir.to_owned(), lock }))
+    }
+
+    /// Keeps the specification for later commands.
+    pub(crate) fn write_spec(&self, spec: &Spec) -> Result<(), StateError> {
+        let path = self.dir.join(SPEC_FILE);
+        let bytes = serde_json::to_vec(spec).map_err(|source| StateError::Encode { path: path.clone(), source })?;
+        fs::write(&path, bytes).map_err(io_error("write", &path))
     }
 
     /// Replaces the state as a whole.

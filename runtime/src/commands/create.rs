@@ -11,9 +11,10 @@ use crate::error::Error;
 
 pub(crate) fn run(context: &mut Context, args: CreateArgs) -> Result<u8, Error> {
     check_bundle_args(&args.bundle)?;
+    let dir = args.bundle.bundle.as_deref().unwrap_or(Path::new("."));
     let order = Order {
         id: args.id.parse()?,
-        bundle: Bundle::load(args.bundle.bundle.as_deref().unwrap_or(Path::new(".")))?,
+        bundle: Bundle::load(dir, args.bundle.config.as_deref(), &context.log)?,
         pid_file: args.bundle.pid_file,
         console_socket: args.bundle.console_socket,
         pidfd_socket: args.bundle.pidfd_socket,

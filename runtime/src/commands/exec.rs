@@ -45,7 +45,7 @@ pub(crate) fn run(context: &Context, args: &ExecArgs) -> Result<u8, Error> {
     check(&record)?;
     let mut client = control(&context.store.dir(&id)).map_err(RequestError::from)?;
     let patience = patience(&mut client, &record, args.ignore_paused)?;
-    let process = build(args, &record.bundle, &context.log)?;
+    let process = build(args, &id, context)?;
     let stdio = open_stdio(args, &process)?;
     let signals = Signals::take(stdio.terminal.is_some() || stdio.console().is_some()).map_err(Error::Signals)?;
     let mut connection = Connection::new(client, Some(signals), None);
@@ -54,7 +54,7 @@ pub(crate) fn run(context: &Context, args: &ExecArgs) -> Result<u8, Error> {
     let cgroup = sub_cgroup(&args.cgroup)?;
     let request = Request::Exec { process: target.clone(), spec: Box::new(process), stdio: stdio.kind, cgroup };
     let started = connection.call(&request, &stdio.fds(), "start the process", patience);
-    started.map_err(|error| error.about(&program))?;
+    started.map_err(|error| Error::Exec(error.about(&program)))?;
     if args.detach {
         return detach(connection, &target, stdio, args);
     }

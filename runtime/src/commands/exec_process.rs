@@ -3,13 +3,16 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, Process};
+use oci_spec::runtime::Process;
 
 use super::{refuse_if, refuse_preserve_fds};
 use crate::apparmor;
-use crate::bundle::{Bundle, check_process, parse};
+use crate::bundle::{BundleError, check_process, parse};
+use crate::capabilities;
 use crate::cli::ExecArgs;
+use crate::context::Context;
 use crate::error::Error;
+use crate::id::ContainerId;
 use crate::log::Log;
 
 /// Refuses options that cannot be honoured.
@@ -35,23 +38,28 @@ pub(super) fn sub_cgroup(given: &[String]) -> Result<Option<PathBuf>, Error> {
     }
 }
 
-/// The process to run in the container of `bundle`.
-pub(super) fn build(args: &ExecArgs, bundle: &Path, log: &Log) -> Result<Process, Error> {
+/// The process to run in a container.
+pub(super) fn build(args: &ExecArgs, id: &ContainerId, context: &Context) -> Result<Process, Error> {
+    let log = &context.log;
     let mut process = match &args.process {
-        Some(path) => read(path)?,
-        None => from_options(args, Bundle::load(bundle)?.process()?.clone())?,
+        Some(path) => read(path, log)?,
+        None => {
+            let own = context.store.spec(id)?.process().clone().ok_or(BundleError::NoProcess)?;
+            from_options(args, own, log)?
+        }
     };
     check_process(&process)?;
     apparmor::leave_out_default(&mut process, log);
+    capabilities::leave_out_unfounded(&mut process, log);
     Ok(process)
 }
 
-fn read(path: &Path) -> Result<Process, Error> {
+fn read(path: &Path, log: &Log) -> Result<Process, Error> {
     let text = fs::read(path).map_err(|source| Error::ProcessFile { path: path.into(), source })?;
-    parse(&text, "").map_err(|source| Error::ProcessJson { path: path.into(), source })
+    parse(&text, "", log).map_err(|source| Error::ProcessJson { path: path.into(), source })
 }
 
-fn from_options(args: &ExecArgs, mut process: Process) -> Result<Process, Error> {
+fn from_options(args: &ExecArgs, mut process: Process, log: &Log) -> Result<Process, Error> {
     if args.command.is_empty() {
         return Err(Error::NoExecArgs);
     }
@@ -69,8 +77,7 @@ fn from_options(args: &ExecArgs, mut process: Process) -> Result<Process, Error>
         process.set_no_new_privileges(Some(true));
     }
     if !args.cap.is_empty() {
-        let capabilities = process.capabilities().clone().unwrap_or_else(no_capabilities);
-        process.set_capabilities(Some(add_capabilities(capabilities, &args.cap)?));
+        capabilities::add(&mut process, &args.cap, log);
     }
     set_user(&mut process, args)?;
     Ok(process)
@@ -95,43 +102,24 @@ fn number(text: &str, what: &'static str) -> Result<u32, Error> {
     text.parse().map_err(|source| Error::Number { text: text.to_owned(), what, source })
 }
 
-fn no_capabilities() -> LinuxCapabilities {
-    let mut none = LinuxCapabilities::default();
-    none.set_bounding(None).set_effective(None).set_inheritable(None).set_permitted(None).set_ambient(None);
-    none
-}
-
-/// Adds to the three sets that runc adds to: a process that is not root gets nothing it could hand on.
-fn add_capabilities(mut sets: LinuxCapabilities, names: &[String]) -> Result<LinuxCapabilities, Error> {
-    let added: Capabilities = names.iter().map(|name| capability(name)).collect::<Result<_, _>>()?;
-    let join = |set: &Option<Capabilities>| Some(set.iter().flatten().chain(&added).copied().collect());
-    let (bounding, effective, permitted) = (join(sets.bounding()), join(sets.effective()), join(sets.permitted()));
-    sets.set_bounding(bounding).set_effective(effective).set_permitted(permitted);
-    Ok(sets)
-}
-
-fn capability(name: &str) -> Result<Capability, Error> {
-    let upper = name.to_ascii_uppercase();
-    let upper = if upper.starts_with("CAP_") { upper } else { format!("CAP_{upper}") };
-    serde_json::from_value(upper.into()).map_err(|_| Error::Capability(name.to_owned()))
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::bundle::CONFIG_FILE;
     use crate::cli::{Arguments, Command};
-    use crate::log::Format;
 
     fn built(options: &[&str]) -> Result<Process, Error> {
-        let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join(CONFIG_FILE), include_str!("spec.json")).unwrap();
-        let line = ["vmrt", "exec"].iter().chain(options);
-        let Command::Exec(args) = Arguments::try_parse_from(line).unwrap().command else { unreachable!() };
+        let root = tempfile::tempdir().unwrap();
+        let line = ["vmrt", "--root", root.path().to_str().unwrap(), "exec"].into_iter().chain(options.iter().copied());
+        let Arguments { global, command: Command::Exec(args), .. } = Arguments::try_parse_from(line).unwrap() else {
+            unreachable!()
+        };
+        let (context, id) = (Context::new(&global, 0).unwrap(), "web".parse().unwrap());
+        let locked = context.store.claim(&id).unwrap();
+        locked.write_spec(&serde_json::from_str(include_str!("spec.json")).unwrap()).unwrap();
         check_args(&args)?;
-        build(&args, dir.path(), &Log::new(None, Format::Text, false).unwrap())
+        build(&args, &id, &context)
     }
 
     #[test]
@@ -169,16 +157,6 @@ mod tests {
         assert!(of(&[]).unwrap().is_none());
         assert_eq!(of(&["cpu:/sub"]).unwrap_err().to_string(), "invalid --cgroup argument: cpu:/sub");
         assert!(of(&["/a", "/b"]).is_err());
-    }
-
-    #[test]
-    fn a_capability_is_added_where_runc_adds_it() {
-        let process = built(&["--cap", "CAP_SYS_ADMIN", "web", "id"]).unwrap();
-        let sets = process.capabilities().as_ref().unwrap();
-        let has = |set: &Option<Capabilities>| set.as_ref().unwrap().contains(&Capability::SysAdmin);
-        assert!(has(sets.bounding()) && has(sets.effective()) && has(sets.permitted()));
-        assert!(sets.inheritable().is_none() && !has(sets.ambient()));
-        assert!(built(&["--cap", "CAP_FOO", "web", "id"]).is_err());
     }
 
     #[test]

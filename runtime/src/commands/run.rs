@@ -1,6 +1,6 @@
 //! `vmrt run`
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use agent::{FailureKind, ProcessId};
 use vmm::control::{Reply, Request};
@@ -17,12 +17,13 @@ use crate::error::Error;
 use crate::foreground::{self, Screen};
 use crate::hooks;
 use crate::id::ContainerId;
+use crate::log::Log;
 use crate::state::Phase;
 
 pub(crate) fn run(context: &mut Context, args: RunArgs) -> Result<u8, Error> {
     check_bundle_args(&args.bundle)?;
     let (timeline, keep, detach) = (args.timeline, args.keep, args.detach);
-    let order = order(args)?;
+    let order = order(args, &context.log)?;
     let mut created = create(context, order)?;
     if timeline {
         ask_timeline(context, &mut created)?;
@@ -47,9 +48,9 @@ pub(crate) fn run(context: &mut Context, args: RunArgs) -> Result<u8, Error> {
     result
 }
 
-fn order(args: RunArgs) -> Result<Order, Error> {
-    let (dir, id) = locate(args.bundle.bundle.as_deref(), Path::new(&args.id))?;
-    let mut bundle = Bundle::load(&dir)?;
+fn order(args: RunArgs, log: &Log) -> Result<Order, Error> {
+    let (dir, id) = locate(&args.bundle, Path::new(&args.id))?;
+    let mut bundle = Bundle::load(&dir, args.bundle.config.as_deref(), log)?;
     if let Some(process) = bundle.spec.process_mut().as_mut().filter(|_| args.tty) {
         process.set_terminal(Some(true));
     }
@@ -58,15 +59,16 @@ fn order(args: RunArgs) -> Result<Order, Error> {
 }
 
 /// Which bundle is meant, and the container's id: runc's form, or a bundle in the id's place.
-fn locate(bundle: Option<&Path>, argument: &Path) -> Result<(std::path::PathBuf, ContainerId), Error> {
+fn locate(args: &BundleArgs, argument: &Path) -> Result<(PathBuf, ContainerId), Error> {
     let here = Path::new(".");
-    if bundle.is_none() && !here.join(CONFIG_FILE).exists() && argument.join(CONFIG_FILE).exists() {
+    let named = args.bundle.is_some() || args.config.is_some();
+    if !named && !here.join(CONFIG_FILE).exists() && argument.join(CONFIG_FILE).exists() {
         let dir = argument.canonicalize().map_err(|source| BundleError::NoBundle { path: argument.into(), source })?;
         let id = ContainerId::of_bundle(&dir)?;
         return Ok((dir, id));
     }
     let id = argument.to_string_lossy().parse()?;
-    Ok((bundle.unwrap_or(here).to_owned(), id))
+    Ok((args.bundle.as_deref().unwrap_or(here).to_owned(), id))
 }
 
 fn start(created: &mut Created) -> Result<(), Error> {

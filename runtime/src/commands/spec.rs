@@ -35,8 +35,8 @@ fn rootless(uid: u32, gid: u32) -> String {
     let begin = STARTER.find("\t\t\"resources\"").unwrap_or_default();
     let end = STARTER.find("\t\t\"namespaces\"").unwrap_or_default();
     let (head, tail) = (&STARTER[..begin], &STARTER[end..]);
-    let user = "\"type\": \"mount\"\n\t\t\t},\n\t\t\t{\n\t\t\t\t\"type\": \"user\"";
-    let tail = tail.replacen("\"type\": \"mount\"", user, 1);
+    let user = "\"type\": \"cgroup\"\n\t\t\t},\n\t\t\t{\n\t\t\t\t\"type\": \"user\"";
+    let tail = tail.replacen("\"type\": \"cgroup\"", user, 1);
     head.replacen(",\n\t\t\t\t\"gid=5\"", "", 1) + &mappings + &tail
 }
 

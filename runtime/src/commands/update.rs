@@ -11,7 +11,7 @@ use vmm::control::{Client, Reply, Request};
 
 use super::refuse_if;
 use super::state::status;
-use crate::bundle::Bundle;
+use crate::bundle::KERNEL_MEMORY_IGNORED;
 use crate::cgroup::CgroupError;
 use crate::cli::UpdateArgs;
 use crate::connection::RequestError;
@@ -23,7 +23,7 @@ use crate::resources::{self, merge};
 use crate::sandbox::control;
 use crate::shares::forget_host_cpus;
 use crate::sizing::{Size, changed_memory, changed_vcpus};
-use crate::state::{Phase, Record};
+use crate::state::{Phase, Record, Store};
 
 /// How long a guest may take to set limits: one below what is in use has memory written back or somebody killed.
 const UPDATE_DEADLINE: Duration = Duration::from_secs(30);
@@ -39,14 +39,14 @@ pub(crate) fn run(context: &Context, args: &UpdateArgs) -> Result<u8, Error> {
         None => from_options(args)?,
     };
     if args.kernel_memory.is_some() || args.kernel_memory_tcp.is_some() {
-        context.log.warn("Kernel memory settings are ignored and will be removed");
+        context.log.warn(KERNEL_MEMORY_IGNORED);
     }
     let locked = context.store.lock(&id)?;
     let mut record = context.store.record(&id)?;
     if status(&record, &locked.dir) == Phase::Stopped {
         return Err(Error::NotRunning);
     }
-    let before = current(&record)?;
+    let before = current(&context.store, &id, &record)?;
     let after = merge(before.linux().as_ref().and_then(|linux| linux.resources().as_ref()), change)?;
     let after = with_resources(&before, after);
     let wanted =
@@ -125,8 +125,8 @@ fn given<const N: usize>(fields: [(&str, Option<Value>); N]) -> Value {
 }
 
 /// The specification with the limits as they are now.
-fn current(record: &Record) -> Result<Spec, Error> {
-    let spec = Bundle::load(&record.bundle)?.spec;
+fn current(store: &Store, id: &ContainerId, record: &Record) -> Result<Spec, Error> {
+    let spec = store.spec(id)?;
     Ok(match &record.resources {
         Some(resources) => with_resources(&spec, resources.clone()),
         None => spec,

@@ -223,6 +223,22 @@ fn a_written_specification_runs() {
 }
 
 #[test]
+fn another_file_may_hold_the_specification() {
+    let runtime = Runtime::new();
+    if !is_vmrt() {
+        return;
+    }
+    let bundle = Bundle::busybox(["echo", "from another file"]);
+    let elsewhere = tempfile::tempdir().unwrap();
+    fs::rename(bundle.path().join("config.json"), elsewhere.path().join("other.json")).unwrap();
+    let id = new_id();
+    let run = ["run", "--config", "other.json", "--bundle", bundle.path().to_str().unwrap(), &id];
+    let mut command = runtime.command(&run);
+    let done = vmrt_tests::runtime::Running::start(command.current_dir(elsewhere.path()), None).end().ok();
+    assert_eq!(done.text(), "from another file");
+}
+
+#[test]
 fn the_bundle_may_be_the_argument_or_the_working_directory() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["echo", "here"]);

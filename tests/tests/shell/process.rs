@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use vmrt_tests::bundle::Bundle;
-use vmrt_tests::runtime::Runtime;
+use vmrt_tests::runtime::{Runtime, is_vmrt};
 
 #[test]
 fn the_exit_status_passes_through() {
@@ -81,6 +81,23 @@ fn capabilities_are_those_asked_for() {
         ("chown", "yes"),
     ] {
         assert_eq!(done.value(name), value, "{name}");
+    }
+}
+
+#[test]
+fn capabilities_that_cannot_be_had_are_left_out_and_told() {
+    let runtime = Runtime::new();
+    let set = json!(["CAP_KILL", "CAP_OF_TOMORROW"]);
+    let bundle = Bundle::script("grep -E 'Cap(Bnd|Amb)' /proc/self/status | sed 's/:[ \\t]*/=/'").with(
+        "/process/capabilities",
+        json!({"bounding": set, "effective": set, "permitted": set, "inheritable": ["CAP_CHOWN"], "ambient": ["CAP_KILL"]}),
+    );
+    let done = runtime.run(&bundle).ok();
+    assert_eq!((done.value("CapBnd"), done.value("CapAmb")), ("0000000000000020".into(), "0000000000000000".into()));
+    if is_vmrt() {
+        let said = done.message();
+        assert!(said.contains("capabilities: [CAP_OF_TOMORROW]"), "{said}");
+        assert!(said.contains("can't raise ambient capability CAP_KILL"), "{said}");
     }
 }
 

@@ -1,13 +1,14 @@
 //! Limits of a running container, and what it uses.
 
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use vmrt_tests::bundle::Bundle;
 use vmrt_tests::eventually;
-use vmrt_tests::runtime::{Container, Running, Runtime, is_vmrt, wait};
+use vmrt_tests::runtime::{Container, Running, Runtime, is_vmrt, new_id, wait};
 
 const MIB: u64 = 1 << 20;
 
@@ -25,7 +26,7 @@ fn limit(container: &Container<'_>, file: &str) -> String {
 
 /// A file of its VMM's cgroup on the host.
 fn on_host(container: &Container<'_>, file: &str) -> String {
-    let path = format!("/sys/fs/cgroup/vmrt-{}/{file}", container.id);
+    let path = format!("/sys/fs/cgroup/{}/{file}", container.id);
     std::fs::read_to_string(path).unwrap().trim().to_owned()
 }
 
@@ -127,7 +128,7 @@ fn the_machine_on_the_host_is_limited_anew() {
         &container,
         &["--cpu-quota", "20000", "--cpu-share", "1024", "--memory", "32M", "--memory-swap", "-1"],
     );
-    assert_eq!((on_host("cpu.max"), on_host("cpu.weight")), ("25000 100000".into(), "39".into()));
+    assert_eq!((on_host("cpu.max"), on_host("cpu.weight")), ("30000 100000".into(), "39".into()));
     assert_eq!(on_host("memory.max"), memory, "the machine keeps what it booted with");
     update(&runtime, &container, &["--cpu-quota", "-1"]);
     assert_eq!(on_host("cpu.max"), "max 100000");
@@ -144,8 +145,27 @@ fn a_small_quota_does_not_hold_up_the_boot() {
     let begin = Instant::now();
     let container = runtime.created(&bundle);
     assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
-    let quota = std::fs::read_to_string(format!("/sys/fs/cgroup/vmrt-{}/cpu.max", container.id)).unwrap();
-    assert_eq!(quota.trim(), "5000 100000");
+    let quota = std::fs::read_to_string(format!("/sys/fs/cgroup/{}/cpu.max", container.id)).unwrap();
+    assert_eq!(quota.trim(), "14000 100000");
+}
+
+#[test]
+fn without_a_manager_of_cgroups_limits_hold_in_the_guest() {
+    let runtime = Runtime::new();
+    if !is_vmrt() {
+        return;
+    }
+    let bundle =
+        Bundle::busybox(["cat", "/sys/fs/cgroup/pids.max"]).with("/linux/resources/pids", json!({"limit": 77}));
+    let (bundle, id) = (bundle.without("/linux/cgroupsPath"), new_id());
+    let path = bundle.path().to_str().unwrap();
+    runtime.call(&["--cgroup-manager", "disabled", "create", "--bundle", path, &id]).ok();
+    assert!(!Path::new(&format!("/sys/fs/cgroup/{id}")).exists());
+    runtime.call(&["delete", "--force", &id]).ok();
+    assert_eq!(runtime.call(&["--cgroup-manager", "disabled", "run", "--bundle", path, &id]).ok().text(), "77");
+    let shares = Bundle::busybox(["true"]).with("/linux/resources/cpu", json!({"shares": 512}));
+    let done = runtime.call(&["--cgroup-manager", "disabled", "run", "--bundle", shares.path().to_str().unwrap(), &id]);
+    assert!(done.code == 1 && done.message().contains("--cgroup-manager is disabled"), "{done:?}");
 }
 
 #[test]
