@@ -159,7 +159,9 @@ fn without_a_manager_of_cgroups_limits_hold_in_the_guest() {
         Bundle::busybox(["cat", "/sys/fs/cgroup/pids.max"]).with("/linux/resources/pids", json!({"limit": 77}));
     let (bundle, id) = (bundle.without("/linux/cgroupsPath"), new_id());
     let path = bundle.path().to_str().unwrap();
-    runtime.call(&["--cgroup-manager", "disabled", "create", "--bundle", path, &id]).ok();
+    let mut create = runtime.command(&["--cgroup-manager", "disabled", "create", "--bundle", path, &id]);
+    let status = create.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
+    assert!(status.success(), "{status}");
     assert!(!Path::new(&format!("/sys/fs/cgroup/{id}")).exists());
     runtime.call(&["delete", "--force", &id]).ok();
     assert_eq!(runtime.call(&["--cgroup-manager", "disabled", "run", "--bundle", path, &id]).ok().text(), "77");
