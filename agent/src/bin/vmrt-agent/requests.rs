@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal};
 use rustix::thread::ThreadNameSpaceType;
 
 use crate::connection::ConnectionError;
-use crate::container::cgroup::Cgroup;
+use crate::container::cgroup::{self, Cgroup};
 use crate::container::devices::Nodes;
 use crate::container::init::ChildStdio;
 use crate::container::namespaces::Join;
@@ -197,9 +197,10 @@ impl Agent {
         let spawn = |cgroup| container::spawn_exec(self.guest()?, container, init, cgroup, &plan, &child);
         let spawned = match spawn(below.as_ref().map_or(container.cgroup.directory(), AsFd::as_fd)) {
             // A cgroup that hands controllers on may hold no process: the first one has found another place then.
-            Err(Error::System { source: Errno::BUSY, .. }) if below.is_none() => {
-                spawn(container.cgroup.of_process(self.files()?.proc(), container.init)?.as_fd())?
-            }
+            Err(Error::System { source: Errno::BUSY, .. }) => match &exec.cgroup {
+                None => spawn(container.cgroup.of_process(self.files()?.proc(), container.init)?.as_fd())?,
+                Some(path) => return Err(cgroup::not_added(path)(Errno::BUSY)),
+            },
             spawned => spawned?,
         };
         self.adopt(call, exec.process.clone(), spawned, host, &plan);

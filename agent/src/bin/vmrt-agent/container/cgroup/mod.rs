@@ -72,13 +72,13 @@ impl Cgroup {
     pub(crate) fn below(&self, path: &Path) -> Result<OwnedFd, Error> {
         let path = path.strip_prefix("/").unwrap_or(path);
         if !path.components().all(|name| matches!(name, Component::Normal(_))) {
-            return Err(Error::invalid(format!("cgroup {}", path.display()), "leads out of the container's"));
+            return Err(Error::invalid("cgroup", format!("{} is not a sub cgroup path", path.display())));
         }
         match path.as_os_str().is_empty() {
             true => open_directory(self.directory.as_fd(), "."),
             false => open_directory(self.directory.as_fd(), path),
         }
-        .map_err(Error::on("open the container's cgroup", path))
+        .map_err(not_added(path))
     }
 
     /// The directory of the cgroup below it, or of itself, that process `pid` is in.
@@ -145,6 +145,12 @@ impl Cgroup {
         remove_below(self.directory.as_fd())?;
         rustix::fs::unlinkat(&self.root, &self.path, AtFlags::REMOVEDIR)
     }
+}
+
+/// For `map_err`: no process gets into the cgroup `path`, as runc tells it.
+pub(crate) fn not_added(path: &Path) -> impl FnOnce(Errno) -> Error {
+    let file = Path::new("/").join(path).join("cgroup.procs");
+    Error::at(format!("adding pid of the process to cgroups: {}", file.display()))
 }
 
 /// Hands every controller of the cgroup `directory` down to the cgroups below it.
