@@ -76,9 +76,10 @@ enum Version {
 }
 
 impl Cgroup {
-    /// Where a container's cgroup is unless its specification says otherwise.
+    /// Where a container's cgroup is unless its specification says otherwise: where no other runtime has that of a container with
+    /// the same id.
     pub(crate) fn default_path(id: &ContainerId) -> PathBuf {
-        Path::new("/").join(id.as_str())
+        Path::new("/").join(format!("vmrt-{id}"))
     }
 
     /// Where it is for who may not make one there: beside the caller's own, in what may have been handed to them. (The caller's own

@@ -70,10 +70,10 @@ fn a_cgroup_in_use_is_refused_in_runcs_words() {
 
 #[test]
 fn who_is_not_root_has_it_beside_their_own() {
-    let at = |memberships: &str| beside(memberships, Path::new("/web"));
-    assert_eq!(at("1:name=x:/a\n0::/user.slice/session.scope\n"), Path::new("/user.slice/web"));
+    let at = |memberships: &str| beside(memberships, Path::new("/vmrt-web"));
+    assert_eq!(at("1:name=x:/a\n0::/user.slice/session.scope\n"), Path::new("/user.slice/vmrt-web"));
     for nowhere in ["0::/own\n", "0::/\n", "0::/../..\n", "4:memory:/a/b\n", ""] {
-        assert_eq!(at(nowhere), Path::new("/web"), "{nowhere}");
+        assert_eq!(at(nowhere), Path::new("/vmrt-web"), "{nowhere}");
     }
 }
 

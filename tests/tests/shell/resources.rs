@@ -26,7 +26,7 @@ fn limit(container: &Container<'_>, file: &str) -> String {
 
 /// A file of its VMM's cgroup on the host.
 fn on_host(container: &Container<'_>, file: &str) -> String {
-    let path = format!("/sys/fs/cgroup/{}/{file}", container.id);
+    let path = format!("/sys/fs/cgroup/vmrt-{}/{file}", container.id);
     std::fs::read_to_string(path).unwrap().trim().to_owned()
 }
 
@@ -145,7 +145,7 @@ fn a_small_quota_does_not_hold_up_the_boot() {
     let begin = Instant::now();
     let container = runtime.created(&bundle);
     assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
-    let quota = std::fs::read_to_string(format!("/sys/fs/cgroup/{}/cpu.max", container.id)).unwrap();
+    let quota = std::fs::read_to_string(format!("/sys/fs/cgroup/vmrt-{}/cpu.max", container.id)).unwrap();
     assert_eq!(quota.trim(), "14000 100000");
 }
 
@@ -162,7 +162,7 @@ fn without_a_manager_of_cgroups_limits_hold_in_the_guest() {
     let mut create = runtime.command(&["--cgroup-manager", "disabled", "create", "--bundle", path, &id]);
     let status = create.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
     assert!(status.success(), "{status}");
-    assert!(!Path::new(&format!("/sys/fs/cgroup/{id}")).exists());
+    assert!(!Path::new(&format!("/sys/fs/cgroup/vmrt-{id}")).exists());
     runtime.call(&["delete", "--force", &id]).ok();
     assert_eq!(runtime.call(&["--cgroup-manager", "disabled", "run", "--bundle", path, &id]).ok().text(), "77");
     let shares = Bundle::busybox(["true"]).with("/linux/resources/cpu", json!({"shares": 512}));

@@ -168,7 +168,7 @@ fn a_cgroup_that_was_handed_over_is_used() {
     let container = runtime.started(&bundle);
     if is_vmrt() {
         let path = cgroup_of(&container.pid());
-        assert_eq!(path, format!("{}/{}", Delegated::PATH, container.id));
+        assert_eq!(path, format!("{}/vmrt-{}", Delegated::PATH, container.id));
         let limit = fs::read_to_string(format!("/sys/fs/cgroup{path}/memory.max")).unwrap();
         assert_eq!(limit.trim(), ((64 + 128 + 128) << 20).to_string());
     }
@@ -222,7 +222,7 @@ fn what_takes_root_is_refused_by_name() {
     assert!(systemd.code == 1 && systemd.message().contains("--systemd-cgroup is refused"), "{systemd:?}");
     let strict = bundle();
     let done = runtime.call(&["--rootless", "false", "run", "--bundle", strict.path().to_str().unwrap(), "strict"]);
-    assert!(done.code == 1 && done.message().contains("create /sys/fs/cgroup/strict"), "{done:?}");
+    assert!(done.code == 1 && done.message().contains("create /sys/fs/cgroup/vmrt-strict"), "{done:?}");
     let flag = runtime.call(&["--rootless", "maybe", "list"]);
     assert!(flag.code == 1 && flag.message().contains("--rootless"), "{flag:?}");
 }
