@@ -2,9 +2,9 @@
 
 use std::fs;
 use std::io;
-use std::path::{self, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxMemory, LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use thiserror::Error;
@@ -13,12 +13,10 @@ use crate::capabilities;
 use crate::hooks;
 use crate::id_mappings;
 use crate::log::Log;
+use crate::resources::leave_out_kernel_memory;
 
 /// Name of the specification in a bundle.
 pub(crate) const CONFIG_FILE: &str = "config.json";
-
-/// What runc says of limits of kernel memory.
-pub(crate) const KERNEL_MEMORY_IGNORED: &str = "Kernel memory settings are ignored and will be removed";
 
 /// Why a bundle cannot be run. Where runc has words for it, they are runc's.
 #[derive(Debug, Error)]
@@ -72,9 +70,10 @@ impl Bundle {
     pub(crate) fn load(dir: &Path, config: Option<&Path>, log: &Log) -> Result<Self, BundleError> {
         let absolute = fs::canonicalize(dir).and_then(|dir| dir.read_dir().map(|_| dir));
         let dir = absolute.map_err(|source| BundleError::NoBundle { path: dir.into(), source })?;
-        let config = config.map(path::absolute).transpose();
-        let config = config.map_err(|source| BundleError::NoBundle { path: dir.clone(), source })?;
-        let spec = read_spec(&dir, config.as_deref().unwrap_or(Path::new(CONFIG_FILE)), log)?;
+        let spec = match config {
+            Some(path) => read_spec(path, path, log),
+            None => read_spec(&dir.join(CONFIG_FILE), Path::new(CONFIG_FILE), log),
+        }?;
         check(&spec)?;
         Ok(Self { dir, spec })
     }
@@ -90,8 +89,8 @@ impl Bundle {
     pub(crate) fn take_what_is_old(&mut self, log: &Log) {
         self.root_mounts(log);
         let resources = self.spec.linux_mut().as_mut().and_then(|linux| linux.resources_mut().as_mut());
-        if let Some(memory) = resources.and_then(|resources| resources.memory_mut().as_mut()) {
-            leave_out_kernel_memory(memory, log);
+        if let Some(resources) = resources {
+            leave_out_kernel_memory(resources, log);
         }
     }
 
@@ -114,17 +113,10 @@ impl Bundle {
     }
 }
 
-fn leave_out_kernel_memory(memory: &mut LinuxMemory, log: &Log) {
-    if [memory.kernel(), memory.kernel_tcp()].into_iter().flatten().any(|limit| limit != 0) {
-        log.warn(KERNEL_MEMORY_IGNORED);
-    }
-    memory.set_kernel(None).set_kernel_tcp(None);
-}
-
-fn read_spec(dir: &Path, config: &Path, log: &Log) -> Result<Spec, BundleError> {
-    let path = &dir.join(config);
+/// Reads the file at `path`, which is known as `name`.
+fn read_spec(path: &Path, name: &Path, log: &Log) -> Result<Spec, BundleError> {
     let text = match fs::read(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(BundleError::NoConfig(config.into())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(BundleError::NoConfig(name.into())),
         result => result.map_err(|source| BundleError::Read { path: path.into(), source })?,
     };
     let spec = parse(&text, "/process", log).map_err(|source| BundleError::Json { path: path.into(), source })?;

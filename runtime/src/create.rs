@@ -1,5 +1,7 @@
 //! Making a container, all or nothing.
 
+mod network;
+
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
@@ -29,9 +31,8 @@ use crate::interfaces;
 use crate::joined::{self, Host};
 use crate::limits::Limits;
 use crate::log::Log;
-use crate::name_server;
-use crate::network::{self, Connected, Namespace, NetworkRecord};
-use crate::network_namespace::{self, NetworkNamespace};
+use crate::network::{Connected, NetworkRecord};
+use crate::network_namespace::NetworkNamespace;
 use crate::placement::{self, Placement};
 use crate::rights::send_pidfd;
 use crate::rootless::{self, UserNamespace};
@@ -108,11 +109,14 @@ pub(crate) struct Attached {
 pub(crate) fn create(context: &mut Context, mut order: Order) -> Result<Created, Error> {
     let config = context.config()?;
     let host = Host::of(&order.bundle.spec, &context.store)?;
+    if let Some(host) = &host {
+        host.give_users(&mut order.bundle.spec, &context.store, &context.log)?;
+    }
     let size = if host.is_some() { Size::NONE } else { Size::of(&order.bundle.spec, &config)? };
     let user = UserNamespace::of(&order.bundle.spec, context.caller)?;
     context.caller.check_kvm()?;
     let place = Place { user, network: NetworkNamespace::of(&order.bundle.spec)? };
-    let network_record = plan_network(&order, &place, host.as_ref())?;
+    let network_record = network::plan(&order, &place, host.as_ref())?;
     order.bundle.take_what_is_old(&context.log);
     let mut files = open_files(&order, &place, host.as_ref(), &context.log)?;
     let seccomp = take_seccomp(&mut files.spec).map(|profile| seccomp::compile(&profile)).transpose()?;
@@ -151,8 +155,8 @@ pub(crate) fn create(context: &mut Context, mut order: Order) -> Result<Created,
         sandbox.follow_interfaces = interfaces::follow_command(&config.program, &context.store, &record);
         configure(&mut connection, sandbox).map_err(|error| ended(error, &mut vmm))?;
     }
-    let interfaces = connect_network(&vmm, &mut record, &locked, &mut undo)?;
-    let name_server = plan_name_server(&order, &mut record);
+    let interfaces = network::connect(&vmm, &mut record, &locked, &mut undo)?;
+    let name_server = network::plan_name_server(&order, &mut record);
     let (bundle, timeout) = (order.bundle.dir.clone(), config.start_timeout);
     let setup = Setup { files, bundle, seccomp, stdio: &stdio, interfaces, name_server, timeout };
     set_up(&mut connection, &order.id, setup).map_err(|error| ended(error, &mut vmm))?;
@@ -246,49 +250,6 @@ fn push_poststop(undo: &mut Undo, record: &Record, log: &Rc<Log>) {
         let (record, log) = (record.clone(), log.clone());
         undo.push(move || hooks::run_poststop(&record, &log));
     }
-}
-
-/// The network devices of the machine, whose number cannot change later. A namespace that is new, and whose container this
-/// command starts itself, stays empty unless a hook fills it.
-fn plan_network(order: &Order, place: &Place, host: Option<&Host>) -> Result<NetworkRecord, Error> {
-    if host.is_some_and(Host::has_network) {
-        return Ok(NetworkRecord::default());
-    }
-    let existing = place.network.existing().map(Namespace::opened).transpose().map_err(Error::NetworkDescriptor)?;
-    let slots = network::slots(existing.as_ref(), order.detach || fills_network(&order.bundle.spec))?;
-    let path = network_namespace::path(&order.bundle.spec).map(Path::to_owned);
-    Ok(NetworkRecord { namespace: path, slots, ..NetworkRecord::default() })
-}
-
-/// Whether hooks of the host run before the container starts: engines have such a one make the interfaces.
-fn fills_network(spec: &Spec) -> bool {
-    let Some(hooks) = spec.hooks() else { return false };
-    #[allow(deprecated, reason = "engines still write prestart hooks")]
-    let kinds = [hooks.prestart(), hooks.create_runtime()];
-    kinds.into_iter().flatten().any(|hooks| !hooks.is_empty())
-}
-
-/// Leads the interfaces of the sandbox's namespace, as they are now, into its machine. Those in a user's VMM's are led in later,
-/// one by one.
-fn connect_network(vmm: &Vmm, record: &mut Record, locked: &Locked, undo: &mut Undo) -> Result<Vec<Connected>, Error> {
-    if record.network.slots == 0 || record.user_namespace {
-        return Ok(Vec::new());
-    }
-    let (process, namespace) = (vmm.process, Rc::new(Namespace::of(vmm.process)?));
-    let same = Rc::clone(&namespace);
-    undo.push(move || drop(network::disconnect(&same, process)));
-    let connected = network::connect(&namespace, process, &record.network)?;
-    record.network.interfaces.extend(connected.iter().map(|one| one.led.clone()));
-    if !connected.is_empty() {
-        locked.write(record)?;
-    }
-    Ok(connected)
-}
-
-/// Whether the container asks the name server of its namespace from the start; if not, what to look at later is remembered.
-fn plan_name_server(order: &Order, record: &mut Record) -> bool {
-    record.network.resolv_conf = name_server::resolv_conf(&order.bundle.spec);
-    record.network.resolv_conf.take_if(|file| name_server::is_asked(file)).is_some()
 }
 
 fn record(order: &Order, cgroup: Cgroup, machine: Size, network: NetworkRecord) -> Result<Record, Error> {

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use agent::ProcessId;
-use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
+use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, Spec};
 use thiserror::Error;
 use vmm::control::{Client, Request};
 
@@ -20,6 +20,7 @@ use crate::bundle::has_namespace;
 use crate::connection::{Connection, RequestError};
 use crate::create::END_PATIENCE;
 use crate::id::ContainerId;
+use crate::log::Log;
 use crate::sandbox::{CONTROL_SOCKET, Vmm, control};
 use crate::state::{Phase, Record, StateError, Store};
 
@@ -34,16 +35,19 @@ pub(crate) enum JoinError {
         path.display()
     )]
     Foreign { kind: LinuxNamespaceType, path: PathBuf },
+    #[error("joining the mount namespace of container {0} is not supported: a container has mounts of its own")]
+    Mounts(ContainerId),
+    #[error("container {0}, whose user namespace is to be joined, has none of its own")]
+    NoUsers(ContainerId),
     #[error(
-        "joining the {kind} namespace of container {id} is not supported: pid, network, ipc and uts namespaces can be joined"
+        "user namespaces enabled, but both namespace path and non-matching mapping specified -- you may only provide one \
+        (the namespace is container {0}'s)"
     )]
-    Kind { kind: LinuxNamespaceType, id: ContainerId },
+    Mappings(ContainerId),
     #[error("container {id}, whose {kind} namespace is to be joined, is not running")]
     Stopped { kind: LinuxNamespaceType, id: ContainerId },
     #[error("the containers {0} and {1}, whose namespaces are to be joined, are in different machines")]
     Machines(ContainerId, ContainerId),
-    #[error("a container with a user namespace of its own cannot join namespaces of container {0}")]
-    User(ContainerId),
     #[error("find the control socket of container {id}")]
     Socket { id: ContainerId, source: io::Error },
     #[error("lead {} to the control socket of another container", path.display())]
@@ -76,25 +80,44 @@ impl Host {
             }
             host.namespaces.push((kind, id));
         }
-        match &host {
-            Some(host) if has_namespace(spec, LinuxNamespaceType::User) => {
-                Err(JoinError::User(host.namespaces[0].1.clone()))
-            }
-            _ => Ok(host),
+        Ok(host)
+    }
+
+    /// Gives the specification the mappings of the user namespace that is joined, if one is. Engines may have given them already.
+    pub(crate) fn give_users(&self, spec: &mut Spec, store: &Store, log: &Log) -> Result<(), JoinError> {
+        let Some(id) = self.whose(LinuxNamespaceType::User) else { return Ok(()) };
+        let theirs = store.spec(id)?;
+        if !has_namespace(&theirs, LinuxNamespaceType::User) {
+            return Err(JoinError::NoUsers(id.clone()));
         }
+        let (theirs, Some(linux)) = (mappings(theirs.linux().as_ref()), spec.linux_mut().as_mut()) else {
+            return Ok(());
+        };
+        match mappings(Some(linux)) {
+            own if own == [const { Vec::new() }; 2] => {}
+            own if own == theirs => log.warn("a user namespace to join has its mappings: they need not be specified"),
+            _ => return Err(JoinError::Mappings(id.clone())),
+        }
+        let [uids, gids] = theirs;
+        linux.set_uid_mappings(Some(uids)).set_gid_mappings(Some(gids));
+        Ok(())
+    }
+
+    /// The container whose namespace of this kind is joined.
+    fn whose(&self, kind: LinuxNamespaceType) -> Option<&ContainerId> {
+        self.namespaces.iter().find(|(joined, _)| *joined == kind).map(|(_, id)| id)
     }
 
     /// Whether the container is in another one's network namespace.
     pub(crate) fn has_network(&self) -> bool {
-        self.namespaces.iter().any(|(kind, _)| *kind == LinuxNamespaceType::Network)
+        self.whose(LinuxNamespaceType::Network).is_some()
     }
 
     /// Writes into the specification for the guest whose namespaces they are.
     pub(crate) fn lead_guest(&self, spec: &mut Spec) {
         let namespaces = spec.linux_mut().as_mut().and_then(|linux| linux.namespaces_mut().as_mut());
         for namespace in namespaces.into_iter().flatten() {
-            let whose = self.namespaces.iter().find(|(kind, _)| *kind == namespace.typ());
-            if let Some((_, id)) = whose {
+            if let Some(id) = self.whose(namespace.typ()) {
                 namespace.set_path(Some(id.as_str().into()));
             }
         }
@@ -121,6 +144,8 @@ pub(crate) fn hand_over(
     let request = Request::Join { container: id.to_string() };
     stand_in.call(&request, &[connection.client.as_fd()], Some(HAND_OVER_DEADLINE))?;
     connection.client = control(dir)?;
+    // It ends with the container, perhaps before the machine, which is at the other end now, has told of that.
+    connection.vmm = None;
     Ok(())
 }
 
@@ -130,6 +155,12 @@ pub(crate) fn await_end(record: &Record, dir: &Path) {
     let process = ProcessId { container: record.id.clone(), exec: None };
     // Answered when it ends, or with a failure when there is no such container any more.
     let _ = client.call(&Request::Wait { process }, &[], Some(END_PATIENCE));
+}
+
+/// The mappings of users and of groups.
+fn mappings(linux: Option<&Linux>) -> [Vec<LinuxIdMapping>; 2] {
+    let list = |list: fn(&Linux) -> &Option<Vec<LinuxIdMapping>>| linux.and_then(|linux| list(linux).clone());
+    [list(Linux::uid_mappings), list(Linux::gid_mappings)].map(Option::unwrap_or_default)
 }
 
 /// A namespace that is to be joined, and its path.
@@ -147,9 +178,8 @@ fn find(store: &Store, kind: LinuxNamespaceType, path: &Path) -> Result<Option<(
             _ => Err(JoinError::Foreign { kind, path: path.into() }),
         };
     };
-    match kind {
-        LinuxNamespaceType::Network | LinuxNamespaceType::Pid | LinuxNamespaceType::Ipc | LinuxNamespaceType::Uts => {}
-        _ => return Err(JoinError::Kind { kind, id }),
+    if kind == LinuxNamespaceType::Mount {
+        return Err(JoinError::Mounts(id));
     }
     if !matches!(record.phase_now(), Phase::Created | Phase::Running) {
         return Err(JoinError::Stopped { kind, id });
@@ -248,9 +278,7 @@ mod tests {
     fn what_cannot_be_joined_is_named() {
         let (root, store) = store(&["web"]);
         let of = |kind, path: String| Host::of(&spec(&[(kind, path)]), &store).unwrap_err().to_string();
-        assert!(of(LinuxNamespaceType::User, own("user")).contains("of container web is not supported"));
-        let users = spec(&[(LinuxNamespaceType::User, String::new()), (LinuxNamespaceType::Pid, own("pid"))]);
-        assert!(Host::of(&users, &store).unwrap_err().to_string().starts_with("a container with a user namespace"));
+        assert!(of(LinuxNamespaceType::Mount, own("mnt")).contains("of container web is not supported"));
         fs::remove_file(root.path().join("web").join(CONTROL_SOCKET)).unwrap();
         assert!(of(LinuxNamespaceType::Pid, own("pid")).contains("control socket of container web"));
     }

@@ -1,8 +1,10 @@
-//! Changes of a running container's limits.
+//! A container's limits, and changes of them while it runs.
 
 use oci_spec::runtime::LinuxResources;
 use serde_json::{Map, Value};
 use thiserror::Error;
+
+use crate::log::Log;
 
 /// Why limits cannot be changed so.
 #[derive(Debug, Error)]
@@ -14,6 +16,9 @@ pub(crate) enum ResourcesError {
     #[error("what was given is no valid `linux.resources`")]
     Invalid(#[source] serde_json::Error),
 }
+
+/// What runc says of limits of kernel memory.
+pub(crate) const KERNEL_MEMORY_IGNORED: &str = "Kernel memory settings are ignored and will be removed";
 
 /// Members whose zero says something; that of all others says "as it is".
 const ZERO_COUNTS: [&str; 2] = ["idle", "burst"];
@@ -49,6 +54,15 @@ fn says_something(name: &str, value: &Value) -> bool {
         Value::Object(members) => members.iter().any(|(name, value)| says_something(name, value)),
         Value::Bool(_) => true,
     }
+}
+
+/// Limits of kernel memory, which cgroup v2 has not, are told of and none.
+pub(crate) fn leave_out_kernel_memory(resources: &mut LinuxResources, log: &Log) {
+    let Some(memory) = resources.memory_mut() else { return };
+    if [memory.kernel(), memory.kernel_tcp()].into_iter().flatten().any(|limit| limit != 0) {
+        log.warn(KERNEL_MEMORY_IGNORED);
+    }
+    memory.set_kernel(None).set_kernel_tcp(None);
 }
 
 /// A whole number.

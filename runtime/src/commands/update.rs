@@ -11,7 +11,6 @@ use vmm::control::{Client, Reply, Request};
 
 use super::refuse_if;
 use super::state::status;
-use crate::bundle::KERNEL_MEMORY_IGNORED;
 use crate::cgroup::CgroupError;
 use crate::cli::UpdateArgs;
 use crate::connection::RequestError;
@@ -19,7 +18,7 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::id::ContainerId;
 use crate::limits::Limits;
-use crate::resources::{self, merge};
+use crate::resources::{self, KERNEL_MEMORY_IGNORED, leave_out_kernel_memory, merge};
 use crate::sandbox::control;
 use crate::shares::forget_host_cpus;
 use crate::sizing::{Size, changed_memory, changed_vcpus};
@@ -47,7 +46,8 @@ pub(crate) fn run(context: &Context, args: &UpdateArgs) -> Result<u8, Error> {
         return Err(Error::NotRunning);
     }
     let before = current(&context.store, &id, &record)?;
-    let after = merge(before.linux().as_ref().and_then(|linux| linux.resources().as_ref()), change)?;
+    let mut after = merge(before.linux().as_ref().and_then(|linux| linux.resources().as_ref()), change)?;
+    leave_out_kernel_memory(&mut after, &context.log);
     let after = with_resources(&before, after);
     let wanted =
         if record.has_machine() { Resize::between(&before, &after, record.machine)? } else { Resize::default() };

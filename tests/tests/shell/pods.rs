@@ -1,12 +1,15 @@
 //! Containers that join namespaces of another by its pid, as those of a pod do: they are in its machine.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::process::Command;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use vmrt_tests::bundle::Bundle;
 use vmrt_tests::runtime::{Container, Runtime, is_vmrt};
+use vmrt_tests::{PATIENCE, eventually};
 
 const SHARED: [(&str, &str); 4] = [("pid", "pid"), ("network", "net"), ("ipc", "ipc"), ("uts", "uts")];
 
@@ -144,4 +147,109 @@ fn the_pod_ends_with_its_first_container() {
     second.call("delete", &[]).ok();
     first.await_status("stopped");
     assert_ne!(runtime.run(&late).code, 0, "what has ended is joined by nobody");
+}
+
+/// The bundle, its root file system the users' of [`with_users`].
+fn with_files(bundle: Bundle) -> Bundle {
+    let given = Command::new("chown").args(["-R", "100000:200000"]).arg(bundle.file("")).status();
+    assert!(given.expect("chown runs").success());
+    bundle
+}
+
+/// The bundle in a user namespace of its own.
+fn with_users(bundle: Bundle) -> Bundle {
+    let map = |host| json!([{"containerID": 0, "hostID": host, "size": 65_536}]);
+    with_files(bundle)
+        .with("/linux/namespaces/-", json!({"type": "user"}))
+        .with("/linux/uidMappings", map(100_000))
+        .with("/linux/gidMappings", map(200_000))
+}
+
+fn namespace_of(host: &Container<'_>, kind: &str) -> Value {
+    json!({"type": kind, "path": format!("/proc/{}/ns/{kind}", host.pid())})
+}
+
+#[test]
+fn a_container_of_a_pod_is_among_its_users() {
+    let runtime = Runtime::new();
+    let bundle = with_users(Bundle::busybox(["sleep", "1000"]));
+    let first = runtime.started(&bundle);
+    let shared = ["network", "ipc", "uts"];
+    let script = "id -u >/made; hostname other; mount -t tmpfs none /mnt && exec sleep 1000";
+    let bundle = joining(Bundle::script(script).all_powerful(), &first, &shared);
+    fs::create_dir(bundle.file("mnt")).unwrap();
+    let bundle = with_files(bundle).with("/linux/namespaces/-", namespace_of(&first, "user"));
+    let second = runtime.started(&bundle);
+    bundle.await_file("made");
+    let made = fs::metadata(bundle.file("made")).unwrap();
+    assert_eq!((made.uid(), made.gid()), (100_000, 200_000), "the host sees the mapped user");
+    let places = |container: &Container<'_>| {
+        let script =
+            "for ns in user net ipc uts pid cgroup; do readlink /proc/self/ns/$ns; done; cat /proc/self/uid_map";
+        container.script(script).ok().text().lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let (theirs, own) = (places(&first), places(&second));
+    assert_eq!((&theirs[..4], &theirs[6]), (&own[..4], &own[6]));
+    assert!(theirs[4] != own[4] && theirs[5] != own[5], "pid and cgroup namespaces are its own");
+    let named = eventually(PATIENCE, || (first.exec(&["hostname"]).ok().text() == "other").then_some(()));
+    assert!(named.is_some(), "root of the user namespace may change what belongs to it");
+    assert_eq!(second.script("grep -c ' /mnt tmpfs' /proc/1/mounts; cat /proc/1/comm").ok().text(), "1\nsleep");
+    let user = runtime.call(&["exec", "--user", "7:8", &second.id, "sh", "-c", "id -u; id -g"]);
+    assert_eq!(user.ok().text(), "7\n8");
+    // A third joins the second's users, which are the first's; an engine may give their mappings as well.
+    let same = joining(with_users(Bundle::busybox(["cat", "/proc/self/uid_map"])), &second, &ALL);
+    let same = same.with("/linux/namespaces/-", namespace_of(&second, "user"));
+    let done = runtime.run(&same).ok();
+    assert_eq!(done.text().split_whitespace().collect::<Vec<_>>(), ["0", "100000", "65536"]);
+    let other = same.with("/linux/uidMappings/0/size", json!(10));
+    let done = runtime.run(&other);
+    assert!(done.code == 1 && done.message().contains("non-matching mapping"), "{done:?}");
+}
+
+#[test]
+fn a_container_has_users_of_its_own_beside_those_of_its_pod() {
+    let runtime = Runtime::new();
+    let bundle = Bundle::busybox(["sleep", "1000"]);
+    let first = runtime.started(&bundle);
+    let script = "readlink /proc/self/ns/net; cat /proc/self/uid_map";
+    // A sysfs shows a network namespace, and only who that one belongs to may mount it.
+    let mapped = with_users(joining(Bundle::script(script).without_mount("/sys"), &first, &["network"]));
+    let done = runtime.run(&mapped).ok();
+    let net = first.script("readlink /proc/self/ns/net").ok().text();
+    assert_eq!(done.text().split_whitespace().collect::<Vec<_>>(), [net.as_str(), "0", "100000", "65536"]);
+    if is_vmrt() {
+        let users = joining(Bundle::busybox(["true"]), &first, &[]);
+        let users = users.with("/linux/namespaces/-", namespace_of(&first, "user"));
+        let done = runtime.run(&users);
+        assert!(done.code == 1 && done.message().contains("has none of its own"), "{done:?}");
+        let mounts = json!({"type": "mount", "path": format!("/proc/{}/ns/mnt", first.pid())});
+        let mounts = Bundle::busybox(["true"]).with("/linux/namespaces/-", mounts);
+        assert_eq!(runtime.run(&mounts).code, 1);
+    }
+}
+
+#[test]
+fn cgroups_and_clocks_are_joined_as_well() {
+    if !is_vmrt() {
+        return;
+    }
+    let runtime = Runtime::new();
+    let clocks = json!({"boottime": {"secs": 1_000_000}, "monotonic": {"secs": 1_000_000}});
+    let bundle = Bundle::busybox(["sleep", "1000"])
+        .with("/linux/namespaces/-", json!({"type": "time"}))
+        .with("/linux/timeOffsets", clocks);
+    let first = runtime.started(&bundle);
+    let path = |kind: &str| json!({"type": kind, "path": format!("/proc/{}/ns/{kind}", first.pid())});
+    let kinds = ["pid", "network", "ipc", "uts", "mount"].map(|kind| json!({"type": kind}));
+    let namespaces: Vec<Value> = kinds.into_iter().chain([path("cgroup"), path("time")]).collect();
+    let script =
+        "for ns in cgroup time; do readlink /proc/self/ns/$ns; done; cut -d. -f1 /proc/uptime; cat /proc/self/cgroup";
+    let bundle = Bundle::script("sleep 1000").with("/linux/namespaces", json!(namespaces));
+    let second = runtime.started(&bundle);
+    let [theirs, own] = [&first, &second].map(|container| container.script(script).ok().text());
+    let (theirs, own): (Vec<_>, Vec<_>) = (theirs.lines().collect(), own.lines().collect());
+    assert_eq!(theirs[..2], own[..2]);
+    assert!(own[2].parse::<u64>().unwrap() >= 1_000_000, "{own:?}");
+    assert_eq!(theirs[3], "0::/");
+    assert!(own[3].starts_with("0::/../"), "its cgroup is seen from the other's: {own:?}");
 }

@@ -63,7 +63,8 @@ fn limits_come_as_json_from_a_file_or_the_standard_input() {
     let runtime = Runtime::new();
     let bundle = limited();
     let container = runtime.started(&bundle);
-    let resources = json!({"memory": {"limit": 32 * MIB, "swap": 32 * MIB}, "cpu": {"shares": 0, "quota": 0}, "pids": {"limit": 11},
+    let memory = json!({"limit": 32 * MIB, "swap": 32 * MIB, "kernel": 32 * MIB});
+    let resources = json!({"memory": memory, "cpu": {"shares": 0, "quota": 0}, "pids": {"limit": 11},
         "devices": [{"allow": true, "access": "rwm"}]});
     let mut command = runtime.command(&["update", "--resources", "-", &container.id]);
     Running::start(&mut command, Some(resources.to_string().into_bytes())).end().ok();

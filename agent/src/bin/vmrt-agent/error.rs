@@ -63,6 +63,9 @@ pub(crate) enum Error {
         /// Why.
         cause: String,
     },
+    /// A process that helped failed, and said why.
+    #[error("{0}")]
+    Told(Failure),
     /// A process ended before it could say whether it succeeded.
     #[error("{step}: the process ended before it was set up")]
     Died {
@@ -90,6 +93,7 @@ impl Error {
     fn kind(&self) -> FailureKind {
         match self {
             Self::System { .. } | Self::Hook { .. } | Self::Died { .. } => FailureKind::System,
+            Self::Told(failure) => failure.kind,
             Self::Invalid { .. } => FailureKind::InvalidSpec,
             Self::ProgramNotFound { .. } => FailureKind::ProgramNotFound,
             Self::ProgramNotExecutable { .. } => FailureKind::ProgramNotExecutable,
@@ -104,6 +108,7 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let kind = error.kind();
         let (step, cause) = match error {
+            Error::Told(failure) => return failure,
             Error::System { step, source } => (step, text(source)),
             Error::Invalid { field, reason } => (field, reason),
             Error::ProgramNotFound { program, reason } | Error::ProgramNotExecutable { program, reason } => {

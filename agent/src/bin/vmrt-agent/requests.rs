@@ -146,7 +146,7 @@ impl Agent {
         if !plan.awaits_agent {
             return Ok(());
         }
-        if let Some(maps) = &plan.id_maps {
+        if let Some(maps) = plan.id_maps.as_ref().filter(|_| plan.namespaces.owns(ThreadNameSpaceType::USER)) {
             maps.give(self.files()?.proc(), spawned.pid, "the user namespace")?;
         }
         network::give(self.guest()?, (spawned.pid, spawned.pidfd.as_fd()), interfaces)?;
@@ -291,7 +291,8 @@ impl Agent {
     }
 
     pub(crate) fn guest(&self) -> Result<Guest<'_>, Error> {
-        Ok(Guest { proc: self.files()?.proc(), agent: self.myself.as_fd() })
+        let files = self.files()?;
+        Ok(Guest { proc: files.proc(), cgroups: files.cgroups(), agent: self.myself.as_fd() })
     }
 
     pub(crate) fn files(&self) -> Result<&machine::FileSystems, Error> {

@@ -35,18 +35,20 @@ pub(crate) enum Cloned {
     Parent(i32, OwnedFd),
 }
 
-/// Makes a process in new namespaces (`CLONE_NEW*` in `namespaces`), born in the cgroup whose directory is `cgroup`.
+/// Makes a process in new namespaces (`CLONE_NEW*` in `flags`), born in the cgroup whose directory is `cgroup`. With
+/// `CLONE_PARENT`, it is a child of the caller's parent.
 ///
 /// # Safety
 ///
 /// The calling process has only one thread: the child goes on with a copy of its memory, locks included.
-pub(crate) unsafe fn clone3(namespaces: u64, cgroup: BorrowedFd<'_>) -> Result<Cloned> {
+pub(crate) unsafe fn clone3(flags: u64, cgroup: BorrowedFd<'_>) -> Result<Cloned> {
     let mut pidfd: RawFd = -1;
-    let flags = namespaces | CLONE_INTO_CGROUP | u64::from(libc::CLONE_PIDFD.cast_unsigned());
+    // A sibling has the caller's own exit signal, and none may be given.
+    let exit_signal = if flags & CLONE_PARENT == 0 { u64::from(libc::SIGCHLD.cast_unsigned()) } else { 0 };
     let args = CloneArgs {
-        flags,
+        flags: flags | CLONE_INTO_CGROUP | u64::from(libc::CLONE_PIDFD.cast_unsigned()),
         pidfd: ptr::from_mut(&mut pidfd).addr() as u64,
-        exit_signal: u64::from(libc::SIGCHLD.cast_unsigned()),
+        exit_signal,
         cgroup: u64::from(cgroup.as_raw_fd().cast_unsigned()),
         ..CloneArgs::default()
     };
@@ -61,6 +63,9 @@ pub(crate) unsafe fn clone3(namespaces: u64, cgroup: BorrowedFd<'_>) -> Result<C
 
 /// The kernel's flag for [`clone3`]; the C library's constant of that name is too narrow for it.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// The kernel's flag for [`clone3`] that makes the new process the caller's sibling.
+pub(crate) const CLONE_PARENT: u64 = 0x8000;
 
 /// The kernel's `struct clone_args`.
 #[derive(Default)]

@@ -7,7 +7,6 @@ use agent::TerminalSize;
 use rustix::fs::{FileType, Mode, OFlags, Uid};
 use rustix::thread::ThreadNameSpaceType;
 
-use crate::container::Shared;
 use crate::container::affinity::Affinity;
 use crate::container::hooks::StartHooks;
 use crate::container::namespaces::Namespaces;
@@ -41,8 +40,8 @@ impl ChildStdio {
 
 /// What a new process becomes.
 pub(crate) enum Role<'a> {
-    /// The first process of a new container, with the namespaces that are others'.
-    Init(&'a ContainerPlan, &'a [Shared<'a>]),
+    /// The first process of a new container, which is in those of its namespaces already that are others'.
+    Init(&'a ContainerPlan),
     /// A further one, in the namespaces of the process that `container` is a pidfd of.
     Exec {
         /// The container's first process.
@@ -61,27 +60,27 @@ pub(crate) enum Role<'a> {
 impl Role<'_> {
     fn process(&self) -> &ProcessPlan {
         match self {
-            Role::Init(plan, _) => &plan.process,
+            Role::Init(plan) => &plan.process,
             Role::Exec { process, .. } => process,
         }
     }
 
     fn start_hooks(&self) -> Option<&StartHooks> {
         match self {
-            Role::Init(plan, _) => plan.start_hooks.as_ref(),
+            Role::Init(plan) => plan.start_hooks.as_ref(),
             Role::Exec { .. } => None,
         }
     }
 
     fn seccomp(&self) -> Option<&Filter> {
         match self {
-            Role::Init(plan, _) => plan.seccomp.as_ref(),
+            Role::Init(plan) => plan.seccomp.as_ref(),
             Role::Exec { seccomp, .. } => *seccomp,
         }
     }
 
     fn awaits_agent(&self) -> bool {
-        matches!(self, Role::Init(plan, _) if plan.awaits_agent)
+        matches!(self, Role::Init(plan) if plan.awaits_agent)
     }
 }
 
@@ -101,7 +100,7 @@ pub(crate) fn run(role: &Role<'_>, stdio: &ChildStdio, channel: &Channel, proc: 
     exit()
 }
 
-fn exit() -> ! {
+pub(crate) fn exit() -> ! {
     // SAFETY: ends this process at once, without what was registered in the agent it is a copy of.
     unsafe { libc::_exit(1) }
 }
@@ -117,10 +116,7 @@ struct Kept {
 fn prepare(role: &Role<'_>, stdio: &ChildStdio, channel: BorrowedFd<'_>, proc: BorrowedFd<'_>) -> Result<Kept, Error> {
     rustix::process::setsid().map_err(Error::at("make a session"))?;
     let (root, terminal) = match role {
-        Role::Init(plan, shared) => {
-            share_namespaces(shared)?;
-            set_up_container(plan, stdio, proc)?
-        }
+        Role::Init(plan) => set_up_container(plan, stdio, proc)?,
         Role::Exec { container, namespaces, process, affinity, .. } => {
             affinity.map_or(Ok(()), Affinity::apply)?;
             join_container(*container, *namespaces, process, stdio)?
@@ -166,15 +162,6 @@ impl Kept {
         role.start_hooks().map_or(Ok(()), |hooks| hooks.run(&env))?;
         Err(program::not_executed(&program, sys::execute(&program, &process.args, &env)))
     }
-}
-
-/// A pid namespace of another container the caller was born in already.
-fn share_namespaces(shared: &[Shared<'_>]) -> Result<(), Error> {
-    for (kind, process) in shared.iter().filter(|(kind, _)| *kind != ThreadNameSpaceType::PROCESS_ID) {
-        rustix::thread::move_into_thread_name_spaces(*process, *kind)
-            .map_err(Error::at("join the namespaces of another container"))?;
-    }
-    Ok(())
 }
 
 /// Makes the container around the caller. Gives its root, and the terminal if there is one.

@@ -14,6 +14,7 @@ mod copy_up;
 pub(crate) mod devices;
 mod hooks;
 mod id_mapping;
+mod joining;
 mod mount_options;
 mod mounts;
 pub(crate) mod namespaces;
@@ -34,6 +35,7 @@ use crate::container::affinity::Affinity;
 use crate::container::cgroup::Cgroup;
 use crate::container::devices::Nodes;
 use crate::container::init::{ChildStdio, Role};
+pub(crate) use crate::container::joining::Shared;
 pub(crate) use crate::container::namespaces::Namespaces;
 use crate::container::plan::ContainerPlan;
 use crate::container::process::ProcessPlan;
@@ -94,12 +96,11 @@ pub(crate) struct Spawned {
 pub(crate) struct Guest<'a> {
     /// The guest's `/proc`.
     pub(crate) proc: BorrowedFd<'a>,
+    /// The root of the guest's cgroups.
+    pub(crate) cgroups: BorrowedFd<'a>,
     /// The agent itself, as a pidfd.
     pub(crate) agent: BorrowedFd<'a>,
 }
-
-/// A namespace of this kind that is also this process's, which is named by a pidfd.
-pub(crate) type Shared<'a> = (ThreadNameSpaceType, BorrowedFd<'a>);
 
 /// Makes the first process of a container, some of whose namespaces are other containers'.
 pub(crate) fn spawn_init(
@@ -109,10 +110,17 @@ pub(crate) fn spawn_init(
     cgroup: &Cgroup,
     stdio: &ChildStdio,
 ) -> Result<Spawned, Error> {
-    let pid = shared.iter().find(|(kind, _)| *kind == ThreadNameSpaceType::PROCESS_ID);
-    let spawn = || spawn(guest, plan.namespaces.clone_flags(), cgroup.directory(), &Role::Init(plan, shared), stdio);
-    let spawn = || time::within(guest, plan.namespaces, &plan.time_offsets, spawn);
-    pid.map_or_else(spawn, |(_, process)| beside(guest, *process, spawn))
+    let (flags, cgroup) = (plan.namespaces.clone_flags(), cgroup.directory());
+    let spawn = || {
+        let make = || match shared {
+            // SAFETY: the agent has only one thread.
+            [] => unsafe { sys::clone3(flags, cgroup) }.map_err(Error::at("make a process")),
+            // SAFETY: as above.
+            _ => unsafe { joining::clone_in(guest.cgroups, shared, flags, cgroup) },
+        };
+        spawn(guest, make, &Role::Init(plan), stdio)
+    };
+    time::within(guest, plan.namespaces, &plan.time_offsets, spawn)
 }
 
 /// Makes a process by `spawn` in the pid namespace of `process`, a pidfd.
@@ -143,20 +151,20 @@ pub(crate) fn spawn_exec(
     let namespaces = container.namespaces;
     let affinity = process.exec_affinity.as_ref().or(container.affinity.as_ref());
     let role = Role::Exec { container: init, namespaces, process, seccomp: container.seccomp.as_ref(), affinity };
-    let spawn = || spawn(guest, 0, cgroup, &role, stdio);
+    // SAFETY: the agent has only one thread.
+    let make = || unsafe { sys::clone3(0, cgroup) }.map_err(Error::at("make a process"));
+    let spawn = || spawn(guest, make, &role, stdio);
     if namespaces.has(ThreadNameSpaceType::PROCESS_ID) { beside(guest, init, spawn) } else { spawn() }
 }
 
 fn spawn(
     guest: Guest<'_>,
-    namespaces: u64,
-    cgroup: BorrowedFd<'_>,
+    make: impl FnOnce() -> Result<Cloned, Error>,
     role: &Role<'_>,
     stdio: &ChildStdio,
 ) -> Result<Spawned, Error> {
     let (near, far) = Channel::pair()?;
-    // SAFETY: the agent has only one thread.
-    match unsafe { sys::clone3(namespaces, cgroup) }.map_err(Error::at("make a process"))? {
+    match make()? {
         Cloned::Child => init::run(role, stdio, &far, guest.proc),
         Cloned::Parent(pid, pidfd) => Ok(Spawned { pid, pidfd, channel: near }),
     }

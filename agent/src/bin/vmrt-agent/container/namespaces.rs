@@ -6,12 +6,6 @@ use rustix::thread::ThreadNameSpaceType;
 use crate::error::Error;
 use crate::sys;
 
-/// Namespaces that a container may share with another of the same guest.
-const JOINABLE: ThreadNameSpaceType = ThreadNameSpaceType::NETWORK
-    .union(ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION)
-    .union(ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME)
-    .union(ThreadNameSpaceType::PROCESS_ID);
-
 /// The namespaces that are a container's: those of its own, and those it shares with other containers. All else is the
 /// guest's.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -29,7 +23,7 @@ pub(crate) struct Join {
 }
 
 impl Namespaces {
-    /// Checks a specification's list. With the namespaces to join.
+    /// Checks a specification's list. With the namespaces to join, in the order in which that can be done.
     pub(crate) fn new(list: &[LinuxNamespace]) -> Result<(Self, Vec<Join>), Error> {
         let mut namespaces = Self { own: ThreadNameSpaceType::empty(), joined: ThreadNameSpaceType::empty() };
         let mut joins = Vec::new();
@@ -46,25 +40,24 @@ impl Namespaces {
                 }
             }
         }
-        namespaces.check()?;
-        if namespaces.own.contains(ThreadNameSpaceType::USER) {
-            // Without one of its own, the kernel would mount it no cgroups at all. runc shows it the host's then.
+        if !namespaces.owns(ThreadNameSpaceType::MOUNT) {
+            return Err(Error::invalid(
+                "linux.namespaces",
+                "a container without its own mount namespace is not supported",
+            ));
+        }
+        if namespaces.has(ThreadNameSpaceType::USER) && !namespaces.has(ThreadNameSpaceType::CONTROL_GROUP) {
+            // Without one, the kernel would mount it no cgroups at all. runc shows it the host's then.
             namespaces.own |= ThreadNameSpaceType::CONTROL_GROUP;
         }
+        // Who has joined a user namespace has no right to join what does not belong to it.
+        joins.sort_by_key(|join| join.kind == ThreadNameSpaceType::USER);
         Ok((namespaces, joins))
     }
 
-    fn check(self) -> Result<(), Error> {
-        let reason = match () {
-            () if !self.own.contains(ThreadNameSpaceType::MOUNT) => {
-                "a container without its own mount namespace is not supported"
-            }
-            () if !self.joined.is_empty() && self.own.contains(ThreadNameSpaceType::USER) => {
-                "a container with its own user namespace cannot join another's namespaces"
-            }
-            () => return Ok(()),
-        };
-        Err(Error::invalid("linux.namespaces", reason))
+    /// Whether the container has a namespace of this kind that is nobody else's.
+    pub(crate) fn owns(self, kind: ThreadNameSpaceType) -> bool {
+        self.own.contains(kind)
     }
 
     /// Whether the container has a namespace of this kind that is not the guest's.
@@ -99,7 +92,7 @@ impl Namespaces {
 
 fn join(namespace: &LinuxNamespace, kind: ThreadNameSpaceType) -> Result<Option<Join>, Error> {
     let Some(path) = namespace.path().as_ref().filter(|path| !path.as_os_str().is_empty()) else { return Ok(None) };
-    match path.to_str().filter(|name| JOINABLE.contains(kind) && !name.contains('/')) {
+    match path.to_str().filter(|name| kind != ThreadNameSpaceType::MOUNT && !name.contains('/')) {
         Some(container) => Ok(Some(Join { kind, container: container.to_owned() })),
         None => Err(invalid(namespace, "joining an existing namespace by its path is not supported")),
     }
@@ -158,12 +151,23 @@ mod tests {
         let mount = namespace(LinuxNamespaceType::Mount);
         assert!(Namespaces::new(&[]).unwrap_err().to_string().contains("mount namespace"));
         assert!(Namespaces::new(&[mount.clone(), mount.clone()]).unwrap_err().to_string().contains("twice"));
-        for (typ, path) in [(LinuxNamespaceType::Network, "/proc/1/ns/net"), (LinuxNamespaceType::Cgroup, "web")] {
-            let list = [mount.clone(), joined(typ, path)];
+        for (typ, path) in [(LinuxNamespaceType::Network, "/proc/1/ns/net"), (LinuxNamespaceType::Mount, "web")] {
+            let list = [joined(typ, path)];
             assert!(Namespaces::new(&list).unwrap_err().to_string().contains("path"), "{path}");
         }
-        let list = [mount, namespace(LinuxNamespaceType::User), joined(LinuxNamespaceType::Ipc, "web")];
-        assert!(Namespaces::new(&list).unwrap_err().to_string().contains("user namespace"));
+    }
+
+    #[test]
+    fn a_user_namespace_is_joined_last() {
+        let list = [
+            namespace(LinuxNamespaceType::Mount),
+            joined(LinuxNamespaceType::User, "web"),
+            joined(LinuxNamespaceType::Network, "web"),
+            joined(LinuxNamespaceType::Time, "web"),
+        ];
+        let (namespaces, joins) = Namespaces::new(&list).unwrap();
+        assert_eq!(joins.last().unwrap().kind, ThreadNameSpaceType::USER);
+        assert!(namespaces.owns(ThreadNameSpaceType::CONTROL_GROUP) && !namespaces.owns(ThreadNameSpaceType::USER));
     }
 
     #[test]

@@ -88,7 +88,7 @@ impl ContainerPlan {
             personality: linux.personality().as_ref().map(personality).transpose()?,
             process: ProcessPlan::new(spec.process().as_ref().ok_or_else(|| missing("process"))?)?,
             cgroup: cgroup::path(linux.cgroups_path().as_deref(), &create.container),
-            awaits_agent: id_maps.is_some() || !create.interfaces.is_empty(),
+            awaits_agent: namespaces.owns(ThreadNameSpaceType::USER) || !create.interfaces.is_empty(),
             id_maps,
             settings: linux.resources().as_ref().map(Settings::new).transpose()?.unwrap_or_default(),
             time_offsets: linux

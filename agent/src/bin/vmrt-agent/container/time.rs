@@ -21,7 +21,7 @@ impl TimeOffsets {
         for (clock, offset) in offsets {
             let nanoseconds = offset.nanosecs().unwrap_or(0);
             match clock.as_str() {
-                _ if !namespaces.has(ThreadNameSpaceType::TIME) => {
+                _ if !namespaces.owns(ThreadNameSpaceType::TIME) => {
                     return invalid(clock, "needs a time namespace of the container's own");
                 }
                 "monotonic" | "boottime" if nanoseconds >= 1_000_000_000 => {
@@ -48,7 +48,7 @@ pub(crate) fn within<T>(
     offsets: &TimeOffsets,
     spawn: impl FnOnce() -> Result<T, Error>,
 ) -> Result<T, Error> {
-    if !namespaces.has(ThreadNameSpaceType::TIME) {
+    if !namespaces.owns(ThreadNameSpaceType::TIME) {
         return spawn();
     }
     // SAFETY: affects what children are born into; no memory or descriptor is touched.
