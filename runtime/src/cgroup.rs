@@ -18,8 +18,8 @@ use crate::limits::Limits;
 
 const MOUNT: &str = "/sys/fs/cgroup";
 
-/// Controllers that limits are set with.
-const CONTROLLERS: [&str; 4] = ["memory", "cpu", "pids", "cpuset"];
+/// Controllers that limits are set with. That of block I/O is `io` in version 2 and `blkio` in version 1.
+const CONTROLLERS: [&str; 6] = ["memory", "cpu", "pids", "cpuset", "io", "blkio"];
 
 /// How long the kernel may take to let go of a cgroup whose last process has ended, and a VMM to end whose `create` was
 /// killed.
@@ -304,7 +304,8 @@ fn set_v2(dir: &Path, limits: &Limits) -> Result<(), CgroupError> {
     if let Some(shares) = limits.cpu_shares {
         write(&dir.join("cpu.weight"), &weight(shares).to_string())?;
     }
-    set_cpuset(dir, limits)
+    set_cpuset(dir, limits)?;
+    set_all(dir, limits.block_io.v2(|file| dir.join(file).exists()))
 }
 
 fn set_v1(controller: &str, dir: &Path, limits: &Limits) -> Result<(), CgroupError> {
@@ -312,6 +313,7 @@ fn set_v1(controller: &str, dir: &Path, limits: &Limits) -> Result<(), CgroupErr
         "memory" => write(&dir.join("memory.limit_in_bytes"), &limits.memory.to_string()),
         "pids" => write(&dir.join("pids.max"), &limits.pids.to_string()),
         "cpu" => set_v1_cpu(dir, limits),
+        "blkio" => set_all(dir, limits.block_io.v1(|file| dir.join(file).exists())),
         _ => set_cpuset(dir, limits),
     }
 }
@@ -337,9 +339,19 @@ fn set_cpuset(dir: &Path, limits: &Limits) -> Result<(), CgroupError> {
     Ok(())
 }
 
-/// v1's shares (2 to 262144) as v2's weight (1 to 10000), by the conversion every OCI runtime uses.
+/// One limit after the other: a file may take several.
+fn set_all(dir: &Path, values: Vec<(&str, String)>) -> Result<(), CgroupError> {
+    values.into_iter().try_for_each(|(file, value)| write(&dir.join(file), &value))
+}
+
+/// v1's shares (2 to 262144) as v2's weight, by the conversion every OCI runtime uses.
 pub(crate) fn weight(shares: u64) -> u64 {
-    1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
+    weight_between(shares, (2, 262_144))
+}
+
+/// A value between these two as a weight of v2, between 1 and 10000.
+pub(crate) fn weight_between(value: u64, (least, most): (u64, u64)) -> u64 {
+    1 + (value.clamp(least, most) - least) * 9999 / (most - least)
 }
 
 fn write(path: &Path, value: &str) -> Result<(), CgroupError> {

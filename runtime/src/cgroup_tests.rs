@@ -1,7 +1,9 @@
 use super::*;
+use crate::block_io::BlockIo;
 
 fn limits() -> Limits {
-    Limits { memory: 1 << 30, pids: 64, cpu_quota: None, cpu_shares: Some(1024), cpus: None, mems: None }
+    let block_io = BlockIo::default();
+    Limits { memory: 1 << 30, pids: 64, cpu_quota: None, cpu_shares: Some(1024), cpus: None, mems: None, block_io }
 }
 
 #[test]

@@ -17,12 +17,14 @@ use vmm::config::SandboxConfig;
 use vmm::control::{Client, NewContainer, Reply, Request};
 
 use crate::apparmor;
+use crate::block_io;
 use crate::bundle::Bundle;
 use crate::capabilities;
 use crate::cgroup::Cgroup;
 use crate::config::Config;
 use crate::connection::{Connection, RequestError};
 use crate::context::Context;
+use crate::devices;
 use crate::error::Error;
 use crate::hooks;
 use crate::host_process::{HostProcess, boot_id};
@@ -178,12 +180,15 @@ pub(crate) fn create(context: &mut Context, mut order: Order) -> Result<Created,
 /// What the guest gets to see of the host, and the specification as it is for the guest.
 fn open_files(order: &Order, place: &Place, host: Option<&Host>, log: &Log) -> Result<HostFiles, Error> {
     let mut files = shares::open_all(&order.id, &order.bundle)?;
+    devices::take(&mut files.spec, log)?;
     if let Some(process) = files.spec.process_mut() {
         apparmor::leave_out_default(process, log);
         capabilities::leave_out_unfounded(process, log);
     }
-    if let Some(host) = host {
-        host.lead_guest(&mut files.spec);
+    match host {
+        Some(host) => host.lead_guest(&mut files.spec),
+        // The files of a container in another's machine are served by that one's VMM, which is not to be limited: its guest refuses.
+        None => block_io::leave_to_host(&mut files.spec),
     }
     if place.user.is_some() {
         rootless::map_to_themselves(&mut files.spec);

@@ -12,6 +12,7 @@ use crate::caller::CallerError;
 use crate::cgroup::CgroupError;
 use crate::config::ConfigError;
 use crate::connection::RequestError;
+use crate::devices::DeviceError;
 use crate::hooks::HookError;
 use crate::id::InvalidId;
 use crate::joined::JoinError;
@@ -58,6 +59,8 @@ pub(crate) enum Error {
     #[error(transparent)]
     Share(#[from] ShareError),
     #[error(transparent)]
+    Device(#[from] DeviceError),
+    #[error(transparent)]
     Stdio(#[from] StdioError),
     #[error(transparent)]
     State(#[from] StateError),
@@ -65,7 +68,7 @@ pub(crate) enum Error {
     Cgroup(#[from] CgroupError),
     #[error(transparent)]
     CgroupTaken(CgroupError),
-    #[error("linux.resources.cpu.{field} holds on the host, and needs a cgroup there")]
+    #[error("linux.resources.{field} holds on the host, and needs a cgroup there")]
     CgroupNeeded { field: &'static str, source: CgroupError },
     #[error(transparent)]
     Caller(#[from] CallerError),

@@ -4,6 +4,7 @@
 //! ([`state`]); everything that happens to it is asked of its VMM over a control connection ([`connection`]).
 
 mod apparmor;
+mod block_io;
 mod bundle;
 mod caller;
 mod capabilities;
@@ -17,6 +18,7 @@ mod console;
 mod context;
 mod create;
 mod descriptors;
+mod devices;
 mod error;
 mod foreground;
 mod hooks;

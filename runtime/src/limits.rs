@@ -2,6 +2,7 @@
 
 use oci_spec::runtime::Spec;
 
+use crate::block_io::BlockIo;
 use crate::sizing::{Size, cpu_quota};
 
 /// Memory of a VMM besides its guest's, in MiB: its own, the kernel's page tables for the guest, and the page cache of
@@ -33,16 +34,18 @@ pub(crate) struct Limits {
     pub(crate) cpus: Option<String>,
     /// Memory nodes of the host, as a list.
     pub(crate) mems: Option<String>,
+    /// Devices the container's files are on.
+    pub(crate) block_io: BlockIo,
 }
 
 impl Limits {
     /// A limit among them that nothing in the guest can stand for, by its name in the specification.
     pub(crate) fn of_the_host_alone(&self) -> Option<&'static str> {
         match self {
-            Self { cpu_shares: Some(_), .. } => Some("shares"),
-            Self { cpus: Some(_), .. } => Some("cpus"),
-            Self { mems: Some(_), .. } => Some("mems"),
-            _ => None,
+            Self { cpu_shares: Some(_), .. } => Some("cpu.shares"),
+            Self { cpus: Some(_), .. } => Some("cpu.cpus"),
+            Self { mems: Some(_), .. } => Some("cpu.mems"),
+            _ => self.block_io.of_a_device(),
         }
     }
 
@@ -58,6 +61,7 @@ impl Limits {
             cpu_shares: cpu.and_then(|cpu| cpu.shares()).filter(|shares| *shares > 0),
             cpus: cpu.and_then(|cpu| cpu.cpus().clone()).filter(|list| !list.is_empty()),
             mems: cpu.and_then(|cpu| cpu.mems().clone()).filter(|list| !list.is_empty()),
+            block_io: BlockIo::of(resources),
         }
     }
 }
@@ -84,9 +88,9 @@ mod tests {
             Limits::of(&serde_json::from_value(spec).unwrap(), Size { memory_mib: 64, vcpus: 1 }).of_the_host_alone()
         };
         assert_eq!(of(serde_json::json!({"quota": 50_000, "period": 100_000})), None);
-        assert_eq!(of(serde_json::json!({"shares": 512})), Some("shares"));
-        assert_eq!(of(serde_json::json!({"cpus": "0"})), Some("cpus"));
-        assert_eq!(of(serde_json::json!({"mems": "0"})), Some("mems"));
+        assert_eq!(of(serde_json::json!({"shares": 512})), Some("cpu.shares"));
+        assert_eq!(of(serde_json::json!({"cpus": "0"})), Some("cpu.cpus"));
+        assert_eq!(of(serde_json::json!({"mems": "0"})), Some("cpu.mems"));
     }
 
     #[test]

@@ -10,6 +10,9 @@ use nix::sys::stat::{FileStat, SFlag, major, minor};
 /// those that give a process something new, tun and fuse.
 const DEVICES: [(u64, u64); 9] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (1, 11), (5, 0), (10, 200), (10, 229)];
 
+/// The console and the multiplexer of pseudo-terminals.
+const TERMINALS: [(u64, u64); 2] = [(5, 1), (5, 2)];
+
 /// The file in the guest, called `name`, that stands for the host's at `place`, and whether it leads to a socket; none for
 /// what can be shared. What has no stand-in is refused with the reason.
 pub(crate) fn in_guest(
@@ -39,6 +42,14 @@ fn device(stat: &FileStat) -> Result<SpecialKind, &'static str> {
         true => Ok(SpecialKind::Device { major: part(numbers.0)?, minor: part(numbers.1)? }),
         false => Err("it is a device of the host, which the guest's kernel has not"),
     }
+}
+
+/// Whether a guest can have a node of the character device with these numbers: those above, and the terminals' that it makes itself.
+pub(crate) fn is_every_kernels(major: i64, minor: i64) -> bool {
+    let is = |(own_major, own_minor): &(u64, u64)| {
+        u64::try_from(major) == Ok(*own_major) && u64::try_from(minor) == Ok(*own_minor)
+    };
+    DEVICES.iter().chain(&TERMINALS).any(is)
 }
 
 /// Whether a server waits there for datagrams: it does not notice being asked.

@@ -187,6 +187,7 @@ fn expand(slice: &str) -> Result<PathBuf, SystemdError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::block_io::BlockIo;
 
     fn named(path: &str) -> Result<Scope, String> {
         Scope::named(Some(Path::new(path)), &"web".parse().unwrap()).map_err(|error| error.to_string())
@@ -224,6 +225,7 @@ mod tests {
             cpu_shares: Some(1024),
             cpus: None,
             mems: None,
+            block_io: BlockIo::default(),
         };
         let expected = [("MemoryMax", 1 << 30), ("TasksMax", 65), ("CPUQuotaPerSecUSec", 630_000), ("CPUWeight", 39)];
         let expected: Properties = expected.map(|(name, value): (_, u64)| (name, value.into())).to_vec();

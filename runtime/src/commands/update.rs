@@ -11,6 +11,7 @@ use vmm::control::{Client, Reply, Request};
 
 use super::refuse_if;
 use super::state::status;
+use crate::block_io;
 use crate::cgroup::CgroupError;
 use crate::cli::UpdateArgs;
 use crate::connection::RequestError;
@@ -187,7 +188,7 @@ fn apply(context: &Context, id: &ContainerId, record: &mut Record, spec: &Spec, 
         limit_vmm(record, spec, grown.of(record.machine))?;
         set_size(&mut client, grown, &mut record.machine)?;
     }
-    limit_container(&mut client, id, spec)?;
+    limit_container(&mut client, record, id, spec)?;
     set_size(&mut client, shrunk, &mut record.machine)?;
     limit_vmm(record, spec, record.machine)
 }
@@ -206,9 +207,12 @@ fn set_size(client: &mut Client, resize: Resize, machine: &mut Size) -> Result<(
     Ok(())
 }
 
-fn limit_container(client: &mut Client, id: &ContainerId, spec: &Spec) -> Result<(), Error> {
+fn limit_container(client: &mut Client, record: &Record, id: &ContainerId, spec: &Spec) -> Result<(), Error> {
     let mut guest = spec.clone();
     forget_host_cpus(&mut guest);
+    if record.has_machine() {
+        block_io::leave_to_host(&mut guest);
+    }
     let resources = guest.linux().as_ref().and_then(|linux| linux.resources().clone()).unwrap_or_default();
     let request = Request::Update { container: id.to_string(), resources: Box::new(resources) };
     client.call(&request, &[], Some(UPDATE_DEADLINE)).map_err(RequestError::from)?;

@@ -67,7 +67,7 @@ fn a_limit_that_a_guest_cannot_hold_is_refused_by_name() {
     for (place, value, name) in [
         ("memory", json!({"swappiness": 10}), "memory.swappiness"),
         ("cpu", json!({"realtimeRuntime": 1000}), "cpu.realtimeRuntime"),
-        ("blockIO", json!({"throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 1}]}), "throttleReadBpsDevice"),
+        ("blockIO", json!({"leafWeight": 5}), "blockIO.leafWeight"),
         ("network", json!({"classID": 1}), "network.classID"),
         ("unified", json!({"no.such": "1"}), "no.such"),
     ] {

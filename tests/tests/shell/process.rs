@@ -191,6 +191,26 @@ fn default_and_further_devices_are_there() {
 }
 
 #[test]
+fn devices_of_the_host_are_refused_by_name_and_not_a_privileged_containers() {
+    let runtime = Runtime::new();
+    if !is_vmrt() {
+        return;
+    }
+    let script = "for name in kvm null mine nobodys; do stat -c %F:%t:%T /dev/$name; done 2>/dev/null; cat /dev/mine";
+    let device = |path: &str, major, minor| json!({"path": path, "type": "c", "major": major, "minor": minor});
+    let devices = [device("/dev/kvm", 10, 232), device("/dev/mine", 1, 3), device("/dev/nobodys", 500, 5000)];
+    let bundle = Bundle::script(script).with("/linux/devices", json!(devices));
+    let done = runtime.run(&bundle);
+    assert_eq!(done.code, 1);
+    assert!(done.message().contains("/dev/kvm (character 10:232) is a device of the host"), "{}", done.message());
+    let bundle = bundle.with("/linux/resources/devices", json!([{"allow": true, "access": "rwm"}])).all_powerful();
+    let done = runtime.run(&bundle).ok();
+    let nodes = ["1:3", "1:3", "1f4:1388"].map(|number| format!("character special file:{number}"));
+    assert_eq!(done.text().lines().collect::<Vec<_>>(), nodes);
+    assert!(done.message().contains("devices of the host that a guest has not are left out: /dev/kvm"), "{done:?}");
+}
+
+#[test]
 fn devices_are_used_as_the_rules_have_it() {
     let runtime = Runtime::new();
     let script = "exec 2>&1; (exec 3</dev/readable) && echo read; (exec 3>/dev/readable) || echo not written; \

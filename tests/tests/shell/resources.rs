@@ -135,6 +135,47 @@ fn the_machine_on_the_host_is_limited_anew() {
     assert_eq!(on_host("cpu.max"), "max 100000");
 }
 
+/// The number of a disk of the host.
+fn disk() -> (u64, u64) {
+    let disks = std::fs::read_dir("/sys/block").unwrap().map(|entry| entry.unwrap().path());
+    let mut filled =
+        disks.filter(|disk| std::fs::read_to_string(disk.join("size")).is_ok_and(|size| size.trim() != "0"));
+    let number = std::fs::read_to_string(filled.next().expect("a disk").join("dev")).unwrap();
+    let (major, minor) = number.trim().split_once(':').unwrap();
+    (major.parse().unwrap(), minor.parse().unwrap())
+}
+
+#[test]
+fn limits_of_the_hosts_devices_hold_for_the_vmm() {
+    let runtime = Runtime::new();
+    if !is_vmrt() {
+        return;
+    }
+    let (major, minor) = disk();
+    let throttled = |rate: u64| json!([{"major": major, "minor": minor, "rate": rate}]);
+    let bundle = limited()
+        .with("/linux/resources/blockIO", json!({"weight": 500}))
+        .with("/linux/resources/blockIO/throttleReadBpsDevice", throttled(3 * MIB))
+        .with("/linux/resources/blockIO/throttleWriteIOPSDevice", throttled(120));
+    let container = runtime.started(&bundle);
+    let limits = || on_host(&container, "io.max");
+    assert_eq!(limits(), format!("{major}:{minor} rbps={} wbps=max riops=max wiops=120", 3 * MIB));
+    assert_eq!(limit(&container, "io.weight"), "default 4950");
+    let file = bundle.path().join("resources.json");
+    let change = |io: Value| {
+        std::fs::write(&file, json!({"blockIO": io}).to_string()).unwrap();
+        runtime.call(&["update", "--resources", file.to_str().unwrap(), &container.id])
+    };
+    change(json!({"throttleReadBpsDevice": throttled(5 * MIB), "throttleWriteIOPSDevice": throttled(0)})).ok();
+    assert_eq!(limits(), format!("{major}:{minor} rbps={} wbps=max riops=max wiops=max", 5 * MIB));
+    let nowhere = json!([{"major": 4090, "minor": 0, "rate": 1}]);
+    let done = change(json!({"throttleReadIOPSDevice": nowhere}));
+    assert!(done.code == 1 && done.message().contains("io.max"), "{done:?}");
+    let absent = Bundle::busybox(["true"]).with("/linux/resources/blockIO", json!({"throttleReadBpsDevice": nowhere}));
+    let done = runtime.run(&absent);
+    assert!(done.code == 1 && done.message().contains("io.max"), "{done:?}");
+}
+
 #[test]
 fn a_small_quota_does_not_hold_up_the_boot() {
     let runtime = Runtime::new();

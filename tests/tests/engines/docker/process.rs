@@ -5,7 +5,10 @@ use std::fs;
 use super::Docker;
 use crate::Test;
 
-pub const TESTS: &[Test] = &[("it_is_who_it_shall_be_and_may_no_more", it_is_who_it_shall_be_and_may_no_more)];
+pub const TESTS: &[Test] = &[
+    ("it_is_who_it_shall_be_and_may_no_more", it_is_who_it_shall_be_and_may_no_more),
+    ("a_privileged_one_may_do_all_in_its_guest", a_privileged_one_may_do_all_in_its_guest),
+];
 
 const PROFILE: &str = r#"{"defaultAction": "SCMP_ACT_ALLOW",
     "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}]}"#;
@@ -30,4 +33,22 @@ fn it_is_who_it_shall_be_and_may_no_more() {
     let bounding = u64::from_str_radix(bounding, 16).expect("a number");
     // CAP_CHOWN is one of Docker's own choice, CAP_KILL (5) was dropped, CAP_SYS_ADMIN (21) was never given.
     assert_eq!(bounding & (1 | 1 << 5 | 1 << 21), 1, "{done:?}");
+}
+
+fn a_privileged_one_may_do_all_in_its_guest() {
+    let docker = Docker::new();
+    let script = "mkdir -p /mnt; mount -t tmpfs none /mnt && echo mounted=yes; echo 1 >/proc/sys/net/ipv4/ip_forward && echo set=yes; \
+        echo filter=$(grep Seccomp: /proc/self/status); mkdir /sys/fs/cgroup/below && echo made=yes; \
+        test -e /dev/kvm && echo kvm=yes; echo x >/dev/mine && echo written=yes";
+    let done = docker.script(&["--privileged", "--device", "/dev/null:/dev/mine"], script).ok();
+    for name in ["mounted", "set", "made", "written"] {
+        assert_eq!(done.value(name), "yes", "{name}: {done:?}");
+    }
+    assert!(done.value("filter").ends_with('0') && !done.text().contains("kvm=yes"), "{done:?}");
+
+    let done = docker.script(&["--device", "/dev/kvm"], "true");
+    assert!(
+        done.code != 0 && done.message().contains("/dev/kvm (character 10:232) is a device of the host"),
+        "{done:?}"
+    );
 }

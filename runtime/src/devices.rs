@@ -1,0 +1,109 @@
+//! `linux.devices`: which of them a container can have.
+//!
+//! A guest has the devices that every kernel has. A node of another one would be there and not work, which nobody could tell from
+//! a fault; unless nobody has such a device, so that its node is as good in the guest as on the host.
+
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, Spec};
+use thiserror::Error;
+
+use crate::log::Log;
+use crate::special;
+
+/// Where the host's kernel lists its devices by their numbers.
+const LISTS: &str = "/sys/dev";
+
+/// A device that a container cannot have.
+#[derive(Debug, Error)]
+#[error("linux.devices: {} ({kind} {major}:{minor}) is a device of the host, which the guest's kernel has not", path.display())]
+pub(crate) struct DeviceError {
+    path: PathBuf,
+    kind: &'static str,
+    major: i64,
+    minor: i64,
+}
+
+/// Refuses devices that only the host has. Engines give a privileged container, which may use all there are, every one of the
+/// host's unasked: there they are left out, which is told.
+pub(crate) fn take(spec: &mut Spec, log: &Log) -> Result<(), DeviceError> {
+    let Some(linux) = spec.linux_mut() else { return Ok(()) };
+    let rules = linux.resources().as_ref().and_then(|resources| resources.devices().as_deref());
+    let privileged = may_use_all(rules.unwrap_or_default());
+    let given = linux.devices().as_deref().unwrap_or_default();
+    let (foreign, own): (Vec<_>, Vec<_>) =
+        given.iter().cloned().partition(|device| is_foreign(device, Path::new(LISTS)));
+    match foreign.first() {
+        None => return Ok(()),
+        Some(device) if !privileged => return Err(refusal(device)),
+        Some(_) => {
+            let paths: Vec<_> = foreign.iter().map(|device| device.path().display().to_string()).collect();
+            log.warn(&format!("devices of the host that a guest has not are left out: {}", paths.join(", ")));
+        }
+    }
+    linux.set_devices(Some(own));
+    Ok(())
+}
+
+/// Whether the last rule for all devices allows them.
+fn may_use_all(rules: &[LinuxDeviceCgroup]) -> bool {
+    let number = |number: Option<i64>| number.is_none_or(|number| number < 0);
+    let is_for_all = |rule: &&LinuxDeviceCgroup| {
+        matches!(rule.typ(), None | Some(LinuxDeviceType::A)) && number(rule.major()) && number(rule.minor())
+    };
+    rules.iter().rfind(is_for_all).is_some_and(LinuxDeviceCgroup::allow)
+}
+
+/// Whether the host has the device, by its `lists`, and a guest has not.
+fn is_foreign(device: &LinuxDevice, lists: &Path) -> bool {
+    let (major, minor) = (device.major(), device.minor());
+    let list = match device.typ() {
+        LinuxDeviceType::B => "block",
+        LinuxDeviceType::C | LinuxDeviceType::U if !special::is_every_kernels(major, minor) => "char",
+        _ => return false,
+    };
+    lists.join(list).join(format!("{major}:{minor}")).exists()
+}
+
+fn refusal(device: &LinuxDevice) -> DeviceError {
+    let kind = if device.typ() == LinuxDeviceType::B { "block" } else { "character" };
+    DeviceError { path: device.path().clone(), kind, major: device.major(), minor: device.minor() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn device(kind: &str, major: i64, minor: i64) -> LinuxDevice {
+        serde_json::from_value(json!({"path": "/dev/x", "type": kind, "major": major, "minor": minor})).unwrap()
+    }
+
+    #[test]
+    fn only_what_the_host_alone_has_is_foreign() {
+        let lists = tempfile::tempdir().unwrap();
+        for name in ["char/1:3", "char/5:2", "char/10:232", "block/8:0"] {
+            fs::create_dir_all(lists.path().join(name)).unwrap();
+        }
+        let foreign = |kind, major, minor| is_foreign(&device(kind, major, minor), lists.path());
+        assert!(foreign("c", 10, 232) && foreign("u", 10, 232) && foreign("b", 8, 0));
+        for (kind, major, minor) in [("c", 1, 3), ("c", 5, 2), ("b", 1, 3), ("c", 8, 0), ("b", 9, 0), ("p", 0, 0)] {
+            assert!(!foreign(kind, major, minor), "{kind} {major}:{minor}");
+        }
+        assert!(refusal(&device("b", 8, 0)).to_string().contains("/dev/x (block 8:0) is a device of the host"));
+    }
+
+    #[test]
+    fn the_last_rule_for_all_counts() {
+        let of = |rules: Value| may_use_all(&serde_json::from_value::<Vec<_>>(rules).unwrap());
+        let all = |allow: bool| json!({"allow": allow, "access": "rwm"});
+        assert!(
+            of(json!([all(true)])) && of(json!([all(false), {"allow": true, "type": "a", "major": -1, "minor": -1}]))
+        );
+        assert!(!of(json!([])) && !of(json!([all(true), all(false)])));
+        assert!(!of(json!([all(false), {"allow": true, "type": "c", "access": "m"}])));
+    }
+}
