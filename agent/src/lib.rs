@@ -8,12 +8,14 @@
 
 use std::net::Ipv4Addr;
 
+mod ending;
 pub mod frame;
 mod message;
 #[cfg(feature = "netlink")]
 pub mod netlink;
 mod network;
 
+pub use ending::describe;
 pub use message::*;
 pub use network::*;
 

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
@@ -48,7 +48,7 @@ pub(crate) enum HookFailure {
     State(#[source] serde_json::Error),
     #[error("exec {}", path.display())]
     Start { path: PathBuf, source: io::Error },
-    #[error("error running hook: {}, stdout: {stdout}, stderr: {stderr}", describe(*.status))]
+    #[error("error running hook: {}, stdout: {stdout}, stderr: {stderr}", agent::describe(*.status))]
     Failed { status: ExitStatus, stdout: String, stderr: String },
     #[error("hook ran past specified timeout of {:.1}s", .0.as_secs_f64())]
     Timeout(Duration),
@@ -231,15 +231,6 @@ fn text_of(file: &mut File) -> String {
     // What cannot be read is only missing from a message.
     let _ = file.rewind().and_then(|()| file.take(LIMIT).read_to_end(&mut bytes));
     String::from_utf8_lossy(&bytes).into_owned()
-}
-
-/// As Go tells it, and so runc.
-fn describe(status: ExitStatus) -> String {
-    match (status.code(), status.signal()) {
-        (Some(code), _) => format!("exit status {code}"),
-        (None, Some(signal)) => format!("signal: {signal}"),
-        (None, None) => "unknown status".into(),
-    }
 }
 
 #[cfg(test)]

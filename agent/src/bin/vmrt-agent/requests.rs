@@ -101,6 +101,7 @@ impl Agent {
             cgroup,
             freezing: Vec::new(),
             seccomp: plan.seccomp,
+            personality: plan.personality,
             affinity: plan.process.exec_affinity.clone(),
             special,
             name_server: None,

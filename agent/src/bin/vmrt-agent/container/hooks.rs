@@ -63,7 +63,7 @@ fn run(hook: &Hook, env: &[CString], state: &State) -> Result<(), String> {
     };
     match status.success() {
         true => Ok(()),
-        false => Err(format!("error running hook: {status}, output: {}", text_of(&mut output))),
+        false => Err(format!("error running hook: {}, output: {}", agent::describe(status), text_of(&mut output))),
     }
 }
 
@@ -140,7 +140,7 @@ mod tests {
     #[test]
     fn what_a_failed_hook_said_is_told() {
         let error = run(&hook("echo why >&2; exit 4", Some(60)), &[], &state()).unwrap_err();
-        assert_eq!(error, "error running hook: exit status: 4, output: why");
+        assert_eq!(error, "error running hook: exit status 4, output: why");
     }
 
     #[test]

@@ -54,6 +54,8 @@ pub(crate) enum Role<'a> {
         seccomp: Option<&'a Filter>,
         /// The CPUs it may run on.
         affinity: Option<&'a Affinity>,
+        /// The container's execution domain.
+        personality: Option<u64>,
     },
 }
 
@@ -76,6 +78,13 @@ impl Role<'_> {
         match self {
             Role::Init(plan) => plan.seccomp.as_ref(),
             Role::Exec { seccomp, .. } => *seccomp,
+        }
+    }
+
+    fn personality(&self) -> Option<u64> {
+        match self {
+            Role::Init(plan) => plan.personality,
+            Role::Exec { personality, .. } => *personality,
         }
     }
 
@@ -122,6 +131,9 @@ fn prepare(role: &Role<'_>, stdio: &ChildStdio, channel: BorrowedFd<'_>, proc: B
             join_container(*container, *namespaces, process, stdio)?
         }
     };
+    if let Some(personality) = role.personality() {
+        sys::personality(personality).map_err(Error::at("set personality"))?;
+    }
     let streams = match (stdio, &terminal) {
         (ChildStdio::Streams(streams), _) => streams.each_ref().map(AsFd::as_fd),
         (ChildStdio::Terminal { .. }, Some(terminal)) => [terminal.slave.as_fd(); 3],
@@ -183,9 +195,6 @@ fn set_up_container(
     let root = enter_root(plan, matches!(stdio, ChildStdio::Terminal { .. }))?;
     for sysctl in &plan.sysctls {
         sysctl.set(proc)?;
-    }
-    if let Some(personality) = plan.personality {
-        sys::personality(personality).map_err(Error::at("set personality"))?;
     }
     let terminal = open_terminal(root.as_fd(), stdio, &plan.process)?;
     if let Some(terminal) = &terminal {

@@ -59,6 +59,8 @@ pub(crate) struct Container {
     pub(crate) freezing: Vec<Freezing>,
     /// The filter of its processes' system calls.
     pub(crate) seccomp: Option<Filter>,
+    /// The execution domain of all its processes.
+    pub(crate) personality: Option<u64>,
     /// The CPUs of further processes that name none themselves.
     pub(crate) affinity: Option<Affinity>,
     /// Its special files.
@@ -150,7 +152,8 @@ pub(crate) fn spawn_exec(
 ) -> Result<Spawned, Error> {
     let namespaces = container.namespaces;
     let affinity = process.exec_affinity.as_ref().or(container.affinity.as_ref());
-    let role = Role::Exec { container: init, namespaces, process, seccomp: container.seccomp.as_ref(), affinity };
+    let (seccomp, personality) = (container.seccomp.as_ref(), container.personality);
+    let role = Role::Exec { container: init, namespaces, process, seccomp, affinity, personality };
     // SAFETY: the agent has only one thread.
     let make = || unsafe { sys::clone3(0, cgroup) }.map_err(Error::at("make a process"));
     let spawn = || spawn(guest, make, &role, stdio);

@@ -1,0 +1,38 @@
+//! How the end of a program is told.
+
+use std::ffi::CStr;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+
+/// In Go's words, and so runc's: `exit status 4`, `signal: killed`.
+#[must_use]
+pub fn describe(status: ExitStatus) -> String {
+    let dumped = if status.core_dumped() { " (core dumped)" } else { "" };
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit status {code}"),
+        (None, Some(signal)) => format!("signal: {}{dumped}", name(signal)),
+        (None, None) => "unknown status".into(),
+    }
+}
+
+fn name(signal: i32) -> String {
+    // SAFETY: any number may be asked for. What comes back is a string that ends in NUL, or none, and stays as it is at least until
+    // this thread asks again.
+    let text = unsafe {
+        let text = libc::strsignal(signal);
+        if text.is_null() { c"unknown signal" } else { CStr::from_ptr(text) }
+    };
+    text.to_string_lossy().to_lowercase()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ends_are_told_in_gos_words() {
+        let of = |status| describe(ExitStatus::from_raw(status));
+        assert_eq!([of(4 << 8), of(9), of(31)], ["exit status 4", "signal: killed", "signal: bad system call"]);
+        assert_eq!(of(11 | 0x80), "signal: segmentation fault (core dumped)");
+    }
+}
