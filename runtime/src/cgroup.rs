@@ -301,7 +301,10 @@ fn set_v2(dir: &Path, limits: &Limits) -> Result<(), CgroupError> {
     if let Some((quota, period)) = limits.cpu_quota {
         write(&dir.join("cpu.max"), &format!("{quota} {period}"))?;
     }
-    if let Some(shares) = limits.cpu_shares {
+    if let Some(idle) = limits.cpu_idle {
+        write(&dir.join("cpu.idle"), if idle { "1" } else { "0" })?;
+    }
+    if let Some(shares) = limits.cpu_shares.filter(|_| limits.cpu_idle != Some(true)) {
         write(&dir.join("cpu.weight"), &weight(shares).to_string())?;
     }
     set_cpuset(dir, limits)?;

@@ -3,7 +3,8 @@ use crate::block_io::BlockIo;
 
 fn limits() -> Limits {
     let block_io = BlockIo::default();
-    Limits { memory: 1 << 30, pids: 64, cpu_quota: None, cpu_shares: Some(1024), cpus: None, mems: None, block_io }
+    let (cpu_shares, cpu_idle) = (Some(1024), None);
+    Limits { memory: 1 << 30, pids: 64, cpu_quota: None, cpu_shares, cpu_idle, cpus: None, mems: None, block_io }
 }
 
 #[test]

@@ -28,6 +28,8 @@ pub(crate) struct DeviceError {
 /// host's unasked: there they are left out, which is told.
 pub(crate) fn take(spec: &mut Spec, log: &Log) -> Result<(), DeviceError> {
     let Some(linux) = spec.linux_mut() else { return Ok(()) };
+    let rules = linux.resources_mut().as_mut().and_then(|resources| resources.devices_mut().as_mut());
+    rules.into_iter().flatten().for_each(|rule| leave_out_odd_access(rule, log));
     let rules = linux.resources().as_ref().and_then(|resources| resources.devices().as_deref());
     let privileged = may_use_all(rules.unwrap_or_default());
     let given = linux.devices().as_deref().unwrap_or_default();
@@ -43,6 +45,16 @@ pub(crate) fn take(spec: &mut Spec, log: &Log) -> Result<(), DeviceError> {
     }
     linux.set_devices(Some(own));
     Ok(())
+}
+
+/// As in runc, letters that are no kind of access mean nothing; here, that is told.
+fn leave_out_odd_access(rule: &mut LinuxDeviceCgroup, log: &Log) {
+    let Some(given) = rule.access() else { return };
+    let known: String = given.chars().filter(|letter| matches!(letter, 'r' | 'w' | 'm')).collect();
+    if known != *given {
+        log.warn(&format!("linux.resources.devices: access {given:?} is taken for {known:?}"));
+        rule.set_access(Some(known));
+    }
 }
 
 /// Whether the last rule for all devices allows them.
@@ -94,6 +106,16 @@ mod tests {
             assert!(!foreign(kind, major, minor), "{kind} {major}:{minor}");
         }
         assert!(refusal(&device("b", 8, 0)).to_string().contains("/dev/x (block 8:0) is a device of the host"));
+    }
+
+    #[test]
+    fn only_known_kinds_of_access_are_left() {
+        let left = |access: &str| {
+            let mut rule = serde_json::from_value(json!({"allow": false, "access": access})).unwrap();
+            leave_out_odd_access(&mut rule, &Log::new(None, crate::log::Format::Text, false).unwrap());
+            rule.access().clone().unwrap()
+        };
+        assert_eq!([left("rwa"), left("m"), left("")], ["rw", "m", ""]);
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub(crate) struct Limits {
     pub(crate) cpu_quota: Option<(u64, u64)>,
     /// Weight against others, in the units of cgroup v1.
     pub(crate) cpu_shares: Option<u64>,
+    /// Whether it only runs when nothing else does, and so has no weight.
+    pub(crate) cpu_idle: Option<bool>,
     /// CPUs of the host, as a list.
     pub(crate) cpus: Option<String>,
     /// Memory nodes of the host, as a list.
@@ -59,6 +61,7 @@ impl Limits {
             cpu_quota: cpu_quota(spec)
                 .map(|(quota, period)| (quota + (quota / VMM_CPU_SHARE).max(period / VMM_LEAST_CPU_SHARE), period)),
             cpu_shares: cpu.and_then(|cpu| cpu.shares()).filter(|shares| *shares > 0),
+            cpu_idle: cpu.and_then(|cpu| cpu.idle()).map(|idle| idle != 0),
             cpus: cpu.and_then(|cpu| cpu.cpus().clone()).filter(|list| !list.is_empty()),
             mems: cpu.and_then(|cpu| cpu.mems().clone()).filter(|list| !list.is_empty()),
             block_io: BlockIo::of(resources),

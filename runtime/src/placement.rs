@@ -75,12 +75,12 @@ impl Placement {
         }
     }
 
-    /// Its quota of CPU time is left for [`Self::limit_cpu`]: with a small one the guest would not boot in any reasonable time.
+    /// What may take all its CPU time away is left for [`Self::limit_cpu`]: the guest would not boot in any reasonable time.
     fn put(&self, record: &Record) -> Result<(), Error> {
         if self.manager == CgroupManager::Disabled {
             return Err(CgroupError::Disabled.into());
         }
-        let limits = Limits { cpu_quota: None, ..self.limits.clone() };
+        let limits = Limits { cpu_quota: None, cpu_idle: None, ..self.limits.clone() };
         if let Some(scope) = &self.scope {
             scope.start(record.vmm.pid, &limits)?;
         }
@@ -88,9 +88,9 @@ impl Placement {
         Ok(record.cgroup.add(record.vmm.pid)?)
     }
 
-    /// Sets the quota of CPU time, too, when the container is made and nothing of its own has run.
+    /// Limits its CPU time, too, when the container is made and nothing of its own has run.
     pub(crate) fn limit_cpu(&self, record: &Record) -> Result<(), Error> {
-        if self.limits.cpu_quota.is_none() {
+        if self.limits.cpu_quota.is_none() && self.limits.cpu_idle.is_none() {
             return Ok(());
         }
         if let Some(scope) = &self.scope {

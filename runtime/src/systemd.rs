@@ -223,6 +223,7 @@ mod tests {
             pids: 65,
             cpu_quota: Some((62_500, 100_000)),
             cpu_shares: Some(1024),
+            cpu_idle: None,
             cpus: None,
             mems: None,
             block_io: BlockIo::default(),

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use vmrt_tests::bundle::Bundle;
-use vmrt_tests::runtime::Runtime;
+use vmrt_tests::runtime::{Runtime, is_vmrt};
 
 const MIB: u64 = 1 << 20;
 
@@ -134,6 +134,10 @@ fn what_only_runs_when_nothing_else_does_can_be_updated() {
     update(&["--cpu-idle", "1"]);
     update(&["--pids-limit", "30"]);
     assert_eq!(files(), "1\n30");
+    if is_vmrt() {
+        let on_host = std::fs::read_to_string(format!("/sys/fs/cgroup/vmrt-{}/cpu.idle", container.id)).unwrap();
+        assert_eq!(on_host, "1\n", "the VMM, too");
+    }
     update(&["--cpu-idle", "0"]);
     assert_eq!(files(), "0\n30");
     assert_eq!(container.script("cat /sys/fs/cgroup/cpu.weight").ok().text(), "4");

@@ -203,11 +203,12 @@ fn devices_of_the_host_are_refused_by_name_and_not_a_privileged_containers() {
     let done = runtime.run(&bundle);
     assert_eq!(done.code, 1);
     assert!(done.message().contains("/dev/kvm (character 10:232) is a device of the host"), "{}", done.message());
-    let bundle = bundle.with("/linux/resources/devices", json!([{"allow": true, "access": "rwm"}])).all_powerful();
+    let bundle = bundle.with("/linux/resources/devices", json!([{"allow": true, "access": "rwma"}])).all_powerful();
     let done = runtime.run(&bundle).ok();
     let nodes = ["1:3", "1:3", "1f4:1388"].map(|number| format!("character special file:{number}"));
     assert_eq!(done.text().lines().collect::<Vec<_>>(), nodes);
     assert!(done.message().contains("devices of the host that a guest has not are left out: /dev/kvm"), "{done:?}");
+    assert!(done.message().contains("is taken for"), "an odd kind of access: {done:?}");
 }
 
 #[test]
@@ -249,6 +250,9 @@ fn scheduling_and_personality_are_those_asked_for() {
     for (name, value) in [("policy", "3"), ("nice", "5"), ("io", "4006"), ("machine", "i686")] {
         assert_eq!(done.value(name), value, "{name}");
     }
+    let bundle = Bundle::busybox(["sleep", "1000"]).with("/linux/personality", json!({"domain": "LINUX32"}));
+    let container = runtime.started(&bundle);
+    assert_eq!(container.exec(&["uname", "-m"]).ok().text(), "i686", "an exec has the container's");
 }
 
 #[test]

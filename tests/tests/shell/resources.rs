@@ -75,6 +75,12 @@ fn limits_come_as_json_from_a_file_or_the_standard_input() {
     std::fs::write(&file, json!({"cpu": {"quota": 40_000}}).to_string()).unwrap();
     runtime.call(&["update", "-r", file.to_str().unwrap(), &container.id]).ok();
     assert_eq!(limit(&container, "cpu.max"), "40000 100000");
+    std::fs::write(&file, json!({"memory": {"limit": 4096, "checkBeforeUpdate": true}}).to_string()).unwrap();
+    let done = runtime.call(&["update", "-r", file.to_str().unwrap(), &container.id]);
+    if is_vmrt() {
+        assert!(done.code != 0 && done.message().contains("rejecting memory limit 4096 <= usage"), "{done:?}");
+        assert_eq!(limit(&container, "memory.max"), (32 * MIB).to_string());
+    }
     std::fs::write(&file, "{").unwrap();
     assert_ne!(runtime.call(&["update", "-r", file.to_str().unwrap(), &container.id]).code, 0);
 }

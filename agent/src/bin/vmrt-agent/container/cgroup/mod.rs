@@ -125,6 +125,7 @@ impl Cgroup {
 
     /// Sets limits anew. The rules for devices stay.
     pub(crate) fn update(&self, settings: &Settings) -> Result<(), Error> {
+        settings.check_use(self.directory.as_fd())?;
         settings.apply_limits(self.directory.as_fd())
     }
 

@@ -18,6 +18,8 @@ const CPU_PERIOD: u64 = 100_000;
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Settings {
     files: Vec<Setting>,
+    /// Limits of memory that are refused where as much is in use already (`checkBeforeUpdate`).
+    ceilings: Vec<(&'static str, u64)>,
     devices: DeviceRules,
 }
 
@@ -55,6 +57,21 @@ impl Settings {
         self.devices.apply(directory)
     }
 
+    /// Refuses limits that the use of `directory` does not allow, where that is wanted.
+    pub(crate) fn check_use(&self, directory: BorrowedFd<'_>) -> Result<(), Error> {
+        if self.ceilings.is_empty() {
+            return Ok(());
+        }
+        let used = machine::read_in(directory, "memory.current", 64).map_err(Error::at("read memory.current"))?;
+        let used: u64 = String::from_utf8_lossy(&used).trim().parse().unwrap_or(0);
+        match self.ceilings.iter().find(|(_, limit)| *limit <= used) {
+            Some((what, limit)) => {
+                Err(Error::invalid("linux.resources.memory", format!("rejecting {what} limit {limit} <= usage {used}")))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Writes all but the devices that may be used.
     pub(crate) fn apply_limits(&self, directory: BorrowedFd<'_>) -> Result<(), Error> {
         for Setting { file, value, optional } in &self.files {
@@ -73,6 +90,12 @@ impl Settings {
     fn memory(&mut self, memory: &LinuxMemory) -> Result<(), Error> {
         refuse_memory(memory)?;
         let limit = memory.limit().filter(|limit| *limit != 0);
+        if memory.check_before_update() == Some(true) {
+            let limits = [("memory+swap", memory.swap()), ("memory", memory.limit())];
+            let positive =
+                |(what, limit): (_, Option<i64>)| Some((what, u64::try_from(limit?).ok().filter(|l| *l > 0)?));
+            self.ceilings.extend(limits.into_iter().filter_map(positive));
+        }
         if let Some(swap) = swap(limit, memory.swap().unwrap_or(0))? {
             // Without swap there is none to limit; only a promise of some could not be kept.
             let optional = swap == "max" || swap == "0";
@@ -233,6 +256,7 @@ fn io_weight(weight: u16) -> u64 {
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
+    use std::os::fd::AsFd;
 
     use oci_spec::runtime::{LinuxCpuBuilder, LinuxMemoryBuilder, LinuxPidsBuilder, LinuxResourcesBuilder};
 
@@ -256,6 +280,23 @@ mod tests {
         assert_eq!(written(resources(-1, 0)), pairs([("memory.swap.max", "max"), ("memory.max", "max")]));
         assert!(Settings::new(&resources(100, 50).build().unwrap()).unwrap_err().to_string().contains("swap"));
         assert!(Settings::new(&resources(0, 50).build().unwrap()).is_err());
+    }
+
+    #[test]
+    fn limits_below_what_is_used_are_refused_where_that_is_wanted() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("memory.current"), "4096\n").unwrap();
+        let directory = std::fs::File::open(directory.path()).unwrap();
+        let check = |limit: i64, swap: i64, check| {
+            let memory = LinuxMemoryBuilder::default().limit(limit).swap(swap).check_before_update(check);
+            let resources = LinuxResourcesBuilder::default().memory(memory.build().unwrap()).build().unwrap();
+            Settings::new(&resources).unwrap().check_use(directory.as_fd()).map_err(|error| error.to_string())
+        };
+        assert!(check(4096, 8192, true).unwrap_err().ends_with("rejecting memory limit 4096 <= usage 4096"));
+        assert!(check(1024, 2048, true).unwrap_err().ends_with("rejecting memory+swap limit 2048 <= usage 4096"));
+        for (limit, swap, wanted) in [(4097, 8192, true), (1024, 2048, false), (-1, -1, true)] {
+            assert_eq!(check(limit, swap, wanted), Ok(()));
+        }
     }
 
     #[test]
