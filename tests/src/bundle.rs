@@ -84,6 +84,30 @@ impl Bundle {
         self
     }
 
+    /// A user namespace of its own, whose users and groups the host has from 100000 and from 200000 on, and who have its files.
+    ///
+    /// # Panics
+    /// The files cannot be given to them.
+    #[must_use]
+    pub fn with_users(self) -> Self {
+        let map = |host| json!([{"containerID": 0, "hostID": host, "size": 65_536}]);
+        self.with_mapped_files()
+            .with("/linux/namespaces/-", json!({"type": "user"}))
+            .with("/linux/uidMappings", map(100_000))
+            .with("/linux/gidMappings", map(200_000))
+    }
+
+    /// Its files given to the root of [`Self::with_users`].
+    ///
+    /// # Panics
+    /// They cannot be.
+    #[must_use]
+    pub fn with_mapped_files(self) -> Self {
+        let given = Command::new("chown").args(["-R", "100000:200000"]).arg(self.file("")).status();
+        assert!(given.expect("chown runs").success(), "the root file system is the mapped root's");
+        self
+    }
+
     /// Gives the process every capability.
     #[must_use]
     pub fn all_powerful(self) -> Self {

@@ -165,23 +165,12 @@ fn namespaces_of_the_host_are_refused_by_name() {
     }
 }
 
-fn mapped(bundle: Bundle) -> Bundle {
-    let rootfs = bundle.path().join("rootfs");
-    let given = Command::new("chown").args(["-R", "100000:200000"]).arg(rootfs).status();
-    assert!(given.expect("chown runs").success(), "the root file system is the mapped root's");
-    let map = |host| json!([{"containerID": 0, "hostID": host, "size": 65_536}]);
-    bundle
-        .with("/linux/namespaces/-", json!({"type": "user"}))
-        .with("/linux/uidMappings", map(100_000))
-        .with("/linux/gidMappings", map(200_000))
-}
-
 #[test]
 fn a_user_namespace_has_the_users_asked_for() {
     let runtime = Runtime::new();
     let script = "echo gone >/dev/null && echo out >/dev/stdout && mkdir /mnt && mount -t tmpfs none /mnt && hostname other && \
         touch /made && exec sleep 1000";
-    let bundle = mapped(Bundle::script(script).all_powerful()).with("/hostname", json!("mapped"));
+    let bundle = Bundle::script(script).all_powerful().with_users().with("/hostname", json!("mapped"));
     let container = runtime.started(&bundle);
     assert!(
         eventually(PATIENCE, || bundle.path().join("rootfs/made").exists().then_some(())).is_some(),
@@ -216,6 +205,6 @@ fn a_user_namespace_and_its_mappings_go_together() {
     let alone = Bundle::busybox(["true"]).with("/linux/uidMappings", map.clone()).with("/linux/gidMappings", map);
     let done = runtime.run(&alone);
     assert!(done.code == 1 && done.message().contains("user namespace"), "{done:?}");
-    let outside = mapped(Bundle::busybox(["true"])).with("/process/user/uid", json!(70_000));
+    let outside = Bundle::busybox(["true"]).with_users().with("/process/user/uid", json!(70_000));
     assert_eq!(runtime.run(&outside).code, 1);
 }

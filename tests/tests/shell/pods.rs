@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::process::Command;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -149,22 +148,6 @@ fn the_pod_ends_with_its_first_container() {
     assert_ne!(runtime.run(&late).code, 0, "what has ended is joined by nobody");
 }
 
-/// The bundle, its root file system the users' of [`with_users`].
-fn with_files(bundle: Bundle) -> Bundle {
-    let given = Command::new("chown").args(["-R", "100000:200000"]).arg(bundle.file("")).status();
-    assert!(given.expect("chown runs").success());
-    bundle
-}
-
-/// The bundle in a user namespace of its own.
-fn with_users(bundle: Bundle) -> Bundle {
-    let map = |host| json!([{"containerID": 0, "hostID": host, "size": 65_536}]);
-    with_files(bundle)
-        .with("/linux/namespaces/-", json!({"type": "user"}))
-        .with("/linux/uidMappings", map(100_000))
-        .with("/linux/gidMappings", map(200_000))
-}
-
 fn namespace_of(host: &Container<'_>, kind: &str) -> Value {
     json!({"type": kind, "path": format!("/proc/{}/ns/{kind}", host.pid())})
 }
@@ -172,13 +155,13 @@ fn namespace_of(host: &Container<'_>, kind: &str) -> Value {
 #[test]
 fn a_container_of_a_pod_is_among_its_users() {
     let runtime = Runtime::new();
-    let bundle = with_users(Bundle::busybox(["sleep", "1000"]));
+    let bundle = Bundle::busybox(["sleep", "1000"]).with_users();
     let first = runtime.started(&bundle);
     let shared = ["network", "ipc", "uts"];
     let script = "id -u >/made; hostname other; mount -t tmpfs none /mnt && exec sleep 1000";
     let bundle = joining(Bundle::script(script).all_powerful(), &first, &shared);
     fs::create_dir(bundle.file("mnt")).unwrap();
-    let bundle = with_files(bundle).with("/linux/namespaces/-", namespace_of(&first, "user"));
+    let bundle = bundle.with_mapped_files().with("/linux/namespaces/-", namespace_of(&first, "user"));
     let second = runtime.started(&bundle);
     bundle.await_file("made");
     let made = fs::metadata(bundle.file("made")).unwrap();
@@ -197,7 +180,7 @@ fn a_container_of_a_pod_is_among_its_users() {
     let user = runtime.call(&["exec", "--user", "7:8", &second.id, "sh", "-c", "id -u; id -g"]);
     assert_eq!(user.ok().text(), "7\n8");
     // A third joins the second's users, which are the first's; an engine may give their mappings as well.
-    let same = joining(with_users(Bundle::busybox(["cat", "/proc/self/uid_map"])), &second, &ALL);
+    let same = joining(Bundle::busybox(["cat", "/proc/self/uid_map"]).with_users(), &second, &ALL);
     let same = same.with("/linux/namespaces/-", namespace_of(&second, "user"));
     let done = runtime.run(&same).ok();
     assert_eq!(done.text().split_whitespace().collect::<Vec<_>>(), ["0", "100000", "65536"]);
@@ -213,7 +196,7 @@ fn a_container_has_users_of_its_own_beside_those_of_its_pod() {
     let first = runtime.started(&bundle);
     let script = "readlink /proc/self/ns/net; cat /proc/self/uid_map";
     // A sysfs shows a network namespace, and only who that one belongs to may mount it.
-    let mapped = with_users(joining(Bundle::script(script).without_mount("/sys"), &first, &["network"]));
+    let mapped = joining(Bundle::script(script).without_mount("/sys"), &first, &["network"]).with_users();
     let done = runtime.run(&mapped).ok();
     let net = first.script("readlink /proc/self/ns/net").ok().text();
     assert_eq!(done.text().split_whitespace().collect::<Vec<_>>(), [net.as_str(), "0", "100000", "65536"]);
