@@ -20,6 +20,7 @@ rootfs_builder := $(release)/rootfs-builder
 # Copies what is built into the tree $(1).
 define install_into
 install -D -m 755 $(release)/vmrt $(1)/bin/vmrt
+install -D -m 755 $(rootfs_builder) $(1)/bin/rootfs-builder
 install -D -m 755 $(release)/vmrt-vmm $(1)/lib/vmrt/vmrt-vmm
 install -D -m 644 $(build)/kernel/vmlinux $(1)/lib/vmrt/vmlinux
 install -D -m 644 $(build)/initramfs.cpio $(1)/lib/vmrt/initramfs.cpio
@@ -30,7 +31,6 @@ endef
 
 build: deps kernel programs initramfs
 	@$(call install_into,$(stage))
-	@install -D -m 755 $(rootfs_builder) $(stage)/bin/rootfs-builder
 	@echo "built: $(stage)/bin/vmrt" >&2
 
 deps:
