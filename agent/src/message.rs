@@ -225,6 +225,15 @@ pub enum Request {
         /// How many, 1 at least.
         count: u32,
     },
+    /// Tell the guest's time of day.
+    ReadClock,
+    /// Correct the guest's time of day.
+    AdjustClock {
+        /// What it lacks, in nanoseconds; negative where it is ahead.
+        missing_ns: i64,
+        /// Whether to set the clock at once. Otherwise it runs faster or slower until the difference is made up for.
+        set: bool,
+    },
     /// Forget a stopped container and remove what is left of it.
     Delete {
         /// The container's id.
@@ -280,6 +289,11 @@ pub enum Response {
     Processes(ProcessList),
     /// What a container uses: names and contents of the files of its cgroup, as `memory.current`.
     Statistics(BTreeMap<String, String>),
+    /// The guest's time of day.
+    Clock {
+        /// Nanoseconds since 1970.
+        guest_ns: i64,
+    },
 }
 
 /// What kind of failure a request met; decides the exit status the caller's user sees.

@@ -32,6 +32,7 @@ impl Sandbox {
             Heard::Hello(hello) => {
                 tracing::info!(kernel = hello.kernel, "the agent is ready");
                 timeline::mark_guest(&hello);
+                self.compare_clocks(true);
             }
             Heard::Reply { context, result: Ok(response) } => self.succeed(context, response),
             Heard::Reply { context, result: Err(failure) } => self.fail(context, failure),
@@ -91,6 +92,7 @@ impl Sandbox {
                 (caller, Reply::Done)
             }
             Purpose::Other(caller) => (caller, make_reply(response)),
+            Purpose::ReadClock(question) => return self.hear_clock(&question, &response),
             Purpose::Own => return,
         };
         self.clients.answer(caller, Ok(reply));
@@ -109,6 +111,7 @@ impl Sandbox {
             | Purpose::Other(caller) => {
                 self.clients.answer(caller, Err(failure));
             }
+            Purpose::ReadClock(_) => self.end_comparison(),
             Purpose::Own => tracing::debug!(%failure, "the guest refused"),
         }
     }
@@ -157,7 +160,8 @@ impl Sandbox {
 
 fn make_reply(response: Response) -> Reply {
     match response {
-        Response::Done => Reply::Done,
+        // Nobody but the VMM asks for the guest's time.
+        Response::Done | Response::Clock { .. } => Reply::Done,
         Response::Process { pid } => Reply::Process { pid },
         Response::Processes(list) => Reply::Processes(list),
         Response::Statistics(files) => Reply::Statistics(files),

@@ -16,6 +16,7 @@
 //! `SIGWINCH` has the size of the main container's terminal taken over.
 
 mod clients;
+mod clock;
 mod ending;
 mod events;
 mod follower;
@@ -56,6 +57,7 @@ use crate::net::Slots;
 use crate::vsock::{Bridge, Ports};
 
 use clients::{Caller, Clients, FIRST_TOKEN};
+use clock::Clock;
 use ending::Ending;
 use follower::Follower;
 use guest::Guest;
@@ -83,6 +85,7 @@ const MIRROR: u32 = 6;
 const CHANGES: u32 = 7;
 const FOLLOWER: u32 = 8;
 const MEMORY: u32 = 9;
+const HOST_CLOCK: u32 = 10;
 
 /// What a sandbox's controller is made of.
 #[derive(Debug)]
@@ -123,6 +126,8 @@ enum Purpose {
     /// Stops the container of this first process, or lets it go on.
     Freeze(Caller, ProcessId, bool),
     Delete(Caller, String),
+    /// The time of the guest is wanted.
+    ReadClock(clock::Question),
     /// Any other request of a client.
     Other(Caller),
     /// Something the VMM wants for itself.
@@ -147,6 +152,7 @@ pub struct Sandbox {
     shares: SharesHandle,
     slots: Slots,
     resizing: Resizing,
+    clock: Clock,
     vcpus: VcpuSource,
     timer: TimerFd,
     armed: Option<Instant>,
@@ -185,6 +191,7 @@ impl Sandbox {
             shares: parts.shares,
             slots: parts.slots,
             resizing: Resizing::new(parts.resizer),
+            clock: Clock::new()?,
             vcpus: parts.vcpus,
             timer: TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)?,
             armed: None,
@@ -198,7 +205,7 @@ impl Sandbox {
         Ok((sandbox, receiver))
     }
 
-    fn watched(&self) -> [(u32, RawFd); 7] {
+    fn watched(&self) -> [(u32, RawFd); 8] {
         [
             (LISTENER, self.listener.as_raw_fd()),
             (AGENT, self.guest.as_fd().as_raw_fd()),
@@ -207,11 +214,13 @@ impl Sandbox {
             (MACHINE, self.machine.as_raw_fd()),
             (DRAINED, self.ports.drained().as_raw_fd()),
             (MEMORY, self.resizing.as_raw_fd()),
+            (HOST_CLOCK, self.clock.as_raw_fd()),
         ]
     }
 
     /// What follows from whatever has just happened.
     fn settle(&mut self, ops: &mut EventOps) {
+        self.settle_clock(Instant::now());
         if let Err(error) = self.guest.flush() {
             self.lose_guest(&error);
         }
@@ -253,8 +262,13 @@ impl Sandbox {
     }
 
     fn arm_timer(&mut self) {
-        let deadlines =
-            [self.guest_deadline(), self.ending.deadline(), self.follower_deadline(), self.resizing.deadline()];
+        let deadlines = [
+            self.guest_deadline(),
+            self.ending.deadline(),
+            self.follower_deadline(),
+            self.resizing.deadline(),
+            self.clock.deadline(),
+        ];
         let deadline = deadlines.into_iter().flatten().min();
         if deadline == self.armed {
             return;
@@ -308,6 +322,7 @@ impl MutEventSubscriber for Sandbox {
             CHANGES => self.hear_changes(),
             FOLLOWER => self.end_follower(ops),
             MEMORY => self.hear_memory(),
+            HOST_CLOCK => self.hear_host_clock(),
             client => self.serve(client, events.event_set()),
         }
         self.settle(ops);

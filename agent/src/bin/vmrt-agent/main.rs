@@ -7,6 +7,7 @@
 #![cfg_attr(not(test), no_main)]
 
 mod bpf;
+mod clock;
 mod connection;
 mod container;
 mod cpus;

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
 use rustix::thread::ThreadNameSpaceType;
 
+use crate::clock;
 use crate::connection::ConnectionError;
 use crate::container::cgroup::{self, Cgroup};
 use crate::container::devices::Nodes;
@@ -53,6 +54,10 @@ impl Agent {
             Request::SetCpus { count } => {
                 self.cpus.want(call.id, count);
                 Ok(Answer::Later)
+            }
+            Request::ReadClock => Ok(Answer::Now(Response::Clock { guest_ns: clock::time_ns() })),
+            Request::AdjustClock { missing_ns, set } => {
+                clock::adjust(missing_ns, set).map(|()| Answer::Now(Response::Done))
             }
             Request::Delete { container } => self.delete(&container),
             Request::PowerOff => machine::power_off(),
