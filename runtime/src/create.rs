@@ -322,8 +322,8 @@ fn configure(connection: &mut Connection, sandbox: SandboxConfig) -> Result<(), 
 
 /// Sends all requests at once and waits for the last one's answer: the guest boots meanwhile.
 fn set_up(connection: &mut Connection, id: &ContainerId, setup: Setup) -> Result<(), RequestError> {
-    for Share { name, read_only, source } in setup.files.shares {
-        connection.client.send(&Request::AddShare { name, read_only }, &[source.as_fd()])?;
+    for Share { name, options, source } in setup.files.shares {
+        connection.client.send(&Request::AddShare { name, options }, &[source.as_fd()])?;
     }
     let (taps, interfaces): (Vec<_>, Vec<_>) =
         setup.interfaces.iter().map(|one| (one.tap(), one.interface.clone())).unzip();

@@ -13,6 +13,7 @@ use nix::sys::stat::{Mode, fstat};
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 use rustix::mount::{OpenTreeFlags, open_tree};
 use thiserror::Error;
+use vmm::control::ShareOptions;
 
 use crate::bundle::Bundle;
 use crate::hooks;
@@ -43,7 +44,7 @@ pub(crate) enum ShareError {
 pub(crate) struct Share {
     /// `CONTAINER/rootfs` or `CONTAINER/volume-N`.
     pub(crate) name: String,
-    pub(crate) read_only: bool,
+    pub(crate) options: ShareOptions,
     /// `O_PATH` descriptor of it.
     pub(crate) source: OwnedFd,
 }
@@ -116,7 +117,8 @@ fn open_rootfs(id: &ContainerId, bundle: &Bundle, spec: &mut Spec) -> Result<Sha
     let path = bundle.rootfs();
     let source = open(&path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
     let source = source.map_err(|error| ShareError::Rootfs { path, source: error.into() })?;
-    let share = Share { name: format!("{id}/rootfs"), read_only: false, source };
+    let options = ShareOptions { read_only: false, follows_host: true };
+    let share = Share { name: format!("{id}/rootfs"), options, source };
     if let Some(root) = spec.root_mut() {
         root.set_path(guest_path(&share.name));
     }
@@ -139,24 +141,31 @@ fn open_volume(bundle: &Path, id: &ContainerId, name: &str, mount: &Mount) -> Re
         Ok(None) => {
             let read_only = options(mount).any(|option| option == "ro" || option == "rro");
             let below = id_mappings::mounts_below(&place, mount).map_err(failed)?;
-            let source = detach(place, mount).map_err(failed)?;
-            Ok(Source::Shared(Share { name: format!("{id}/{name}"), read_only, source }, below))
+            let follows_host = follows_host(mount);
+            let source = if follows_host { place } else { detach(&place, mount).map_err(failed)? };
+            let options = ShareOptions { read_only, follows_host };
+            Ok(Source::Shared(Share { name: format!("{id}/{name}"), options, source }, below))
         }
     }
 }
 
+/// Whether what the host mounts below the source appears: then the share is the place in the host's own tree.
+fn follows_host(mount: &Mount) -> bool {
+    is_recursive(mount) && !options(mount).any(|option| matches!(option, "private" | "rprivate"))
+}
+
+fn is_recursive(mount: &Mount) -> bool {
+    options(mount).any(|option| option == "rbind")
+}
+
 /// As a bind mount is a view of its own: without what is mounted below where it does not recurse, and without what the host
-/// mounts there later where it is private. One that follows the host stays a place in the host's own tree.
-fn detach(place: OwnedFd, mount: &Mount) -> io::Result<OwnedFd> {
-    let recursive = options(mount).any(|option| option == "rbind");
-    if recursive && !options(mount).any(|option| matches!(option, "private" | "rprivate")) {
-        return Ok(place);
-    }
+/// mounts there later where it is private.
+fn detach(place: &OwnedFd, mount: &Mount) -> io::Result<OwnedFd> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    if recursive {
+    if is_recursive(mount) {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
-    Ok(open_tree(&place, "", flags)?)
+    Ok(open_tree(place, "", flags)?)
 }
 
 /// A remount changes what is there already.
@@ -227,7 +236,7 @@ mod tests {
             {"destination": "/b", "type": "none", "source": "rootfs", "options": ["rbind"]},
         ]));
         let HostFiles { spec, shares, .. } = open_all(&"web".parse().unwrap(), &bundle).unwrap();
-        let names: Vec<_> = shares.iter().map(|share| (share.name.as_str(), share.read_only)).collect();
+        let names: Vec<_> = shares.iter().map(|share| (share.name.as_str(), share.options.read_only)).collect();
         assert_eq!(names, [("web/rootfs", false), ("web/volume-0", true), ("web/volume-1", false)]);
         assert_eq!(spec.root().as_ref().unwrap().path(), Path::new("/run/vmrt/shares/web/rootfs"));
         let sources: Vec<_> = spec.mounts().iter().flatten().map(|mount| mount.source().clone().unwrap()).collect();

@@ -1,11 +1,13 @@
 //! The shell's front door: every command of the runtime, as a person or an engine calls it.
 
 mod bad_input;
+mod clock;
 mod commands;
 mod crash;
 mod exec;
 mod files;
 mod hooks;
+mod host_mounts;
 mod id_mappings;
 mod isolation;
 mod lifecycle;

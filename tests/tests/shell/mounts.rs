@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use vmrt_tests::bundle::Bundle;
 use vmrt_tests::eventually;
+use vmrt_tests::mounted::Mounted;
 use vmrt_tests::runtime::{Done, Runtime, is_vmrt};
 
 fn tmpfs(destination: &str, options: &[&str]) -> Value {
@@ -21,31 +22,6 @@ fn tmpfs(destination: &str, options: &[&str]) -> Value {
 fn assert_values(done: &Done, expected: &[(&str, &str)]) {
     for (name, value) in expected {
         assert_eq!(done.value(name), *value, "{name}");
-    }
-}
-
-/// A file system mounted on a directory of the host; unmounted when dropped.
-struct Mounted<'a>(&'a Path);
-
-impl<'a> Mounted<'a> {
-    fn new(on: &'a Path) -> Self {
-        let status = Command::new("mount").args(["-t", "tmpfs", "sub"]).arg(on).status();
-        assert!(status.expect("mount runs").success());
-        Self(on)
-    }
-
-    fn shared(on: &'a Path) -> Self {
-        let mounted = Self::new(on);
-        let status = Command::new("mount").arg("--make-shared").arg(on).status();
-        assert!(status.expect("mount runs").success());
-        mounted
-    }
-}
-
-impl Drop for Mounted<'_> {
-    fn drop(&mut self) {
-        let status = Command::new("umount").arg("--lazy").arg(self.0).status();
-        assert!(thread::panicking() || status.expect("umount runs").success());
     }
 }
 

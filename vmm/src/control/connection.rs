@@ -164,7 +164,7 @@ mod tests {
     }
 
     fn share(name: &str) -> Request {
-        Request::AddShare { name: name.into(), read_only: false }
+        Request::AddShare { name: name.into(), options: crate::control::ShareOptions::default() }
     }
 
     #[test]

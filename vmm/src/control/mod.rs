@@ -8,6 +8,7 @@
 mod client;
 mod connection;
 
+pub use crate::fs::ShareOptions;
 pub use client::{Client, ClientError};
 pub use connection::{Connection, ConnectionError};
 
@@ -105,8 +106,8 @@ pub enum Request {
     AddShare {
         /// Its name: `CONTAINER/rootfs` or `CONTAINER/VOLUME`.
         name: String,
-        /// Refuse every change.
-        read_only: bool,
+        /// How it is served.
+        options: ShareOptions,
     },
     /// Take a share away. What the guest still has open of it answers `ESTALE`.
     RemoveShare {

@@ -192,6 +192,7 @@ mod tests {
     use zerocopy::{FromBytes, IntoBytes};
 
     use super::*;
+    use crate::fs::ShareOptions;
     use crate::fs::wire::{
         EntryOut, FsyncIn, IN_HEADER, InHeader, InitIn, MAJOR, MINOR, OpenOut, OutHeader, ROOT_ID, op,
     };
@@ -217,7 +218,7 @@ mod tests {
     fn shares() -> (tempfile::TempDir, SharesHandle) {
         let directory = tempfile::tempdir().unwrap();
         let shares = SharesHandle::new();
-        shares.add("c/share", std::fs::File::open(directory.path()).unwrap().into(), false).unwrap();
+        shares.add("c/share", std::fs::File::open(directory.path()).unwrap().into(), ShareOptions::default()).unwrap();
         (directory, shares)
     }
 

@@ -8,15 +8,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use rustix::io::Errno;
 
 use super::directory::DirectoryStream;
-use super::inodes::Node;
+use super::inodes::Place;
 
 /// A file or directory the guest has open.
 #[derive(Debug)]
 pub(super) enum Handle {
     /// A regular file.
     File {
-        /// Its inode.
-        node: Arc<Node>,
+        /// Its inode, whose descriptor is held meanwhile.
+        place: Place,
         /// The open file.
         file: OwnedFd,
         /// Flags it was opened with (`open(2)`), as the guest gave them.
@@ -24,8 +24,8 @@ pub(super) enum Handle {
     },
     /// A directory of a share.
     Directory {
-        /// Its inode.
-        node: Arc<Node>,
+        /// Its inode, whose descriptor is held meanwhile.
+        place: Place,
         /// Its entries.
         stream: Mutex<DirectoryStream>,
     },
@@ -42,15 +42,15 @@ impl Handle {
     /// The node id it was opened by.
     pub(super) fn node_id(&self) -> u64 {
         match self {
-            Self::File { node, .. } | Self::Directory { node, .. } => node.id,
+            Self::File { place, .. } | Self::Directory { place, .. } => place.id,
             Self::Synthetic { id, .. } => *id,
         }
     }
 
     /// Its inode, where it is of a share.
-    pub(super) fn node(&self) -> Option<&Arc<Node>> {
+    pub(super) fn place(&self) -> Option<&Place> {
         match self {
-            Self::File { node, .. } | Self::Directory { node, .. } => Some(node),
+            Self::File { place, .. } | Self::Directory { place, .. } => Some(place),
             Self::Synthetic { .. } => None,
         }
     }
@@ -90,7 +90,7 @@ impl Handles {
     pub(super) fn get(&self, id: u64, node: u64) -> Result<Arc<Handle>, Errno> {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
         let handle = table.get(&id).filter(|handle| handle.node_id() == node).ok_or(Errno::BADF)?;
-        if handle.node().is_some_and(|node| node.share.is_removed()) {
+        if handle.place().is_some_and(|place| place.share.is_removed()) {
             return Err(Errno::STALE);
         }
         Ok(Arc::clone(handle))

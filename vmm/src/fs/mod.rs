@@ -35,7 +35,7 @@ use thiserror::Error;
 pub use buffers::Buffers;
 pub use device::FsDevice;
 pub use server::{Limits, Server};
-pub use shares::{ShareError, SharesHandle};
+pub use shares::{ShareError, ShareOptions, SharesHandle};
 pub use state::FsState;
 pub use worker::{Descriptors, Worker};
 

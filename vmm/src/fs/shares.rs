@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{AtFlags, FileType, StatxFlags};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::wire::ROOT_ID;
@@ -43,6 +44,16 @@ pub enum ShareError {
     Attributes(String, #[source] std::io::Error),
 }
 
+/// How a share is served.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct ShareOptions {
+    /// Every change is refused.
+    pub read_only: bool,
+    /// Its root is a place in the host's own mount tree, so that what the host mounts below it appears. (Another root is a detached
+    /// copy of a mount.) Nothing on such a mount is held open but what the guest has open, so that the host can unmount it.
+    pub follows_host: bool,
+}
+
 /// A directory or file of the host that the guest may use.
 #[derive(Debug)]
 pub(super) struct Share {
@@ -52,8 +63,10 @@ pub(super) struct Share {
     pub(super) name: String,
     /// Its root; nothing above it is ever reached.
     pub(super) root: OwnedFd,
-    /// Whether every change is refused.
-    pub(super) read_only: bool,
+    /// How it is served.
+    pub(super) options: ShareOptions,
+    /// The mount that its root is on.
+    pub(super) mount: u64,
     removed: AtomicBool,
 }
 
@@ -100,14 +113,14 @@ impl SharesHandle {
     ///
     /// # Errors
     /// The name is malformed or taken, or `root` is something else.
-    pub fn add(&self, name: &str, root: OwnedFd, read_only: bool) -> Result<(), ShareError> {
+    pub fn add(&self, name: &str, root: OwnedFd, options: ShareOptions) -> Result<(), ShareError> {
         let (container, leaf) = split(name)?;
-        check_kind(name, &root)?;
+        let mount = check_kind(name, &root)?;
         let mut tree = self.lock();
         if tree.containers.get(container).is_some_and(|known| known.shares.contains_key(leaf)) {
             return Err(ShareError::Exists(name.to_owned()));
         }
-        let share = Share { id: tree.next_share, name: name.to_owned(), root, read_only, removed: false.into() };
+        let share = Share { id: tree.next_share, name: name.to_owned(), root, options, mount, removed: false.into() };
         tree.next_share += 1;
         tree.container(container).shares.insert(leaf.to_owned(), Arc::new(share));
         Ok(())
@@ -215,11 +228,12 @@ fn split(name: &str) -> Result<(&str, &str), ShareError> {
         .ok_or_else(|| ShareError::Name(name.to_owned()))
 }
 
-fn check_kind(name: &str, root: &OwnedFd) -> Result<(), ShareError> {
-    let stat = rustix::fs::statx(root, c"", AtFlags::EMPTY_PATH, StatxFlags::TYPE)
+/// The mount that the root is on, which is a directory or a regular file.
+fn check_kind(name: &str, root: &OwnedFd) -> Result<u64, ShareError> {
+    let stat = rustix::fs::statx(root, c"", AtFlags::EMPTY_PATH, StatxFlags::TYPE | StatxFlags::MNT_ID)
         .map_err(|errno| ShareError::Attributes(name.to_owned(), errno.into()))?;
     match FileType::from_raw_mode(stat.stx_mode.into()) {
-        FileType::Directory | FileType::RegularFile => Ok(()),
+        FileType::Directory | FileType::RegularFile => Ok(stat.stx_mnt_id),
         _ => Err(ShareError::Kind(name.to_owned())),
     }
 }
@@ -238,29 +252,29 @@ mod tests {
     fn names_are_two_components() {
         let shares = SharesHandle::new();
         for bad in ["", "a", "/a", "a/", "a/b/c", "../a", "a/..", "./a", "a/.", "a/b\0"] {
-            assert!(matches!(shares.add(bad, root(), false), Err(ShareError::Name(_))), "{bad:?}");
+            assert!(matches!(shares.add(bad, root(), ShareOptions::default()), Err(ShareError::Name(_))), "{bad:?}");
         }
     }
 
     #[test]
     fn directories_live_as_long_as_their_shares() {
         let shares = SharesHandle::new();
-        shares.add("c/rootfs", root(), false).unwrap();
+        shares.add("c/rootfs", root(), ShareOptions::default()).unwrap();
         let id = shares.container_id("c").unwrap();
         assert!(shares.holds(id));
-        assert!(matches!(shares.add("c/rootfs", root(), false), Err(ShareError::Exists(_))));
+        assert!(matches!(shares.add("c/rootfs", root(), ShareOptions::default()), Err(ShareError::Exists(_))));
         let share = shares.share("c/rootfs").unwrap();
         shares.remove("c/rootfs").unwrap();
         assert!(share.is_removed());
         assert!(!shares.holds(id));
         assert!(matches!(shares.remove("c/rootfs"), Err(ShareError::Missing(_))));
-        shares.add("c/rootfs", root(), false).unwrap();
+        shares.add("c/rootfs", root(), ShareOptions::default()).unwrap();
         assert_ne!(shares.container_id("c").unwrap(), id, "node ids are not used again");
     }
 
     #[test]
     fn devices_are_refused() {
         let device = File::open("/dev/null").unwrap().into();
-        assert!(matches!(SharesHandle::new().add("c/null", device, false), Err(ShareError::Kind(_))));
+        assert!(matches!(SharesHandle::new().add("c/null", device, ShareOptions::default()), Err(ShareError::Kind(_))));
     }
 }

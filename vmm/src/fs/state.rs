@@ -72,7 +72,7 @@ impl Server {
             lookups: node.lookups(),
             submount: node.submount,
             share: node.share.name.clone(),
-            path: self.path_of(&node),
+            path: self.path_of(Arc::clone(&node)),
         });
         // What is not open needs no place in the state: the guest is told ESTALE and looks again.
         let inodes: Vec<_> = inodes.filter(|inode| inode.path.is_some() || open.contains(&inode.id)).collect();
@@ -89,12 +89,13 @@ impl Server {
     }
 
     /// The path from a share's root that leads to `node` now.
-    fn path_of(&self, node: &Node) -> Option<Vec<CString>> {
-        let share = &node.share;
+    fn path_of(&self, node: Arc<Node>) -> Option<Vec<CString>> {
+        let place = self.inodes.reach(node).ok()?;
+        let share = &place.share;
         let root = self.descriptors.target(share.root.as_fd()).ok()?;
-        let path = components(&root, &self.descriptors.target(node.as_fd()).ok()?)?;
+        let path = components(&root, &self.descriptors.target(place.as_fd()).ok()?)?;
         let there = stat_fd(walk(share, &path).ok()?).ok()?;
-        (Key::new(share, &there) == node.key).then_some(path)
+        (Key::new(share, &there) == place.key).then_some(path)
     }
 
     /// Takes over what a guest knows.
@@ -128,24 +129,24 @@ impl Server {
         let fd = walk(&share, saved.path.as_ref().ok_or(Errno::NOENT)?)?;
         let stat = stat_fd(&fd)?;
         let key = Key::new(&share, &stat);
-        let found = Found { key, fd, kind: kind_of(&stat), share, submount: saved.submount };
+        let found = Found { key, fd, kind: kind_of(&stat), share, submount: saved.submount, seen: None };
         self.inodes.restore(found, saved.id, saved.lookups).map(drop)
     }
 
     fn restore_handle(&self, saved: &HandleState) -> Result<(), Errno> {
-        let node = |id| self.inodes.get(id);
+        let place = |id| self.inodes.place(id);
         let handle = match &saved.kind {
             HandleKind::Synthetic(entries) => Handle::Synthetic { id: saved.inode, entries: entries.clone() },
             HandleKind::Directory => {
-                let node = node(saved.inode)?;
-                let stream = Mutex::new(DirectoryStream::new(self.open_directory(&node)?));
-                Handle::Directory { node, stream }
+                let place = place(saved.inode)?;
+                let stream = Mutex::new(DirectoryStream::new(self.open_directory(&place)?));
+                Handle::Directory { place, stream }
             }
             HandleKind::File(flags) => {
-                let node = node(saved.inode)?;
+                let place = place(saved.inode)?;
                 let flags = flags & !OFlags::TRUNC.bits();
-                let file = self.open_node(&node, flags)?;
-                Handle::File { node, file, flags }
+                let file = self.open_node(&place, flags)?;
+                Handle::File { place, file, flags }
             }
         };
         self.handles.restore(saved.id, handle)

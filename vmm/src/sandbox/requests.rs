@@ -10,7 +10,7 @@ use oci_spec::runtime::Process;
 use super::clients::Caller;
 use super::processes::{Absent, Streams};
 use super::{Purpose, Sandbox, failure, init_of};
-use crate::control::{NewContainer, Reply, Request, Status, StdioFds};
+use crate::control::{NewContainer, Reply, Request, ShareOptions, Status, StdioFds};
 use crate::timeline;
 
 impl Sandbox {
@@ -34,9 +34,9 @@ impl Sandbox {
     /// Carries a request out: its result, where that is known already.
     fn request(&mut self, caller: Caller, request: Request) -> Option<Result<Reply, Failure>> {
         match request {
-            Request::AddShare { name, read_only } => {
+            Request::AddShare { name, options } => {
                 let root = self.clients.take_fds(caller, 1)?.pop()?;
-                Some(self.add_share(caller, &name, root, read_only))
+                Some(self.add_share(caller, &name, root, options))
             }
             Request::Create(new) => {
                 let fds = self.clients.take_fds(caller, new.counts().iter().sum())?;
@@ -73,8 +73,14 @@ impl Sandbox {
         }
     }
 
-    fn add_share(&mut self, caller: Caller, name: &str, root: OwnedFd, read_only: bool) -> Result<Reply, Failure> {
-        let added = self.shares.add(name, root, read_only);
+    fn add_share(
+        &mut self,
+        caller: Caller,
+        name: &str,
+        root: OwnedFd,
+        options: ShareOptions,
+    ) -> Result<Reply, Failure> {
+        let added = self.shares.add(name, root, options);
         if let (Ok(()), Some((container, _))) = (&added, name.split_once('/')) {
             self.move_in(container, caller.client);
         }

@@ -1,7 +1,5 @@
 //! Attributes.
 
-use std::sync::Arc;
-
 use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, Statx, StatxTimestamp, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid,
 };
@@ -9,7 +7,7 @@ use rustix::io::Errno;
 
 use super::super::buffers::Reply;
 use super::super::handles::Handle;
-use super::super::inodes::{Node, stat_fd};
+use super::super::inodes::{Place, stat_fd};
 use super::super::request::Request;
 use super::super::server::Server;
 use super::super::shares::{FIRST_CONTAINER_ID, is_synthetic};
@@ -41,7 +39,7 @@ impl Server {
     }
 
     /// The attributes of inode `id`, through the handle `fh` where there is one.
-    fn stat_open(&self, id: u64, fh: Option<u64>) -> Result<(Arc<Node>, Statx), Errno> {
+    fn stat_open(&self, id: u64, fh: Option<u64>) -> Result<(Place, Statx), Errno> {
         let node = self.node(id)?;
         let stat = match fh {
             Some(fh) => match &*self.handles.get(fh, id)? {
@@ -72,7 +70,7 @@ impl Server {
         // The owner first: changing it clears setuid and setgid, which the wish may set.
         set_owner(&node, &wish)?;
         if wish.valid & fattr::MODE != 0 {
-            rustix::fs::chmodat(CWD, name_of(&*node), Mode::from_raw_mode(wish.mode & 0o7777), AtFlags::empty())?;
+            rustix::fs::chmodat(CWD, name_of(&node), Mode::from_raw_mode(wish.mode & 0o7777), AtFlags::empty())?;
         }
         if wish.valid & fattr::SIZE != 0 {
             let kill = wish.valid & fattr::KILL_SUIDGID != 0;
@@ -87,7 +85,7 @@ impl Server {
         if is_synthetic(id) {
             return reply.put(&StatfsOut { bsize: 4096, frsize: 4096, namelen: 255, ..StatfsOut::default() });
         }
-        let host = rustix::fs::fstatvfs(&*self.node(id)?)?;
+        let host = rustix::fs::fstatvfs(self.node(id)?)?;
         let small = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
         reply.put(&StatfsOut {
             blocks: host.f_blocks,
@@ -107,12 +105,12 @@ impl Server {
         if node.kind != FileType::Symlink {
             return Err(Errno::INVAL);
         }
-        let target = rustix::fs::readlinkat(&*node, c"", Vec::new())?;
+        let target = rustix::fs::readlinkat(&node, c"", Vec::new())?;
         reply.put_bytes(target.to_bytes())
     }
 }
 
-fn set_owner(node: &Node, wish: &SetattrIn) -> Result<(), Errno> {
+fn set_owner(node: &Place, wish: &SetattrIn) -> Result<(), Errno> {
     // The host takes -1 for "no change".
     let wanted = |flag, id: u32| match id {
         _ if wish.valid & flag == 0 => Ok(None),
@@ -126,11 +124,11 @@ fn set_owner(node: &Node, wish: &SetattrIn) -> Result<(), Errno> {
     chown(node, uid, gid)
 }
 
-fn chown(node: &Node, uid: Option<u32>, gid: Option<u32>) -> Result<(), Errno> {
+fn chown(node: &Place, uid: Option<u32>, gid: Option<u32>) -> Result<(), Errno> {
     rustix::fs::chownat(node, c"", uid.map(Uid::from_raw), gid.map(Gid::from_raw), AtFlags::EMPTY_PATH)
 }
 
-fn truncate(node: &Node, handle: Option<&Handle>, size: u64) -> Result<(), Errno> {
+fn truncate(node: &Place, handle: Option<&Handle>, size: u64) -> Result<(), Errno> {
     if let Some(handle) = handle {
         return rustix::fs::ftruncate(handle.file()?, size);
     }
@@ -145,7 +143,7 @@ fn truncate(node: &Node, handle: Option<&Handle>, size: u64) -> Result<(), Errno
     result.map_err(|errno| Errno::from_raw_os_error(errno as i32))
 }
 
-fn set_times(node: &Node, wish: &SetattrIn) -> Result<(), Errno> {
+fn set_times(node: &Place, wish: &SetattrIn) -> Result<(), Errno> {
     if wish.valid & (fattr::ATIME | fattr::MTIME) == 0 {
         return Ok(());
     }

@@ -11,7 +11,7 @@ use zerocopy::IntoBytes;
 use super::super::buffers::Reply;
 use super::super::directory::DirectoryStream;
 use super::super::handles::Handle;
-use super::super::inodes::Node;
+use super::super::inodes::Place;
 use super::super::request::Request;
 use super::super::server::Server;
 use super::super::shares::is_synthetic;
@@ -60,16 +60,16 @@ impl Server {
         let handle = if is_synthetic(id) {
             Handle::Synthetic { id, entries: self.shares.entries(id).ok_or(Errno::STALE)? }
         } else {
-            let node = self.node(id)?;
-            let stream = Mutex::new(DirectoryStream::new(self.open_directory(&node)?));
-            Handle::Directory { node, stream }
+            let place = self.node(id)?;
+            let stream = Mutex::new(DirectoryStream::new(self.open_directory(&place)?));
+            Handle::Directory { place, stream }
         };
         let fh = self.handles.insert(handle)?;
         reply.put(&OpenOut { fh, ..OpenOut::default() })
     }
 
     /// Opens a directory of a share for reading.
-    pub(in crate::fs) fn open_directory(&self, node: &Node) -> Result<OwnedFd, Errno> {
+    pub(in crate::fs) fn open_directory(&self, node: &Place) -> Result<OwnedFd, Errno> {
         if node.kind != FileType::Directory {
             return Err(Errno::NOTDIR);
         }
@@ -88,16 +88,16 @@ impl Server {
         let mut listing = Listing { reply, room, plus };
         match &*handle {
             Handle::Synthetic { id, entries } => list_synthetic(*id, entries, offset, &mut listing),
-            Handle::Directory { node, .. } => {
+            Handle::Directory { place, .. } => {
                 let mut stream = handle.stream()?;
                 stream.seek(offset)?;
-                self.list(node, &mut stream, &mut listing)
+                self.list(place, &mut stream, &mut listing)
             }
             Handle::File { .. } => Err(Errno::NOTDIR),
         }
     }
 
-    fn list(&self, node: &Node, stream: &mut DirectoryStream, listing: &mut Listing<'_, '_>) -> Result<(), Errno> {
+    fn list(&self, node: &Place, stream: &mut DirectoryStream, listing: &mut Listing<'_, '_>) -> Result<(), Errno> {
         let wanted = listing.room;
         loop {
             let entry = match stream.peek() {
@@ -121,7 +121,7 @@ impl Server {
 
     /// The inode of the entry `name`; all zero where there is none to give. The guest then asks for itself, should
     /// it care, and gets the error.
-    fn inode_of(&self, parent: &Node, name: &CStr) -> EntryOut {
+    fn inode_of(&self, parent: &Place, name: &CStr) -> EntryOut {
         if matches!(name.to_bytes(), b"." | b"..") {
             return EntryOut::default();
         }

@@ -1,7 +1,8 @@
 //! Regular files: opening, reading, writing.
 
+use std::ffi::CStr;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::{CWD, FallocateFlags, FileType, Mode, OFlags, SeekFrom, Statx};
@@ -9,7 +10,7 @@ use rustix::io::Errno;
 
 use super::super::buffers::{Payload, Reply};
 use super::super::handles::Handle;
-use super::super::inodes::{Node, Version, stat_fd};
+use super::super::inodes::{Node, Place, Version, stat_fd};
 use super::super::request::Request;
 use super::super::server::Server;
 use super::super::shares::is_synthetic;
@@ -52,14 +53,16 @@ impl Server {
         let mode = creation_mode(&parent, mode, &owner)?;
         // Exclusive always: what is there already, put there by the host, may be a FIFO or a device.
         let host_flags = host_flags(flags) | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
-        let made = worker.create_as(&owner, umask, || rustix::fs::openat(&*parent, name, host_flags, mode));
+        let made = worker.create_as(&owner, umask, || rustix::fs::openat(&parent, name, host_flags, mode));
         match made {
-            Ok(file) => self.reply_made(&parent, file, flags, reply),
+            Ok(file) => self.reply_made((&parent, name), file, flags, reply),
             Err(Errno::EXIST) if !guest_flags(flags).contains(OFlags::EXCL) => {
                 let (node, stat) = self.child(&parent, name)?;
                 let kill = open_flags & OPEN_KILL_SUIDGID != 0;
-                let file = worker.without_fsetid(kill, || self.open_node(&node, flags)).and_then(|opened| opened);
-                let opened = file.and_then(|file| self.opened(Arc::clone(&node), file, flags));
+                let opened = self.inodes.reach(node.clone()).and_then(|place| {
+                    let file = worker.without_fsetid(kill, || self.open_node(&place, flags))??;
+                    self.opened(place, file, flags)
+                });
                 self.reply_created(&node, &stat, opened, reply)
             }
             Err(errno) => Err(errno),
@@ -81,15 +84,21 @@ impl Server {
         let mode = creation_mode(&parent, mode, &owner)?;
         let exclusive = guest_flags(flags) & OFlags::EXCL;
         let host_flags = host_flags(flags) | OFlags::TMPFILE | exclusive;
-        let file = worker.create_as(&owner, umask, || rustix::fs::openat(CWD, name_of(&*parent), host_flags, mode))?;
-        self.reply_made(&parent, file, flags, reply)
+        let file = worker.create_as(&owner, umask, || rustix::fs::openat(CWD, name_of(&parent), host_flags, mode))?;
+        self.reply_made((&parent, c""), file, flags, reply)
     }
 
     /// Replies to `CREATE` and `TMPFILE` with the fresh `file`.
-    fn reply_made(&self, parent: &Node, file: OwnedFd, flags: u32, reply: &mut Reply<'_>) -> Result<(), Errno> {
-        let (node, stat) = self.adopt_file(&file, parent)?;
-        let opened = self.handles.insert(Handle::File { node: Arc::clone(&node), file, flags });
-        self.reply_created(&node, &stat, opened.map(|fh| OpenOut { fh, ..OpenOut::default() }), reply)
+    fn reply_made(
+        &self,
+        entry: (&Place, &CStr),
+        file: OwnedFd,
+        flags: u32,
+        reply: &mut Reply<'_>,
+    ) -> Result<(), Errno> {
+        let (place, stat) = self.adopt_file(&file, entry)?;
+        let opened = self.handles.insert(Handle::File { place: place.clone(), file, flags });
+        self.reply_created(&place, &stat, opened.map(|fh| OpenOut { fh, ..OpenOut::default() }), reply)
     }
 
     /// Replies with an inode and a handle of it. The lookup is taken back where the guest does not hear of it.
@@ -108,14 +117,14 @@ impl Server {
         result
     }
 
-    fn opened(&self, node: Arc<Node>, file: OwnedFd, flags: u32) -> Result<OpenOut, Errno> {
-        let open_flags = if is_unchanged(&node, &file)? { FOPEN_KEEP_CACHE } else { 0 };
-        let fh = self.handles.insert(Handle::File { node, file, flags })?;
+    fn opened(&self, place: Place, file: OwnedFd, flags: u32) -> Result<OpenOut, Errno> {
+        let open_flags = if is_unchanged(&place, &file)? { FOPEN_KEEP_CACHE } else { 0 };
+        let fh = self.handles.insert(Handle::File { place, file, flags })?;
         Ok(OpenOut { fh, open_flags, ..OpenOut::default() })
     }
 
     /// Opens a regular file of a share. Nothing else is ever opened on the host: a FIFO would block, a device would act.
-    pub(in crate::fs) fn open_node(&self, node: &Node, flags: u32) -> Result<OwnedFd, Errno> {
+    pub(in crate::fs) fn open_node(&self, node: &Place, flags: u32) -> Result<OwnedFd, Errno> {
         match node.kind {
             FileType::RegularFile => {}
             FileType::Directory => return Err(Errno::ISDIR),
@@ -124,7 +133,7 @@ impl Server {
         }
         let guest = guest_flags(flags);
         let writes = guest.intersects(OFlags::WRONLY | OFlags::RDWR | OFlags::TRUNC);
-        if writes && node.share.read_only {
+        if writes && node.share.options.read_only {
             return Err(Errno::ROFS);
         }
         let truncate = guest & OFlags::TRUNC;
@@ -133,9 +142,9 @@ impl Server {
 
     /// Opens what `node` stands for; in a read-only share without its access time being changed, where that may be: who is not the
     /// host's root can have it of their own files only.
-    pub(super) fn reopen(&self, node: &Node, flags: OFlags) -> Result<OwnedFd, Errno> {
+    pub(super) fn reopen(&self, node: &Place, flags: OFlags) -> Result<OwnedFd, Errno> {
         let open = |flags| rustix::fs::openat(&self.descriptors, name_of(node), flags, Mode::empty());
-        if !node.share.read_only {
+        if !node.share.options.read_only {
             return open(flags);
         }
         match open(flags | OFlags::NOATIME) {
@@ -205,7 +214,7 @@ impl Server {
             _ => return Err(Errno::INVAL),
         };
         let flags = flags | OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        rustix::fs::syncfs(rustix::fs::openat(CWD, name_of(&*node), flags, Mode::empty())?)
+        rustix::fs::syncfs(rustix::fs::openat(CWD, name_of(&node), flags, Mode::empty())?)
     }
 
     /// Where the caller has to clear setuid and setgid, the guest has asked for that before: see [`Server::setattr`].

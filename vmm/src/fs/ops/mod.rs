@@ -6,11 +6,9 @@ mod files;
 mod names;
 mod xattrs;
 
-use std::sync::Arc;
-
 use rustix::io::Errno;
 
-use super::inodes::Node;
+use super::inodes::Place;
 use super::server::Server;
 use super::shares::is_synthetic;
 
@@ -20,13 +18,13 @@ const CACHE_SECONDS: u64 = 1;
 
 impl Server {
     /// The inode `id` of a share. A synthetic directory takes no request that ends up here: `EROFS`.
-    fn node(&self, id: u64) -> Result<Arc<Node>, Errno> {
-        if is_synthetic(id) { Err(Errno::ROFS) } else { self.inodes.get(id) }
+    fn node(&self, id: u64) -> Result<Place, Errno> {
+        if is_synthetic(id) { Err(Errno::ROFS) } else { self.inodes.place(id) }
     }
 
     /// The inode `id` of a share that may be changed.
-    fn writable_node(&self, id: u64) -> Result<Arc<Node>, Errno> {
+    fn writable_node(&self, id: u64) -> Result<Place, Errno> {
         let node = self.node(id)?;
-        if node.share.read_only { Err(Errno::ROFS) } else { Ok(node) }
+        if node.share.options.read_only { Err(Errno::ROFS) } else { Ok(node) }
     }
 }

@@ -9,7 +9,7 @@ use rustix::fs::{AtFlags, CWD, Mode, XattrFlags};
 use rustix::io::Errno;
 
 use super::super::buffers::Reply;
-use super::super::inodes::Node;
+use super::super::inodes::Place;
 use super::super::request::Request;
 use super::super::server::Server;
 use super::super::shares::is_synthetic;
@@ -34,10 +34,10 @@ impl Server {
         let node = self.node(request.header.nodeid)?;
         let room = usize::try_from(size).map_err(|_| Errno::INVAL)?.min(MAX_VALUE);
         if room == 0 {
-            return put_size(rustix::fs::getxattr_query(name_of(&*node), name)?, reply);
+            return put_size(rustix::fs::getxattr_query(name_of(&node), name)?, reply);
         }
         worker.scratch.resize(room, 0);
-        let length = rustix::fs::getxattr(name_of(&*node), name, worker.scratch.as_mut_slice())?;
+        let length = rustix::fs::getxattr(name_of(&node), name, worker.scratch.as_mut_slice())?;
         reply.put_bytes(&worker.scratch[..length])
     }
 
@@ -51,7 +51,7 @@ impl Server {
         let names = if is_synthetic(request.header.nodeid) {
             Vec::new()
         } else {
-            visible_names(&*self.node(request.header.nodeid)?, &mut worker.scratch)?
+            visible_names(&self.node(request.header.nodeid)?, &mut worker.scratch)?
         };
         match usize::try_from(size).map_err(|_| Errno::INVAL)? {
             0 => put_size(names.len(), reply),
@@ -67,7 +67,7 @@ impl Server {
         let name = checked(name)?;
         let flags = XattrFlags::from_bits_retain(flags);
         let node = self.writable_node(request.header.nodeid)?;
-        let set = || rustix::fs::setxattr(name_of(&*node), name, value, flags);
+        let set = || rustix::fs::setxattr(name_of(&node), name, value, flags);
         if setxattr_flags & SETXATTR_ACL_KILL_SGID == 0 {
             return set();
         }
@@ -78,7 +78,7 @@ impl Server {
         if !mode.contains(Mode::SGID) {
             return Ok(());
         }
-        rustix::fs::chmodat(CWD, name_of(&*node), mode - Mode::SGID, AtFlags::empty())
+        rustix::fs::chmodat(CWD, name_of(&node), mode - Mode::SGID, AtFlags::empty())
     }
 
     /// Takes `setxattr_in` off the arguments, which is shorter in older protocol versions.
@@ -93,7 +93,7 @@ impl Server {
     pub(in crate::fs) fn removexattr(&self, request: &mut Request<'_>) -> Result<(), Errno> {
         let name = checked(request.last_string()?)?;
         let node = self.writable_node(request.header.nodeid)?;
-        rustix::fs::removexattr(name_of(&*node), name)
+        rustix::fs::removexattr(name_of(&node), name)
     }
 }
 
@@ -107,7 +107,7 @@ fn checked(name: &CStr) -> Result<&CStr, Errno> {
 }
 
 /// The names the guest may see, each ended by a NUL.
-fn visible_names(node: &Node, scratch: &mut Vec<u8>) -> Result<Vec<u8>, Errno> {
+fn visible_names(node: &Place, scratch: &mut Vec<u8>) -> Result<Vec<u8>, Errno> {
     scratch.resize(MAX_VALUE, 0);
     let length = rustix::fs::listxattr(name_of(node), scratch.as_mut_slice())?;
     let names = scratch[..length].split_inclusive(|byte| *byte == 0);

@@ -12,7 +12,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use super::super::FsError;
 use super::super::buffers::Buffers;
 use super::super::server::{Limits, Server};
-use super::super::shares::SharesHandle;
+use super::super::shares::{ShareOptions, SharesHandle};
 use super::super::wire::*;
 use super::super::worker::Worker;
 
@@ -49,7 +49,9 @@ impl Guest {
         let directory = tempfile::tempdir().unwrap();
         std::fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         let shares = SharesHandle::new();
-        shares.add("c/share", open_path(directory.path()), read_only).unwrap();
+        shares
+            .add("c/share", open_path(directory.path()), ShareOptions { read_only, ..ShareOptions::default() })
+            .unwrap();
         let server = Server::new(shares.clone(), limits).unwrap();
         Self::of(server, shares, directory)
     }

@@ -4,6 +4,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 
 use zerocopy::IntoBytes;
 
+use super::super::shares::ShareOptions;
 use super::super::wire::*;
 use super::guest::{Guest, nul, open_path};
 
@@ -25,7 +26,10 @@ fn tree_of_shares() {
 fn shares_come_and_go() {
     let mut guest = Guest::new();
     std::fs::write(guest.host("file"), "one file").unwrap();
-    guest.shares.add("d/file", open_path(&guest.host("file")), true).unwrap();
+    guest
+        .shares
+        .add("d/file", open_path(&guest.host("file")), ShareOptions { read_only: true, ..ShareOptions::default() })
+        .unwrap();
     let container = guest.lookup(ROOT_ID, "d").unwrap().nodeid;
     let file = guest.lookup(container, "file").unwrap();
     assert_eq!((file.attr.mode & libc::S_IFMT, file.attr.flags), (libc::S_IFREG, 0));
@@ -40,7 +44,7 @@ fn shares_come_and_go() {
 #[test]
 fn what_takes_the_place_of_a_container_s_shares_is_found_at_once() {
     let mut guest = Guest::new();
-    let add = |guest: &Guest| guest.shares.add("d/root", open_path(&guest.host("")), false).unwrap();
+    let add = |guest: &Guest| guest.shares.add("d/root", open_path(&guest.host("")), ShareOptions::default()).unwrap();
     let find = |guest: &mut Guest| {
         let container = guest.lookup(ROOT_ID, "d").unwrap();
         let root = guest.lookup(container.nodeid, "root").unwrap();
@@ -144,7 +148,7 @@ fn links_and_renames_stay_in_their_share() {
     std::fs::create_dir(guest.host("other")).unwrap();
     std::fs::write(guest.host("file"), "").unwrap();
     symlink("/", guest.host("slash")).unwrap();
-    guest.shares.add("c/other", open_path(&guest.host("other")), false).unwrap();
+    guest.shares.add("c/other", open_path(&guest.host("other")), ShareOptions::default()).unwrap();
     let container = guest.lookup(ROOT_ID, "c").unwrap().nodeid;
     let other = guest.lookup(container, "other").unwrap().nodeid;
     let file = guest.lookup(guest.root, "file").unwrap().nodeid;

@@ -6,7 +6,7 @@ use super::*;
 fn requests_may_be_sent_before_the_guest_has_booted() {
     let mut bench = Bench::new();
     let root = std::fs::File::open(bench.directory.path()).unwrap();
-    let share = Request::AddShare { name: "main/rootfs".into(), read_only: false };
+    let share = Request::AddShare { name: "main/rootfs".into(), options: ShareOptions::default() };
     let first = bench.client().send(&share, &[root.as_fd()]).unwrap();
     let (second, _output) = bench.create("main");
     let answer = bench.client().receive(Some(LONG)).unwrap();
@@ -58,7 +58,7 @@ fn clients_that_misbehave_harm_nobody_else() {
         }
     }
     let mut careless = bench.connect();
-    careless.send(&Request::AddShare { name: "main/x".into(), read_only: true }, &[]).unwrap();
+    careless.send(&Request::AddShare { name: "main/x".into(), options: ShareOptions::default() }, &[]).unwrap();
     assert!(matches!(careless.receive(Some(LONG)), Err(ClientError::Closed)));
     assert_eq!(bench.status(), Status::Running);
 }
