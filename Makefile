@@ -57,6 +57,8 @@ run: build
 
 test: build
 	@.ci/deps tests
+	@# Mostly waits for the archive: meanwhile there are the unit tests. tests/e2e waits for it and tells if it failed.
+	@tests/debian $(rootfs_builder) >/dev/null 2>&1 &
 	@echo "test: unit tests" >&2
 	@cargo test --locked --workspace --features agent/agent
 	@echo "test: the test host" >&2

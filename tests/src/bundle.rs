@@ -46,8 +46,7 @@ impl Bundle {
     #[must_use]
     pub fn debian<'a>(args: impl IntoIterator<Item = &'a str>) -> Self {
         let directory = tempfile::tempdir().expect("a directory for a bundle");
-        let template = templates().join("debian");
-        Self::new(directory, &template, &template.join("rootfs"), args)
+        Self::new(directory, &templates().join("busybox"), &templates().join("debian"), args)
     }
 
     fn new<'a>(directory: TempDir, template: &Path, root: &Path, args: impl IntoIterator<Item = &'a str>) -> Self {
