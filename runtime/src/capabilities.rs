@@ -33,7 +33,8 @@ fn warn(unknown: &BTreeSet<String>, log: &Log) {
     }
 }
 
-/// Takes ambient capabilities off a process that are not both permitted and inheritable: the kernel would not have them.
+/// Takes ambient capabilities off a process that are not both permitted and inheritable: the kernel would not have them. That is told
+/// where they are lost: root gets what it is permitted with every program anyway.
 pub(crate) fn leave_out_unfounded(process: &mut Process, log: &Log) {
     let Some(mut sets) = process.capabilities().clone() else { return };
     let has = |set: &Option<Capabilities>, one: &Capability| set.as_ref().is_some_and(|set| set.contains(one));
@@ -43,13 +44,16 @@ pub(crate) fn leave_out_unfounded(process: &mut Process, log: &Log) {
         .flatten()
         .copied()
         .partition(|one| has(sets.permitted(), one) && has(sets.inheritable(), one));
-    for one in &unfounded {
-        log.warn(&format!("can't raise ambient capability CAP_{one}: operation not permitted"));
+    if unfounded.is_empty() {
+        return;
     }
-    if !unfounded.is_empty() {
-        sets.set_ambient(Some(founded));
-        process.set_capabilities(Some(sets));
+    if process.user().uid() != 0 {
+        let names: BTreeSet<_> = unfounded.iter().map(|one| format!("CAP_{one}")).collect();
+        let names = names.into_iter().collect::<Vec<_>>().join(" ");
+        log.warn(&format!("can't raise ambient capabilities that are not permitted and inheritable: [{names}]"));
     }
+    sets.set_ambient(Some(founded));
+    process.set_capabilities(Some(sets));
 }
 
 /// Adds to the sets that runc adds to; to the ambient one only where the process has inheritable ones to found them on.
@@ -107,11 +111,20 @@ mod tests {
     }
 
     #[test]
-    fn those_without_foundation_are_left_out_and_told() {
-        let given = json!({"permitted": ["CAP_KILL", "CAP_CHOWN"], "inheritable": ["CAP_KILL"], "ambient": ["CAP_KILL", "CAP_CHOWN"]});
-        let (sets, said) = process(&given, leave_out_unfounded);
+    fn those_without_foundation_are_left_out_and_told_where_they_are_lost() {
+        let given = json!({"permitted": ["CAP_KILL", "CAP_CHOWN", "CAP_SYSLOG"], "inheritable": ["CAP_KILL"],
+            "ambient": ["CAP_SYSLOG", "CAP_KILL", "CAP_CHOWN"]});
+        let of_user = |uid| {
+            process(&given, |process, log| {
+                process.user_mut().set_uid(uid);
+                leave_out_unfounded(process, log);
+            })
+        };
+        let (sets, said) = of_user(1000);
         assert_eq!(names(sets.ambient()), ["CAP_KILL"]);
-        assert!(said.contains("can't raise ambient capability CAP_CHOWN: "), "{said}");
+        assert!(said.contains(": [CAP_CHOWN CAP_SYSLOG]") && said.lines().count() == 1, "{said}");
+        let (sets, said) = of_user(0);
+        assert_eq!((names(sets.ambient()), said.as_str()), (vec!["CAP_KILL".to_owned()], ""));
     }
 
     #[test]
