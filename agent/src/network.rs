@@ -81,18 +81,42 @@ pub struct Route {
     /// Its priority: the lowest wins.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metric: Option<u32>,
-    /// The longest packet on this way, in bytes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mtu: Option<u32>,
+    /// What it says of the packets on this way, as the longest, and of the connections.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub metrics: Vec<RouteMetric>,
+    /// `RTN_*`: a route to others, to the machine itself, to all in a network or to some.
+    pub kind: u8,
+    /// The type of service of the packets that go this way; 0 is any.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub tos: u8,
     /// `RT_SCOPE_*`.
     pub scope: u8,
     /// Routing table.
     pub table: u32,
     /// `RTPROT_*`.
     pub protocol: u8,
+    /// `ICMPV6_ROUTER_PREF_*`, which decides between routers of IPv6.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preference: Option<u8>,
+    /// Seconds after which it goes by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<u32>,
     /// Whether the gateway is reached through this interface whatever its addresses are.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub on_link: bool,
+}
+
+fn is_zero(number: &u8) -> bool {
+    *number == 0
+}
+
+/// One of a route's metrics.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct RouteMetric {
+    /// `RTAX_*`.
+    pub kind: u16,
+    /// Its value in the kernel's own form: a number, or a name that ends with a zero.
+    pub value: Vec<u8>,
 }
 
 /// A host whose hardware address is known.

@@ -5,22 +5,21 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use agent::netlink::Netlink;
-use agent::{Address, HardwareAddress, Interface, Neighbour, Route};
-use netlink_packet_core::{DecodeError, Parseable};
+use agent::{Address, HardwareAddress, Interface, Neighbour, Route, RouteMetric};
+use netlink_packet_core::{DecodeError, Nla, Parseable};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteType,
-    RouteVia,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteType, RouteVia,
 };
 use nix::libc;
 
 use super::NetworkError;
 use super::link::{Link, has_ipv6};
 
-/// The kernel's own table of local addresses, which come by themselves with the addresses.
-const LOCAL_TABLE: u32 = 255;
+/// How many of its units the kernel tells the rest of a route's time in make a second (`USER_HZ`).
+const TICKS: u32 = 100;
 
 /// Reads all that the guest has to know of an interface.
 pub(super) fn read(netlink: &mut Netlink, link: &Link) -> Result<Interface, NetworkError> {
@@ -92,10 +91,13 @@ fn routes(netlink: &mut Netlink, link: &Link) -> Result<Vec<Route>, NetworkError
 
 /// Whether a route leads through the interface and does not come by itself: with an address, or from a router.
 fn leads_through(message: &RouteMessage, index: u32) -> bool {
-    let own =
-        !matches!(message.header.protocol, RouteProtocol::Kernel | RouteProtocol::Ra | RouteProtocol::IcmpRedirect);
-    own && message.header.kind == RouteType::Unicast
-        && table(message) != LOCAL_TABLE
+    let RouteHeader { protocol, kind, .. } = message.header;
+    let own = !matches!(protocol, RouteProtocol::Kernel | RouteProtocol::Ra | RouteProtocol::IcmpRedirect);
+    let leads = matches!(
+        kind,
+        RouteType::Unicast | RouteType::Local | RouteType::Broadcast | RouteType::Multicast | RouteType::Anycast
+    );
+    own && leads
         && message.attributes.iter().any(|attribute| match attribute {
             RouteAttribute::Oif(found) => *found == index,
             RouteAttribute::MultiPath(hops) => hops.iter().any(|hop| hop.interface_index == index),
@@ -112,23 +114,7 @@ fn table(message: &RouteMessage) -> u32 {
 }
 
 fn route(message: &RouteMessage) -> Result<Route, String> {
-    let RouteHeader { address_family, destination_prefix_length: prefix, scope, protocol, flags, .. } = message.header;
-    let any: IpAddr = match address_family {
-        AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
-        _ => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    let mut route = Route {
-        destination: any,
-        prefix,
-        gateway: None,
-        source: None,
-        metric: None,
-        mtu: None,
-        scope: scope.into(),
-        table: table(message),
-        protocol: protocol.into(),
-        on_link: flags.contains(RouteFlags::Onlink),
-    };
+    let mut route = bare_route(message);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(address) => route.destination = ip(address)?,
@@ -136,13 +122,48 @@ fn route(message: &RouteMessage) -> Result<Route, String> {
             RouteAttribute::Via(RouteVia::Inet6(address)) => route.gateway = Some((*address).into()),
             RouteAttribute::PrefSource(address) => route.source = Some(ip(address)?),
             RouteAttribute::Priority(metric) => route.metric = Some(*metric),
-            RouteAttribute::Metrics(metrics) => route.mtu = mtu(metrics),
+            RouteAttribute::Metrics(metrics) => route.metrics = metrics.iter().map(metric).collect(),
+            RouteAttribute::Preference(preference) => route.preference = Some((*preference).into()),
+            RouteAttribute::CacheInfo(info) if info.expires > 0 => route.expires = Some(info.expires.div_ceil(TICKS)),
             RouteAttribute::MultiPath(_) => return Err(unsupported(&route, "has several next hops")),
             RouteAttribute::Encap(_) => return Err(unsupported(&route, "is encapsulated")),
+            RouteAttribute::Source(_) => return Err(unsupported(&route, "is for some sources only")),
+            RouteAttribute::Realm(_) => return Err(unsupported(&route, "has a realm")),
             _ => {}
         }
     }
     Ok(route)
+}
+
+/// What a route's header says of it.
+fn bare_route(message: &RouteMessage) -> Route {
+    let RouteHeader { address_family, destination_prefix_length: prefix, flags, .. } = message.header;
+    let any: IpAddr = match address_family {
+        AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
+        _ => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    Route {
+        destination: any,
+        prefix,
+        gateway: None,
+        source: None,
+        metric: None,
+        metrics: Vec::new(),
+        kind: message.header.kind.into(),
+        tos: message.header.tos,
+        scope: message.header.scope.into(),
+        table: table(message),
+        protocol: message.header.protocol.into(),
+        preference: None,
+        expires: None,
+        on_link: flags.contains(RouteFlags::Onlink),
+    }
+}
+
+fn metric(metric: &impl Nla) -> RouteMetric {
+    let mut value = vec![0; metric.value_len()];
+    metric.emit_value(&mut value);
+    RouteMetric { kind: metric.kind(), value }
 }
 
 fn unsupported(route: &Route, what: impl Display) -> String {
@@ -155,13 +176,6 @@ fn ip(address: &RouteAddress) -> Result<IpAddr, String> {
         RouteAddress::Inet6(address) => Ok((*address).into()),
         other => Err(format!("it has a route of an unknown kind ({other:?})")),
     }
-}
-
-fn mtu(metrics: &[RouteMetric]) -> Option<u32> {
-    metrics.iter().find_map(|metric| match metric {
-        RouteMetric::Mtu(mtu) => Some(*mtu),
-        _ => None,
-    })
 }
 
 fn neighbours(netlink: &mut Netlink, link: &Link) -> Result<Vec<Neighbour>, NetworkError> {
@@ -187,7 +201,7 @@ fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
 
 #[cfg(test)]
 mod tests {
-    use netlink_packet_route::route::RouteNextHop;
+    use netlink_packet_route::route::{RouteCacheInfo, RouteMetric, RouteNextHop, RoutePreference};
 
     use super::*;
 
@@ -220,8 +234,31 @@ mod tests {
         for protocol in [RouteProtocol::Kernel, RouteProtocol::Ra] {
             assert!(!leads_through(&message(protocol, vec![RouteAttribute::Oif(LINK)]), LINK));
         }
-        let table = RouteAttribute::Table(LOCAL_TABLE);
-        assert!(!leads_through(&message(RouteProtocol::Static, vec![RouteAttribute::Oif(LINK), table]), LINK));
+        let mut nowhere = message(RouteProtocol::Static, vec![RouteAttribute::Oif(LINK)]);
+        nowhere.header.kind = RouteType::BlackHole;
+        assert!(!leads_through(&nowhere, LINK));
+    }
+
+    #[test]
+    fn a_routes_metrics_and_attributes_are_told_as_they_are() {
+        let metrics = vec![RouteMetric::Lock(4), RouteMetric::Mtu(1200), RouteMetric::CcAlgo("bbr".into())];
+        let mut info = [0; 32];
+        info[8..12].copy_from_slice(&4201_u32.to_ne_bytes());
+        let info = RouteCacheInfo::parse(&info).unwrap();
+        let mut message = message(
+            RouteProtocol::Static,
+            vec![
+                RouteAttribute::Metrics(metrics),
+                RouteAttribute::Preference(RoutePreference::High),
+                RouteAttribute::CacheInfo(info),
+            ],
+        );
+        (message.header.kind, message.header.tos) = (RouteType::Local, 0x10);
+        let route = route(&message).unwrap();
+        let told: Vec<_> = route.metrics.iter().map(|metric| (metric.kind, metric.value.clone())).collect();
+        let number = |number: u32| number.to_ne_bytes().to_vec();
+        assert_eq!(told, [(1, number(4)), (2, number(1200)), (16, b"bbr\0".to_vec())]);
+        assert_eq!((route.kind, route.tos, route.preference, route.expires), (2, 0x10, Some(1), Some(43)));
     }
 
     #[test]
@@ -234,6 +271,9 @@ mod tests {
             route(&message).unwrap_err(),
             "its route to 0.0.0.0/0 has several next hops, which is not supported"
         );
+        let source = RouteAttribute::Source(RouteAddress::Inet6(Ipv6Addr::LOCALHOST));
+        let said = route(&self::message(RouteProtocol::Static, vec![source])).unwrap_err();
+        assert!(said.contains("is for some sources only"), "{said}");
     }
 
     #[test]

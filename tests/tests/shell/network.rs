@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -136,6 +137,53 @@ fn the_guests_interface_is_that_of_the_namespace() {
     assert!(guest6.iter().any(|line| line.starts_with("default via fd99:1::1 dev eth0")), "{guest6:?} {routes6:?}");
     let neighbours = lines("ip neigh").join("\n");
     assert!(neighbours.contains("10.99.1.9 dev eth0 lladdr 02:99:00:00:00:99"), "{neighbours}");
+}
+
+/// The words of each line about `eth0`, in the order of the lines.
+fn of_eth0(text: &str) -> Vec<String> {
+    let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut lines: Vec<_> = text.lines().map(words).filter(|line| line.contains(" dev eth0 ")).collect();
+    lines.sort();
+    lines
+}
+
+#[test]
+fn routes_have_all_that_the_host_says_of_them() {
+    let network = Network::new(21);
+    for route in [
+        "192.0.2.0/24 via 10.99.21.1 metric 5 mtu lock 1200 advmss 1100 window 4000 rtt lock 100ms rttvar 50ms ssthresh 40 cwnd lock 20 \
+         hoplimit 33 reordering 7 initcwnd 12 initrwnd 14 quickack 1 features ecn rto_min 60ms congctl reno",
+        "192.0.2.0/24 via 10.99.21.1 tos 0x10 proto static",
+        "203.0.113.0/24 dev eth0 scope link src 10.99.21.2 proto 42 advmss 900",
+        "local 198.51.100.7 dev eth0 table 100",
+        "local 198.51.100.8 dev eth0",
+        "broadcast 198.51.100.255 dev eth0 table 100",
+        "2001:db8::/32 via fd99:21::1 metric 50 pref high mtu 1300 hoplimit 9 advmss 1000",
+        "2001:db8:1::/48 via fd99:21::1 metric 50 expires 4000",
+    ] {
+        network.ip(&format!("{}route add {route}", if route.contains("::") { "-6 " } else { "" }));
+    }
+    let runtime = Runtime::new();
+    // The host's own program tells in the guest as well what there is.
+    let bundle = network.join(Bundle::busybox(["sleep", "1000"])).bind(Path::new("/usr"), "/host", &["ro"]);
+    let container = runtime.started(&bundle);
+    let ip = |arguments: &str| {
+        let loader =
+            "/host/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2 --library-path /host/lib/x86_64-linux-gnu /host/bin/ip";
+        container.script(&format!("{loader} {arguments}")).ok().text()
+    };
+    let all = "-d -4 route show table all";
+    assert_eq!(of_eth0(&ip(all)), of_eth0(&network.ip(all)));
+    // How long it will last has changed meanwhile.
+    let lasting = |text: &str| {
+        let lines = of_eth0(text).into_iter().filter(|line| line.starts_with("unicast 2001:db8:"));
+        let until = |line: String| line.split(" expires ").next().map(str::to_owned).map(|start| (start, line));
+        lines.filter_map(until).map(|(start, line)| (start, line.contains(" expires 39"))).collect::<Vec<_>>()
+    };
+    let all = "-d -6 route show table all";
+    let (guest, host) = (lasting(&ip(all)), lasting(&network.ip(all)));
+    assert_eq!(guest, host);
+    assert_eq!(guest.iter().map(|(_, expires)| *expires).collect::<Vec<_>>(), [true, false], "{guest:?}");
 }
 
 #[test]

@@ -6,13 +6,13 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use agent::netlink::Netlink;
-use agent::{Address, AttachedInterface, Interface, Neighbour, Route, slot_address};
+use agent::{Address, AttachedInterface, Interface, Neighbour, Route, RouteMetric, slot_address};
 use netlink_packet_core::{DefaultNla, Emitable, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NlaBuffer, NlasIterator};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressFlags, AddressHeader};
 use netlink_packet_route::link::{LinkFlags, LinkHeader};
 use netlink_packet_route::neighbour::{NeighbourHeader, NeighbourState};
-use netlink_packet_route::route::{RouteFlags, RouteHeader, RouteType};
+use netlink_packet_route::route::{RouteFlags, RouteHeader};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
@@ -21,8 +21,12 @@ use crate::container::Guest;
 use crate::error::Error;
 use crate::machine;
 
-/// `RTAX_MTU` of the kernel's `linux/rtnetlink.h`.
-const RTAX_MTU: u16 = 2;
+/// `RTA_PREF` and `RTA_EXPIRES` of the kernel's `linux/rtnetlink.h`, which the C library does not name.
+const RTA_PREF: u16 = 20;
+const RTA_EXPIRES: u16 = 23;
+
+/// `RTAX_CC_ALGO` of the kernel's `linux/rtnetlink.h`: a route's congestion control.
+const RTAX_CC_ALGO: u16 = 16;
 
 /// Gives interfaces to the container whose first process is `pid`, and `process` as a pidfd.
 pub(crate) fn give(
@@ -129,8 +133,8 @@ fn set_up(guest: Guest<'_>, netlink: &mut Netlink, index: u32, interface: &Inter
     }
     change_link(netlink, index, Vec::new(), LinkFlags::Up).map_err(at(format!("bring up network interface {name}")))?;
     for route in &interface.routes {
-        let step = || format!("add route to {}/{} through network interface {name}", route.destination, route.prefix);
-        add_route(netlink, index, route).map_err(|error| at(step())(error))?;
+        add_route(netlink, index, route)
+            .map_err(|error| at(format!("add {} through network interface {name}", described(route)))(error))?;
     }
     for neighbour in &interface.neighbours {
         let step = || format!("add neighbour {} to network interface {name}", neighbour.address);
@@ -222,6 +226,17 @@ fn add_route(netlink: &mut Netlink, index: u32, route: &Route) -> io::Result<()>
     }
 }
 
+/// A route as messages name it, with its congestion control: that is the one thing a guest's kernel may not have.
+fn described(route: &Route) -> String {
+    let name = format!("route to {}/{}", route.destination, route.prefix);
+    match route.metrics.iter().find(|metric| metric.kind == RTAX_CC_ALGO) {
+        Some(metric) => {
+            format!("{name} with congestion control {}", String::from_utf8_lossy(&metric.value).trim_end_matches('\0'))
+        }
+        None => name,
+    }
+}
+
 fn route_message(index: u32, route: &Route) -> Message<RouteHeader> {
     let header = RouteHeader {
         address_family: family(route.destination),
@@ -230,7 +245,8 @@ fn route_message(index: u32, route: &Route) -> Message<RouteHeader> {
         table: u8::try_from(route.table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC),
         protocol: route.protocol.into(),
         scope: route.scope.into(),
-        kind: RouteType::Unicast,
+        kind: route.kind.into(),
+        tos: route.tos,
         flags: if route.on_link { RouteFlags::Onlink } else { RouteFlags::empty() },
         ..RouteHeader::default()
     };
@@ -240,7 +256,9 @@ fn route_message(index: u32, route: &Route) -> Message<RouteHeader> {
         route.gateway.map(|gateway| gateway_of(route, gateway)),
         route.source.map(|source| ip(libc::RTA_PREFSRC, source)),
         route.metric.map(|metric| number(libc::RTA_PRIORITY, metric)),
-        route.mtu.map(path_mtu),
+        (!route.metrics.is_empty()).then(|| metrics(&route.metrics)),
+        route.preference.map(|preference| DefaultNla::new(RTA_PREF, vec![preference])),
+        route.expires.map(|seconds| number(RTA_EXPIRES, seconds)),
     ];
     Message { header, attributes: own.into_iter().chain(optional.into_iter().flatten()).collect() }
 }
@@ -255,8 +273,8 @@ fn gateway_of(route: &Route, gateway: IpAddr) -> DefaultNla {
 }
 
 /// Metrics are attributes in an attribute.
-fn path_mtu(mtu: u32) -> DefaultNla {
-    let metrics = [number(RTAX_MTU, mtu)];
+fn metrics(metrics: &[RouteMetric]) -> DefaultNla {
+    let metrics: Vec<_> = metrics.iter().map(|metric| DefaultNla::new(metric.kind, metric.value.clone())).collect();
     let mut value = vec![0; metrics.as_slice().buffer_len()];
     metrics.as_slice().emit(&mut value);
     DefaultNla::new(libc::RTA_METRICS, value)
@@ -277,7 +295,9 @@ fn neighbour_message(index: u32, neighbour: &Neighbour) -> Message<NeighbourHead
 mod tests {
     use netlink_packet_core::Parseable;
     use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-    use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteVia};
+    use netlink_packet_route::route::{
+        RouteAddress, RouteAttribute, RouteMessage, RouteMetric as Told, RoutePreference, RouteVia,
+    };
 
     use super::*;
 
@@ -294,10 +314,14 @@ mod tests {
             gateway: Some(gateway.parse().unwrap()),
             source: None,
             metric: None,
-            mtu: None,
+            metrics: Vec::new(),
+            kind: 1,
+            tos: 0,
             scope: 0,
             table: 254,
             protocol: 3,
+            preference: None,
+            expires: None,
             on_link: false,
         }
     }
@@ -319,15 +343,30 @@ mod tests {
     #[test]
     fn a_route_has_all_that_the_host_said_of_it() {
         let source = Some("10.0.0.2".parse().unwrap());
-        let route =
-            Route { source, metric: Some(77), mtu: Some(1300), table: 1000, ..route("192.0.2.0", 24, "fe80::1") };
+        let metrics = vec![
+            RouteMetric { kind: 2, value: 1300_u32.to_ne_bytes().to_vec() },
+            RouteMetric { kind: RTAX_CC_ALGO, value: b"bbr\0".to_vec() },
+        ];
+        let (preference, expires) = (Some(3), Some(9));
+        let route = Route {
+            source,
+            metric: Some(77),
+            metrics,
+            table: 1000,
+            preference,
+            expires,
+            ..route("192.0.2.0", 24, "fe80::1")
+        };
+        assert_eq!(described(&route), "route to 192.0.2.0/24 with congestion control bbr");
         let found = attributes(&route);
         for expected in [
             RouteAttribute::Destination(RouteAddress::Inet([192, 0, 2, 0].into())),
             RouteAttribute::Via(RouteVia::Inet6("fe80::1".parse().unwrap())),
             RouteAttribute::PrefSource(RouteAddress::Inet([10, 0, 0, 2].into())),
             RouteAttribute::Priority(77),
-            RouteAttribute::Metrics(vec![RouteMetric::Mtu(1300)]),
+            RouteAttribute::Metrics(vec![Told::Mtu(1300), Told::CcAlgo("bbr".into())]),
+            RouteAttribute::Preference(RoutePreference::Low),
+            RouteAttribute::Expires(9),
             RouteAttribute::Table(1000),
         ] {
             assert!(found.contains(&expected), "{expected:?} is not in {found:?}");
