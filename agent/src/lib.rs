@@ -36,3 +36,9 @@ pub const NAME_SERVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
 
 /// Where the guest has special files: see [`SpecialFile`].
 pub const SPECIAL_DIR: &str = "/run/vmrt/special";
+
+/// Where the guest has its own devices, of which mounts may show a directory.
+pub const DEVICES_DIR: &str = "/run/vmrt/dev";
+
+/// Where the guest has its own huge pages, which mounts may show.
+pub const HUGE_PAGES_DIR: &str = "/run/vmrt/hugepages";

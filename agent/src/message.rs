@@ -72,6 +72,13 @@ pub enum SpecialKind {
         /// The device's number.
         minor: u32,
     },
+    /// A block device.
+    BlockDevice {
+        /// The driver's number.
+        major: u32,
+        /// The device's number.
+        minor: u32,
+    },
     /// A stream socket: who connects to it reaches the host's.
     Socket,
 }

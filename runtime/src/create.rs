@@ -181,6 +181,10 @@ pub(crate) fn create(context: &mut Context, mut order: Order) -> Result<Created,
 fn open_files(order: &Order, place: &Place, host: Option<&Host>, log: &Log) -> Result<HostFiles, Error> {
     let mut files = shares::open_all(&order.id, &order.bundle)?;
     devices::take(&mut files.spec, log)?;
+    if !files.own_devices.is_empty() {
+        let places: Vec<_> = files.own_devices.iter().map(|place| place.display().to_string()).collect();
+        log.warn(&format!("the guest's own devices are mounted in the place of the host's: {}", places.join(", ")));
+    }
     if let Some(process) = files.spec.process_mut() {
         apparmor::leave_out_default(process, log);
         capabilities::leave_out_unfounded(process, log);

@@ -1,16 +1,13 @@
 //! Id-mapped mounts: what a specification may ask for, and which mounts of the host `ridmap` reaches.
 
-use std::ffi::OsString;
-use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxIdMapping, Mount, Spec};
-use rustix::fs::{AtFlags, StatxFlags, statx};
 
 use crate::bundle::BundleError;
+use crate::host_mounts::HostMounts;
 use crate::shares::{is_bind, options};
 
 /// Checks every mount's mappings.
@@ -44,14 +41,7 @@ pub(crate) fn mounts_below(place: &OwnedFd, mount: &Mount) -> io::Result<Vec<Pat
     if mapped != Some("ridmap") || !options(mount).any(|option| option == "rbind") {
         return Ok(Vec::new());
     }
-    let base = fs::read_link(format!("/proc/self/fd/{}", place.as_raw_fd()))?;
-    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-    let below =
-        mounts.lines().filter_map(|line| parse(line).and_then(|(id, path)| Some((id, relative(&base, &path)?))));
-    let mut visible: Vec<_> = below.filter(|(id, path)| is_at(place, path, *id)).map(|(_, path)| path).collect();
-    // What is above comes first.
-    visible.sort_unstable();
-    Ok(visible)
+    Ok(HostMounts::read()?.below(place)?.into_iter().map(|(path, _)| path).collect())
 }
 
 /// The mount that maps the owners of what is mounted at `path` below a mount's source.
@@ -63,35 +53,6 @@ pub(crate) fn mount_below(mount: &Mount, path: &Path) -> Mount {
         *option = "bind".into();
     }
     below
-}
-
-fn relative(base: &Path, path: &Path) -> Option<PathBuf> {
-    path.strip_prefix(base).ok().filter(|path| !path.as_os_str().is_empty()).map(Path::to_owned)
-}
-
-/// Whether the mount with this id is what one comes to there: it may be hidden by another one.
-fn is_at(place: &OwnedFd, path: &Path, mount: u64) -> bool {
-    let found = statx(place, path, AtFlags::NO_AUTOMOUNT | AtFlags::SYMLINK_NOFOLLOW, StatxFlags::MNT_ID);
-    found.is_ok_and(|stat| stat.stx_mnt_id == mount)
-}
-
-/// A mount's id and place, from a line of `mountinfo`.
-fn parse(line: &str) -> Option<(u64, PathBuf)> {
-    let mut fields = line.split(' ');
-    let id = fields.next()?.parse().ok()?;
-    Some((id, unescape(fields.nth(3)?)))
-}
-
-/// Blanks and the like are written as a backslash and three octal digits.
-fn unescape(field: &str) -> PathBuf {
-    let (mut path, mut rest) = (Vec::new(), field.as_bytes());
-    while let Some((first, after)) = rest.split_first() {
-        let code = (*first == b'\\').then(|| after.get(..3)).flatten();
-        let code = code.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
-        path.push(code.unwrap_or(*first));
-        rest = if code.is_some() { &after[3..] } else { after };
-    }
-    OsString::from_vec(path).into()
 }
 
 #[cfg(test)]
@@ -135,18 +96,8 @@ mod tests {
     }
 
     #[test]
-    fn places_of_mounts_are_read() {
-        let line = r"36 35 98:0 /mnt1 /mnt/a\040b\134c rw,noatime master:1 - ext3 /dev/root rw,errors=continue";
-        assert_eq!(parse(line), Some((36, r"/mnt/a b\c".into())));
-        assert_eq!(unescape(r"/a\"), PathBuf::from(r"/a\"));
-        assert_eq!(relative(Path::new("/mnt"), Path::new("/mnt/a/b")), Some("a/b".into()));
-        assert_eq!(relative(Path::new("/mnt"), Path::new("/mnt")), None);
-        assert_eq!(relative(Path::new("/mnt"), Path::new("/mnt2")), None);
-    }
-
-    #[test]
     fn mounts_below_are_reached_by_ridmap_alone() {
-        let root = OwnedFd::from(fs::File::open("/").unwrap());
+        let root = OwnedFd::from(std::fs::File::open("/").unwrap());
         let below = |options: &[&str]| mounts_below(&root, &bind(options).build().unwrap()).unwrap();
         assert!(below(&["rbind"]).is_empty());
         assert!(below(&["rbind", "ridmap", "idmap"]).is_empty());

@@ -8,14 +8,16 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use agent::SpecialFile;
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
-use nix::sys::stat::{Mode, fstat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 use rustix::mount::{OpenTreeFlags, open_tree};
 use thiserror::Error;
 use vmm::control::ShareOptions;
 
 use crate::bundle::Bundle;
+use crate::device_directories::{self, Expanded};
 use crate::hooks;
 use crate::id::ContainerId;
 use crate::id_mappings;
@@ -59,6 +61,8 @@ pub(crate) struct HostFiles {
     pub(crate) special: Vec<SpecialFile>,
     /// `O_PATH` descriptors of the sockets among them, in their order.
     pub(crate) sockets: Vec<OwnedFd>,
+    /// Where the guest's own devices are mounted in the place of the host's.
+    pub(crate) own_devices: Vec<PathBuf>,
 }
 
 /// What the source of a bind mount is.
@@ -73,7 +77,7 @@ pub(crate) fn open_all(id: &ContainerId, bundle: &Bundle) -> Result<HostFiles, S
     let mut spec = bundle.spec.clone();
     let shares = vec![open_rootfs(id, bundle, &mut spec)?];
     let mounts = spec.mounts_mut().take();
-    let mut files = HostFiles { spec, shares, special: Vec::new(), sockets: Vec::new() };
+    let mut files = HostFiles { spec, shares, special: Vec::new(), sockets: Vec::new(), own_devices: Vec::new() };
     let mounts = mounts.map(|mounts| files.add_sources(id, &bundle.dir, mounts)).transpose()?;
     files.spec.set_mounts(mounts);
     forget_host_cpus(&mut files.spec);
@@ -85,30 +89,68 @@ pub(crate) fn open_all(id: &ContainerId, bundle: &Bundle) -> Result<HostFiles, S
 impl HostFiles {
     /// Opens the sources of bind mounts. Gives the mounts as the guest is to make them.
     fn add_sources(&mut self, id: &ContainerId, bundle: &Path, mounts: Vec<Mount>) -> Result<Vec<Mount>, ShareError> {
-        let (mut all, mut number) = (Vec::new(), 0);
-        for mut mount in mounts {
+        let mut all = Vec::new();
+        for mount in mounts {
             if !is_bind(&mount) {
                 all.push(mount);
                 continue;
             }
-            match open_volume(bundle, id, &format!("volume-{number}"), &mount)? {
-                Source::Shared(share, below) => {
-                    mount.set_source(Some(guest_path(&share.name)));
-                    let below: Vec<_> = below.iter().map(|path| id_mappings::mount_below(&mount, path)).collect();
-                    all.push(mount);
-                    all.extend(below);
-                    self.shares.push(share);
-                }
-                Source::Special(file, socket) => {
-                    mount.set_source(Some(file.path(&id.to_string())));
-                    all.push(mount);
-                    self.special.push(file);
-                    self.sockets.extend(socket);
+            let (path, place, stat) = open_source(bundle, &mount)?;
+            if !is_directory(&stat) {
+                self.add_source(id, mount, (path, place, stat), &mut all)?;
+                continue;
+            }
+            let expanded = device_directories::expand(mount.clone(), &place, &self.spec);
+            let expanded = expanded.map_err(failed(&path, &mount))?;
+            // The mount itself comes first, if it is of the host's files.
+            let mut opened = Some((path, place, stat));
+            for one in expanded {
+                match (one, opened.take()) {
+                    (Expanded::Guest(mount), _) => {
+                        self.own_devices.push(mount.destination().clone());
+                        all.push(mount);
+                    }
+                    (Expanded::Host(mount), Some(opened)) => self.add_source(id, mount, opened, &mut all)?,
+                    (Expanded::Host(mount), None) => {
+                        let opened = open_source(bundle, &mount)?;
+                        self.add_source(id, mount, opened, &mut all)?;
+                    }
                 }
             }
-            number += 1;
         }
         Ok(all)
+    }
+
+    /// Has the guest get what was opened, and puts the mounts of it behind `all`.
+    fn add_source(
+        &mut self,
+        id: &ContainerId,
+        mut mount: Mount,
+        opened: (PathBuf, OwnedFd, FileStat),
+        all: &mut Vec<Mount>,
+    ) -> Result<(), ShareError> {
+        let name = format!("volume-{}", self.volumes());
+        match volume(id, &name, &mount, opened)? {
+            Source::Shared(share, below) => {
+                mount.set_source(Some(guest_path(&share.name)));
+                let below: Vec<_> = below.iter().map(|path| id_mappings::mount_below(&mount, path)).collect();
+                all.push(mount);
+                all.extend(below);
+                self.shares.push(share);
+            }
+            Source::Special(file, socket) => {
+                mount.set_source(Some(file.path(&id.to_string())));
+                all.push(mount);
+                self.special.push(file);
+                self.sockets.extend(socket);
+            }
+        }
+        Ok(())
+    }
+
+    /// How many sources there are already, beside the root.
+    fn volumes(&self) -> usize {
+        self.shares.len() - 1 + self.special.len()
     }
 }
 
@@ -125,24 +167,44 @@ fn open_rootfs(id: &ContainerId, bundle: &Bundle, spec: &mut Spec) -> Result<Sha
     Ok(share)
 }
 
-fn open_volume(bundle: &Path, id: &ContainerId, name: &str, mount: &Mount) -> Result<Source, ShareError> {
+fn open_source(bundle: &Path, mount: &Mount) -> Result<(PathBuf, OwnedFd, FileStat), ShareError> {
     let source = mount.source().as_ref().filter(|source| !source.as_os_str().is_empty());
     let path = bundle.join(source.ok_or_else(|| ShareError::NoSource(mount.destination().clone()))?);
     if let Some(option) = options(mount).find(|option| matches!(*option, "shared" | "rshared")) {
         return Err(ShareError::Shared { option: option.into(), destination: mount.destination().clone() });
     }
-    let failed =
-        |source: io::Error| ShareError::Source { path: path.clone(), destination: mount.destination().clone(), source };
-    let place = open(&path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).map_err(|error| failed(error.into()))?;
-    let stat = fstat(&place).map_err(|error| failed(error.into()))?;
+    let open = || {
+        let place = open(&path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+        let stat = fstat(&place)?;
+        Ok((place, stat))
+    };
+    let (place, stat) = open().map_err(|error: Errno| failed(&path, mount)(error.into()))?;
+    Ok((path, place, stat))
+}
+
+fn failed(path: &Path, mount: &Mount) -> impl Fn(io::Error) -> ShareError + use<> {
+    let (path, destination) = (path.to_owned(), mount.destination().clone());
+    move |source| ShareError::Source { path: path.clone(), destination: destination.clone(), source }
+}
+
+fn is_directory(stat: &FileStat) -> bool {
+    SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR
+}
+
+fn volume(
+    id: &ContainerId,
+    name: &str,
+    mount: &Mount,
+    (path, place, stat): (PathBuf, OwnedFd, FileStat),
+) -> Result<Source, ShareError> {
     match special::in_guest(name, &stat, &place) {
         Err(reason) => Err(ShareError::Special { path, reason }),
         Ok(Some((file, is_socket))) => Ok(Source::Special(file, is_socket.then_some(place))),
         Ok(None) => {
             let read_only = options(mount).any(|option| option == "ro" || option == "rro");
-            let below = id_mappings::mounts_below(&place, mount).map_err(failed)?;
+            let below = id_mappings::mounts_below(&place, mount).map_err(failed(&path, mount))?;
             let follows_host = follows_host(mount);
-            let source = if follows_host { place } else { detach(&place, mount).map_err(failed)? };
+            let source = if follows_host { place } else { detach(&place, mount).map_err(failed(&path, mount))? };
             let options = ShareOptions { read_only, follows_host };
             Ok(Source::Shared(Share { name: format!("{id}/{name}"), options, source }, below))
         }

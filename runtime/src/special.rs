@@ -6,9 +6,27 @@ use agent::{SpecialFile, SpecialKind};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use nix::sys::stat::{FileStat, SFlag, major, minor};
 
-/// Character devices that are the same in every Linux kernel, or are its own: null, zero, full, random, urandom, kmsg, tty, and
-/// those that give a process something new, tun and fuse.
-const DEVICES: [(u64, u64); 9] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (1, 11), (5, 0), (10, 200), (10, 229)];
+/// Character devices that are the same in every Linux kernel, or are its own: null, zero, full, random, urandom, kmsg, tty; those that
+/// give a process something new, tun, fuse and cuse; hwrng, autofs, and what makes loop devices and the device mapper's.
+const DEVICES: [(u64, u64); 14] = [
+    (1, 3),
+    (1, 5),
+    (1, 7),
+    (1, 8),
+    (1, 9),
+    (1, 11),
+    (5, 0),
+    (10, 183),
+    (10, 200),
+    (10, 203),
+    (10, 229),
+    (10, 235),
+    (10, 236),
+    (10, 237),
+];
+
+/// The major number of loop devices, of which the guest has its own.
+const LOOP: u64 = 7;
 
 /// The console and the multiplexer of pseudo-terminals.
 const TERMINALS: [(u64, u64); 2] = [(5, 1), (5, 2)];
@@ -22,7 +40,7 @@ pub(crate) fn in_guest(
 ) -> Result<Option<(SpecialFile, bool)>, &'static str> {
     let kind = match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {
         SFlag::S_IFCHR => device(stat)?,
-        SFlag::S_IFBLK => return Err("it is a block device of the host"),
+        SFlag::S_IFBLK => block_device(stat)?,
         SFlag::S_IFIFO => return Err("it is a named pipe, whose other end would be in another kernel"),
         SFlag::S_IFSOCK if is_datagram(place) => {
             return Err("it is a datagram socket, and only streams are led through");
@@ -36,12 +54,28 @@ pub(crate) fn in_guest(
 }
 
 fn device(stat: &FileStat) -> Result<SpecialKind, &'static str> {
-    let numbers = (major(stat.st_rdev), minor(stat.st_rdev));
-    let part = |number: u64| u32::try_from(number).map_err(|_| "it has a number no device has");
-    match DEVICES.contains(&numbers) {
-        true => Ok(SpecialKind::Device { major: part(numbers.0)?, minor: part(numbers.1)? }),
+    let (major, minor) = numbers(stat)?;
+    match DEVICES.contains(&(major.into(), minor.into())) {
+        true => Ok(SpecialKind::Device { major, minor }),
         false => Err("it is a device of the host, which the guest's kernel has not"),
     }
+}
+
+fn block_device(stat: &FileStat) -> Result<SpecialKind, &'static str> {
+    match numbers(stat)? {
+        (major, minor) if u64::from(major) == LOOP => Ok(SpecialKind::BlockDevice { major, minor }),
+        _ => Err("it is a block device of the host"),
+    }
+}
+
+fn numbers(stat: &FileStat) -> Result<(u32, u32), &'static str> {
+    let part = |number: u64| u32::try_from(number).map_err(|_| "it has a number no device has");
+    Ok((part(major(stat.st_rdev))?, part(minor(stat.st_rdev))?))
+}
+
+/// Whether it is a loop device.
+pub(crate) fn is_loop(major: i64) -> bool {
+    u64::try_from(major) == Ok(LOOP)
 }
 
 /// Whether a guest can have a node of the character device with these numbers: those above, and the terminals' that it makes itself.

@@ -17,7 +17,8 @@ type Test = (&'static str, fn());
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let modules: [(&str, &[Test]); 8] = [
+    let modules: [(&str, &[Test]); 9] = [
+        ("docker::devices", docker::devices::TESTS),
         ("docker::files", docker::files::TESTS),
         ("docker::lifecycle", docker::lifecycle::TESTS),
         ("docker::limits", docker::limits::TESTS),

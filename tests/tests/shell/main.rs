@@ -4,6 +4,7 @@ mod bad_input;
 mod clock;
 mod commands;
 mod crash;
+mod devices;
 mod exec;
 mod files;
 mod hooks;

@@ -240,7 +240,7 @@ fn what_is_only_the_hosts_is_refused_by_name() {
     let runtime = Runtime::new();
     let host = tempfile::tempdir().unwrap();
     let path = |name: &str| host.path().join(name);
-    for (name, numbers) in [("kvm", &["c", "10", "232"][..]), ("disk", &["b", "7", "0"]), ("pipe", &["p"])] {
+    for (name, numbers) in [("kvm", &["c", "10", "232"][..]), ("disk", &["b", "8", "0"]), ("pipe", &["p"])] {
         assert!(Command::new("mknod").arg(path(name)).args(numbers).status().unwrap().success());
     }
     let _datagrams = UnixDatagram::bind(path("log")).unwrap();

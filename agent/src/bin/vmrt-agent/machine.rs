@@ -62,7 +62,7 @@ fn make_directory(path: &str) -> Result<(), Error> {
     }
 }
 
-fn device(path: &str, major: u32, minor: u32) -> Result<OwnedFd, Error> {
+pub(crate) fn device(path: &str, major: u32, minor: u32) -> Result<OwnedFd, Error> {
     let number = rustix::fs::makedev(major, minor);
     match rustix::fs::mknodat(CWD, path, FileType::CharacterDevice, Mode::from_raw_mode(0o666), number) {
         Ok(()) | Err(Errno::EXIST) => {}
@@ -138,15 +138,19 @@ pub(crate) fn show_kernel_files() -> Result<(), Error> {
 
 /// Mounts a file system for special files, if there is none: in that of the initial root nobody's owners can be mapped.
 pub(crate) fn mount_special() -> Result<(), Error> {
-    special::make_directories(Path::new(agent::SPECIAL_DIR))?;
-    let stat = statx(CWD, agent::SPECIAL_DIR, AtFlags::empty(), StatxFlags::empty())
-        .map_err(Error::on("examine", agent::SPECIAL_DIR))?;
+    mount_once("tmpfs", agent::SPECIAL_DIR).map(drop)
+}
+
+/// Mounts a file system of the guest's own at `path`, if there is none; whether that was so.
+pub(crate) fn mount_once(kind: &str, path: &str) -> Result<bool, Error> {
+    special::make_directories(Path::new(path))?;
+    let stat = statx(CWD, path, AtFlags::empty(), StatxFlags::empty()).map_err(Error::on("examine", path))?;
     if stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
-        return Ok(());
+        return Ok(false);
     }
-    let mount = new_file_system("tmpfs", None, MountAttrFlags::empty()).map_err(Error::at("make a tmpfs"))?;
-    move_mount(&mount, "", CWD, agent::SPECIAL_DIR, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-        .map_err(Error::on("mount on", agent::SPECIAL_DIR))
+    let mount = new_file_system(kind, None, MountAttrFlags::empty()).map_err(Error::at(format!("make a {kind}")))?;
+    move_mount(&mount, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(Error::on("mount on", path))?;
+    Ok(true)
 }
 
 /// What the kernel is told of once.

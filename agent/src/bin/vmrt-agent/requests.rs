@@ -83,6 +83,7 @@ impl Agent {
         check_terminal(&plan.process, &create.stdio)?;
         self.mount_files()?;
         let special = self.make_special(id, &create.special_files)?;
+        plan.provide_devices()?;
         let mut namespaces = UserNamespaces::new(self.files()?);
         plan.mounts.iter_mut().try_for_each(|mount| mount.map_ids(&mut namespaces))?;
         let (child, host) = processes::make_stdio(&create.stdio, &self.null)?;

@@ -1,7 +1,9 @@
 //! Files that stand in the guest for some of the host that cannot be shared: devices, and sockets behind each of which a
 //! server of the host answers.
 
+use std::fs::DirBuilder;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use agent::{AttachedFile, SpecialFile, SpecialKind};
@@ -13,6 +15,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use crate::connection;
 use crate::error::Error;
 use crate::event_loop::{self, Agent, Source};
+use crate::loop_devices;
 use crate::machine;
 use crate::processes::duplicate;
 use crate::streams::Pump;
@@ -63,9 +66,11 @@ impl Agent {
             }
             match file.kind {
                 SpecialKind::Device { major, minor } => {
-                    let number = rustix::fs::makedev(major, minor);
-                    rustix::fs::mknodat(CWD, &path, FileType::CharacterDevice, Mode::empty(), number)
-                        .map_err(Error::on("make device", &path))?;
+                    make_device(&path, FileType::CharacterDevice, major, minor)?;
+                }
+                SpecialKind::BlockDevice { major, minor } => {
+                    loop_devices::add_if(FileType::BlockDevice, rustix::fs::makedev(major, minor))?;
+                    make_device(&path, FileType::BlockDevice, major, minor)?;
                 }
                 SpecialKind::Socket => {
                     let port = port.ok_or_else(|| no_name(file))?;
@@ -120,13 +125,21 @@ impl Agent {
     }
 }
 
+fn make_device(path: &Path, kind: FileType, major: u32, minor: u32) -> Result<(), Error> {
+    rustix::fs::mknodat(CWD, path, kind, Mode::empty(), rustix::fs::makedev(major, minor))
+        .map_err(Error::on("make device", path))
+}
+
 fn no_name(file: &SpecialFile) -> Error {
     Error::invalid(format!("special file {:?}", file.name), "has no place, or leads nowhere")
 }
 
 /// Makes a directory of the guest's, and those it is in.
 pub(crate) fn make_directories(path: &Path) -> Result<(), Error> {
-    std::fs::create_dir_all(path)
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(path)
         .map_err(|error| Error::on("make directory", path)(Errno::from_io_error(&error).unwrap_or(Errno::IO)))
 }
 

@@ -224,6 +224,13 @@ pub(crate) fn interface_up(name: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// Asks a driver for something by a number.
+pub(crate) fn ioctl_number(device: BorrowedFd<'_>, request: libc::Ioctl, number: u32) -> Result<()> {
+    // SAFETY: such a request takes its argument as it is and passes no memory.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), request, libc::c_ulong::from(number)) })?;
+    Ok(())
+}
+
 /// Sets the execution domain of the caller.
 pub(crate) fn personality(domain: c_ulong) -> Result<()> {
     // SAFETY: no memory is passed.

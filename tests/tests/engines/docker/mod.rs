@@ -1,5 +1,6 @@
 //! Docker, with vmrt as one of its runtimes.
 
+pub mod devices;
 pub mod files;
 pub mod lifecycle;
 pub mod limits;

@@ -11,7 +11,7 @@ use crate::container::mounts;
 use crate::container::paths::{self, Missing};
 use crate::container::user::IdMaps;
 use crate::error::Error;
-use crate::special;
+use crate::{loop_devices, special};
 
 /// A device node to make.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -86,6 +86,11 @@ impl DevicePlan {
             uid: device.uid().unwrap_or(0),
             gid: device.gid().unwrap_or(0),
         })
+    }
+
+    /// In the agent: has the device be there, if it is one that comes when it is needed.
+    pub(crate) fn provide(&self) -> Result<(), Error> {
+        loop_devices::add_if(self.kind, self.number)
     }
 
     fn make(&self, root: BorrowedFd<'_>) -> rustix::io::Result<()> {

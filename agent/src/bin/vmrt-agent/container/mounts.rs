@@ -16,6 +16,7 @@ use crate::container::id_mapping::IdMapping;
 use crate::container::mount_options::MountOptions;
 use crate::container::paths::{self, Missing};
 use crate::container::user::{IdMaps, UserNamespaces};
+use crate::device_directories;
 use crate::error::Error;
 use crate::sys::{self, MountAttr};
 
@@ -65,6 +66,14 @@ impl MountPlan {
         let is_bind = kind.is_none() && !options.remount;
         let id_mapping = IdMapping::new(mount, is_bind, options.id_mapped, id_maps)?;
         Ok(Self { destination, kind, source: mount.source().clone(), options, id_mapping })
+    }
+
+    /// In the agent: has the source be there, if it is of the guest's own devices.
+    pub(crate) fn provide_source(&self) -> Result<(), Error> {
+        match &self.source {
+            Some(source) if self.kind.is_none() && !self.options.remount => device_directories::provide(source),
+            _ => Ok(()),
+        }
     }
 
     /// In the agent: what an id-mapped mount needs before [`MountPlan::mount`].

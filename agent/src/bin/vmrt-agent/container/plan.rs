@@ -99,6 +99,12 @@ impl ContainerPlan {
             seccomp: create.seccomp.as_ref().map(Filter::new).transpose()?,
         })
     }
+
+    /// In the agent: has those of the guest's own devices be there that come when they are needed.
+    pub(crate) fn provide_devices(&self) -> Result<(), Error> {
+        self.devices.iter().flatten().try_for_each(DevicePlan::provide)?;
+        self.mounts.iter().try_for_each(MountPlan::provide_source)
+    }
 }
 
 fn rootfs(spec: &Spec, linux: &Linux) -> Result<Rootfs, Error> {
