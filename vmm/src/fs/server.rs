@@ -22,7 +22,8 @@ const MAX_ARGS: usize = (64 << 10) + (4 << 10);
 /// What the server asks of a guest kernel that offers it. What is left out, and why:
 /// `WRITEBACK_CACHE` (the guest would not see the host change a file's size and times), `POSIX_LOCKS` and `FLOCK_LOCKS`
 /// (locks are the guest kernel's; sandboxes do not share them), `NO_OPEN_SUPPORT` (an open file outlives its name),
-/// `EXPORT_SUPPORT` (needs lookups of `.` and `..`), `ATOMIC_O_TRUNC` (Linux would have a program that runs truncated
+/// `EXPORT_SUPPORT` (needs lookups of `.` and `..`; `NO_EXPORT_SUPPORT` besides says that file handles, which hold node ids, mean
+/// nothing later: an overlayfs would store them), `ATOMIC_O_TRUNC` (Linux would have a program that runs truncated
 /// before it finds that such a file must not be).
 const WANTED: u64 = init::ASYNC_READ
     | init::BIG_WRITES
@@ -41,6 +42,7 @@ const WANTED: u64 = init::ASYNC_READ
     | init::INIT_EXT
     | init::CREATE_SUPP_GROUP
     | init::DIRECT_IO_ALLOW_MMAP
+    | init::NO_EXPORT_SUPPORT
     | init::ALLOW_IDMAP;
 
 /// Set beside the negotiated flags once a session has begun; no `INIT` flag is as high.

@@ -80,6 +80,7 @@ pub(super) mod init {
     pub(crate) const INIT_EXT: u64 = 1 << 30;
     pub(crate) const CREATE_SUPP_GROUP: u64 = 1 << 34;
     pub(crate) const DIRECT_IO_ALLOW_MMAP: u64 = 1 << 36;
+    pub(crate) const NO_EXPORT_SUPPORT: u64 = 1 << 38;
     pub(crate) const ALLOW_IDMAP: u64 = 1 << 40;
 }
 

@@ -1,9 +1,12 @@
 //! Extended attributes.
 //!
 //! The guest gets those that mean the same in a container on the host: `user.*`, ACLs and file capabilities. `trusted.*`
-//! and the labels of security modules steer the host's own kernel (overlay redirects, MAC labels), and are hidden.
+//! and the labels of security modules steer the host's own kernel (overlay redirects, MAC labels), and are hidden. The guest has
+//! `trusted.*` of its own, which its kernel keeps from who is not privileged in it: on the host their names begin with
+//! `user.vmrt.`, and mean nothing to its kernel.
 
-use std::ffi::CStr;
+use std::borrow::Cow;
+use std::ffi::{CStr, CString};
 
 use rustix::fs::{AtFlags, CWD, Mode, XattrFlags};
 use rustix::io::Errno;
@@ -19,6 +22,10 @@ use super::super::worker::{Worker, name_of};
 /// Longest value, and longest list of names, in bytes (`XATTR_SIZE_MAX`, `XATTR_LIST_MAX`).
 const MAX_VALUE: usize = 64 << 10;
 
+const TRUSTED: &[u8] = b"trusted.";
+/// What the names of the guest's `trusted.*` begin with on the host.
+const GUEST_TRUSTED: &[u8] = b"user.vmrt.trusted.";
+
 impl Server {
     pub(in crate::fs) fn getxattr(
         &self,
@@ -27,17 +34,17 @@ impl Server {
         reply: &mut Reply<'_>,
     ) -> Result<(), Errno> {
         let GetxattrIn { size, .. } = request.take()?;
-        let name = checked(request.last_string()?)?;
+        let name = host_name(request.last_string()?)?;
         if is_synthetic(request.header.nodeid) {
             return Err(Errno::NODATA);
         }
         let node = self.node(request.header.nodeid)?;
         let room = usize::try_from(size).map_err(|_| Errno::INVAL)?.min(MAX_VALUE);
         if room == 0 {
-            return put_size(rustix::fs::getxattr_query(name_of(&node), name)?, reply);
+            return put_size(rustix::fs::getxattr_query(name_of(&node), &*name)?, reply);
         }
         worker.scratch.resize(room, 0);
-        let length = rustix::fs::getxattr(name_of(&node), name, worker.scratch.as_mut_slice())?;
+        let length = rustix::fs::getxattr(name_of(&node), &*name, worker.scratch.as_mut_slice())?;
         reply.put_bytes(&worker.scratch[..length])
     }
 
@@ -64,10 +71,10 @@ impl Server {
         let SetxattrIn { size, flags, setxattr_flags, .. } = self.take_setxattr(request)?;
         let name = request.string()?;
         let value = request.last_bytes(size)?;
-        let name = checked(name)?;
+        let name = host_name(name)?;
         let flags = XattrFlags::from_bits_retain(flags);
         let node = self.writable_node(request.header.nodeid)?;
-        let set = || rustix::fs::setxattr(name_of(&node), name, value, flags);
+        let set = || rustix::fs::setxattr(name_of(&node), &*name, value, flags);
         if setxattr_flags & SETXATTR_ACL_KILL_SGID == 0 {
             return set();
         }
@@ -91,27 +98,41 @@ impl Server {
     }
 
     pub(in crate::fs) fn removexattr(&self, request: &mut Request<'_>) -> Result<(), Errno> {
-        let name = checked(request.last_string()?)?;
+        let name = host_name(request.last_string()?)?;
         let node = self.writable_node(request.header.nodeid)?;
-        rustix::fs::removexattr(name_of(&node), name)
+        rustix::fs::removexattr(name_of(&node), &*name)
     }
 }
 
-fn is_visible(name: &[u8]) -> bool {
-    name.starts_with(b"user.")
+fn is_shared(name: &[u8]) -> bool {
+    name.starts_with(b"user.") && !name.starts_with(GUEST_TRUSTED)
         || matches!(name, b"security.capability" | b"system.posix_acl_access" | b"system.posix_acl_default")
 }
 
-fn checked(name: &CStr) -> Result<&CStr, Errno> {
-    if is_visible(name.to_bytes()) { Ok(name) } else { Err(Errno::OPNOTSUPP) }
+/// The host's name of what the guest calls `name`.
+fn host_name(name: &CStr) -> Result<Cow<'_, CStr>, Errno> {
+    let bytes = name.to_bytes();
+    if let Some(rest) = bytes.strip_prefix(TRUSTED) {
+        let name = CString::new([GUEST_TRUSTED, rest].concat()).map_err(|_| Errno::INVAL)?;
+        return Ok(Cow::Owned(name));
+    }
+    if is_shared(bytes) { Ok(Cow::Borrowed(name)) } else { Err(Errno::OPNOTSUPP) }
+}
+
+/// The guest's name, in its two parts, of what the host calls `name`, if the guest may see it.
+fn guest_name(name: &[u8]) -> Option<[&[u8]; 2]> {
+    match name.strip_prefix(GUEST_TRUSTED) {
+        Some(rest) => Some([TRUSTED, rest]),
+        None => is_shared(name).then_some([b"", name]),
+    }
 }
 
 /// The names the guest may see, each ended by a NUL.
 fn visible_names(node: &Place, scratch: &mut Vec<u8>) -> Result<Vec<u8>, Errno> {
     scratch.resize(MAX_VALUE, 0);
     let length = rustix::fs::listxattr(name_of(node), scratch.as_mut_slice())?;
-    let names = scratch[..length].split_inclusive(|byte| *byte == 0);
-    Ok(names.filter(|name| name.split_last().is_some_and(|(_, name)| is_visible(name))).flatten().copied().collect())
+    let names = scratch[..length].split(|byte| *byte == 0).filter_map(guest_name);
+    Ok(names.flat_map(|[start, rest]| [start, rest, b"\0"]).flatten().copied().collect())
 }
 
 fn put_size(length: usize, reply: &mut Reply<'_>) -> Result<(), Errno> {

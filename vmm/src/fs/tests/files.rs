@@ -120,7 +120,7 @@ fn extended_attributes() {
         [args.as_bytes(), &nul(name), value].concat()
     };
     guest.call(op::SETXATTR, file.nodeid, &[&set("user.colour", b"green")]).unwrap();
-    for name in ["trusted.overlay.opaque", "security.selinux", "system.other"] {
+    for name in ["security.selinux", "system.other", "user.vmrt.trusted.overlay.opaque"] {
         assert_eq!(guest.call(op::SETXATTR, file.nodeid, &[&set(name, b"x")]), Err(libc::EOPNOTSUPP));
     }
     let get = |size| GetxattrIn { size, padding: 0 };
@@ -132,6 +132,29 @@ fn extended_attributes() {
     assert_eq!(guest.call(op::LISTXATTR, file.nodeid, &[get(3).as_bytes()]), Err(libc::ERANGE));
     guest.call(op::REMOVEXATTR, file.nodeid, &[&name]).unwrap();
     assert_eq!(guest.call(op::GETXATTR, file.nodeid, &[get(100).as_bytes(), &name]), Err(libc::ENODATA));
+}
+
+/// Those of the guest's overlays, which are none of the host's.
+#[test]
+fn trusted_attributes_are_the_guests_own() {
+    let mut guest = Guest::new();
+    guest.create("file", libc::O_RDWR, 0o644).unwrap();
+    let file = guest.lookup(guest.root, "file").unwrap().nodeid;
+    let host = guest.host("file");
+    let name = nul("trusted.overlay.opaque");
+    let args = SetxattrIn { size: 1, ..SetxattrIn::default() };
+    guest.call(op::SETXATTR, file, &[args.as_bytes(), &name, b"y"]).unwrap();
+    let mut names = [0; 100];
+    let length = rustix::fs::listxattr(&host, &mut names).unwrap();
+    assert_eq!(&names[..length], b"user.vmrt.trusted.overlay.opaque\0");
+    let get = GetxattrIn { size: 100, padding: 0 };
+    assert_eq!(guest.call(op::GETXATTR, file, &[get.as_bytes(), &name]).unwrap(), b"y");
+    assert_eq!(guest.call(op::LISTXATTR, file, &[get.as_bytes()]).unwrap(), b"trusted.overlay.opaque\0");
+    for hidden in ["user.vmrt.trusted.overlay.opaque", "trusted.overlay.redirect"] {
+        assert!(guest.call(op::GETXATTR, file, &[get.as_bytes(), &nul(hidden)]).is_err(), "{hidden}");
+    }
+    guest.call(op::REMOVEXATTR, file, &[&name]).unwrap();
+    assert_eq!(rustix::fs::listxattr(&host, &mut names).unwrap(), 0);
 }
 
 #[test]
