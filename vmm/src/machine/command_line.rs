@@ -19,11 +19,13 @@ const ALWAYS: &str = "panic=-1 reboot=k,force earlyprintk=serial,ttyS0,115200,ke
 const QUIET: &str = "quiet loglevel=1";
 const VERBOSE: &str = "loglevel=7";
 
-/// The command line of a machine with `devices` virtio-mmio devices.
+/// The command line of a machine with `devices` virtio-mmio devices, whose processes may allocate `overcommit_most` bytes at
+/// once as on the host, though the machine has less memory so far (`guest-kernel-config/patches/overcommit.patch`).
 #[must_use]
-pub fn build(devices: usize, verbose: bool) -> CString {
+pub fn build(devices: usize, overcommit_most: u64, verbose: bool) -> CString {
     // The level comes first: the console, once it is named, prints everything of that level since the kernel's start.
     let mut line = format!("{} {ALWAYS}", if verbose { VERBOSE } else { QUIET });
+    write!(line, " overcommit_guess={overcommit_most}").expect("a string takes it");
     for (address, irq) in places().take(devices) {
         write!(line, " virtio_mmio.device={}@{address:#x}:{irq}", layout::VIRTIO_MMIO_SIZE).expect("a string takes it");
     }
@@ -44,21 +46,21 @@ mod tests {
 
     #[test]
     fn each_device_is_named_with_its_place() {
-        let line = build(2, false).into_string().unwrap();
-        assert!(line.ends_with(" virtio_mmio.device=4096@0xd0000000:5 virtio_mmio.device=4096@0xd0001000:6"), "{line}");
+        let line = build(2, 1 << 34, false).into_string().unwrap();
+        assert!(line.ends_with(" overcommit_guess=17179869184 virtio_mmio.device=4096@0xd0000000:5 virtio_mmio.device=4096@0xd0001000:6"), "{line}");
         assert!(line.starts_with("quiet loglevel=1 "));
     }
 
     #[test]
     fn a_verbose_kernel_is_not_quiet() {
-        let line = build(0, true).into_string().unwrap();
+        let line = build(0, 0, true).into_string().unwrap();
         assert!(line.starts_with("loglevel=7 ") && !line.contains("quiet"), "{line}");
     }
 
     #[test]
     fn it_fits_with_every_device() {
         let most = usize::from(layout::MAX_VIRTIO_DEVICES);
-        assert!(build(most, true).as_bytes_with_nul().len() <= layout::COMMAND_LINE_SIZE);
-        assert_eq!(build(most, true), build(most + 1, true));
+        assert!(build(most, u64::MAX, true).as_bytes_with_nul().len() <= layout::COMMAND_LINE_SIZE);
+        assert_eq!(build(most, u64::MAX, true), build(most + 1, u64::MAX, true));
     }
 }

@@ -94,6 +94,7 @@ pub struct MachineBuilder {
     memory: Memory,
     memory_size: u64,
     memory_most: u64,
+    overcommit_most: u64,
     /// What can be plugged in, behind the rest of `memory`.
     region: Region,
     cpuid: CpuidTemplate,
@@ -133,6 +134,7 @@ impl MachineBuilder {
             memory,
             memory_size,
             memory_most: resources.memory_most,
+            overcommit_most: resources.overcommit_most,
             region,
             cpuid,
             vcpus: resources.vcpus,
@@ -188,7 +190,7 @@ impl MachineBuilder {
     /// # Errors
     /// KVM refused, or there is no descriptor left.
     pub fn build(mut self) -> Result<(Machine, VcpuSource, ExitReceiver), MachineError> {
-        let command_line = command_line::build(self.mmio.count(), self.console_log.is_some());
+        let command_line = command_line::build(self.mmio.count(), self.overcommit_most, self.console_log.is_some());
         let devices = u8::try_from(self.mmio.count()).expect("no more devices than interrupt lines");
         let (sender, receiver) = exit::channel().map_err(MachineError::Event)?;
         let stop = Arc::new(AtomicBool::new(false));

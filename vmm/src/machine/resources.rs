@@ -22,6 +22,8 @@ pub struct Resources {
     pub memory_size: u64,
     /// Most bytes of RAM the guest may be given while it runs: the host's.
     pub memory_most: u64,
+    /// What the host lets one of its processes allocate at once, in bytes: all of its memory and swap.
+    pub overcommit_most: u64,
     /// Number of vCPUs, 1 to 64.
     pub vcpus: u8,
     /// Most vCPUs it may be given while it runs; not less than `vcpus`.
@@ -106,10 +108,12 @@ impl Resources {
         if config.network_slots > MAX_SLOTS {
             return Err(ResourcesError::NetworkSlots(config.network_slots));
         }
-        let host = nix::sys::sysinfo::sysinfo().map_err(ResourcesError::HostMemory)?.ram_total() / MIB;
+        let info = nix::sys::sysinfo::sysinfo().map_err(ResourcesError::HostMemory)?;
+        let host = info.ram_total() / MIB;
         Ok(Self {
             memory_size: memory_size(config.memory_mib, host)?,
             memory_most: host * MIB,
+            overcommit_most: info.ram_total() + info.swap_total(),
             vcpus: config.vcpus,
             vcpus_most: config.vcpus_most.clamp(config.vcpus, MAX_VCPUS),
             network_slots: config.network_slots,
