@@ -328,3 +328,32 @@ fn a_mount_point_behind_a_link_that_leads_nowhere_is_made_in_the_root() {
     let done = runtime.run(&linked);
     assert!(done.code == 1 && done.message().contains("must be mounted on ordinary directory"), "{done:?}");
 }
+
+#[test]
+fn every_mount_has_a_source_that_says_what_it_is() {
+    let runtime = Runtime::new();
+    let volume = tempfile::tempdir().unwrap();
+    let nested = volume.path().join("nested");
+    fs::create_dir(&nested).unwrap();
+    let _nested = Mounted::new(&nested);
+    let script = "ls /data/nested; awk '{for (i = 7; $i != \"-\"; i++); print $5 \"=\" $(i + 2)}' /proc/self/mountinfo; \
+        echo df=$(df -P / /data | awk 'NR > 1 {print $1, $6}'); echo findmnt=$(findmnt -n -o SOURCE / | sed 's/\\[.*//'); \
+        mount | grep -q ' on / type ' && echo mount=shown; echo statfs=$(stat -f -c %T /dev/shm)";
+    let without_source = json!({"type": "tmpfs", "destination": "/anonymous"});
+    let bundle =
+        Bundle::debian(["sh", "-c", script]).bind(volume.path(), "/data", &["rbind"]).with("/mounts/-", without_source);
+    let done = runtime.run(&bundle).ok();
+    assert!(!done.text().lines().any(|line| line.ends_with("=none")), "{}", done.text());
+    let expected = [("/proc", "proc"), ("/dev", "tmpfs"), ("/dev/pts", "devpts"), ("/dev/shm", "shm")];
+    assert_values(&done, &expected);
+    assert_values(&done, &[("/sys/fs/cgroup", "cgroup"), ("mount", "shown"), ("statfs", "tmpfs")]);
+    let root = done.value("/");
+    assert_eq!(
+        (done.value("findmnt"), done.value("df")),
+        (root.clone(), format!("{root} / {} /data", done.value("/data")))
+    );
+    if is_vmrt() {
+        assert_values(&done, &[("/", "vmrt/rootfs"), ("/data", "vmrt/volume-0"), ("/anonymous", "tmpfs")]);
+        assert_values(&done, &[("/data/nested", "vmrt/volume-0/nested")]);
+    }
+}

@@ -129,7 +129,7 @@ pub(crate) fn show_kernel_files() -> Result<(), Error> {
         }
         make_directory(path)?;
         let mount =
-            new_file_system(kind, None, MountAttrFlags::empty()).map_err(Error::at(format!("make a {kind}")))?;
+            new_file_system(kind, kind, MountAttrFlags::empty()).map_err(Error::at(format!("make a {kind}")))?;
         move_mount(&mount, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
             .map_err(Error::on("mount on", path))?;
     }
@@ -148,7 +148,7 @@ pub(crate) fn mount_once(kind: &str, path: &str) -> Result<bool, Error> {
     if stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
         return Ok(false);
     }
-    let mount = new_file_system(kind, None, MountAttrFlags::empty()).map_err(Error::at(format!("make a {kind}")))?;
+    let mount = new_file_system(kind, kind, MountAttrFlags::empty()).map_err(Error::at(format!("make a {kind}")))?;
     move_mount(&mount, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(Error::on("mount on", path))?;
     Ok(true)
 }
@@ -174,14 +174,13 @@ fn set_kernel_parameters(proc: BorrowedFd<'_>) -> Result<(), Error> {
 /// A file system that is mounted nowhere.
 pub(crate) fn detached(kind: &str) -> Result<OwnedFd, Error> {
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
-    new_file_system(kind, None, attributes).map_err(Error::on("mount", kind))
+    new_file_system(kind, kind, attributes).map_err(Error::on("mount", kind))
 }
 
-fn new_file_system(kind: &str, source: Option<&str>, attributes: MountAttrFlags) -> rustix::io::Result<OwnedFd> {
+/// `source` is what tools show it as.
+fn new_file_system(kind: &str, source: &str, attributes: MountAttrFlags) -> rustix::io::Result<OwnedFd> {
     let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
-    if let Some(source) = source {
-        fsconfig_set_string(context.as_fd(), "source", source)?;
-    }
+    fsconfig_set_string(context.as_fd(), "source", source)?;
     fsconfig_create(context.as_fd())?;
     fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
 }
@@ -192,7 +191,7 @@ fn mount_shares() -> Result<(), Error> {
         path = format!("{path}/{name}");
         make_directory(&path)?;
     }
-    let shares = new_file_system("virtiofs", Some(agent::SHARES_TAG), MountAttrFlags::empty())
+    let shares = new_file_system("virtiofs", agent::SHARES_TAG, MountAttrFlags::empty())
         .map_err(Error::at("mount the shares"))?;
     move_mount(&shares, "", CWD, agent::SHARES_DIR, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
         .map_err(Error::on("mount the shares on", agent::SHARES_DIR))

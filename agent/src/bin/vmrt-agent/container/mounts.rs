@@ -220,7 +220,7 @@ impl MountPlan {
     fn new_file_system(&self, covered: Option<OwnedFd>, kind: &str) -> Result<OwnedFd, Error> {
         let step = || format!("mount {kind} on {}", self.destination.display());
         let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).map_err(Error::at(step()))?;
-        self.configure(context.as_fd(), covered.as_ref())
+        self.configure(context.as_fd(), covered.as_ref(), kind)
             .map_err(|error| Error::at(step() + &explanation(context.as_fd()).unwrap_or_default())(error))?;
         let mount = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty());
         let mount = mount.map_err(Error::at(step()))?;
@@ -230,10 +230,9 @@ impl MountPlan {
         Ok(mount)
     }
 
-    fn configure(&self, context: BorrowedFd<'_>, covered: Option<&OwnedFd>) -> rustix::io::Result<()> {
-        if let Some(source) = &self.source {
-            fsconfig_set_string(context, "source", source)?;
-        }
+    fn configure(&self, context: BorrowedFd<'_>, covered: Option<&OwnedFd>, kind: &str) -> rustix::io::Result<()> {
+        // `df` and `mount` show it, and something else in the wrong column where there is none.
+        fsconfig_set_string(context, "source", self.source.as_deref().unwrap_or(Path::new(kind)))?;
         if let Some(covered) = covered {
             let mode = rustix::fs::fstat(covered)?.st_mode & 0o7777;
             fsconfig_set_string(context, "mode", format!("{mode:o}"))?;
