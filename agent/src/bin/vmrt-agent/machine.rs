@@ -184,12 +184,6 @@ fn raise_limits() -> Result<(), Error> {
     Ok(())
 }
 
-/// Bytes of memory that the guest has.
-pub(crate) fn memory() -> u64 {
-    let info = rustix::system::sysinfo();
-    info.totalram.saturating_mul(info.mem_unit.into())
-}
-
 fn set_kernel_parameters(proc: BorrowedFd<'_>) -> Result<(), Error> {
     for (name, value) in KERNEL_PARAMETERS {
         match write_in(proc, &format!("sys/{name}"), value.as_bytes()) {
