@@ -241,6 +241,11 @@ pub enum Request {
         /// Whether to set the clock at once. Otherwise it runs faster or slower until the difference is made up for.
         set: bool,
     },
+    /// Let containers use the machine's memory: it has so many bytes more now than it booted with.
+    FollowMemory {
+        /// The bytes.
+        plugged: u64,
+    },
     /// Forget a stopped container and remove what is left of it.
     Delete {
         /// The container's id.

@@ -113,6 +113,24 @@ impl Terminal {
         }
     }
 
+    /// Waits until this is on the screen at the end of a line. What is typed from then on is not shown between the two.
+    ///
+    /// # Panics
+    ///
+    /// Where it does not come in time.
+    pub fn expect_line(&mut self, wanted: &str) {
+        self.expect(&format!("{wanted}\r\n"));
+    }
+
+    /// Waits for the prompt of root's shell, which then reads what is typed.
+    ///
+    /// # Panics
+    ///
+    /// Where it does not come in time.
+    pub fn expect_prompt(&mut self) {
+        self.expect("# ");
+    }
+
     /// Everything that comes until the other side closes or all is quiet for this long.
     pub fn rest(&mut self, quiet: Duration) -> String {
         while self.read(quiet) {}
@@ -181,9 +199,9 @@ mod tests {
         command.args(["-c", "tty >/dev/tty && stty size && read line && echo \"<$line>\""]);
         let mut child = terminal.start(&command);
         terminal.expect("/dev/pts/");
-        terminal.expect("33 77");
+        terminal.expect_line("33 77");
         terminal.type_in("typed\n");
-        terminal.expect("<typed>");
+        terminal.expect_line("<typed>");
         assert!(child.wait().unwrap().success());
     }
 }

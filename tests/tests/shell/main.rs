@@ -21,6 +21,7 @@ mod network;
 mod overlay;
 mod pausing;
 mod pods;
+mod pressure;
 mod process;
 mod resources;
 mod rootless;

@@ -13,7 +13,7 @@ use vmrt_tests::{PATIENCE, eventually};
 const SHARED: [(&str, &str); 4] = [("pid", "pid"), ("network", "net"), ("ipc", "ipc"), ("uts", "uts")];
 
 /// The bundle with these namespaces of `host`, and all others its own.
-fn joining(bundle: Bundle, host: &Container<'_>, shared: &[&str]) -> Bundle {
+pub(crate) fn joining(bundle: Bundle, host: &Container<'_>, shared: &[&str]) -> Bundle {
     let own = ["mount", "cgroup"].map(|kind| json!({"type": kind}));
     let namespace = |(kind, file): (&str, &str)| match shared.contains(&kind) {
         true => json!({"type": kind, "path": format!("/proc/{}/ns/{file}", host.pid())}),
@@ -23,7 +23,7 @@ fn joining(bundle: Bundle, host: &Container<'_>, shared: &[&str]) -> Bundle {
     bundle.without("/hostname").with("/linux/namespaces", json!(all))
 }
 
-const ALL: [&str; 4] = ["pid", "network", "ipc", "uts"];
+pub(crate) const ALL: [&str; 4] = ["pid", "network", "ipc", "uts"];
 
 /// What tells the namespaces and the machine that a process is in, a line each.
 const WHERE: &str = "for ns in pid net ipc uts mnt cgroup; do readlink /proc/self/ns/$ns; done; \
@@ -131,6 +131,43 @@ fn the_process_of_the_host_and_the_container_end_together() {
     assert_eq!(runtime.call(&["delete", &second.id]).code, 1, "it runs");
     runtime.call(&["delete", "--force", &second.id]).ok();
     assert!(!is_there());
+}
+
+/// Seconds that the machine of a container has run.
+fn uptime(container: &Container<'_>) -> f64 {
+    let text = container.exec(&["cat", "/proc/uptime"]).ok().text();
+    text.split_whitespace().next().and_then(|seconds| seconds.parse().ok()).expect("a number of seconds")
+}
+
+#[test]
+fn a_container_ends_with_its_first_process_whoever_is_left() {
+    let runtime = Runtime::new();
+    let bundle = Bundle::busybox(["sleep", "1000"]);
+    let first = runtime.started(&bundle);
+    let cgroups = json!({"type": "cgroup", "source": "cgroup", "destination": "/sys/fs/cgroup", "options": ["nosuid"]});
+    let end = "cut -d ' ' -f 1 /proc/uptime; exit 3";
+    for (marker, script) in [
+        ("4711", format!("sleep 4711 & sleep 2; {end}")),
+        ("4712", format!("trap '' TERM; (sleep 4712; sleep 4712) & sleep 2; {end}")),
+        (
+            "4713",
+            format!(
+                "mkdir -p /sys/fs/cgroup/a/b; (sh -c 'echo $PPID' >/sys/fs/cgroup/a/b/cgroup.procs; exec sleep 4713) & sleep 2; {end}"
+            ),
+        ),
+    ] {
+        let bundle =
+            Bundle::script(&script).all_powerful().without_mount("/sys/fs/cgroup").with("/mounts/-", cgroups.clone());
+        let done = runtime.run(&joining(bundle, &first, &ALL));
+        assert_eq!(done.code, 3, "{marker}: {done:?}");
+        let ended: f64 = done.text().parse().unwrap();
+        let waited = uptime(&first) - ended;
+        assert!(waited < 20.0, "{marker}: {waited} s");
+        assert!(
+            !first.exec(&["ps"]).ok().text().contains(&format!("sleep {marker}")),
+            "{marker} outlived its container"
+        );
+    }
 }
 
 #[test]

@@ -20,29 +20,32 @@ fn a_person_works_at_a_terminal() {
     let modes = format!("{:?}", terminal.modes());
     let mut command = runtime.command(&["run", "--bundle"]);
     let mut child = terminal.start(command.arg(bundle.path()).arg(new_id()));
-    terminal.expect("# ");
+    terminal.expect_prompt();
     terminal.type_in("tty; stty size; test -t 0 && test -t 1 && test -t 2 && echo all''three\n");
     terminal.expect("/dev/");
-    terminal.expect("41 103");
-    terminal.expect("allthree");
+    terminal.expect_line("41 103");
+    terminal.expect_line("allthree");
+    terminal.expect_prompt();
 
     terminal.resize(20, 60);
-    terminal.type_in("sleep 0.5; stty size\n");
-    terminal.expect("20 60");
+    terminal.type_in("until stty size | grep '20 60'; do sleep 0.1; done\n");
+    terminal.expect_line("20 60");
+    terminal.expect_prompt();
 
-    terminal.type_in("sleep 1000; echo end=$?\n");
-    terminal.expect("end=$?");
-    std::thread::sleep(Duration::from_millis(500));
+    terminal.type_in("sh -c 'echo wai''ting; exec sleep 1000'; echo end=$?\n");
+    terminal.expect_line("waiting");
     terminal.type_in("\x03");
     terminal.expect("^C");
+    terminal.expect_prompt();
     terminal.type_in("echo after=$?\n");
-    terminal.expect("after=130");
+    terminal.expect_line("after=130");
+    terminal.expect_prompt();
 
-    terminal.type_in("sleep 1000\n");
-    terminal.expect("sleep 1000");
-    std::thread::sleep(Duration::from_millis(500));
+    terminal.type_in("sh -c 'echo wai''ting; exec sleep 1000'\n");
+    terminal.expect_line("waiting");
     terminal.type_in("\x1a");
     terminal.expect("Stopped");
+    terminal.expect_prompt();
     terminal.type_in("kill %1; fg; exit 9\n");
     assert_eq!(wait(&mut child), 9);
     assert_eq!(format!("{:?}", terminal.modes()), modes, "the terminal is as it was before");
@@ -70,12 +73,13 @@ fn an_exec_has_a_terminal_of_its_own() {
     let mut terminal = Terminal::new(30, 90);
     let modes = format!("{:?}", terminal.modes());
     let mut child = terminal.start(&runtime.command(&["exec", "--tty", &container.id, "sh"]));
-    terminal.expect("# ");
+    terminal.expect_prompt();
     terminal.type_in("stty size; cat\n");
-    terminal.expect("30 90");
+    terminal.expect_line("30 90");
     terminal.type_in("echoed\n");
-    terminal.expect("echoed\r\nechoed\r\n");
+    terminal.expect_line("echoed\r\nechoed");
     terminal.type_in("\x04");
+    terminal.expect_prompt();
     terminal.type_in("exit 6\n");
     assert_eq!(wait(&mut child), 6);
     assert_eq!(format!("{:?}", terminal.modes()), modes);
@@ -90,10 +94,10 @@ fn a_program_is_told_of_a_new_size() {
     let mut terminal = Terminal::new(24, 80);
     let mut command = runtime.command(&["run", "--bundle"]);
     let mut child = terminal.start(command.arg(bundle.path()).arg(new_id()));
-    terminal.expect("ready");
+    terminal.expect_line("ready");
     for (rows, columns) in [(25, 81), (50, 132)] {
         terminal.resize(rows, columns);
-        terminal.expect(&format!("now {rows} {columns}"));
+        terminal.expect_line(&format!("now {rows} {columns}"));
     }
     terminal.type_in("\x03");
     assert_eq!(wait(&mut child), 8);
@@ -113,14 +117,14 @@ fn an_engine_gets_the_terminal_through_its_socket() {
     assert_eq!(wait(&mut create), 0);
     terminal.resize(50, 120);
     runtime.call(&["start", &id]).ok();
-    terminal.expect("# ");
+    terminal.expect_prompt();
     terminal.type_in("stty size\n");
-    terminal.expect("50 120");
+    terminal.expect_line("50 120");
+    terminal.expect_prompt();
     terminal.resize(51, 121);
-    std::thread::sleep(Duration::from_millis(300));
-    terminal.type_in("stty size; echo al''ive\n");
-    terminal.expect("51 121");
-    terminal.expect("alive");
+    terminal.type_in("until stty size | grep '51 121'; do sleep 0.1; done\n");
+    terminal.expect_line("51 121");
+    terminal.expect_prompt();
 
     let mut command =
         runtime.command(&["exec", "--detach", "--tty", "--console-socket", socket.to_str().unwrap(), &id]);
@@ -128,7 +132,9 @@ fn an_engine_gets_the_terminal_through_its_socket() {
     let mut second = Terminal::received(&listener);
     assert_eq!(wait(&mut exec), 0);
     second.expect("/dev/pts/");
+    second.expect("\r\n");
     second.type_in("typed\n");
+    second.expect_line("<typed>");
     terminal.type_in("exit\n");
     terminal.rest(Duration::from_secs(2));
     runtime.call(&["delete", "--force", &id]).ok();

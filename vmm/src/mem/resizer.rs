@@ -136,7 +136,7 @@ impl Resizer {
     /// # Errors
     /// The device cannot be told.
     pub fn settle(&self) -> io::Result<()> {
-        self.ask(self.sizes.plugged.load(Ordering::SeqCst))
+        self.ask(self.plugged())
     }
 
     fn ask(&self, requested: u64) -> io::Result<()> {
@@ -147,7 +147,13 @@ impl Resizer {
     /// The bytes the guest has now.
     #[must_use]
     pub fn size(&self) -> u64 {
-        self.boot_size + self.sizes.plugged.load(Ordering::SeqCst)
+        self.boot_size + self.plugged()
+    }
+
+    /// The bytes the guest has now beyond those it booted with.
+    #[must_use]
+    pub fn plugged(&self) -> u64 {
+        self.sizes.plugged.load(Ordering::SeqCst)
     }
 
     /// Readable when [`Resizer::size`] may have changed.

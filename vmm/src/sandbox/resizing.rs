@@ -148,6 +148,8 @@ impl Sandbox {
     pub(super) fn settle_resizing(&mut self, now: Instant) {
         if let Some((caller, result)) = self.resizing.outcome(now) {
             self.clients.answer(caller, result);
+            let request = agent::Request::FollowMemory { plugged: self.resizing.resizer.plugged() };
+            self.ask(request, "let containers use the machine's memory".to_owned(), Purpose::Own);
         }
     }
 }

@@ -50,8 +50,8 @@ pub(crate) enum Source {
     Stream(u32),
     /// Memory ran out in the container whose first process has this pid.
     Memory(u32),
-    /// A container's processes have stopped, or go on.
-    Frozen,
+    /// A container's processes have stopped, or go on, or are all gone.
+    Cgroup,
     /// Somebody connects to this special file.
     Listener(u32),
     /// Somebody asks this name server.
@@ -68,7 +68,7 @@ impl Source {
             Self::Report(pid) => (2, pid),
             Self::Stream(id) => (3, id),
             Self::Memory(pid) => (4, pid),
-            Self::Frozen => (5, 0),
+            Self::Cgroup => (5, 0),
             Self::Listener(id) => (6, id),
             Self::Questions(id) => (7, id),
             Self::Answer(id) => (8, id),
@@ -85,7 +85,7 @@ impl Source {
             2 => Some(Self::Report(id)),
             3 => Some(Self::Stream(id)),
             4 => Some(Self::Memory(id)),
-            5 => Some(Self::Frozen),
+            5 => Some(Self::Cgroup),
             6 => Some(Self::Listener(id)),
             7 => Some(Self::Questions(id)),
             8 => Some(Self::Answer(id)),
@@ -209,7 +209,7 @@ impl Agent {
                 Ok(())
             }
             // All who wait for it are looked after behind every event.
-            Some(Source::Frozen) | None => Ok(()),
+            Some(Source::Cgroup) | None => Ok(()),
         }
     }
 
@@ -276,7 +276,7 @@ mod tests {
             Source::Report(7),
             Source::Stream(u32::MAX),
             Source::Memory(1),
-            Source::Frozen,
+            Source::Cgroup,
             Source::Listener(3),
             Source::Questions(4),
             Source::Answer(5),

@@ -1,13 +1,16 @@
 //! What becomes of processes: reports of new ones, streams, and the end.
 
+use std::os::fd::AsFd;
+
 use agent::{Event, ExitStatus, Failure, FromAgent, Response};
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::process::{PidfdGetfdFlags, WaitOptions};
 
 use crate::container::report::Report;
+use crate::container::scheduling;
 use crate::error::Error;
-use crate::event_loop::{Agent, Fatal, Source, Stream};
+use crate::event_loop::{self, Agent, Fatal, Source, Stream};
 use crate::log::{self, Level};
 use crate::processes::{self, Phase};
 use crate::requests;
@@ -33,7 +36,7 @@ impl Agent {
 
     /// The process is set up. A container's first one now waits, any other goes on.
     fn ready(&mut self, pid: i32, terminal: Option<i32>) -> Result<(), Fatal> {
-        if let Err(error) = self.open_terminal(pid, terminal) {
+        if let Err(error) = self.open_terminal(pid, terminal).and_then(|()| self.make_usual(pid)) {
             self.give_up(pid, error);
             return Ok(());
         }
@@ -49,6 +52,14 @@ impl Agent {
         // A process that died meanwhile is noticed by its end.
         let _ = process.channel.as_ref().map(|channel| channel.release());
         Ok(())
+    }
+
+    /// A process that is set up stops running before others.
+    fn make_usual(&self, pid: i32) -> Result<(), Error> {
+        match self.processes.get(&pid).is_some_and(|process| process.usual) {
+            true => scheduling::make_usual(pid),
+            false => Ok(()),
+        }
     }
 
     fn open_terminal(&mut self, pid: i32, number: Option<i32>) -> Result<(), Error> {
@@ -157,12 +168,28 @@ impl Agent {
             return Ok(true);
         };
         match container.cgroup.remove() {
-            Err(Errno::BUSY) => return Ok(false),
+            Err(Errno::BUSY) => {
+                event_loop::warn(self.await_emptiness(pid));
+                return Ok(false);
+            }
             Err(error) => log::line(Level::Warning, format_args!("remove the cgroup of a container: {error}")),
             Ok(()) => {}
         }
         container.init = None;
         Ok(true)
+    }
+
+    /// Hears of it when the last process of an ended container is gone.
+    fn await_emptiness(&mut self, pid: i32) -> Result<(), Error> {
+        let mut containers = self.containers.iter().filter(|(_, container)| container.init == Some(pid));
+        let Some((id, container)) = containers.next().filter(|(_, container)| container.emptying.is_none()) else {
+            return Ok(());
+        };
+        let (id, events) = (id.clone(), container.cgroup.events());
+        let events = events.map_err(Error::at(format!("watch the cgroup of container {id}")))?;
+        self.watch(events.as_fd(), Source::Cgroup, EventFlags::PRI | EventFlags::ET)?;
+        self.containers.entry(id).and_modify(|container| container.emptying = Some(events));
+        Ok(())
     }
 
     /// Tells how a process ended, to whom waits for it to be made if it never was.

@@ -13,18 +13,19 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_string,
     fsmount, fsopen, move_mount, open_tree,
 };
+use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::system::RebootCommand;
 
-use crate::container::cgroup;
+use crate::container::cgroup::Common;
 use crate::error::Error;
 use crate::log;
 use crate::special;
-use crate::sys::{self, SCHEDULER_ATTR_SIZE, SchedulerAttr};
+use crate::sys::{self, SchedulerAttr};
 
 /// File systems the agent works with, made when the first container needs them at the latest.
 pub(crate) struct FileSystems {
     proc: OwnedFd,
-    cgroups: OwnedFd,
+    cgroups: Common,
 }
 
 /// Makes the devices the agent itself needs, and a root that containers can pivot away from.
@@ -38,21 +39,25 @@ pub(crate) fn set_up() -> Result<OwnedFd, Error> {
     log::set_up(device("/dev/kmsg", 1, 11)?);
     leave_initial_root()?;
     hide_program()?;
+    raise_limits()?;
     Ok(null)
 }
 
-/// The agent runs before everything else that could, and its children as usual: what it has to tell, an end above all, is
-/// not held up by the kernel's own clearing away. It is seldom awake, and real-time processes never get all of a CPU.
+/// The agent runs before everything else that could: what it has to tell, an end above all, is not held up by the kernel's own
+/// clearing away, nor by what containers do. It is seldom awake, and real-time processes never get all of a CPU.
 pub(crate) fn come_first() -> Result<(), Error> {
-    const RESET_ON_FORK: u64 = 1;
-    let attr = SchedulerAttr {
-        size: SCHEDULER_ATTR_SIZE,
-        policy: libc::SCHED_FIFO.cast_unsigned(),
-        flags: RESET_ON_FORK,
-        priority: 1,
-        ..SchedulerAttr::default()
-    };
-    sys::set_scheduler(&attr).map_err(Error::at("become a real-time process"))
+    become_real_time(2)
+}
+
+/// A new process, which is a copy of the agent, runs behind the agent and before all others until it is set up: in a container
+/// with thousands of busy processes it would not get there in any time that somebody waits.
+pub(crate) fn come_second() -> Result<(), Error> {
+    become_real_time(1)
+}
+
+fn become_real_time(priority: u32) -> Result<(), Error> {
+    let attr = SchedulerAttr { policy: libc::SCHED_FIFO.cast_unsigned(), priority, ..SchedulerAttr::usual() };
+    sys::set_scheduler(sys::CALLER, &attr).map_err(Error::at("become a real-time process"))
 }
 
 fn make_directory(path: &str) -> Result<(), Error> {
@@ -104,9 +109,8 @@ impl FileSystems {
     pub(crate) fn mount() -> Result<Self, Error> {
         mount_shares()?;
         let proc = detached("proc")?;
-        let cgroups = detached("cgroup2")?;
         set_kernel_parameters(proc.as_fd())?;
-        cgroup::enable_controllers(cgroups.as_fd()).map_err(Error::at("enable cgroup controllers"))?;
+        let cgroups = Common::make(detached("cgroup2")?.as_fd())?;
         Ok(Self { proc, cgroups })
     }
 
@@ -115,9 +119,9 @@ impl FileSystems {
         self.proc.as_fd()
     }
 
-    /// The root of the cgroup hierarchy.
-    pub(crate) fn cgroups(&self) -> BorrowedFd<'_> {
-        self.cgroups.as_fd()
+    /// The cgroup of all containers.
+    pub(crate) fn cgroups(&self) -> &Common {
+        &self.cgroups
     }
 }
 
@@ -153,13 +157,32 @@ pub(crate) fn mount_once(kind: &str, path: &str) -> Result<bool, Error> {
     Ok(true)
 }
 
+/// Processes and threads that the guest may have: as many as hosts with systemd, however little memory it boots with. What they
+/// take of that counts for their container.
+pub(crate) const MOST_PIDS: u64 = 4_194_304;
+
 /// What the kernel is told of once.
-const KERNEL_PARAMETERS: [(&str, &str); 2] = [
+const KERNEL_PARAMETERS: [(&str, &str); 5] = [
     // Otherwise the fallback device of every tunnel driver is made in every new network namespace.
     ("net/core/fb_tunnels_only_for_init_net", "1"),
     // How many descriptors a process may be allowed: what hosts with systemd have.
     ("fs/nr_open", "1073741816"),
+    ("kernel/pid_max", "4194304"),
+    ("kernel/threads-max", "4194304"),
+    // Nobody reads the list of all processes that the kernel would make whenever memory runs out, and many take it long.
+    ("vm/oom_dump_tasks", "0"),
 ];
+
+/// Has users other than root have as many processes and pending signals as on a host where the guest's number of processes is
+/// usual: half of them.
+fn raise_limits() -> Result<(), Error> {
+    let most = Some(MOST_PIDS / 2);
+    for resource in [Resource::Nproc, Resource::Sigpending] {
+        setrlimit(resource, Rlimit { current: most, maximum: most })
+            .map_err(Error::at(format!("set limit {resource:?}")))?;
+    }
+    Ok(())
+}
 
 fn set_kernel_parameters(proc: BorrowedFd<'_>) -> Result<(), Error> {
     for (name, value) in KERNEL_PARAMETERS {

@@ -49,13 +49,15 @@ pub(crate) struct Process {
     pub(crate) terminal: Option<OwnedFd>,
     /// Its output streams that are still open.
     pub(crate) outputs: Vec<u32>,
+    /// Whether it runs as any other once it is set up.
+    pub(crate) usual: bool,
     /// How it ended.
     pub(crate) status: Option<ExitStatus>,
 }
 
 impl Process {
     /// A process that was just made for `call`.
-    pub(crate) fn new(id: ProcessId, spawned: Spawned, terminal: Option<OwnedFd>, call: u64) -> Self {
+    pub(crate) fn new(id: ProcessId, spawned: Spawned, terminal: Option<OwnedFd>, usual: bool, call: u64) -> Self {
         Self {
             id,
             pidfd: spawned.pidfd,
@@ -64,6 +66,7 @@ impl Process {
             failure: None,
             terminal,
             outputs: Vec::new(),
+            usual,
             status: None,
         }
     }

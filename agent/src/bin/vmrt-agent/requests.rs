@@ -59,6 +59,7 @@ impl Agent {
             Request::AdjustClock { missing_ns, set } => {
                 clock::adjust(missing_ns, set).map(|()| Answer::Now(Response::Done))
             }
+            Request::FollowMemory { plugged } => self.follow_memory(plugged),
             Request::Delete { container } => self.delete(&container),
             Request::PowerOff => machine::power_off(),
         };
@@ -88,7 +89,7 @@ impl Agent {
         plan.mounts.iter_mut().try_for_each(|mount| mount.map_ids(&mut namespaces))?;
         let (child, host) = processes::make_stdio(&create.stdio, &self.null)?;
         let nodes = equip_users(&plan, &child)?;
-        let cgroup = Cgroup::make(self.files()?.cgroups(), &plan.cgroup, &plan.settings)?;
+        let cgroup = Cgroup::make(self.files()?.cgroups().directory(), &plan.cgroup, &plan.settings)?;
         let spawned =
             self.shared(&plan).and_then(|shared| container::spawn_init(self.guest()?, &plan, &shared, &cgroup, &child));
         let spawned = match spawned {
@@ -106,6 +107,7 @@ impl Agent {
             init: Some(pid),
             cgroup,
             freezing: Vec::new(),
+            emptying: None,
             seccomp: plan.seccomp,
             personality: plan.personality,
             affinity: plan.process.exec_affinity.clone(),
@@ -219,7 +221,7 @@ impl Agent {
         let pid = spawned.pid;
         let source = Source::Report(pid.cast_unsigned());
         let watched = self.watch(spawned.channel.as_fd(), source, EventFlags::IN);
-        self.processes.insert(pid, Process::new(id, spawned, host.terminal.take(), call));
+        self.processes.insert(pid, Process::new(id, spawned, host.terminal.take(), plan.scheduling.is_usual(), call));
         if let Err(error) = watched.and_then(|()| self.connect(pid, host, plan)) {
             self.give_up(pid, error);
         }
@@ -276,6 +278,10 @@ impl Agent {
         let ends = matches!(target.phase, Phase::Created) && ends_by_default(number);
         let number = if ends { Signal::KILL } else { number };
         rustix::process::pidfd_send_signal(&target.pidfd, number).map_err(Error::at(step()))?;
+        if number == Signal::KILL && process.exec.is_none() {
+            // Nothing outlives the first process. Were the others left to its end, it would have to come to a CPU among them first.
+            self.container(&process.container)?.cgroup.kill().map_err(Error::at(step()))?;
+        }
         Ok(Answer::Now(Response::Done))
     }
 
@@ -299,7 +305,7 @@ impl Agent {
 
     pub(crate) fn guest(&self) -> Result<Guest<'_>, Error> {
         let files = self.files()?;
-        Ok(Guest { proc: files.proc(), cgroups: files.cgroups(), agent: self.myself.as_fd() })
+        Ok(Guest { proc: files.proc(), agent: self.myself.as_fd() })
     }
 
     pub(crate) fn files(&self) -> Result<&machine::FileSystems, Error> {

@@ -19,7 +19,7 @@ impl Agent {
         let step = format!("{} container {id}", if frozen { "freeze" } else { "thaw" });
         let cgroup = &self.running(id)?.cgroup;
         let events = cgroup.events().map_err(Error::at(step.as_str()))?;
-        self.watch(events.as_fd(), Source::Frozen, EventFlags::PRI | EventFlags::ET)?;
+        self.watch(events.as_fd(), Source::Cgroup, EventFlags::PRI | EventFlags::ET)?;
         cgroup.set_frozen(frozen).map_err(Error::at(step))?;
         if let Some(container) = self.containers.get_mut(id) {
             container.freezing.push(Freezing { call, frozen, events });
@@ -63,6 +63,12 @@ impl Agent {
     pub(crate) fn update(&self, id: &str, resources: &LinuxResources) -> Result<Answer, Error> {
         let settings = Settings::new(resources)?;
         self.running(id)?.cgroup.update(&settings)?;
+        Ok(Answer::Now(Response::Done))
+    }
+
+    /// Lets containers use what the machine has now.
+    pub(crate) fn follow_memory(&self, plugged: u64) -> Result<Answer, Error> {
+        self.files()?.cgroups().follow_memory(plugged)?;
         Ok(Answer::Now(Response::Done))
     }
 

@@ -35,21 +35,22 @@ pub(crate) enum Cloned {
     Parent(i32, OwnedFd),
 }
 
-/// Makes a process in new namespaces (`CLONE_NEW*` in `flags`), born in the cgroup whose directory is `cgroup`. With
-/// `CLONE_PARENT`, it is a child of the caller's parent.
+/// Makes a process in new namespaces (`CLONE_NEW*` in `flags`), born in the cgroup whose directory is `cgroup`, or in the
+/// caller's. With `CLONE_PARENT`, it is a child of the caller's parent.
 ///
 /// # Safety
 ///
 /// The calling process has only one thread: the child goes on with a copy of its memory, locks included.
-pub(crate) unsafe fn clone3(flags: u64, cgroup: BorrowedFd<'_>) -> Result<Cloned> {
+pub(crate) unsafe fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned> {
     let mut pidfd: RawFd = -1;
     // A sibling has the caller's own exit signal, and none may be given.
     let exit_signal = if flags & CLONE_PARENT == 0 { u64::from(libc::SIGCHLD.cast_unsigned()) } else { 0 };
+    let into_cgroup = if cgroup.is_some() { CLONE_INTO_CGROUP } else { 0 };
     let args = CloneArgs {
-        flags: flags | CLONE_INTO_CGROUP | u64::from(libc::CLONE_PIDFD.cast_unsigned()),
+        flags: flags | into_cgroup | u64::from(libc::CLONE_PIDFD.cast_unsigned()),
         pidfd: ptr::from_mut(&mut pidfd).addr() as u64,
         exit_signal,
-        cgroup: u64::from(cgroup.as_raw_fd().cast_unsigned()),
+        cgroup: cgroup.map_or(0, |cgroup| u64::from(cgroup.as_raw_fd().cast_unsigned())),
         ..CloneArgs::default()
     };
     // SAFETY: `args` is a valid clone_args of the length given and `pidfd` outlives the call. No stack is given and
@@ -269,14 +270,24 @@ pub(crate) struct SchedulerAttr {
     pub(crate) period: u64,
 }
 
+impl SchedulerAttr {
+    /// That of a process for which nobody has asked for another.
+    pub(crate) fn usual() -> Self {
+        Self { size: SCHEDULER_ATTR_SIZE, policy: libc::SCHED_OTHER.cast_unsigned(), ..Self::default() }
+    }
+}
+
 /// Length of [`SchedulerAttr`], as the kernel knows its first version (`SCHED_ATTR_SIZE_VER0`).
 pub(crate) const SCHEDULER_ATTR_SIZE: u32 = 48;
 
-/// Sets the scheduling policy of the caller.
-pub(crate) fn set_scheduler(attr: &SchedulerAttr) -> Result<()> {
+/// The process that calls, where a pid is asked for.
+pub(crate) const CALLER: i32 = 0;
+
+/// Sets the scheduling policy of the process `pid`.
+pub(crate) fn set_scheduler(pid: i32, attr: &SchedulerAttr) -> Result<()> {
     const { assert!(size_of::<SchedulerAttr>() == SCHEDULER_ATTR_SIZE as usize) };
     // SAFETY: `attr` is a valid sched_attr; the length in it is that of a prefix the kernel reads, at most all of it.
-    check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, ptr::from_ref(attr), 0) })?;
+    check(unsafe { libc::syscall(libc::SYS_sched_setattr, pid, ptr::from_ref(attr), 0) })?;
     Ok(())
 }
 

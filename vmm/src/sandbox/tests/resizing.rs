@@ -58,6 +58,8 @@ fn who_asks_for_memory_is_answered_when_the_guest_has_it() {
     assert!(matches!(client.receive(Some(Duration::from_millis(50))), Err(ClientError::Timeout(_))));
     guest.change(0, 3, 1);
     assert_eq!(answer(&mut client, id), Ok(Reply::Memory(72)));
+    let told = bench.answer(Ok(Response::Done));
+    assert!(matches!(told, agent::Request::FollowMemory { plugged } if plugged == 8 << 20), "{told:?}");
     let id = set_memory(&mut client, 72);
     assert_eq!(answer(&mut client, id), Ok(Reply::Memory(72)), "there is nothing to do");
     let id = set_memory(&mut client, 1);

@@ -17,6 +17,7 @@ use crate::container::seccomp::Filter;
 use crate::container::terminal::Terminal;
 use crate::container::{devices, program, user};
 use crate::error::Error;
+use crate::machine;
 use crate::sys;
 
 /// The standard streams of a new process.
@@ -95,11 +96,12 @@ impl Role<'_> {
 
 /// Goes all the way; what fails is reported and ends the process.
 pub(crate) fn run(role: &Role<'_>, stdio: &ChildStdio, channel: &Channel, proc: BorrowedFd<'_>) -> ! {
+    let second = machine::come_second();
     if role.awaits_agent() && !channel.wait() {
         // The agent has given up on this process, and says why itself.
         exit();
     }
-    match prepare(role, stdio, channel.as_fd(), proc) {
+    match second.and_then(|()| prepare(role, stdio, channel.as_fd(), proc)) {
         Ok(kept) => {
             let Err(error) = kept.execute(role);
             kept.channel.report(&Report::Failed(error.into()));

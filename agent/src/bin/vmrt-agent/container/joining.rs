@@ -20,20 +20,15 @@ const LIMIT: usize = 4096;
 /// Makes a process in the namespaces `shared`, which are joined in this order, and in new ones, as [`sys::clone3`] does.
 ///
 /// Who has joined a user namespace cannot leave it, and what is to belong to it has to be made there. So a process in between,
-/// born in the cgroup `guest`, joins them, makes the process as its own sibling, tells its pid and ends.
+/// born in the agent's cgroup, joins them, makes the process as its own sibling, tells its pid and ends.
 ///
 /// # Safety
 ///
 /// As of [`sys::clone3`]: the calling process has only one thread.
-pub(crate) unsafe fn clone_in(
-    guest: BorrowedFd<'_>,
-    shared: &[Shared<'_>],
-    namespaces: u64,
-    cgroup: BorrowedFd<'_>,
-) -> Result<Cloned, Error> {
+pub(crate) unsafe fn clone_in(shared: &[Shared<'_>], namespaces: u64, cgroup: BorrowedFd<'_>) -> Result<Cloned, Error> {
     let (near, far) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(Error::at("make a pipe"))?;
     // SAFETY: the caller vouches for a single thread.
-    match unsafe { sys::clone3(0, guest) }.map_err(Error::at("make a process"))? {
+    match unsafe { sys::clone3(0, None) }.map_err(Error::at("make a process"))? {
         Cloned::Parent(_, between) => {
             drop(far);
             let pid = hear(&near);
@@ -64,7 +59,7 @@ fn join(shared: &[Shared<'_>]) -> Result<(), Error> {
 /// As of [`sys::clone3`].
 unsafe fn make_sibling(namespaces: u64, cgroup: BorrowedFd<'_>) -> Result<Cloned, Error> {
     // SAFETY: the caller vouches for a single thread.
-    unsafe { sys::clone3(namespaces | CLONE_PARENT, cgroup) }
+    unsafe { sys::clone3(namespaces | CLONE_PARENT, Some(cgroup)) }
         .map_err(Error::at("make a process in the namespaces of another container"))
 }
 

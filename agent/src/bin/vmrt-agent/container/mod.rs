@@ -21,7 +21,7 @@ pub(crate) mod namespaces;
 mod paths;
 mod program;
 mod rootfs;
-mod scheduling;
+pub(crate) mod scheduling;
 mod seccomp;
 mod sysctl;
 mod time;
@@ -57,6 +57,8 @@ pub(crate) struct Container {
     pub(crate) cgroup: Cgroup,
     /// Waits for its processes to stop, or to go on, in the order in which they were asked for.
     pub(crate) freezing: Vec<Freezing>,
+    /// What tells that its last process is gone, once its first one has ended before that.
+    pub(crate) emptying: Option<OwnedFd>,
     /// The filter of its processes' system calls.
     pub(crate) seccomp: Option<Filter>,
     /// The execution domain of all its processes.
@@ -98,8 +100,6 @@ pub(crate) struct Spawned {
 pub(crate) struct Guest<'a> {
     /// The guest's `/proc`.
     pub(crate) proc: BorrowedFd<'a>,
-    /// The root of the guest's cgroups.
-    pub(crate) cgroups: BorrowedFd<'a>,
     /// The agent itself, as a pidfd.
     pub(crate) agent: BorrowedFd<'a>,
 }
@@ -116,9 +116,9 @@ pub(crate) fn spawn_init(
     let spawn = || {
         let make = || match shared {
             // SAFETY: the agent has only one thread.
-            [] => unsafe { sys::clone3(flags, cgroup) }.map_err(Error::at("make a process")),
+            [] => unsafe { sys::clone3(flags, Some(cgroup)) }.map_err(Error::at("make a process")),
             // SAFETY: as above.
-            _ => unsafe { joining::clone_in(guest.cgroups, shared, flags, cgroup) },
+            _ => unsafe { joining::clone_in(shared, flags, cgroup) },
         };
         spawn(guest, make, &Role::Init(plan), stdio)
     };
@@ -155,7 +155,7 @@ pub(crate) fn spawn_exec(
     let (seccomp, personality) = (container.seccomp.as_ref(), container.personality);
     let role = Role::Exec { container: init, namespaces, process, seccomp, affinity, personality };
     // SAFETY: the agent has only one thread.
-    let make = || unsafe { sys::clone3(0, cgroup) }.map_err(Error::at("make a process"));
+    let make = || unsafe { sys::clone3(0, Some(cgroup)) }.map_err(Error::at("make a process"));
     let spawn = || spawn(guest, make, &role, stdio);
     if namespaces.has(ThreadNameSpaceType::PROCESS_ID) { beside(guest, init, spawn) } else { spawn() }
 }

@@ -47,7 +47,8 @@ pub(crate) struct ProcessPlan {
     rlimits: Vec<(Resource, Rlimit)>,
     /// Programs it executes get no more privileges than it has.
     pub(crate) no_new_privileges: bool,
-    scheduling: Scheduling,
+    /// When it runs.
+    pub(crate) scheduling: Scheduling,
 }
 
 impl ProcessPlan {

@@ -29,16 +29,28 @@ impl Scheduling {
         Ok(Self { scheduler: scheduler.transpose()?, io_priority: io_priority.transpose()? })
     }
 
-    /// Applies it to the caller.
+    /// Whether the process runs as any other once it is set up.
+    pub(crate) fn is_usual(&self) -> bool {
+        self.scheduler.is_none()
+    }
+
+    /// Applies it to the caller. What [`Scheduling::is_usual`] is left to [`make_usual`].
     pub(crate) fn apply(&self) -> Result<(), Error> {
         if let Some(scheduler) = &self.scheduler {
-            sys::set_scheduler(scheduler).map_err(Error::at("set scheduling policy"))?;
+            // What the caller may ask for does not depend on what it is now.
+            make_usual(sys::CALLER)?;
+            sys::set_scheduler(sys::CALLER, scheduler).map_err(Error::at("set scheduling policy"))?;
         }
         if let Some((class, level)) = self.io_priority {
             sys::set_io_priority(class, level).map_err(Error::at("set I/O priority"))?;
         }
         Ok(())
     }
+}
+
+/// Has the process `pid` run no more before others. A filter of system calls may keep it from doing so itself.
+pub(crate) fn make_usual(pid: i32) -> Result<(), Error> {
+    sys::set_scheduler(pid, &SchedulerAttr::usual()).map_err(Error::at("set the usual scheduling policy"))
 }
 
 fn scheduler(scheduler: &Scheduler) -> Result<SchedulerAttr, Error> {

@@ -119,7 +119,7 @@ impl<'a> UserNamespaces<'a> {
         let step = "make a user namespace";
         let kind = u64::from(ThreadNameSpaceType::USER.bits());
         // SAFETY: the agent has only one thread.
-        match unsafe { sys::clone3(kind, self.files.cgroups()) }.map_err(Error::at(step))? {
+        match unsafe { sys::clone3(kind, None) }.map_err(Error::at(step))? {
             Cloned::Child => loop {
                 rustix::event::pause();
             },

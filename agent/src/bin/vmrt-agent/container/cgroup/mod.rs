@@ -1,5 +1,6 @@
 //! The cgroup of a container (version 2, the only one in the guest).
 
+mod common;
 mod devices;
 mod resources;
 mod statistics;
@@ -10,6 +11,7 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
+pub(crate) use self::common::Common;
 pub(crate) use self::resources::Settings;
 use crate::error::Error;
 use crate::machine;
@@ -26,7 +28,7 @@ pub(crate) struct Cgroup {
     oom_kills: u64,
 }
 
-/// The path of a container's cgroup below the guest's root cgroup: what `linux.cgroupsPath` names, without anything
+/// The path of a container's cgroup below that of all containers: what `linux.cgroupsPath` names, without anything
 /// that would lead elsewhere, or the container's id.
 pub(crate) fn path(cgroups_path: Option<&Path>, container: &str) -> PathBuf {
     let names = cgroups_path.into_iter().flat_map(Path::components);
@@ -40,7 +42,8 @@ pub(crate) fn path(cgroups_path: Option<&Path>, container: &str) -> PathBuf {
 impl Cgroup {
     /// Makes the cgroup `path` with `settings`, and the cgroups above it where they are missing.
     pub(crate) fn make(root: BorrowedFd<'_>, path: &Path, settings: &Settings) -> Result<Self, Error> {
-        let root = root.try_clone_to_owned().map_err(|_| Error::at("open the root cgroup")(Errno::MFILE))?;
+        let root =
+            root.try_clone_to_owned().map_err(|_| Error::at("open the cgroup of all containers")(Errno::MFILE))?;
         make_parents(root.as_fd(), path)?;
         rustix::fs::mkdirat(&root, path, Mode::from_raw_mode(0o755)).map_err(Error::on("make cgroup", path))?;
         let made = Self::open(root, path.to_owned());
@@ -113,7 +116,7 @@ impl Cgroup {
         machine::write_in(self.directory.as_fd(), "cgroup.freeze", if frozen { b"1" } else { b"0" })
     }
 
-    /// A descriptor that has an exceptional condition whenever [`Cgroup::is_frozen`] changed.
+    /// A descriptor that has an exceptional condition whenever [`Cgroup::is_frozen`] changed, or its last process is gone.
     pub(crate) fn events(&self) -> rustix::io::Result<OwnedFd> {
         rustix::fs::openat(&self.directory, "cgroup.events", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
     }
