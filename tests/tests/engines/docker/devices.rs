@@ -23,12 +23,13 @@ fn the_hosts_dev_is_the_guests() {
     assert_eq!(wait(&mut child), 0);
     // Of terminals and queues the container has its own, and what is on the host can be neither seen nor broken.
     let script = "rm /dev/full && echo removed=yes; echo x >/dev/null && echo null=yes; test -e /dev/kvm && echo kvm=yes; \
-        echo queues=$(awk '$2 == \"/dev/mqueue\" { print $3 }' /proc/mounts); script -q -c tty /dev/null </dev/null";
+        echo queues=$(awk '$2 == \"/dev/mqueue\" { print $3 }' /proc/mounts); \
+        echo ptys=$(exec 3<>/dev/ptmx && ls /dev/pts | grep -c '^[0-9]')";
     let done = docker.script(&options[2..], script);
-    for (name, value) in [("removed", "yes"), ("null", "yes"), ("queues", "mqueue")] {
+    for (name, value) in [("removed", "yes"), ("null", "yes"), ("queues", "mqueue"), ("ptys", "1")] {
         assert_eq!(done.value(name), value, "{name}: {done:?}");
     }
-    assert!(!done.text().contains("kvm=yes") && done.text().contains("/dev/pts/"), "{done:?}");
+    assert!(!done.text().contains("kvm=yes"), "{done:?}");
     assert!(std::path::Path::new("/dev/full").exists(), "the host's devices are left alone");
 }
 
