@@ -15,6 +15,51 @@ pub struct Bundle {
     config: Value,
 }
 
+/// Every capability there is.
+const CAPABILITIES: [&str; 41] = [
+    "AUDIT_CONTROL",
+    "AUDIT_READ",
+    "AUDIT_WRITE",
+    "BLOCK_SUSPEND",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "KILL",
+    "LEASE",
+    "LINUX_IMMUTABLE",
+    "MAC_ADMIN",
+    "MAC_OVERRIDE",
+    "MKNOD",
+    "NET_ADMIN",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_RAW",
+    "PERFMON",
+    "SETFCAP",
+    "SETGID",
+    "SETPCAP",
+    "SETUID",
+    "SYSLOG",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_CHROOT",
+    "SYS_MODULE",
+    "SYS_NICE",
+    "SYS_PACCT",
+    "SYS_PTRACE",
+    "SYS_RAWIO",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "WAKE_ALARM",
+];
+
 /// Where `tests/e2e` put the bundles that tests start from.
 #[must_use]
 pub fn templates() -> PathBuf {
@@ -128,6 +173,26 @@ impl Bundle {
         .collect();
         let sets = ["bounding", "effective", "permitted"].map(|set| (set.to_string(), json!(every)));
         self.with("/process/capabilities", Value::Object(sets.into_iter().collect()))
+    }
+
+    /// What `docker run --privileged` gives a container: every capability and device, and no path hidden or read-only.
+    #[must_use]
+    pub fn privileged(self) -> Self {
+        let every: Vec<_> = CAPABILITIES.iter().map(|name| format!("CAP_{name}")).collect();
+        let sets = ["bounding", "effective", "permitted"].map(|set| (set.to_string(), json!(every)));
+        let writable = ["nosuid", "noexec", "nodev", "rw"];
+        self.with("/process/capabilities", Value::Object(sets.into_iter().collect()))
+            .with("/process/noNewPrivileges", json!(false))
+            .with("/linux/resources/devices", json!([{"allow": true, "access": "rwm"}]))
+            .with("/linux/maskedPaths", json!([]))
+            .with("/linux/readonlyPaths", json!([]))
+            .without_mount("/sys")
+            .without_mount("/sys/fs/cgroup")
+            .with("/mounts/-", json!({"type": "sysfs", "source": "sysfs", "destination": "/sys", "options": writable}))
+            .with(
+                "/mounts/-",
+                json!({"type": "cgroup", "source": "cgroup", "destination": "/sys/fs/cgroup", "options": writable}),
+            )
     }
 
     /// Bind-mounts something of the host.

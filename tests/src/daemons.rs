@@ -42,13 +42,21 @@ pub struct Daemons {
     dockerd: Mutex<Child>,
 }
 
+/// Loads what engines' networks need of the kernel.
+///
+/// # Panics
+/// It cannot be loaded.
+pub fn load_modules() {
+    let loaded = Command::new("modprobe").arg("--all").args(MODULES).status();
+    assert!(loaded.expect("modprobe starts").success(), "the kernel's modules were loaded");
+}
+
 /// Gives this process, and so its engines, network and mounts of its own: bridges, packet filters and mounts end with it.
 ///
 /// # Panics
 /// The host does not let it.
 pub fn isolate() {
-    let loaded = Command::new("modprobe").arg("--all").args(MODULES).status();
-    assert!(loaded.expect("modprobe starts").success(), "the kernel's modules were loaded");
+    load_modules();
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("namespaces of our own");
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>).expect("mounts of our own");

@@ -8,6 +8,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
+use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -114,10 +115,14 @@ pub fn code(status: ExitStatus) -> i32 {
 ///
 /// As said.
 pub fn wait(child: &mut Child) -> i32 {
-    let status = eventually(PATIENCE, || child.try_wait().expect("a child was waited for"));
+    wait_within(PATIENCE, child)
+}
+
+fn wait_within(patience: Duration, child: &mut Child) -> i32 {
+    let status = eventually(patience, || child.try_wait().expect("a child was waited for"));
     code(status.unwrap_or_else(|| {
         child.kill().and_then(|()| child.wait()).expect("a hanging child was ended");
-        panic!("a command did not end within {PATIENCE:?}")
+        panic!("a command did not end within {patience:?}")
     }))
 }
 
@@ -146,8 +151,18 @@ impl Running {
     ///
     /// Where it takes too long.
     #[must_use]
-    pub fn end(mut self) -> Done {
-        let code = wait(&mut self.child);
+    pub fn end(self) -> Done {
+        self.end_within(PATIENCE)
+    }
+
+    /// Waits for the end of what may take long.
+    ///
+    /// # Panics
+    ///
+    /// Where it takes longer than `patience`.
+    #[must_use]
+    pub fn end_within(mut self, patience: Duration) -> Done {
+        let code = wait_within(patience, &mut self.child);
         let [stdout, stderr] = self.streams.map(written);
         Done { code, stdout, stderr }
     }
@@ -268,7 +283,7 @@ impl Runtime {
     ///
     /// As said.
     pub fn assert_clean(&self) {
-        self.before.assert_restored(std::time::Duration::from_secs(10), |_| false);
+        self.before.assert_restored(Duration::from_secs(10), |_| false);
     }
 }
 

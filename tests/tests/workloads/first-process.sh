@@ -1,0 +1,11 @@
+# The container's first process. Processes leave the cgroup's top, so that those below it can have controllers: what engines
+# in a container expect. Then it waits for whatever the workloads leave behind.
+set -e
+mkdir /sys/fs/cgroup/init
+echo $$ >/sys/fs/cgroup/init/cgroup.procs
+for controller in $(cat /sys/fs/cgroup/cgroup.controllers); do echo "+$controller" >/sys/fs/cgroup/cgroup.subtree_control; done
+ip link set lo up 2>/dev/null || true
+trap 'exit 0' TERM
+touch /run/ready
+sleep infinity &
+wait

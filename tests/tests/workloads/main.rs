@@ -1,0 +1,119 @@
+//! What people do in a machine: engines, image builders, builds, package managers and databases, in one privileged container of
+//! a Debian, as `docker run --privileged` makes it.
+
+mod machine;
+
+use std::process::{Command, ExitCode};
+
+use libtest_mimic::{Arguments, Trial};
+use vmrt_tests::bundle::templates;
+use vmrt_tests::runtime::{Done, Running};
+
+use crate::machine::{Machine, script};
+
+/// A test and its name.
+type Test = (&'static str, fn(&Machine));
+
+const TESTS: [Test; 9] = [
+    ("a_repository_is_cloned_and_built", a_repository_is_cloned_and_built),
+    ("buildah_builds_and_podman_runs", buildah_builds_and_podman_runs),
+    ("docker_has_overlay2_on_a_volume", docker_has_overlay2_on_a_volume),
+    ("docker_has_vfs_on_the_root_file_system", docker_has_vfs_on_the_root_file_system),
+    ("packages_are_installed", packages_are_installed),
+    ("pip_installs_a_wheel", pip_installs_a_wheel),
+    ("postgres_recovers_what_it_committed", postgres_recovers_what_it_committed),
+    ("redis_has_what_it_appended", redis_has_what_it_appended),
+    ("root_file_systems_are_unpacked", root_file_systems_are_unpacked),
+];
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let trials = TESTS.into_iter().map(|(name, test)| {
+        Trial::test(format!("workloads::{name}"), move || {
+            let machine = Machine::get();
+            let start = std::time::Instant::now();
+            test(machine);
+            println!("TIME {name} {:?}", start.elapsed());
+            Ok(())
+        })
+    });
+    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    Machine::stop();
+    if conclusion.has_failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// Asserts the values of lines `name=value`.
+fn assert_values(done: Done, values: &[(&str, &str)]) {
+    let done = done.ok();
+    for (name, value) in values {
+        assert_eq!(done.value(name), *value, "{name}, {done:?}");
+    }
+}
+
+fn a_repository_is_cloned_and_built(machine: &Machine) {
+    let done = machine.bash(script!("build.sh"), &[]);
+    // Five, or three, times the sum of 1 to 32; one source is newer, so it and the program are made again.
+    assert_values(done, &[("sum", "2640"), ("again", "2"), ("before", "1584"), ("changes", "")]);
+}
+
+fn buildah_builds_and_podman_runs(machine: &Machine) {
+    let done = machine.bash(script!("buildah.sh"), &[]);
+    let printed = "640:12:34 words /bin/moved";
+    assert_values(done, &[("layers", "1"), ("crun", printed), ("runc", printed)]);
+}
+
+fn docker(machine: &Machine, driver: &str, root: &str) {
+    let done = machine.bash(script!("docker.sh"), &[driver, root]);
+    let pages = [("published", "page more"), ("between", "page more")];
+    assert_values(done, &[&[("driver", driver), ("alone", "in new"), ("left", "")], &pages[..]].concat());
+}
+
+fn docker_has_overlay2_on_a_volume(machine: &Machine) {
+    docker(machine, "overlay2", "/volume/docker");
+}
+
+fn docker_has_vfs_on_the_root_file_system(machine: &Machine) {
+    docker(machine, "vfs", "/var/lib/docker");
+}
+
+fn packages_are_installed(machine: &Machine) {
+    let done = machine.bash(script!("packages.sh"), &[]);
+    let [installed, scripts] = ["first:ii ;second:ii ;", "configure configure remove remove"];
+    assert_values(done, &[("installed", installed), ("files", "0 100 setting"), ("scripts", scripts), ("left", "")]);
+}
+
+fn pip_installs_a_wheel(machine: &Machine) {
+    let done = machine.bash(script!("pip.sh"), &[]);
+    assert_values(done, &[("said", "greetings"), ("version", "1.0"), ("left", "")]);
+}
+
+fn postgres_recovers_what_it_committed(machine: &Machine) {
+    let done = machine.bash(script!("postgres.sh"), &[]);
+    assert_values(done, &[("recovered", "1"), ("missing", "0"), ("last", "last")]);
+}
+
+fn redis_has_what_it_appended(machine: &Machine) {
+    let done = machine.bash(script!("redis.sh"), &[]);
+    assert_values(done, &[("missing", "0"), ("value", "0")]);
+}
+
+/// Runs a script in the Debian's root file system as the host has it.
+fn on_the_host(script: &str, argument: &str) -> String {
+    let mut command = Command::new("unshare");
+    let enter = r#"mount --bind /proc "$0/proc" && exec chroot "$0" bash -c "$@""#;
+    command.args(["--mount", "sh", "-c", enter]).arg(templates().join("debian")).args([script, "bash", argument]);
+    Running::start(&mut command, None).end().ok().text()
+}
+
+fn root_file_systems_are_unpacked(machine: &Machine) {
+    on_the_host(script!("root-files.sh"), "/srv/packed");
+    let packed = on_the_host(script!("list.sh"), "/srv/packed");
+    let tar = "tar --xattrs --xattrs-include='*' --numeric-owner";
+    on_the_host(&format!("{tar} --create --sparse --file /srv/packed.tar --directory $1 ."), "/srv/packed");
+    let unpack = format!("mkdir /srv/unpacked && {tar} --extract --file /srv/packed.tar --directory /srv/unpacked");
+    machine.bash(&unpack, &[]).ok();
+    let seen = machine.bash(script!("list.sh"), &["/srv/unpacked"]).ok().text();
+    assert_eq!(seen, packed, "in the machine");
+    assert_eq!(on_the_host(script!("list.sh"), "/srv/unpacked"), packed, "on the host");
+    on_the_host("rm -r $1*", "/srv/");
+}
