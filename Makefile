@@ -76,6 +76,7 @@ bench: build
 	@tests/bench/run $(BENCH)
 
 lint:
+	@.ci/deps tests
 	@cargo fmt --all --check
 	@cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
 

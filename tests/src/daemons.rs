@@ -1,5 +1,6 @@
-//! containerd and dockerd, with everything of theirs in directories of their own.
+//! containerd and dockerd, configured by the files of `deploy/`, with everything of theirs in directories of their own.
 
+use std::env;
 use std::fs::{self, File};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -12,11 +13,15 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use crate::runtime::{Done, Running, program, wait};
+use crate::installed::{deploy, install};
+use crate::runtime::{Done, Running, wait};
 use crate::{PATIENCE, eventually};
 
 /// The image, made of the busybox bundle.
 pub const IMAGE: &str = "busybox";
+
+/// Where programs are found in a container, as images say it.
+pub const PATH_OF_IMAGES: &str = "ENV PATH=/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What the engines' networks need of the kernel, where it is not there already.
 const MODULES: [&str; 9] = [
@@ -38,7 +43,8 @@ pub struct Daemons {
     storage: TempDir,
     /// Sockets and state.
     run: TempDir,
-    containerd: Mutex<Child>,
+    /// The one that dockerd has, too.
+    pub containerd: Containerd,
     dockerd: Mutex<Child>,
 }
 
@@ -52,6 +58,7 @@ pub fn load_modules() {
 }
 
 /// Gives this process, and so its engines, network and mounts of its own: bridges, packet filters and mounts end with it.
+/// There the runtime under test is installed as vmrt.
 ///
 /// # Panics
 /// The host does not let it.
@@ -63,16 +70,7 @@ pub fn isolate() {
     let up = Command::new("ip").args(["link", "set", "lo", "up"]).status();
     assert!(up.expect("ip starts").success(), "the loopback is up");
     fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("packets are forwarded");
-}
-
-/// The path of the runtime under test: engines want one.
-///
-/// # Panics
-/// There is none.
-#[must_use]
-pub fn runtime_path() -> String {
-    let found = Command::new("sh").args(["-c", "command -v \"$0\"", &program()]).output().expect("sh starts");
-    String::from_utf8(found.stdout).expect("a path").trim().to_string()
+    install();
 }
 
 /// Packs a root file system.
@@ -94,7 +92,8 @@ impl Daemons {
     pub fn start(rootfs: &Path) -> Self {
         let storage = tempfile::tempdir().expect("a directory for images");
         let run = tempfile::Builder::new().prefix("engines").tempdir_in("/run").expect("a directory for sockets");
-        let containerd = Mutex::new(containerd(storage.path(), run.path()));
+        let config = deploy("kubernetes/containerd-1.toml");
+        let containerd = Containerd::start(None, &config, storage.path(), run.path());
         let dockerd = Mutex::new(dockerd(storage.path(), run.path()));
         let daemons = Self { storage, run, containerd, dockerd };
         daemons.make_image(rootfs);
@@ -104,7 +103,7 @@ impl Daemons {
     /// Stops them.
     pub fn stop(&self) {
         end(&mut self.dockerd.lock().unwrap_or_else(PoisonError::into_inner));
-        end(&mut self.containerd.lock().unwrap_or_else(PoisonError::into_inner));
+        self.containerd.stop();
     }
 
     /// And runs it once: engines make some of their directories when they need them first.
@@ -112,7 +111,7 @@ impl Daemons {
         let archive = self.storage.path().join("rootfs.tar");
         pack_rootfs(rootfs, &archive);
         let archive = archive.to_str().expect("a path");
-        self.docker(&["import", archive, IMAGE]).ok();
+        self.docker(&["import", "--change", PATH_OF_IMAGES, archive, IMAGE]).ok();
         self.docker(&["run", "--rm", "--runtime", "vmrt", IMAGE, "true"]).ok();
     }
 
@@ -134,13 +133,6 @@ impl Daemons {
         Running::start(&mut self.docker_command(arguments), None).end()
     }
 
-    /// Runs a command line of containerd's client to its end.
-    pub fn ctr(&self, arguments: &[&str]) -> Done {
-        let mut command = Command::new("ctr");
-        command.arg("--address").arg(self.socket("containerd")).args(arguments);
-        Running::start(&mut command, None).end()
-    }
-
     /// Ends dockerd, which leaves its containers alone, and starts another one.
     ///
     /// # Panics
@@ -157,16 +149,68 @@ impl Daemons {
     }
 }
 
-fn socket(run: &Path, name: &str) -> PathBuf {
-    run.join(name).with_extension("sock")
+/// A containerd.
+#[derive(Debug)]
+pub struct Containerd {
+    daemon: Mutex<Child>,
+    socket: PathBuf,
+    config: PathBuf,
+    /// Where it, its client and its shims are found.
+    path: String,
 }
 
-fn containerd(storage: &Path, run: &Path) -> Child {
-    let socket = socket(run, "containerd");
-    let mut command = daemon("containerd", storage);
-    command.arg("--root").arg(storage.join("containerd")).arg("--state").arg(run.join("containerd"));
-    command.arg("--address").arg(&socket);
-    started(&mut command, &socket)
+impl Containerd {
+    /// Starts the machine's, or the one of a directory of programs.
+    ///
+    /// # Panics
+    /// It does not start.
+    #[must_use]
+    pub fn start(programs: Option<&str>, config: &Path, storage: &Path, run: &Path) -> Self {
+        let path = env::var("PATH").expect("a path for programs");
+        let path = programs.map_or_else(|| path.clone(), |programs| format!("{programs}:{path}"));
+        let socket = socket(run, "containerd");
+        let mut command = daemon("containerd", storage);
+        command.arg("--root").arg(storage.join("containerd")).arg("--state").arg(run.join("containerd"));
+        command.arg("--address").arg(&socket).arg("--config").arg(config).env("PATH", &path);
+        let daemon = Mutex::new(started(&mut command, &socket));
+        Self { daemon, socket, config: config.to_path_buf(), path }
+    }
+
+    /// Ends it.
+    pub fn stop(&self) {
+        end(&mut self.daemon.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Runs a command line of its client to its end.
+    pub fn ctr(&self, arguments: &[&str]) -> Done {
+        let mut command = Command::new("ctr");
+        command.arg("--address").arg(&self.socket).args(arguments).env("PATH", &self.path);
+        Running::start(&mut command, None).end()
+    }
+
+    /// The image that it makes the sandboxes of pods from.
+    ///
+    /// # Panics
+    /// It does not tell.
+    pub fn sandbox_image(&self) -> String {
+        let mut command = Command::new("containerd");
+        command.arg("--config").arg(&self.config).args(["config", "dump"]).env("PATH", &self.path);
+        let text = Running::start(&mut command, None).end().ok().text();
+        let settings = text.lines().filter_map(|line| line.trim().split_once(" = "));
+        let image =
+            settings.filter(|(key, _)| ["sandbox", "sandbox_image"].contains(key)).map(|(_, value)| value).next();
+        image.expect("an image for sandboxes").trim_matches(['"', '\'']).to_string()
+    }
+}
+
+fn socket(run: &Path, name: &str) -> PathBuf {
+    run.join(name).with_extension("sock")
 }
 
 fn dockerd(storage: &Path, run: &Path) -> Child {
@@ -175,7 +219,7 @@ fn dockerd(storage: &Path, run: &Path) -> Child {
     command.arg("--host").arg(format!("unix://{}", socket.display()));
     command.arg("--containerd").arg(self::socket(run, "containerd"));
     command.arg("--data-root").arg(storage.join("docker")).arg("--exec-root").arg(run.join("docker"));
-    command.arg("--pidfile").arg(run.join("docker.pid")).arg("--add-runtime").arg(format!("vmrt={}", runtime_path()));
+    command.arg("--pidfile").arg(run.join("docker.pid")).arg("--config-file").arg(deploy("docker/daemon.json"));
     command.args(["--live-restore", "--storage-driver", "overlay2"]);
     started(&mut command, &socket)
 }

@@ -8,6 +8,7 @@ pub mod bundle;
 pub mod caller;
 pub mod census;
 pub mod daemons;
+pub mod installed;
 pub mod mounted;
 pub mod nest;
 pub mod runtime;

@@ -13,12 +13,12 @@ fn import(daemons: &Daemons) -> String {
     let archive = daemons.storage().join("image.tar");
     let archive = archive.to_str().expect("a path");
     daemons.docker(&["save", "--output", archive, IMAGE]).ok();
-    daemons.ctr(&["images", "import", archive]).ok();
-    daemons.ctr(&["images", "list", "--quiet"]).ok().text()
+    daemons.containerd.ctr(&["images", "import", archive]).ok();
+    daemons.containerd.ctr(&["images", "list", "--quiet"]).ok().text()
 }
 
 fn status(daemons: &Daemons, container: &str) -> String {
-    let list = daemons.ctr(&["tasks", "list"]).ok().text();
+    let list = daemons.containerd.ctr(&["tasks", "list"]).ok().text();
     let line = list.lines().find(|line| line.starts_with(container));
     line.and_then(|line| line.split_whitespace().last()).unwrap_or_default().to_string()
 }
@@ -27,24 +27,34 @@ fn run_exec_kill_and_delete() {
     let daemons = daemons();
     let image = import(daemons);
     let runtime = runtime_path();
-    let done = daemons.ctr(&["run", "--rm", "--runc-binary", &runtime, &image, "one", "sh", "-c", "echo ran; exit 6"]);
+    let done = daemons.containerd.ctr(&[
+        "run",
+        "--rm",
+        "--runc-binary",
+        &runtime,
+        &image,
+        "one",
+        "sh",
+        "-c",
+        "echo ran; exit 6",
+    ]);
     assert_eq!((done.code, done.text().as_str()), (6, "ran"), "{done:?}");
 
     // Directories that containerd makes for its first container of all are there now.
     let before = Census::take();
-    daemons.ctr(&["run", "--detach", "--runc-binary", &runtime, &image, "two", "sleep", "1000"]).ok();
+    daemons.containerd.ctr(&["run", "--detach", "--runc-binary", &runtime, &image, "two", "sleep", "1000"]).ok();
     assert_eq!(status(daemons, "two"), "RUNNING");
-    let exec = daemons.ctr(&["tasks", "exec", "--exec-id", "other", "two", "sh", "-c", "ps; exit 4"]);
+    let exec = daemons.containerd.ctr(&["tasks", "exec", "--exec-id", "other", "two", "sh", "-c", "ps; exit 4"]);
     assert!(exec.code == 4 && exec.text().contains("sleep 1000"), "{exec:?}");
-    let metrics = daemons.ctr(&["tasks", "metrics", "two"]).ok().text();
+    let metrics = daemons.containerd.ctr(&["tasks", "metrics", "two"]).ok().text();
     let used = metrics.lines().find_map(|line| line.strip_prefix("memory.usage ")).expect("a line").trim().to_string();
     assert!(used.parse::<u64>().expect("a number") > 1 << 20, "{metrics}");
-    daemons.ctr(&["tasks", "kill", "--signal", "KILL", "two"]).ok();
+    daemons.containerd.ctr(&["tasks", "kill", "--signal", "KILL", "two"]).ok();
     let stopped = eventually(PATIENCE, || (status(daemons, "two") == "STOPPED").then_some(()));
     assert!(stopped.is_some(), "it is {}", status(daemons, "two"));
-    let removed = daemons.ctr(&["tasks", "delete", "two"]);
+    let removed = daemons.containerd.ctr(&["tasks", "delete", "two"]);
     assert!(removed.message().contains("137"), "{removed:?}");
-    daemons.ctr(&["containers", "delete", "two"]).ok();
+    daemons.containerd.ctr(&["containers", "delete", "two"]).ok();
 
     // ctr's namespace of containers is kept by the shim, whatever the runtime.
     before.assert_restored(CLEAN_PATIENCE, |line| line.starts_with("cgroup /sys/fs/cgroup/default"));

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use vmrt_tests::bundle::templates;
-pub use vmrt_tests::daemons::{Daemons, IMAGE, isolate, runtime_path};
+pub use vmrt_tests::daemons::{Daemons, IMAGE, isolate};
+pub use vmrt_tests::installed::runtime_path;
 
 static DAEMONS: OnceLock<Daemons> = OnceLock::new();
 

@@ -1,4 +1,4 @@
-//! The engines' front door: Docker, Podman and containerd, which drive vmrt as they drive runc.
+//! The engines' front door: Docker, Podman, containerd and Kubernetes, which drive vmrt as they drive runc.
 //!
 //! All of it happens in a network and a mount namespace of its own, so that bridges, packet filters and mounts of the
 //! engines end with it.
@@ -6,6 +6,7 @@
 mod containerd;
 mod daemons;
 mod docker;
+mod kubernetes;
 mod podman;
 
 use std::process::ExitCode;
@@ -17,7 +18,7 @@ type Test = (&'static str, fn());
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let modules: [(&str, &[Test]); 9] = [
+    let modules: [(&str, &[Test]); 10] = [
         ("docker::devices", docker::devices::TESTS),
         ("docker::files", docker::files::TESTS),
         ("docker::lifecycle", docker::lifecycle::TESTS),
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
         ("docker::process", docker::process::TESTS),
         ("docker::run", docker::run::TESTS),
         ("containerd", containerd::TESTS),
+        ("kubernetes", kubernetes::TESTS),
         ("podman", podman::TESTS),
     ];
     let tests = modules.into_iter().flat_map(|(module, tests)| {
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
     });
     if !arguments.list {
         daemons::isolate();
+        kubernetes::make_network();
     }
     let conclusion = libtest_mimic::run(&arguments, tests.collect());
     daemons::stop();

@@ -9,11 +9,12 @@ use tempfile::TempDir;
 use vmrt_tests::bundle::Bundle;
 use vmrt_tests::caller::{Delegated, USER};
 use vmrt_tests::census::Census;
+use vmrt_tests::installed::copy_deployed;
 use vmrt_tests::nest::Nest;
 use vmrt_tests::runtime::{Done, Running, new_id};
 
 use crate::Test;
-use crate::daemons::{IMAGE, pack_rootfs, runtime_path};
+use crate::daemons::{IMAGE, pack_rootfs};
 use crate::docker::CLEAN_PATIENCE;
 use crate::docker::network::page;
 
@@ -39,6 +40,7 @@ impl Podman {
     fn new() -> Self {
         let storage = tempfile::tempdir().expect("a directory for images");
         let run = tempfile::Builder::new().prefix("podman").tempdir_in("/run").expect("a directory for state");
+        copy_deployed("podman/containers.conf", "/etc/containers/containers.conf.d/vmrt.conf");
         let podman = Self { storage, run };
         let archive = podman.storage.path().join("rootfs.tar");
         pack_rootfs(&archive);
@@ -50,8 +52,8 @@ impl Podman {
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("podman");
         command.arg("--root").arg(self.storage.path().join("storage")).arg("--runroot").arg(self.run.path());
-        command.arg("--tmpdir").arg(self.run.path().join("libpod")).arg("--runtime").arg(runtime_path());
-        command.args(["--cgroup-manager", "cgroupfs", "--events-backend", "file"]).args(arguments);
+        command.arg("--tmpdir").arg(self.run.path().join("libpod"));
+        command.args(["--runtime", "vmrt", "--cgroup-manager", "cgroupfs", "--events-backend", "file"]).args(arguments);
         command
     }
 
