@@ -30,10 +30,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let trials = TESTS.into_iter().map(|(name, test)| {
         Trial::test(format!("workloads::{name}"), move || {
-            let machine = Machine::get();
-            let start = std::time::Instant::now();
-            test(machine);
-            println!("TIME {name} {:?}", start.elapsed());
+            test(Machine::get());
             Ok(())
         })
     });
