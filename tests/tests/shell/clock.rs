@@ -65,15 +65,18 @@ impl<'a> Clock<'a> {
         (before - time).max(time - host_time()).max(0.0)
     }
 
+    fn worst_error(&mut self) -> f64 {
+        (0..40).map(|_| self.error()).fold(0.0, f64::max)
+    }
+
     fn assert_right(&mut self, when: &str) {
-        let worst = (0..40).map(|_| self.error()).fold(0.0, f64::max);
+        let worst = self.worst_error();
         assert!(worst <= TOLERANCE, "{when}: wrong by {worst} s");
     }
 
     fn becomes_right(&mut self, when: &str) {
-        let right = eventually(PATIENCE, || (self.error() <= TOLERANCE).then_some(()));
-        assert!(right.is_some(), "{when}: still wrong by {} s", self.error());
-        self.assert_right(when);
+        let right = eventually(PATIENCE, || (self.worst_error() <= TOLERANCE).then_some(()));
+        assert!(right.is_some(), "{when}: still wrong by {} s", self.worst_error());
     }
 
     fn call(&self, command: &str) {

@@ -27,7 +27,7 @@ fn an_exec_joins_the_container() {
         .with("/process/env/-", json!("FROM=config"))
         .with("/process/cwd", json!("/etc"));
     let container = runtime.started(&bundle);
-    let script = "echo file=$(cat /tmp/file); echo host=$(hostname); echo init=$(cat /proc/1/comm); echo env=$FROM; echo cwd=$PWD; \
+    let script = "until [ $(cat /proc/1/comm) = sleep ]; do sleep 0.1; done; echo file=$(cat /tmp/file); echo host=$(hostname); echo init=$(cat /proc/1/comm); echo env=$FROM; echo cwd=$PWD; \
         for space in pid net ipc uts mnt; do [ $(readlink /proc/1/ns/$space) = $(readlink /proc/self/ns/$space) ] && echo $space=same; done; \
         echo cgroup=$([ \"$(cat /proc/1/cgroup)\" = \"$(cat /proc/self/cgroup)\" ] && echo same)";
     // A process that is not the container's first may not look into it: the same capabilities are needed.

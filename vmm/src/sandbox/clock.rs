@@ -26,6 +26,12 @@ const QUESTIONS: u32 = 8;
 /// An answer that came this fast needs no further question.
 const FAST: Duration = Duration::from_millis(2);
 
+/// An answer that took longer leaves too much open: after a correction by it, the clocks are compared again soon.
+const SLOW: Duration = Duration::from_millis(5);
+
+/// How soon; the time doubles up to [`PERIOD`] as long as answers are slow.
+const SOON: Duration = Duration::from_secs(1);
+
 /// Differences that are not worth a correction.
 const TOLERANCE_NS: u64 = 200_000;
 
@@ -46,6 +52,10 @@ pub(super) struct Clock {
     comparison: Option<Comparison>,
     /// How many comparisons there have been.
     count: u64,
+    /// Whether the guest's clock is set at once, however little it differs.
+    set: bool,
+    /// Time from the end of this comparison to the next one.
+    pause: Duration,
 }
 
 #[derive(Debug)]
@@ -123,12 +133,22 @@ impl Clock {
         let host = TimerFd::new(ClockId::CLOCK_REALTIME, flags)?;
         let flags = TimerSetTimeFlags::TFD_TIMER_ABSTIME | TimerSetTimeFlags::TFD_TIMER_CANCEL_ON_SET;
         host.set(Expiration::OneShot(TimeSpec::new(NEVER, 0)), flags)?;
-        Ok(Self { host, due: None, comparison: None, count: 0 })
+        Ok(Self { host, due: None, comparison: None, count: 0, set: false, pause: PERIOD })
     }
 
     /// When there is something to do.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.due
+    }
+
+    /// Ends the comparison, and decides on the next one.
+    fn end_comparison(&mut self, now: Instant) {
+        let best = self.comparison.take().and_then(|comparison| comparison.best);
+        if best.is_some_and(|best| best.span <= SLOW) || self.pause >= PERIOD {
+            (self.set, self.pause) = (false, PERIOD);
+        }
+        self.due = Some(now + self.pause);
+        self.pause = (2 * self.pause).min(PERIOD);
     }
 }
 
@@ -140,11 +160,16 @@ impl AsRawFd for Clock {
 }
 
 impl Sandbox {
-    /// Compares the clocks. With `set`, what the guest's lacks is made up for at once, however little it is.
-    pub(super) fn compare_clocks(&mut self, set: bool) {
+    /// Compares the clocks and sets the guest's: at the start, and after the host's was set.
+    pub(super) fn set_clock(&mut self) {
+        (self.clock.set, self.clock.pause) = (true, SOON);
+        self.compare_clocks();
+    }
+
+    fn compare_clocks(&mut self) {
         self.clock.due = None;
         self.clock.count += 1;
-        self.clock.comparison = Some(Comparison::new(set));
+        self.clock.comparison = Some(Comparison::new(self.clock.set));
         self.ask_clock();
     }
 
@@ -178,8 +203,7 @@ impl Sandbox {
 
     /// The next comparison comes in its time, also where this one has failed.
     pub(super) fn end_comparison(&mut self) {
-        self.clock.comparison = None;
-        self.clock.due = Some(Instant::now() + PERIOD);
+        self.clock.end_comparison(Instant::now());
     }
 
     /// The host's time was set.
@@ -187,7 +211,7 @@ impl Sandbox {
         // The error that reading gives says so; it also makes the timer quiet.
         let _ = self.clock.host.wait();
         if self.lost.is_none() && (self.clock.due.is_some() || self.clock.comparison.is_some()) {
-            self.compare_clocks(true);
+            self.set_clock();
         }
     }
 
@@ -196,7 +220,7 @@ impl Sandbox {
         if self.lost.is_some() {
             self.clock.due = None;
         } else if self.clock.due.is_some_and(|due| due <= now) {
-            self.compare_clocks(false);
+            self.compare_clocks();
         }
     }
 }
@@ -252,6 +276,20 @@ mod tests {
         comparison.questions_left = 0;
         assert!(comparison.note(difference(0, 1000)));
         assert_eq!(comparison.correction(), None);
+    }
+
+    #[test]
+    fn slow_answers_bring_the_next_comparison_nearer_for_a_while() {
+        let now = Instant::now();
+        let mut clock = Clock { set: true, pause: SOON, ..Clock::new().unwrap() };
+        let mut next = |span: Duration| {
+            let best = Some(Difference { missing_ns: 0, span });
+            clock.comparison = Some(Comparison { best, ..Comparison::new(clock.set) });
+            clock.end_comparison(now);
+            (clock.due.unwrap() - now, clock.set)
+        };
+        assert_eq!([next(2 * SLOW), next(2 * SLOW)], [(SOON, true), (2 * SOON, true)]);
+        assert_eq!([next(SLOW), next(2 * SLOW)], [(PERIOD, false), (PERIOD, false)]);
     }
 
     #[test]

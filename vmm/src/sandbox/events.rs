@@ -32,7 +32,7 @@ impl Sandbox {
             Heard::Hello(hello) => {
                 tracing::info!(kernel = hello.kernel, "the agent is ready");
                 timeline::mark_guest(&hello);
-                self.compare_clocks(true);
+                self.set_clock();
             }
             Heard::Reply { context, result: Ok(response) } => self.succeed(context, response),
             Heard::Reply { context, result: Err(failure) } => self.fail(context, failure),
