@@ -197,13 +197,14 @@ fn check_environment(env: &[String]) -> Result<(), BundleError> {
     bad.map_or(Ok(()), |entry| Err(BundleError::Environment(entry.clone())))
 }
 
-/// The namespaces whose absence means the host's own, which a machine of its own cannot give.
+/// The namespaces whose absence means the host's own, which a machine of its own cannot give. Engines leave out `uts` beside
+/// those that their users have asked for, so it comes last.
 const ISOLATED: [LinuxNamespaceType; 5] = [
-    LinuxNamespaceType::Uts,
     LinuxNamespaceType::Network,
     LinuxNamespaceType::Pid,
     LinuxNamespaceType::Ipc,
     LinuxNamespaceType::Mount,
+    LinuxNamespaceType::Uts,
 ];
 
 /// Whether the container is to have a namespace of this kind, new or another's.
@@ -214,13 +215,12 @@ pub(crate) fn has_namespace(spec: &Spec, kind: LinuxNamespaceType) -> bool {
 
 fn check_namespaces(spec: &Spec) -> Result<(), BundleError> {
     let has = |kind| has_namespace(spec, kind);
-    if spec.hostname().as_ref().is_some_and(|name| !name.is_empty()) && !has(LinuxNamespaceType::Uts) {
-        return Err(BundleError::HostnameWithoutUts);
+    let named = spec.hostname().as_ref().is_some_and(|name| !name.is_empty());
+    match ISOLATED.into_iter().find(|kind| !has(*kind)) {
+        Some(LinuxNamespaceType::Uts) if named => Err(BundleError::HostnameWithoutUts),
+        Some(kind) => Err(BundleError::HostNamespace(kind)),
+        None => Ok(()),
     }
-    if let Some(kind) = ISOLATED.into_iter().find(|kind| !has(*kind)) {
-        return Err(BundleError::HostNamespace(kind));
-    }
-    Ok(())
 }
 
 #[cfg(test)]
