@@ -134,7 +134,7 @@ fn an_overlay_sees_what_the_host_changes_below_it() {
     let runtime = Runtime::new();
     let volume = tempfile::tempdir().unwrap();
     let script = "layers h; join h; echo more >>h/m/f; cat h/m/f h/m/meta >/dev/null; touch ready; \
-        while ! [ -e go ]; do sleep 0.1; done; sleep 2; echo below=$(cat h/m/meta); echo above=$(cat h/m/f); \
+        while ! [ -e go ]; do sleep 0.1; done; sleep 2; echo below=$(cat h/m/meta); \
         ls h/m >/dev/null && empty h";
     fs::write(volume.path().join("script"), format!("{FUNCTIONS}{script}")).unwrap();
     let bundle = Bundle::debian(["sh", "/data/script"]).all_powerful().bind(volume.path(), "/data", &[]);
@@ -142,16 +142,15 @@ fn an_overlay_sees_what_the_host_changes_below_it() {
         let running = scope.spawn(|| runtime.run(&bundle));
         let place = |name: &str| volume.path().join(name);
         assert!(vmrt_tests::eventually(vmrt_tests::PATIENCE, || place("ready").exists().then_some(())).is_some());
-        for name in ["a/meta", "u/f"] {
-            fs::write(place("new"), "changed\n").unwrap();
-            fs::rename(place("new"), place("h").join(name)).unwrap();
-        }
+        // Of the upper layer the overlay alone may change anything.
+        fs::write(place("new"), "changed\n").unwrap();
+        fs::rename(place("new"), place("h/a/meta")).unwrap();
         fs::write(place("go"), "").unwrap();
         running.join().unwrap().ok()
     });
     // On the host itself an overlay goes on showing what it knows.
     if is_vmrt() {
-        assert_values(&done, &[("below", "changed"), ("above", "changed")]);
+        assert_values(&done, &[("below", "changed")]);
     }
     assert_values(&done, &[("h-left", "0")]);
 }
