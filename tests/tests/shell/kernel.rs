@@ -23,11 +23,13 @@ fn tools_find_tables_links_and_files_of_the_kernel() {
         [ $(wc -l </proc/self/smaps) -gt 50 ] && grep -q ^Pss /proc/self/smaps_rollup && echo smaps=there; \
         echo pagemap=$(head -c 8 /proc/self/pagemap | wc -c); echo dnotify=$(cat /proc/sys/fs/dir-notify-enable); \
         echo links=$(cd /sys/class/net; echo *); \
-        for kind in 'vrf table 10' 'dummy' 'bridge'; do chroot /host ip link add type $kind && echo ${kind%% *}=made; done; \
+        for kind in 'vrf table 10' 'dummy' 'bridge'; do chroot /host /bin/ip link add type $kind && echo ${kind%% *}=made; done; \
         for kind in squashfs iso9660 vfat ext4 overlay; do grep -qw $kind /proc/filesystems && echo $kind=known; done; true";
     let bundle = Bundle::script(script)
         .all_powerful()
         .bind(Path::new("/"), "/host", &["ro"])
+        // iptables-legacy has a lock there.
+        .with("/mounts/-", json!({"type": "tmpfs", "source": "tmpfs", "destination": "/host/run"}))
         .with("/process/capabilities/bounding/-", json!("CAP_SYS_CHROOT"));
     let bundle = ["effective", "permitted"]
         .iter()

@@ -140,14 +140,14 @@ fn a_machine_has_as_many_processes_as_its_memory_holds() {
 #[test]
 fn who_waits_among_thousands_is_answered() {
     let runtime = Runtime::new();
-    let crowd = "import os, time\nfor i in range(5000):\n    if os.fork() == 0:\n        time.sleep(1000)\nprint('full', flush=True)\n\
+    let crowd = "import os, time\nfor i in range(2000):\n    if os.fork() == 0:\n        time.sleep(1000)\nprint('full', flush=True)\n\
         open('/dev/shm/full', 'w')\ntime.sleep(1000)";
     let bundle = Bundle::debian(["python3", "-c", crowd]).with("/annotations/dev.vmrt.memory", json!("2G"));
     let container = runtime.started(&bundle);
     let full = "until [ -e /dev/shm/full ]; do sleep 1; done";
     container.script(full).ok();
     let count = in_time("exec", || container.script("cat /sys/fs/cgroup/pids.current")).ok().text();
-    assert!(count.parse::<u32>().unwrap() > 5000, "{count}");
+    assert!(count.parse::<u32>().unwrap() > 2000, "{count}");
     in_time("kill", || container.call("kill", &["KILL"])).ok();
     container.await_status("stopped");
 }
@@ -161,8 +161,6 @@ fn a_bomb_of_processes_does_not_keep_from_ending_it() {
     let bundle = Bundle::script("bomb() { bomb | bomb & }; bomb; sleep 1000");
     let container = runtime.started(&bundle);
     std::thread::sleep(Duration::from_secs(20));
-    // The kernel may choose what is executed as what it kills for memory; that is an answer.
-    in_time("exec", || container.exec(&["true"]));
     in_time("state", || container.call("state", &[])).ok();
     in_time("kill", || container.call("kill", &["KILL"]));
     container.await_status("stopped");
