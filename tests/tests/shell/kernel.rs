@@ -20,7 +20,7 @@ fn tools_find_tables_links_and_files_of_the_kernel() {
     let script = "for tool in iptables-legacy ip6tables-legacy; do echo $tool=$(for table in filter nat mangle raw security; do \
         chroot /host $tool -t $table -S | wc -l; done); done; \
         chroot /host iptables-legacy -A INPUT -p tcp --dport 7 -j REJECT && chroot /host iptables-legacy -S | grep -q dport && echo rule=kept; \
-        [ $(wc -l </proc/self/smaps) -gt 50 ] && grep -q ^Pss /proc/self/smaps_rollup && echo smaps=there; \
+        [ $(cat /proc/self/smaps | wc -l) -gt 50 ] && grep -q ^Pss /proc/self/smaps_rollup && echo smaps=there; \
         echo pagemap=$(head -c 8 /proc/self/pagemap | wc -c); echo dnotify=$(cat /proc/sys/fs/dir-notify-enable); \
         echo links=$(cd /sys/class/net; echo *); \
         for kind in 'vrf table 10' 'dummy' 'bridge'; do chroot /host /bin/ip link add type $kind && echo ${kind%% *}=made; done; \
