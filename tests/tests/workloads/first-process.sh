@@ -6,6 +6,6 @@ echo $$ >/sys/fs/cgroup/init/cgroup.procs
 for controller in $(cat /sys/fs/cgroup/cgroup.controllers); do echo "+$controller" >/sys/fs/cgroup/cgroup.subtree_control; done
 ip link set lo up 2>/dev/null || true
 trap 'exit 0' TERM
-touch /run/ready
+touch /volume/ready
 sleep infinity &
 wait

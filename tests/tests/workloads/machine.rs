@@ -54,10 +54,7 @@ impl Machine {
         let (tell, told) = channel();
         let keeper = thread::spawn(move || keep(&tell, &until));
         let (id, root) = told.recv().expect("the container started");
-        let machine = Self { id, root, keeper: Mutex::new(Some((end, keeper))) };
-        let ready = eventually(PATIENCE, || (machine.bash("test -e /run/ready", &[]).code == 0).then_some(()));
-        assert!(ready.is_some(), "the first process did not come so far");
-        machine
+        Self { id, root, keeper: Mutex::new(Some((end, keeper))) }
     }
 
     /// Runs a script in it.
@@ -79,6 +76,9 @@ fn keep(tell: &Sender<(String, PathBuf)>, until: &Receiver<()>) {
         .bind(volume.path(), "/volume", &["rw"])
         .bind(&templates().join("busybox/rootfs"), "/busybox", &["ro"]);
     let container = runtime.started(&bundle);
+    // A process beside the first one, before that has left the cgroup's top, would keep the top from handing controllers down.
+    let ready = eventually(PATIENCE, || volume.path().join("ready").exists().then_some(()));
+    assert!(ready.is_some(), "the first process did not come so far");
     tell.send((container.id.clone(), runtime.root().into())).expect("the test waits");
     until.recv().expect_err("nothing is sent");
 }
