@@ -1,6 +1,6 @@
 # vmrt's build. `make build` stages in build/stage what `make install` installs: the same tree.
 #
-#   make build | run | test | test-intel | posix | bench | lint | install | clean | deps
+#   make build | run | test | test-workloads | test-intel | posix | bench | lint | install | clean | deps
 #   PREFIX, DESTDIR   where to install           FILTER   part of the names of the end-to-end tests to run
 #   BENCH             options of the benchmarks
 
@@ -26,7 +26,7 @@ install -D -m 644 $(build)/kernel/vmlinux $(1)/lib/vmrt/vmlinux
 install -D -m 644 $(build)/initramfs.cpio $(1)/lib/vmrt/initramfs.cpio
 endef
 
-.PHONY: build deps kernel programs initramfs install run test test-intel posix bench lint clean
+.PHONY: build deps kernel programs initramfs install run test test-workloads test-intel posix bench lint clean
 .NOTPARALLEL:
 
 build: deps kernel programs initramfs
@@ -64,6 +64,10 @@ test: build
 	@echo "test: the test host" >&2
 	@tests/host/selftest
 	@tests/e2e $(FILTER)
+
+test-workloads: build
+	@.ci/deps tests
+	@tests/e2e workloads::
 
 test-intel: build
 	@tests/host/intel/run

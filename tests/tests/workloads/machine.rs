@@ -1,5 +1,6 @@
 //! The one container that all workloads share.
 
+use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -61,7 +62,13 @@ impl Machine {
     pub fn bash(&self, script: &str, arguments: &[&str]) -> Done {
         let mut command = Command::new(program());
         command.arg("--root").arg(&self.root).args(["exec", &self.id, "bash", "-c", script, "bash"]).args(arguments);
-        Running::start(&mut command, None).end_within(WORKLOAD_PATIENCE)
+        let done = Running::start(&mut command, None).end_within(WORKLOAD_PATIENCE);
+        if done.code == 255 {
+            // The runtime's own failure: the machine's log says what happened to it.
+            let log = fs::read_to_string(self.root.join(&self.id).join("vmm.log")).unwrap_or_default();
+            eprintln!("{log}");
+        }
+        done
     }
 }
 
