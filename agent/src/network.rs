@@ -35,6 +35,30 @@ pub struct Interface {
     pub neighbours: Vec<Neighbour>,
 }
 
+impl Interface {
+    /// This interface with only those of its addresses, routes and neighbours that `other` has not.
+    #[must_use]
+    pub fn without(&self, other: &Self) -> Self {
+        let mut rest = self.clone();
+        rest.addresses.retain(|address| !other.addresses.contains(address));
+        rest.routes.retain(|route| !other.routes.iter().any(|other| route.is_same(other)));
+        rest.neighbours.retain(|neighbour| !other.neighbours.contains(neighbour));
+        rest
+    }
+
+    /// Whether it has to be changed to become `other`.
+    #[must_use]
+    pub fn differs(&self, other: &Self) -> bool {
+        (self.hardware, self.mtu) != (other.hardware, other.mtu)
+            || !self.without(other).is_bare()
+            || !other.without(self).is_bare()
+    }
+
+    const fn is_bare(&self) -> bool {
+        self.addresses.is_empty() && self.routes.is_empty() && self.neighbours.is_empty()
+    }
+}
+
 /// An interface and the network device of the machine that it becomes in the guest.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct AttachedInterface {
@@ -106,6 +130,14 @@ pub struct Route {
     pub on_link: bool,
 }
 
+impl Route {
+    /// Whether it is `other`, however long either still has.
+    fn is_same(&self, other: &Self) -> bool {
+        let forever = |route: &Self| Self { expires: None, ..route.clone() };
+        forever(self) == forever(other)
+    }
+}
+
 fn is_zero(number: &u8) -> bool {
     *number == 0
 }
@@ -126,4 +158,61 @@ pub struct Neighbour {
     pub address: IpAddr,
     /// Its hardware address.
     pub hardware: HardwareAddress,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(last: u8) -> Address {
+        let address = IpAddr::from([10, 0, 0, last]);
+        Address { address, prefix: 24, peer: None, broadcast: None, scope: 0, no_prefix_route: false }
+    }
+
+    fn interface(addresses: Vec<Address>, routes: Vec<Route>) -> Interface {
+        Interface {
+            name: "eth0".to_owned(),
+            hardware: [2; 6],
+            mtu: 1500,
+            ipv6: true,
+            addresses,
+            routes,
+            neighbours: Vec::new(),
+        }
+    }
+
+    fn route(last: u8, expires: Option<u32>) -> Route {
+        Route {
+            destination: [10, 1, 0, last].into(),
+            prefix: 32,
+            gateway: None,
+            source: None,
+            metric: None,
+            metrics: Vec::new(),
+            kind: 1,
+            tos: 0,
+            scope: 0,
+            table: 254,
+            protocol: 3,
+            preference: None,
+            expires,
+            on_link: false,
+        }
+    }
+
+    #[test]
+    fn what_two_interfaces_differ_by_is_told() {
+        let old = interface(vec![address(1), address(2)], vec![route(1, None)]);
+        let new = interface(vec![address(2), address(3)], vec![route(1, None), route(2, None)]);
+        assert_eq!(new.without(&old), interface(vec![address(3)], vec![route(2, None)]));
+        assert_eq!(old.without(&new), interface(vec![address(1)], Vec::new()));
+        assert!(new.differs(&old) && !new.differs(&new));
+        assert!(new.differs(&Interface { mtu: 1400, ..new.clone() }));
+    }
+
+    #[test]
+    fn a_route_whose_time_runs_is_the_same_route() {
+        let [old, new] = [Some(60), Some(59)].map(|left| interface(Vec::new(), vec![route(1, left)]));
+        assert!(!new.differs(&old));
+    }
 }

@@ -163,7 +163,7 @@ pub(crate) fn create(context: &mut Context, mut order: Order) -> Result<Created,
     let setup = Setup { files, bundle, seccomp, stdio: &stdio, interfaces, name_server, timeout };
     set_up(&mut connection, &order.id, setup).map_err(|error| ended(error, &mut vmm))?;
     if record.user_namespace {
-        interfaces::lead_new(&mut connection.client, &locked, &mut record)?;
+        interfaces::update(&mut connection.client, &locked, &mut record)?;
     }
     if host.is_some() {
         joined::hand_over(&vmm, &mut connection, &order.id, &locked.dir)?;
@@ -330,7 +330,7 @@ fn set_up(connection: &mut Connection, id: &ContainerId, setup: Setup) -> Result
         connection.client.send(&Request::AddShare { name, options }, &[source.as_fd()])?;
     }
     let (taps, interfaces): (Vec<_>, Vec<_>) =
-        setup.interfaces.iter().map(|one| (one.tap(), one.interface.clone())).unzip();
+        setup.interfaces.iter().map(|one| (one.tap(), one.led.interface.clone())).unzip();
     let request = Request::Create(Box::new(NewContainer {
         container: id.to_string(),
         spec: setup.files.spec,

@@ -11,7 +11,7 @@ use crate::commands::follow_interfaces::NAME;
 use crate::connection::RequestError;
 use crate::error::Error;
 use crate::name_server;
-use crate::network::{self, Connected, Namespace};
+use crate::network::{self, Connected, Led, Namespace};
 use crate::rootless;
 use crate::state::{Locked, Record, Store};
 
@@ -27,27 +27,32 @@ pub(crate) fn follow_command(program: &Path, store: &Store, record: &Record) -> 
     words.map(OsStr::to_owned).into()
 }
 
-/// Leads interfaces into the guest that are new in its network namespace.
+/// Changes the guest's interfaces to what those of its network namespace are now, and leads those into it that are new there.
 ///
 /// # Errors
-/// One cannot be led in: those before it are, it and those after it are left as they were.
-pub(crate) fn lead_new(client: &mut Client, locked: &Locked, record: &mut Record) -> Result<(), Error> {
+/// One cannot be changed or led in: those before it are, it and those after it are left as they were.
+pub(crate) fn update(client: &mut Client, locked: &Locked, record: &mut Record) -> Result<(), Error> {
     if record.network.slots == 0 {
         return Ok(());
     }
     if record.user_namespace && Caller::find() == Caller::User {
         // The namespace is the user's, but only its root may change anything in it.
         record.network = rootless::as_root_of(record.vmm, || {
-            lead_all(client, locked, record)?;
+            update_all(client, locked, record)?;
             Ok(record.network.clone())
         })?;
         return Ok(());
     }
-    lead_all(client, locked, record)
+    update_all(client, locked, record)
 }
 
-fn lead_all(client: &mut Client, locked: &Locked, record: &mut Record) -> Result<(), Error> {
+fn update_all(client: &mut Client, locked: &Locked, record: &mut Record) -> Result<(), Error> {
     let namespace = Namespace::of(record.vmm)?;
+    for changed in network::changed(&namespace, &record.network)? {
+        network::adapt_tap(&namespace, &changed)?;
+        change(client, record, changed)?;
+        locked.write(record)?;
+    }
     let connected = network::connect(&namespace, record.vmm, &record.network)?;
     for (done, one) in connected.iter().enumerate() {
         if let Err(error) = add(client, record, one) {
@@ -61,9 +66,20 @@ fn lead_all(client: &mut Client, locked: &Locked, record: &mut Record) -> Result
     Ok(())
 }
 
+fn change(client: &mut Client, record: &mut Record, changed: Led) -> Result<(), Error> {
+    let Some(led) = record.network.interfaces.iter_mut().find(|led| led.index == changed.index) else { return Ok(()) };
+    let container = record.id.clone();
+    let interface = Box::new(changed.interface.without(&led.interface));
+    let lost = Box::new(led.interface.without(&changed.interface));
+    let request = Request::ChangeInterface { container, interface, lost };
+    client.call(&request, &[], Some(DEADLINE)).map_err(RequestError::from)?;
+    *led = changed;
+    Ok(())
+}
+
 fn add(client: &mut Client, record: &mut Record, one: &Connected) -> Result<(), Error> {
     let asked = record.network.resolv_conf.take_if(|file| name_server::is_asked(file));
-    let (container, interface) = (record.id.clone(), Box::new(one.interface.clone()));
+    let (container, interface) = (record.id.clone(), Box::new(one.led.interface.clone()));
     let request = Request::AddInterface { container, interface, name_server: asked.is_some() };
     client.call(&request, &[one.tap()], Some(DEADLINE)).map_err(RequestError::from)?;
     Ok(())
@@ -73,7 +89,7 @@ fn add(client: &mut Client, record: &mut Record, one: &Connected) -> Result<(), 
 pub(crate) fn take_gone(client: &mut Client, locked: &Locked, record: &mut Record) -> Result<(), Error> {
     let namespace = Namespace::of(record.vmm)?;
     for led in network::gone(&namespace, &record.network)? {
-        let request = Request::RemoveInterface { container: record.id.clone(), name: led.name.clone() };
+        let request = Request::RemoveInterface { container: record.id.clone(), name: led.interface.name.clone() };
         let taken = client.call(&request, &[], Some(DEADLINE)).map_err(RequestError::from);
         // Without its tap the interface leads nowhere, whatever became of it in the guest.
         network::release(&namespace, record.vmm, std::slice::from_ref(&led))?;

@@ -20,6 +20,6 @@ pub(crate) fn run(context: &Context, args: &IdArgs) -> Result<u8, Error> {
     }
     let mut client = control(&locked.dir).map_err(RequestError::from)?;
     interfaces::take_gone(&mut client, &locked, &mut record)?;
-    interfaces::lead_new(&mut client, &locked, &mut record)?;
+    interfaces::update(&mut client, &locked, &mut record)?;
     Ok(0)
 }

@@ -25,7 +25,7 @@ pub(crate) fn run(context: &Context, args: &IdArgs) -> Result<u8, Error> {
     check(status(&record, &locked.dir))?;
     let mut client = control(&locked.dir).map_err(RequestError::from)?;
     // Some engines make the interfaces between create and start.
-    interfaces::lead_new(&mut client, &locked, &mut record)?;
+    interfaces::update(&mut client, &locked, &mut record)?;
     let request = Request::Start { container: record.id.clone() };
     client.call(&request, &[], Some(START_DEADLINE)).map_err(RequestError::from)?;
     record.phase = Phase::Running;

@@ -109,6 +109,14 @@ pub(super) fn prepare_tap(netlink: &mut Netlink, tap: &Tap, link: &Link) -> Resu
     changed.map_err(link.failed("bring up the tap of network interface"))
 }
 
+/// Sets how long frames may be, in bytes.
+pub(super) fn set_mtu(netlink: &mut Netlink, index: u32, mtu: u32) -> io::Result<()> {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.attributes = vec![LinkAttribute::Mtu(mtu)];
+    netlink.change(libc::RTM_SETLINK, &message, 0)
+}
+
 /// Removes an interface that may be gone already.
 pub(super) fn remove(netlink: &mut Netlink, index: u32) -> io::Result<()> {
     let mut message = LinkMessage::default();

@@ -51,8 +51,6 @@ pub(crate) enum NetworkError {
 
 /// An interface of the sandbox's namespace that is led into the guest. The tap ends with its last descriptor.
 pub(crate) struct Connected {
-    /// What the guest is to have.
-    pub(crate) interface: Interface,
     /// What is remembered of it.
     pub(crate) led: Led,
     /// What the VMM is to have.
@@ -117,13 +115,41 @@ pub(crate) fn release(namespace: &Namespace, vmm: HostProcess, led: &[Led]) -> R
 fn release_one(netlink: &mut Netlink, led: &Led, vmm: HostProcess) -> Result<(), NetworkError> {
     let removed = traffic::remove(netlink, led.index, tag(vmm)).and_then(|()| link::remove(netlink, led.tap));
     let step = "take back network interface";
-    removed.map_err(|source| NetworkError::Interface { step, name: led.name.clone(), source })
+    removed.map_err(|source| NetworkError::Interface { step, name: led.interface.name.clone(), source })
 }
 
 /// Those of the interfaces in `record` that have left `namespace`.
 pub(crate) fn gone(namespace: &Namespace, record: &NetworkRecord) -> Result<Vec<Led>, NetworkError> {
     let there = namespace.run(|| link::indexes(&mut netlink()?))?;
     Ok(record.interfaces.iter().filter(|led| !there.contains(&led.index)).cloned().collect())
+}
+
+/// Those of the interfaces in `record` that are no longer what the guest's were made, as they are now.
+pub(crate) fn changed(namespace: &Namespace, record: &NetworkRecord) -> Result<Vec<Led>, NetworkError> {
+    namespace.run(|| {
+        let mut netlink = netlink()?;
+        let mut changed = Vec::new();
+        for link in link::list(&mut netlink)? {
+            let Some(led) = record.interfaces.iter().find(|led| led.index == link.index) else { continue };
+            // The guest's interface keeps its name.
+            let name = led.interface.name.clone();
+            let interface = Interface { name, ..interface::read(&mut netlink, &link)? };
+            if led.interface.differs(&interface) {
+                changed.push(Led { interface, ..led.clone() });
+            }
+        }
+        Ok(changed)
+    })
+}
+
+/// Makes the tap of a changed interface as fit for its frames as it was.
+pub(crate) fn adapt_tap(namespace: &Namespace, changed: &Led) -> Result<(), NetworkError> {
+    let (index, Interface { name, mtu, .. }) = (changed.tap, &changed.interface);
+    namespace.run(|| {
+        let step = "set the MTU of the tap of network interface";
+        let set = link::set_mtu(&mut netlink()?, index, *mtu);
+        set.map_err(|source| NetworkError::Interface { step, name: name.clone(), source })
+    })
 }
 
 /// By this number the redirections of one sandbox are told from another's.
@@ -137,8 +163,7 @@ fn connect_one(netlink: &mut Netlink, link: &Link, tag: u32) -> Result<Connected
     let tap = tap::Tap::make(device).map_err(link.failed("make a tap for network interface"))?;
     link::prepare_tap(netlink, &tap, link)?;
     traffic::tie(netlink, link, tap.index, tag)?;
-    let led = Led { index: link.index, name: link.name.clone(), tap: tap.index };
-    Ok(Connected { interface, led, tap: tap.fd })
+    Ok(Connected { led: Led { index: link.index, tap: tap.index, interface }, tap: tap.fd })
 }
 
 /// Takes back what [`connect`] did to all the interfaces of `namespace`, for one that outlives the sandbox. They are found by

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use agent::Interface;
 use serde::{Deserialize, Serialize};
 
 /// Part of a container's state.
@@ -26,8 +27,8 @@ pub(crate) struct NetworkRecord {
 pub(crate) struct Led {
     /// Its index in the sandbox's namespace.
     pub(crate) index: u32,
-    /// Its name there, and the guest's interface's.
-    pub(crate) name: String,
     /// Index of its tap.
     pub(crate) tap: u32,
+    /// What the guest's interface was made.
+    pub(crate) interface: Interface,
 }

@@ -319,6 +319,18 @@ fn the_guest_follows_interfaces_that_come_and_go_while_it_runs() {
         has("ip route | grep '^192.0.2.0/24 via 10.99.11.1 dev eth1'", true);
         assert_eq!(container.script("cat /sys/class/net/eth1/address").ok().text(), "02:99:00:00:00:0b");
         container.script("ping -c 1 -w 60 10.99.11.1 && ping -6 -c 1 -w 60 fd99:11::1").ok();
+        // What is there already changes, too.
+        network.ip("address add 10.99.11.9/24 dev eth1");
+        has("ip -4 -o address show dev eth1 | grep -F 10.99.11.9/24", true);
+        network.ip("link set eth1 mtu 1400");
+        network.ip("address delete 10.99.11.9/24 dev eth1");
+        network.ip("route delete 192.0.2.0/24");
+        network.ip("route add 192.0.2.0/24 via 10.99.10.1");
+        has("ip route | grep '^192.0.2.0/24 via 10.99.10.1 dev eth0'", true);
+        has("ip -4 -o address show dev eth1 | grep -F 10.99.11.9/24", false);
+        has("grep -x 1400 /sys/class/net/eth1/mtu", true);
+        container.script("ping -c 1 -w 60 10.99.11.1 && ping -6 -c 1 -w 60 fd99:11::1").ok();
+        network.ip("route delete 192.0.2.0/24");
         network.ip("link delete eth1");
         has("test -e /sys/class/net/eth1", false);
         container.script("ping -c 1 -w 60 10.99.10.1").ok();

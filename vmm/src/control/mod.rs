@@ -127,6 +127,15 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         name_server: bool,
     },
+    /// Change a interface of a container.
+    ChangeInterface {
+        /// The container's id.
+        container: String,
+        /// The interface, with the addresses, routes and neighbours that it is to get.
+        interface: Box<Interface>,
+        /// The same interface, with those that it is to lose.
+        lost: Box<Interface>,
+    },
     /// Take an interface away from a container. Its device can be used again when its tap is gone.
     RemoveInterface {
         /// The container's id.

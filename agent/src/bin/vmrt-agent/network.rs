@@ -45,13 +45,56 @@ pub(crate) fn give(
     inside(guest, process, || set_up_all(guest, interfaces))
 }
 
+/// Changes an interface of the container whose first process is `process`: takes the addresses, routes and neighbours of `lost`
+/// away, and gives those of `interface`. What the container has changed itself besides stays.
+pub(crate) fn change(
+    guest: Guest<'_>,
+    process: BorrowedFd<'_>,
+    interface: &Interface,
+    lost: &Interface,
+) -> Result<(), Error> {
+    inside(guest, process, || {
+        let mut netlink = Netlink::open().map_err(at("open a netlink socket"))?;
+        let index = find_named(&mut netlink, &interface.name)?;
+        take_away(&mut netlink, index, lost)?;
+        set_up(guest, &mut netlink, index, interface)
+    })
+}
+
+fn take_away(netlink: &mut Netlink, index: u32, lost: &Interface) -> Result<(), Error> {
+    let name = &lost.name;
+    for route in &lost.routes {
+        remove(netlink, libc::RTM_DELROUTE, &route_message(index, route))
+            .map_err(|error| at(format!("remove {} from network interface {name}", described(route)))(error))?;
+    }
+    for neighbour in &lost.neighbours {
+        let step = || format!("remove neighbour {} from network interface {name}", neighbour.address);
+        let message = neighbour_message(index, neighbour);
+        remove(netlink, libc::RTM_DELNEIGH, &message).map_err(|error| at(step())(error))?;
+    }
+    for address in &lost.addresses {
+        let step = || format!("remove address {}/{} from network interface {name}", address.address, address.prefix);
+        let message = address_message(index, address);
+        remove(netlink, libc::RTM_DELADDR, &message).map_err(|error| at(step())(error))?;
+    }
+    Ok(())
+}
+
+/// Removes something that may be gone already: with something else, or because the container removed it.
+fn remove(netlink: &mut Netlink, kind: u16, message: &impl Emitable) -> io::Result<()> {
+    match netlink.change(kind, message, 0) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ESRCH | libc::EADDRNOTAVAIL | libc::ENOENT)) => Ok(()),
+        result => result,
+    }
+}
+
 /// Takes interface `name` away from the container whose first process is `process`: its device is the guest's own again.
 pub(crate) fn take(guest: Guest<'_>, process: BorrowedFd<'_>, name: &str) -> Result<(), Error> {
     let step = || format!("take network interface {name} out of the container");
     let home = home(guest)?;
     inside(guest, process, || {
         let mut netlink = Netlink::open().map_err(at("open a netlink socket"))?;
-        let index = find(&mut netlink, libc::IFLA_IFNAME, &[name.as_bytes(), &[0]].concat()).map_err(at(step()))?;
+        let index = find_named(&mut netlink, name)?;
         let home = DefaultNla::new(libc::IFLA_NET_NS_FD, home.as_raw_fd().to_ne_bytes().to_vec());
         // Its name may be that of a device there: the kernel finds a free one.
         let attributes = vec![text(libc::IFLA_IFNAME, "slot%d"), home];
@@ -104,13 +147,17 @@ fn find(netlink: &mut Netlink, kind: u16, value: &[u8]) -> io::Result<u32> {
     LinkHeader::parse(link).map(|header| header.index).map_err(io::Error::other)
 }
 
+/// Index of the interface of this name.
+fn find_named(netlink: &mut Netlink, name: &str) -> Result<u32, Error> {
+    let found = find(netlink, libc::IFLA_IFNAME, &[name.as_bytes(), &[0]].concat());
+    found.map_err(at(format!("find network interface {name}")))
+}
+
 /// In the container's network namespace.
 fn set_up_all(guest: Guest<'_>, interfaces: &[AttachedInterface]) -> Result<(), Error> {
     let mut netlink = Netlink::open().map_err(at("open a netlink socket"))?;
     for AttachedInterface { interface, .. } in interfaces {
-        let name = [interface.name.as_bytes(), &[0]].concat();
-        let found = find(&mut netlink, libc::IFLA_IFNAME, &name);
-        let index = found.map_err(at(format!("find network interface {}", interface.name)))?;
+        let index = find_named(&mut netlink, &interface.name)?;
         set_up(guest, &mut netlink, index, interface)?;
     }
     Ok(())

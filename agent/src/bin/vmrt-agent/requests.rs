@@ -42,6 +42,10 @@ impl Agent {
             Request::AddInterface { container, interface, name_server } => {
                 self.add_interface(&container, &interface, name_server)
             }
+            Request::ChangeInterface { container, interface, lost } => {
+                network::change(self.guest()?, self.init_of(&container)?.pidfd.as_fd(), &interface, &lost)
+                    .map(|()| Answer::Now(Response::Done))
+            }
             Request::RemoveInterface { container, name } => self.remove_interface(&container, &name),
             Request::Start { container } => self.start(call.id, &container),
             Request::Exec(exec) => self.exec(call.id, &exec),
