@@ -11,6 +11,7 @@ use std::{fs, iter};
 
 use k8s_cri::v1::{ContainerConfig, ContainerState, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig};
 use serde_json::Value;
+use tempfile::TempDir;
 use vmrt_tests::census::Census;
 use vmrt_tests::runtime::is_vmrt;
 use vmrt_tests::{PATIENCE, eventually};
@@ -47,19 +48,22 @@ struct Pod<'a> {
     /// Its containers, by the names of the manifest.
     app: String,
     front: String,
+    /// What both of them have at `/volume`.
+    volume: TempDir,
 }
 
 impl<'a> Pod<'a> {
-    fn start(node: &'a Node, manifest: &Value, cgroup: &PodCgroup, volume: &Path) -> Self {
+    fn start(node: &'a Node, manifest: &Value, cgroup: &PodCgroup) -> Self {
         let class = manifest::read("kubernetes/runtimeclass.yaml");
         assert_eq!(manifest::text(manifest, "/spec/runtimeClassName"), manifest::text(&class, "/metadata/name"));
         let config = manifest::sandbox(manifest, &cgroup.name, node.logs());
         let cri = &node.cri;
+        let volume = volume();
         let id = cri.run_pod(&config, manifest::text(&class, "/handler"));
         let [app, front] = <[ContainerConfig; 2]>::try_from(manifest::containers(manifest))
             .expect("two containers")
-            .map(|container| cri.start(&id, with_volume(container, volume), &config));
-        Self { cri, id, config, app, front }
+            .map(|container| cri.start(&id, with_volume(container, volume.path()), &config));
+        Self { cri, id, config, app, front, volume }
     }
 
     /// Asks for its end, and sees that it has left nothing in containerd.
@@ -85,26 +89,34 @@ fn memory_of(manifest: &Value) -> i64 {
     limits.chain(iter::once(manifest::bytes(&class, "/overhead/podFixed/memory"))).sum()
 }
 
-fn a_pod_of_two_containers_lives_by_cri() {
-    let node = Node::of_debian();
+/// Runs the pod of `deploy/` on a node for `work`, and sees that nothing is left of it.
+fn with_pod(node: &Node, work: impl FnOnce(&Pod<'_>, &Value, &PodCgroup)) {
     let manifest = manifest::read("kubernetes/pod.yaml");
     let before = Census::take();
     let cgroup = PodCgroup::new(memory_of(&manifest));
-    let volume = volume();
-    let pod = Pod::start(&node, &manifest, &cgroup, volume.path());
-
+    let pod = Pod::start(node, &manifest, &cgroup);
     the_containers_share_the_loopback(&pod);
     they_are_configured_as_asked_for(&pod);
-    they_share_a_volume(&pod, volume.path());
-    an_exec_has_streams_and_a_status(&pod);
     a_container_ends_with_its_status_and_its_log(&pod, &manifest, node.logs());
-    the_class_has_room_for_the_machine(&pod, &cgroup);
-    a_container_is_stopped_and_removed(&pod);
-
+    work(&pod, &manifest, &cgroup);
     pod.end();
-    namespaces_of_the_node_are_refused(&node, &manifest, &cgroup);
-    drop((cgroup, volume));
+    drop(cgroup);
     before.assert_restored(CLEAN_PATIENCE, is_containerds);
+}
+
+fn a_pod_of_two_containers_lives_by_cri() {
+    let node = Node::of_debian();
+    with_pod(&node, |pod, manifest, cgroup| {
+        they_share_a_volume(pod);
+        an_exec_has_streams_and_a_status(pod);
+        the_class_has_room_for_the_machine(pod, cgroup);
+        a_container_is_stopped_and_removed(pod);
+        namespaces_of_the_node_are_refused(&node, manifest, cgroup);
+    });
+}
+
+fn containerd_2_takes_its_file_and_runs_the_pod() {
+    with_pod(&Node::of_containerd_2(), |_, _, _| {});
 }
 
 /// `hostNetwork`, `hostPID` and `hostIPC`.
@@ -126,7 +138,7 @@ fn namespaces_of_the_node_are_refused(node: &Node, manifest: &Value, cgroup: &Po
     }
 }
 
-fn volume() -> tempfile::TempDir {
+fn volume() -> TempDir {
     let volume = tempfile::tempdir().expect("a directory for a volume");
     fs::set_permissions(volume.path(), fs::Permissions::from_mode(0o777)).expect("everybody may write to it");
     volume
@@ -158,7 +170,8 @@ fn they_are_configured_as_asked_for(pod: &Pod<'_>) {
     }
 }
 
-fn they_share_a_volume(pod: &Pod<'_>, volume: &Path) {
+fn they_share_a_volume(pod: &Pod<'_>) {
+    let volume = pod.volume.path();
     fs::write(volume.join("host"), "of the host").expect("a file of the host");
     assert_eq!(pod.cri.output(&pod.app, "cat /volume/host; echo of app >/volume/app"), "of the host");
     assert_eq!(pod.cri.output(&pod.front, "cat /volume/app"), "of app");
@@ -225,21 +238,4 @@ fn a_container_is_stopped_and_removed(pod: &Pod<'_>) {
     assert_eq!(pod.cri.containers(&pod.id), std::slice::from_ref(&pod.front));
     assert_eq!(pod.cri.output(&pod.front, "echo goes on"), "goes on");
     assert!(pod.cri.is_ready(&pod.id));
-}
-
-fn containerd_2_takes_its_file_and_runs_the_pod() {
-    let node = Node::of_containerd_2();
-    let manifest = manifest::read("kubernetes/pod.yaml");
-    let before = Census::take();
-    let cgroup = PodCgroup::new(memory_of(&manifest));
-    let volume = volume();
-    let pod = Pod::start(&node, &manifest, &cgroup, volume.path());
-
-    the_containers_share_the_loopback(&pod);
-    they_are_configured_as_asked_for(&pod);
-    a_container_ends_with_its_status_and_its_log(&pod, &manifest, node.logs());
-
-    pod.end();
-    drop((cgroup, volume));
-    before.assert_restored(CLEAN_PATIENCE, is_containerds);
 }
