@@ -2,9 +2,23 @@
 set -e
 driver=$1 run=/run/docker-$1
 export DOCKER_HOST=unix://$run.sock DOCKER_CONFIG=$run DOCKER_BUILDKIT=0
-dockerd --data-root "$2" --exec-root "$run" --pidfile "$run.pid" --storage-driver "$driver" --host "$DOCKER_HOST" >"$run.log" 2>&1 &
+# dockerd gives a containerd of its own fifteen seconds to start, which are not enough on a software CPU.
+containerd --config /dev/null --root "$2-containerd" --state "$run/containerd" --address "$run/containerd.sock" >>"$run.log" 2>&1 &
+containerd=$!
+finish() {
+  local status=$? process
+  ((status == 0)) || tail -n 30 "$run.log" >&2
+  for process in ${daemon:-} "$containerd"; do kill "$process" && wait "$process" || true; done
+  exit "$status"
+}
+trap finish EXIT
+until ctr --address "$run/containerd.sock" version >/dev/null 2>&1; do
+  kill -0 "$containerd"
+  sleep 0.5
+done
+dockerd --data-root "$2" --exec-root "$run" --pidfile "$run.pid" --containerd "$run/containerd.sock" --storage-driver "$driver" \
+  --host "$DOCKER_HOST" >>"$run.log" 2>&1 &
 daemon=$!
-trap 'status=$?; ((status == 0)) || tail -n 30 "$run.log" >&2; kill "$daemon"; wait "$daemon" || true; exit "$status"' EXIT
 until docker version >/dev/null 2>&1; do
   kill -0 "$daemon"
   sleep 0.5
