@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 use serde::{Deserialize, Serialize};
 
-use crate::network::{AttachedInterface, Interface};
+use crate::network::{AttachedInterface, InterfaceChange};
 
 /// One process the agent started: a container's first one, or one that was executed in it later.
 #[derive(Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
@@ -172,14 +172,12 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         name_server: Option<u32>,
     },
-    /// Change a network interface of a container.
-    ChangeInterface {
+    /// Change network interfaces of a container. What any of them loses goes before one gets anything.
+    ChangeInterfaces {
         /// The container's id.
         container: String,
-        /// The interface, with the addresses, routes and neighbours that it is to get.
-        interface: Box<Interface>,
-        /// The same interface, with those that it is to lose.
-        lost: Box<Interface>,
+        /// The changes, at most one of each interface.
+        changes: Vec<InterfaceChange>,
     },
     /// Take a network interface away from a container.
     RemoveInterface {

@@ -59,6 +59,15 @@ impl Interface {
     }
 }
 
+/// A change of a container's interface.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct InterfaceChange {
+    /// The interface as it is to be. Its name does not change.
+    pub interface: Interface,
+    /// The interface with only those addresses, routes and neighbours that it is to lose.
+    pub lost: Interface,
+}
+
 /// An interface and the network device of the machine that it becomes in the guest.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct AttachedInterface {

@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::time::Duration;
 
+use agent::InterfaceChange;
 use vmm::control::{Client, Request};
 
 use crate::caller::Caller;
@@ -48,9 +49,10 @@ pub(crate) fn update(client: &mut Client, locked: &Locked, record: &mut Record) 
 
 fn update_all(client: &mut Client, locked: &Locked, record: &mut Record) -> Result<(), Error> {
     let namespace = Namespace::of(record.vmm)?;
-    for changed in network::changed(&namespace, &record.network)? {
-        network::adapt_tap(&namespace, &changed)?;
-        change(client, record, changed)?;
+    let changed = network::changed(&namespace, &record.network)?;
+    if !changed.is_empty() {
+        changed.iter().try_for_each(|one| network::adapt_tap(&namespace, one))?;
+        change(client, record, &changed)?;
         locked.write(record)?;
     }
     let connected = network::connect(&namespace, record.vmm, &record.network)?;
@@ -66,14 +68,22 @@ fn update_all(client: &mut Client, locked: &Locked, record: &mut Record) -> Resu
     Ok(())
 }
 
-fn change(client: &mut Client, record: &mut Record, changed: Led) -> Result<(), Error> {
-    let Some(led) = record.network.interfaces.iter_mut().find(|led| led.index == changed.index) else { return Ok(()) };
-    let container = record.id.clone();
-    let interface = Box::new(changed.interface.without(&led.interface));
-    let lost = Box::new(led.interface.without(&changed.interface));
-    let request = Request::ChangeInterface { container, interface, lost };
+fn change(client: &mut Client, record: &mut Record, changed: &[Led]) -> Result<(), Error> {
+    let interfaces = &mut record.network.interfaces;
+    let now = |led: &Led| changed.iter().find(|changed| changed.index == led.index);
+    let change_of = |led: &Led| {
+        let interface = now(led)?.interface.clone();
+        let lost = led.interface.without(&interface);
+        Some(InterfaceChange { interface, lost })
+    };
+    let changes = interfaces.iter().filter_map(change_of).collect();
+    let request = Request::ChangeInterfaces { container: record.id.clone(), changes };
     client.call(&request, &[], Some(DEADLINE)).map_err(RequestError::from)?;
-    *led = changed;
+    for led in interfaces {
+        if let Some(now) = now(led) {
+            *led = now.clone();
+        }
+    }
     Ok(())
 }
 

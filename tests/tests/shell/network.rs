@@ -330,8 +330,13 @@ fn the_guest_follows_interfaces_that_come_and_go_while_it_runs() {
         has("ip -4 -o address show dev eth1 | grep -F 10.99.11.9/24", false);
         has("grep -x 1400 /sys/class/net/eth1/mtu", true);
         container.script("ping -c 1 -w 60 10.99.11.1 && ping -6 -c 1 -w 60 fd99:11::1").ok();
-        network.ip("route delete 192.0.2.0/24");
+        // A route that an interface has which goes.
+        network.ip("route replace 192.0.2.0/24 via 10.99.11.1");
+        has("ip route | grep '^192.0.2.0/24 via 10.99.11.1 dev eth1'", true);
         network.ip("link delete eth1");
+        network.ip("route add 192.0.2.0/24 via 10.99.10.1");
+        has("ip route | grep '^192.0.2.0/24 via 10.99.10.1 dev eth0'", true);
+        network.ip("route delete 192.0.2.0/24");
         has("test -e /sys/class/net/eth1", false);
         container.script("ping -c 1 -w 60 10.99.10.1").ok();
     }

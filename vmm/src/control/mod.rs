@@ -16,7 +16,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use agent::{
-    ExitStatus, Failure, Interface, ProcessId, ProcessList, SeccompFilter, SpecialFile, SpecialKind, TerminalSize,
+    ExitStatus, Failure, Interface, InterfaceChange, ProcessId, ProcessList, SeccompFilter, SpecialFile, SpecialKind,
+    TerminalSize,
 };
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 use serde::{Deserialize, Serialize};
@@ -127,14 +128,12 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         name_server: bool,
     },
-    /// Change a interface of a container.
-    ChangeInterface {
+    /// Change network interfaces of a container. What any of them loses goes before one gets anything.
+    ChangeInterfaces {
         /// The container's id.
         container: String,
-        /// The interface, with the addresses, routes and neighbours that it is to get.
-        interface: Box<Interface>,
-        /// The same interface, with those that it is to lose.
-        lost: Box<Interface>,
+        /// The changes, at most one of each interface.
+        changes: Vec<InterfaceChange>,
     },
     /// Take an interface away from a container. Its device can be used again when its tap is gone.
     RemoveInterface {

@@ -229,9 +229,9 @@ fn translate(caller: Caller, request: Request) -> Option<(ProcessId, agent::Requ
             let (step, init) = (format!("start container {container}"), init_of(&container));
             (init.clone(), agent::Request::Start { container }, step, Purpose::Start(caller, init))
         }
-        Request::ChangeInterface { container, interface, lost } => {
-            let step = format!("change network interface {} of container {container}", interface.name);
-            (init_of(&container), agent::Request::ChangeInterface { container, interface, lost }, step, other)
+        Request::ChangeInterfaces { container, changes } => {
+            let step = format!("change network interfaces of container {container}");
+            (init_of(&container), agent::Request::ChangeInterfaces { container, changes }, step, other)
         }
         Request::RemoveInterface { container, name } => {
             let step = format!("take network interface {name} away from container {container}");

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use agent::netlink::Netlink;
-use agent::{Address, AttachedInterface, Interface, Neighbour, Route, RouteMetric, slot_address};
+use agent::{Address, AttachedInterface, Interface, InterfaceChange, Neighbour, Route, RouteMetric, slot_address};
 use netlink_packet_core::{DefaultNla, Emitable, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NlaBuffer, NlasIterator};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressFlags, AddressHeader};
@@ -42,22 +42,23 @@ pub(crate) fn give(
         let step = format!("move network interface {} into the container", interface.name);
         move_device(&mut guests, *slot, &interface.name, pid).map_err(at(step))?;
     }
-    inside(guest, process, || set_up_all(guest, interfaces))
-}
-
-/// Changes an interface of the container whose first process is `process`: takes the addresses, routes and neighbours of `lost`
-/// away, and gives those of `interface`. What the container has changed itself besides stays.
-pub(crate) fn change(
-    guest: Guest<'_>,
-    process: BorrowedFd<'_>,
-    interface: &Interface,
-    lost: &Interface,
-) -> Result<(), Error> {
     inside(guest, process, || {
         let mut netlink = Netlink::open().map_err(at("open a netlink socket"))?;
-        let index = find_named(&mut netlink, &interface.name)?;
-        take_away(&mut netlink, index, lost)?;
-        set_up(guest, &mut netlink, index, interface)
+        set_up_all(guest, &mut netlink, interfaces.iter().map(|attached| &attached.interface))
+    })
+}
+
+/// Changes interfaces of the container whose first process is `process`. What they lose goes first: a route that moves to another
+/// interface would be in its own way.
+pub(crate) fn change(guest: Guest<'_>, process: BorrowedFd<'_>, changes: &[InterfaceChange]) -> Result<(), Error> {
+    inside(guest, process, || {
+        let mut netlink = Netlink::open().map_err(at("open a netlink socket"))?;
+        for InterfaceChange { interface, lost } in changes {
+            let index = find_named(&mut netlink, &interface.name)?;
+            take_away(&mut netlink, index, lost)?;
+        }
+        // All of an interface, since with an address the kernel takes away what depends on it.
+        set_up_all(guest, &mut netlink, changes.iter().map(|change| &change.interface))
     })
 }
 
@@ -154,11 +155,14 @@ fn find_named(netlink: &mut Netlink, name: &str) -> Result<u32, Error> {
 }
 
 /// In the container's network namespace.
-fn set_up_all(guest: Guest<'_>, interfaces: &[AttachedInterface]) -> Result<(), Error> {
-    let mut netlink = Netlink::open().map_err(at("open a netlink socket"))?;
-    for AttachedInterface { interface, .. } in interfaces {
-        let index = find_named(&mut netlink, &interface.name)?;
-        set_up(guest, &mut netlink, index, interface)?;
+fn set_up_all<'a>(
+    guest: Guest<'_>,
+    netlink: &mut Netlink,
+    interfaces: impl Iterator<Item = &'a Interface>,
+) -> Result<(), Error> {
+    for interface in interfaces {
+        let index = find_named(netlink, &interface.name)?;
+        set_up(guest, netlink, index, interface)?;
     }
     Ok(())
 }

@@ -42,8 +42,8 @@ impl Agent {
             Request::AddInterface { container, interface, name_server } => {
                 self.add_interface(&container, &interface, name_server)
             }
-            Request::ChangeInterface { container, interface, lost } => {
-                network::change(self.guest()?, self.init_of(&container)?.pidfd.as_fd(), &interface, &lost)
+            Request::ChangeInterfaces { container, changes } => {
+                network::change(self.guest()?, self.init_of(&container)?.pidfd.as_fd(), &changes)
                     .map(|()| Answer::Now(Response::Done))
             }
             Request::RemoveInterface { container, name } => self.remove_interface(&container, &name),
