@@ -7,11 +7,12 @@ use vmrt_tests::bundle::Bundle;
 use vmrt_tests::runtime::{Running, Runtime, is_vmrt, wait};
 
 #[test]
-fn every_exit_status_and_signal_passes_through() {
+fn exit_statuses_and_signals_pass_through() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["sleep", "1000"]);
     let container = runtime.started(&bundle);
-    for status in 0..=255 {
+    // The least and the greatest, those that shells and runtimes have a meaning for, and some in between.
+    for status in (0..=255).step_by(17).chain([1, 2]).chain(124..=130).chain([137, 254]) {
         assert_eq!(container.script(&format!("exit {status}")).code, status);
     }
     for (signal, status) in [("HUP", 129), ("KILL", 137), ("SEGV", 139), ("TERM", 143)] {
