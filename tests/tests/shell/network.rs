@@ -48,6 +48,9 @@ impl Network {
         self.ip(&format!("address add 10.99.{number}.2/24 broadcast 10.99.{number}.255 dev {name}"));
         self.ip(&format!("address add fd99:{number}::2/64 dev {name} nodad"));
         self.ip(&format!("link set {name} up"));
+        // The kernel says so some time later, and what a test finds before it has to be what it finds after it.
+        let up = || self.ip(&format!("-o -br link show {name}")).contains(" UP ").then_some(());
+        assert!(eventually(PATIENCE, up).is_some(), "{name} does not come up");
     }
 
     /// Runs `ip` in the namespace.
