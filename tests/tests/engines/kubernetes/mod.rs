@@ -90,7 +90,7 @@ fn memory_of(manifest: &Value) -> i64 {
 }
 
 /// Runs the pod of `deploy/` on a node for `work`, and sees that nothing is left of it.
-fn with_pod(node: &Node, work: impl FnOnce(&Pod<'_>, &Value, &PodCgroup)) {
+fn with_pod(node: &Node, work: impl FnOnce(&Pod<'_>, &PodCgroup)) {
     let manifest = manifest::read("kubernetes/pod.yaml");
     let before = Census::take();
     let cgroup = PodCgroup::new(memory_of(&manifest));
@@ -98,7 +98,7 @@ fn with_pod(node: &Node, work: impl FnOnce(&Pod<'_>, &Value, &PodCgroup)) {
     the_containers_share_the_loopback(&pod);
     they_are_configured_as_asked_for(&pod);
     a_container_ends_with_its_status_and_its_log(&pod, &manifest, node.logs());
-    work(&pod, &manifest, &cgroup);
+    work(&pod, &cgroup);
     pod.end();
     drop(cgroup);
     before.assert_restored(CLEAN_PATIENCE, is_containerds);
@@ -106,36 +106,41 @@ fn with_pod(node: &Node, work: impl FnOnce(&Pod<'_>, &Value, &PodCgroup)) {
 
 fn a_pod_of_two_containers_lives_by_cri() {
     let node = Node::of_debian();
-    with_pod(&node, |pod, manifest, cgroup| {
+    with_pod(&node, |pod, cgroup| {
         they_share_a_volume(pod);
         an_exec_has_streams_and_a_status(pod);
         the_class_has_room_for_the_machine(pod, cgroup);
         a_container_is_stopped_and_removed(pod);
-        namespaces_of_the_node_are_refused(&node, manifest, cgroup);
     });
+    namespaces_of_the_node_are_refused(&node);
 }
 
 fn containerd_2_takes_its_file_and_runs_the_pod() {
-    with_pod(&Node::of_containerd_2(), |_, _, _| {});
+    with_pod(&Node::of_containerd_2(), |_, _| {});
 }
 
 /// `hostNetwork`, `hostPID` and `hostIPC`.
-fn namespaces_of_the_node_are_refused(node: &Node, manifest: &Value, cgroup: &PodCgroup) {
+fn namespaces_of_the_node_are_refused(node: &Node) {
     if !is_vmrt() {
         return;
     }
+    let manifest = manifest::read("kubernetes/pod.yaml");
+    let before = Census::take();
+    let cgroup = PodCgroup::new(memory_of(&manifest));
     let changes: [fn(&mut NamespaceOption); 3] = [
         |options| options.network = NamespaceMode::Node.into(),
         |options| options.pid = NamespaceMode::Node.into(),
         |options| options.ipc = NamespaceMode::Node.into(),
     ];
     for change in changes {
-        let mut config = manifest::sandbox(manifest, &cgroup.name, node.logs());
+        let mut config = manifest::sandbox(&manifest, &cgroup.name, node.logs());
         let security = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut());
         change(security.and_then(|security| security.namespace_options.as_mut()).expect("namespaces"));
         let refusal = node.cri.refusal(&config, "vmrt");
         assert!(refusal.contains("namespace is refused"), "{refusal}");
     }
+    drop(cgroup);
+    before.assert_restored(CLEAN_PATIENCE, is_containerds);
 }
 
 fn volume() -> TempDir {
