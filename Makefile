@@ -60,7 +60,8 @@ test: build
 	@# Mostly waits for the archive: meanwhile there are the unit tests. tests/e2e waits for it and tells if it failed.
 	@tests/debian $(rootfs_builder) >/dev/null 2>&1 &
 	@echo "test: unit tests" >&2
-	@cargo test --locked --workspace --features agent/agent
+	@cargo test --locked --workspace --all-features --lib --bins --test bundles --test oci
+	@cargo test --locked --workspace --all-features --doc
 	@echo "test: the test host" >&2
 	@tests/host/selftest
 	@tests/e2e $(FILTER)
