@@ -15,7 +15,7 @@ use vmrt_tests::runtime::{Done, Running, Runtime, program};
 use vmrt_tests::{PATIENCE, eventually};
 
 /// How long one workload may take in a slow host.
-const WORKLOAD_PATIENCE: Duration = Duration::from_secs(600);
+const WORKLOAD_PATIENCE: Duration = Duration::from_secs(1200);
 
 static MACHINE: OnceLock<Machine> = OnceLock::new();
 
