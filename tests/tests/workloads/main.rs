@@ -118,7 +118,9 @@ fn root_file_systems_are_unpacked(machine: &Machine) {
     machine.bash(&unpack, &[]).ok();
     let seen = machine.bash(script!("list.sh"), &["/srv/unpacked"]).ok().text();
     assert_eq!(seen, packed, "in the machine");
-    assert_eq!(on_the_host(script!("list.sh"), "/srv/unpacked"), packed, "on the host");
+    // The guest's `trusted.*` has another name there: docs/virtio-fs.md.
+    let on_host = on_the_host(script!("list.sh"), "/srv/unpacked").replace("user.vmrt.trusted.", "trusted.");
+    assert_eq!(on_host, packed, "on the host");
     on_the_host("rm -r $1*", "/srv/");
 }
 
