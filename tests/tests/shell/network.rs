@@ -48,7 +48,7 @@ impl Network {
         self.ip(&format!("address add 10.99.{number}.2/24 broadcast 10.99.{number}.255 dev {name}"));
         self.ip(&format!("address add fd99:{number}::2/64 dev {name} nodad"));
         self.ip(&format!("link set {name} up"));
-        // The kernel says so some time later, and what a test finds before it has to be what it finds after it.
+        // The kernel reports the link as up some time later. Tests compare the state before and after, so they wait for it.
         let up = || self.ip(&format!("-o -br link show {name}")).contains(" UP ").then_some(());
         assert!(eventually(PATIENCE, up).is_some(), "{name} does not come up");
     }
@@ -333,7 +333,7 @@ fn the_guest_follows_interfaces_that_come_and_go_while_it_runs() {
         has("ip -4 -o address show dev eth1 | grep -F 10.99.11.9/24", false);
         has("grep -x 1400 /sys/class/net/eth1/mtu", true);
         container.script("ping -c 1 -w 60 10.99.11.1 && ping -6 -c 1 -w 60 fd99:11::1").ok();
-        // A route that an interface has which goes.
+        // The interface that has the route is deleted, and another one gets the route.
         network.ip("route replace 192.0.2.0/24 via 10.99.11.1");
         has("ip route | grep '^192.0.2.0/24 via 10.99.11.1 dev eth1'", true);
         network.ip("link delete eth1");

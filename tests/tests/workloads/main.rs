@@ -124,8 +124,8 @@ fn root_file_systems_are_unpacked(machine: &Machine) {
     on_the_host("rm -r $1*", "/srv/");
 }
 
-/// How many times as long as runc's systemd takes, ours may take: on a processor with virtualization. On a software CPU an exit
-/// from the guest costs many times what a system call does, so there the figure is printed only.
+/// The longest that systemd may take, as a multiple of its time with runc. It is asserted on hardware alone: on a software CPU an
+/// exit from the guest costs many times what a system call does, so the figure is only printed.
 const LONGEST_SYSTEMD: f64 = 2.0;
 
 fn systemd_comes_to_running() {

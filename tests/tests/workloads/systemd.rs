@@ -13,7 +13,7 @@ use vmrt_tests::bundle::{Bundle, templates};
 use vmrt_tests::runtime::{Done, Running, Runtime, new_id};
 use vmrt_tests::{PATIENCE, eventually};
 
-/// How long it may take to come to `running` in a slow host.
+/// How long systemd may take to reach `running` on a slow host.
 const PATIENCE_WITH_SYSTEMD: Duration = Duration::from_secs(300);
 
 /// Units of the Debian that other workloads are there for.
@@ -76,7 +76,7 @@ fn bundle(root: &Path) -> Bundle {
         .with("/annotations/dev.vmrt.vcpus", json!("2"))
 }
 
-/// What a systemd came to.
+/// The result of systemd's start.
 pub struct Boot {
     /// `running`, `degraded` and so on.
     pub state: String,
@@ -86,7 +86,7 @@ pub struct Boot {
     pub duration: Duration,
 }
 
-/// Boots one with a runtime.
+/// Boots systemd with a runtime.
 pub fn boot(program: &str) -> Boot {
     let host = Runtime::new();
     let overlay = Overlay::new();
@@ -103,7 +103,7 @@ pub fn boot(program: &str) -> Boot {
     let systemctl = |arguments: &[&str]| -> Done {
         call(&[&["exec", &id, "systemctl"], arguments].concat()).end_within(PATIENCE_WITH_SYSTEMD)
     };
-    // Its manager has a socket soon after the first process was started, and until then there is nobody to wait for.
+    // systemctl fails, or prints `offline`, until systemd listens on its socket.
     let asked = eventually(PATIENCE, || {
         let done = systemctl(&["is-system-running", "--wait"]);
         (!done.text().is_empty() && done.text() != "offline").then_some(done)
@@ -112,7 +112,7 @@ pub fn boot(program: &str) -> Boot {
     let state = asked.map(|done| done.text()).unwrap_or_default();
     let failed = systemctl(&["list-units", "--failed", "--plain", "--no-legend"]).text();
     call(&["delete", "--force", &id]).end().ok();
-    // The foreground command's: that of a process that was killed.
+    // The foreground command's status is that of a process that was killed.
     assert_eq!(container.end().code, 137, "{program}");
     Boot { state, failed, duration }
 }

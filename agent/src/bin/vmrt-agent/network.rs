@@ -48,8 +48,8 @@ pub(crate) fn give(
     })
 }
 
-/// Changes interfaces of the container whose first process is `process`. What they lose goes first: a route that moves to another
-/// interface would be in its own way.
+/// Changes interfaces of the container whose first process is `process`. What they lose is removed first: a route that
+/// moves to another interface would otherwise count as there already.
 pub(crate) fn change(guest: Guest<'_>, process: BorrowedFd<'_>, changes: &[InterfaceChange]) -> Result<(), Error> {
     inside(guest, process, || {
         let mut netlink = Netlink::open().map_err(at("open a netlink socket"))?;
@@ -57,7 +57,7 @@ pub(crate) fn change(guest: Guest<'_>, process: BorrowedFd<'_>, changes: &[Inter
             let index = find_named(&mut netlink, &interface.name)?;
             take_away(&mut netlink, index, lost)?;
         }
-        // All of an interface, since with an address the kernel takes away what depends on it.
+        // Each interface is set up in whole: with an address, the kernel also removes the routes that depend on it.
         set_up_all(guest, &mut netlink, changes.iter().map(|change| &change.interface))
     })
 }
