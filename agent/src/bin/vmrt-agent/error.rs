@@ -65,10 +65,10 @@ pub(crate) enum Error {
     },
     /// A process that helped failed, and said why.
     #[error("{0}")]
-    Told(Failure),
+    Reported(Failure),
     /// A process ended before it could say whether it succeeded.
     #[error("{step}: the process ended before it was set up")]
-    Died {
+    EndedEarly {
         /// What it was for.
         step: String,
     },
@@ -92,8 +92,8 @@ impl Error {
 
     fn kind(&self) -> FailureKind {
         match self {
-            Self::System { .. } | Self::Hook { .. } | Self::Died { .. } => FailureKind::System,
-            Self::Told(failure) => failure.kind,
+            Self::System { .. } | Self::Hook { .. } | Self::EndedEarly { .. } => FailureKind::System,
+            Self::Reported(failure) => failure.kind,
             Self::Invalid { .. } => FailureKind::InvalidSpec,
             Self::ProgramNotFound { .. } => FailureKind::ProgramNotFound,
             Self::ProgramNotExecutable { .. } => FailureKind::ProgramNotExecutable,
@@ -108,7 +108,7 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let kind = error.kind();
         let (step, cause) = match error {
-            Error::Told(failure) => return failure,
+            Error::Reported(failure) => return failure,
             Error::System { step, source } => (step, text(source)),
             Error::Invalid { field, reason } => (field, reason),
             Error::ProgramNotFound { program, reason } | Error::ProgramNotExecutable { program, reason } => {
@@ -118,7 +118,7 @@ impl From<Error> for Failure {
             Error::Exists(object) => (object, "exists already".into()),
             Error::WrongState { container, state } => (container, format!("is {state}")),
             Error::Hook { number, cause } => (format!("error running startContainer hook #{number}"), cause),
-            Error::Died { step } => (step, "the process ended before it was set up".into()),
+            Error::EndedEarly { step } => (step, "the process ended before it was set up".into()),
         };
         Self { kind, step, cause }
     }
@@ -130,6 +130,12 @@ pub(crate) fn text(error: Errno) -> String {
     let text = text.split(" (os error").next().unwrap_or_default();
     let mut letters = text.chars();
     letters.next().map(|first| first.to_lowercase().chain(letters).collect()).unwrap_or_default()
+}
+
+/// An error and all its causes, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 #[cfg(test)]

@@ -1,54 +1,57 @@
 //! `vmrt-agent`: PID 1 of every guest, and all of its user space besides the containers.
 //!
-//! It has one thread, because it makes processes that go on with a copy of its memory. See [`event_loop`] for how it
-//! spends its life, [`container::init`] for what a new process does.
+//! The agent has only one thread, because the processes that it makes continue with a copy of its memory.
 //!
-//! The Rust runtime's own start is left out: it needs `/dev/null`, which is made here first.
+//! Its modules, in order. A module may use only those above it; a unit test checks that.
+//!
+//! - `error`: the error of a request.
+//! - `sys`: system calls that no crate wraps, and files of kernel file systems.
+//! - `machine`: the guest as a whole: set-up, file systems, limits, CPUs, clock, devices, log.
+//! - `events`: the epoll instance and the sources of its events.
+//! - `streams`: byte streams between the guest and ports of the host.
+//! - `network`: interfaces and name server of a container.
+//! - `processes`: the state of processes, their standard streams, and their reports to the agent.
+//! - `container`: a container's namespaces, cgroup, root file system and processes.
+//! - `event_loop`: the state of the agent, and the handling of events and requests.
+//!
+//! The start-up code of the Rust runtime is left out, because it needs `/dev/null`, which the agent makes first.
 #![cfg_attr(not(test), no_main)]
 
-mod bpf;
-mod clock;
-mod connection;
 mod container;
-mod cpus;
-mod device_directories;
 mod error;
 mod event_loop;
-mod lifecycle;
-mod log;
-mod loop_devices;
+mod events;
 mod machine;
-mod name_server;
+#[cfg(test)]
+mod module_order;
 mod network;
 mod processes;
-mod requests;
-mod special;
 mod streams;
-mod supervision;
 mod sys;
 
 use std::ffi::{c_char, c_int};
 
 use event_loop::{Agent, Fatal};
-use log::Level;
+use machine::log::{self, Level};
+use machine::{clock, priority};
 
-/// Where the C library begins the program.
-// SAFETY: the one definition of `main` in the program, with the signature that the C library calls.
+/// The entry point that the C library calls.
+// SAFETY: this is the only definition of `main` in the program, and it has the signature that the C library calls.
 #[cfg_attr(not(test), unsafe(export_name = "main"))]
-#[cfg_attr(test, expect(dead_code, reason = "the test harness has its own beginning"))]
+#[cfg_attr(test, expect(dead_code, reason = "the test harness has its own entry point"))]
 extern "C" fn start(_count: c_int, _arguments: *const *const c_char) -> c_int {
-    let started_ns = event_loop::uptime_ns();
+    let started_ns = clock::uptime_ns();
     std::panic::set_hook(Box::new(|panic| {
         log::line(Level::Fatal, panic);
         machine::reset();
     }));
     let Err(error) = serve(started_ns);
-    log::line(Level::Fatal, event_loop::chain(&error));
+    log::line(Level::Fatal, error::chain(&error));
     machine::reset()
 }
 
 fn serve(started_ns: u64) -> Result<std::convert::Infallible, Fatal> {
     let null = machine::set_up()?;
-    event_loop::warn(machine::come_first());
+    log::warn(priority::raise_for_agent());
     Agent::new(null, started_ns)?.run()
 }

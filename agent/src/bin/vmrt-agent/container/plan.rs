@@ -7,16 +7,16 @@ use oci_spec::runtime::{Linux, LinuxPersonality, LinuxPersonalityDomain, Spec};
 use rustix::thread::ThreadNameSpaceType;
 
 use crate::container::cgroup::{self, Settings};
-use crate::container::devices::DevicePlan;
 use crate::container::hooks::StartHooks;
-use crate::container::mounts::MountPlan;
+use crate::container::namespaces::sysctl::Sysctl;
+use crate::container::namespaces::time::TimeOffsets;
+use crate::container::namespaces::user::IdMaps;
 use crate::container::namespaces::{Join, Namespaces};
 use crate::container::process::ProcessPlan;
+use crate::container::process::seccomp::Filter;
 use crate::container::rootfs::Rootfs;
-use crate::container::seccomp::Filter;
-use crate::container::sysctl::Sysctl;
-use crate::container::time::TimeOffsets;
-use crate::container::user::IdMaps;
+use crate::container::rootfs::devices::DevicePlan;
+use crate::container::rootfs::mounts::MountPlan;
 use crate::error::Error;
 
 /// Everything a container is made of.
@@ -101,9 +101,9 @@ impl ContainerPlan {
     }
 
     /// In the agent: has those of the guest's own devices be there that come when they are needed.
-    pub(crate) fn provide_devices(&self) -> Result<(), Error> {
-        self.devices.iter().flatten().try_for_each(DevicePlan::provide)?;
-        self.mounts.iter().try_for_each(MountPlan::provide_source)
+    pub(crate) fn prepare_devices(&self) -> Result<(), Error> {
+        self.devices.iter().flatten().try_for_each(DevicePlan::prepare)?;
+        self.mounts.iter().try_for_each(MountPlan::prepare_source)
     }
 }
 

@@ -7,8 +7,8 @@ use std::os::fd::BorrowedFd;
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 
-use crate::bpf::{self, Hook, Instruction};
 use crate::error::Error;
+use crate::sys::bpf::{self, Hook, Instruction};
 
 /// Kinds of access, as the kernel numbers them (`BPF_DEVCG_ACC_*`).
 const MAKE: i32 = 1;

@@ -1,6 +1,5 @@
 //! The cgroup of a container (version 2, the only one in the guest).
 
-mod common;
 mod devices;
 mod resources;
 mod statistics;
@@ -11,13 +10,10 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-pub(crate) use self::common::Common;
 pub(crate) use self::resources::Settings;
 use crate::error::Error;
-use crate::machine;
-
-/// Bytes of a control file that are read at once.
-const CHUNK: usize = 4096;
+use crate::machine::cgroup::{enable_controllers, open_directory, read_all};
+use crate::sys::files;
 
 /// A container's cgroup. Its processes are born in it.
 pub(crate) struct Cgroup {
@@ -108,12 +104,12 @@ impl Cgroup {
 
     /// Kills every process in it.
     pub(crate) fn kill(&self) -> rustix::io::Result<()> {
-        machine::write_in(self.directory.as_fd(), "cgroup.kill", b"1")
+        files::write_at(self.directory.as_fd(), "cgroup.kill", b"1")
     }
 
     /// Stops every process in it, or lets them go on. The kernel gets there by itself, see [`Cgroup::is_frozen`].
     pub(crate) fn set_frozen(&self, frozen: bool) -> rustix::io::Result<()> {
-        machine::write_in(self.directory.as_fd(), "cgroup.freeze", if frozen { b"1" } else { b"0" })
+        files::write_at(self.directory.as_fd(), "cgroup.freeze", if frozen { b"1" } else { b"0" })
     }
 
     /// A descriptor that has an exceptional condition whenever [`Cgroup::is_frozen`] changed, or its last process is gone.
@@ -157,15 +153,6 @@ pub(crate) fn not_added(path: &Path) -> impl FnOnce(Errno) -> Error {
     Error::at(format!("adding pid of the process to cgroups: {}", file.display()))
 }
 
-/// Hands every controller of the cgroup `directory` down to the cgroups below it.
-pub(crate) fn enable_controllers(directory: BorrowedFd<'_>) -> rustix::io::Result<()> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let available = rustix::fs::openat(directory, "cgroup.controllers", flags, Mode::empty())?;
-    let available = read_all(available.as_fd())?;
-    let wanted: Vec<_> = available.split_whitespace().map(|name| format!("+{name}")).collect();
-    machine::write_in(directory, "cgroup.subtree_control", wanted.join(" ").as_bytes())
-}
-
 fn make_parents(root: BorrowedFd<'_>, path: &Path) -> Result<(), Error> {
     let mut parents: Vec<_> = path.ancestors().skip(1).filter(|parent| !parent.as_os_str().is_empty()).collect();
     parents.reverse();
@@ -179,23 +166,6 @@ fn make_parents(root: BorrowedFd<'_>, path: &Path) -> Result<(), Error> {
             .map_err(Error::on("make cgroup", parent))?;
     }
     Ok(())
-}
-
-fn open_directory(parent: BorrowedFd<'_>, name: impl rustix::path::Arg) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::openat(parent, name, flags, Mode::empty())
-}
-
-/// The whole of a control file, from its beginning.
-fn read_all(file: BorrowedFd<'_>) -> rustix::io::Result<String> {
-    let mut content = Vec::new();
-    let mut chunk = [0; CHUNK];
-    loop {
-        match rustix::io::pread(file, &mut chunk, content.len() as u64)? {
-            0 => return String::from_utf8(content).map_err(|_| Errno::ILSEQ),
-            count => content.extend_from_slice(&chunk[..count]),
-        }
-    }
 }
 
 fn oom_kills(events: &str) -> Option<u64> {

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use crate::container::cgroup::devices::DeviceRules;
 use crate::error::Error;
-use crate::machine;
+use crate::sys::files;
 
 /// Period of a CPU quota where none is given, in microseconds.
 const CPU_PERIOD: u64 = 100_000;
@@ -62,7 +62,7 @@ impl Settings {
         if self.ceilings.is_empty() {
             return Ok(());
         }
-        let used = machine::read_in(directory, "memory.current", 64).map_err(Error::at("read memory.current"))?;
+        let used = files::read_at(directory, "memory.current", 64).map_err(Error::at("read memory.current"))?;
         let used: u64 = String::from_utf8_lossy(&used).trim().parse().unwrap_or(0);
         match self.ceilings.iter().find(|(_, limit)| *limit <= used) {
             Some((what, limit)) => {
@@ -75,7 +75,7 @@ impl Settings {
     /// Writes all but the devices that may be used.
     pub(crate) fn apply_limits(&self, directory: BorrowedFd<'_>) -> Result<(), Error> {
         for Setting { file, value, optional } in &self.files {
-            match machine::write_in(directory, file, value.as_bytes()) {
+            match files::write_at(directory, file, value.as_bytes()) {
                 Err(Errno::NOENT) if *optional => {}
                 result => result.map_err(Error::at(format!("write {value:?} to {file} of the container's cgroup")))?,
             }

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use rustix::fs::{Dir, FileType};
 
 use super::Cgroup;
-use crate::machine;
+use crate::sys::files;
 
 /// Endings of the names of files that hold numbers.
 const NUMBERS: [&str; 6] = [".current", ".events", ".max", ".peak", ".pressure", ".stat"];
@@ -25,7 +25,7 @@ impl Cgroup {
             if entry.file_type() != FileType::RegularFile || !holds_numbers(name) {
                 continue;
             }
-            if let Ok(content) = machine::read_in(self.directory.as_fd(), name, MAX_FILE) {
+            if let Ok(content) = files::read_at(self.directory.as_fd(), name, MAX_FILE) {
                 files.insert(name.to_owned(), String::from_utf8_lossy(&content).into_owned());
             }
         }

@@ -1,0 +1,106 @@
+//! Kernel parameters of a container: those that its own namespaces have.
+
+use std::os::fd::BorrowedFd;
+
+use rustix::thread::ThreadNameSpaceType;
+
+use crate::container::namespaces::Namespaces;
+use crate::error::Error;
+use crate::sys::files;
+
+/// Parameters of an IPC namespace.
+const IPC: [&str; 10] = [
+    "kernel.msgmax",
+    "kernel.msgmnb",
+    "kernel.msgmni",
+    "kernel.sem",
+    "kernel.shmall",
+    "kernel.shmmax",
+    "kernel.shmmni",
+    "kernel.shm_rmid_forced",
+    "kernel.msg_next_id",
+    "kernel.sem_next_id",
+];
+
+/// A parameter to set: its name, its file below `/proc/sys` and its value.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Sysctl {
+    name: String,
+    file: String,
+    value: String,
+}
+
+impl Sysctl {
+    /// Refuses what would change more than the container.
+    pub(crate) fn new(name: &str, value: &str, namespaces: Namespaces) -> Result<Self, Error> {
+        let invalid = |reason| Error::invalid(format!("linux.sysctl: {name}"), reason);
+        // Either separator may be used; the other then stands for itself, as in `net.ipv4.conf.eth0/1.forwarding`.
+        let file = match name.find(['.', '/']).map(|at| name.as_bytes()[at]) {
+            Some(b'.') => name.chars().map(swap_separator).collect(),
+            _ => name.to_owned(),
+        };
+        let dotted = file.replace('/', ".");
+        if dotted == "kernel.hostname" {
+            return Err(invalid("is not allowed, as it conflicts with the field `hostname`"));
+        }
+        let needed = if IPC.contains(&dotted.as_str()) || dotted.starts_with("fs.mqueue.") {
+            ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
+        } else if dotted.starts_with("net.") {
+            ThreadNameSpaceType::NETWORK
+        } else if dotted == "kernel.domainname" {
+            ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
+        } else {
+            return Err(invalid("belongs to no namespace of a container"));
+        };
+        if !namespaces.has(needed) {
+            return Err(invalid("the container has no namespace of its own for it"));
+        }
+        if file.split('/').any(|part| matches!(part, "" | "." | "..")) {
+            return Err(invalid("is no name of a parameter"));
+        }
+        Ok(Self { name: name.into(), file, value: value.into() })
+    }
+
+    /// Sets it; `proc` is any `/proc`.
+    pub(crate) fn set(&self, proc: BorrowedFd<'_>) -> Result<(), Error> {
+        files::write_at(proc, &format!("sys/{}", self.file), self.value.as_bytes())
+            .map_err(Error::at(format!("set sysctl {}", self.name)))
+    }
+}
+
+fn swap_separator(letter: char) -> char {
+    match letter {
+        '.' => '/',
+        '/' => '.',
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use oci_spec::runtime::{LinuxNamespaceBuilder, LinuxNamespaceType, get_default_namespaces};
+
+    use super::*;
+
+    #[test]
+    fn names_become_files() {
+        let namespaces = Namespaces::new(&get_default_namespaces()).unwrap().0;
+        let file = |name| Sysctl::new(name, "1", namespaces).map(|sysctl| sysctl.file);
+        assert_eq!(file("net.ipv4.conf.eth0/1.forwarding").unwrap(), "net/ipv4/conf/eth0.1/forwarding");
+        assert_eq!(file("net/ipv4/ip_forward").unwrap(), "net/ipv4/ip_forward");
+        assert!(file("net/../kernel/panic").is_err());
+        assert!(file("net...kernel").is_err());
+    }
+
+    #[test]
+    fn what_is_not_the_containers_own_is_refused_by_name() {
+        let mount = LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Mount).build().unwrap();
+        let guests = Namespaces::new(&[mount]).unwrap().0;
+        let error = Sysctl::new("net.ipv4.ip_forward", "1", guests).unwrap_err();
+        assert!(error.to_string().starts_with("linux.sysctl: net.ipv4.ip_forward"));
+        let own = Namespaces::new(&get_default_namespaces()).unwrap().0;
+        assert!(Sysctl::new("kernel.panic", "1", own).is_err());
+        let error = Sysctl::new("kernel.hostname", "box", own).unwrap_err().to_string();
+        assert!(error.contains("conflicts with the field `hostname`"), "{error}");
+    }
+}

@@ -1,0 +1,25 @@
+//! The guest's time of day, which the VMM keeps with the host's.
+
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::error::Error;
+use crate::sys::clock;
+
+/// Nanoseconds since 1970.
+pub(crate) fn time_ns() -> i64 {
+    let now = clock_gettime(ClockId::Realtime);
+    now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec)
+}
+
+/// Adds `missing_ns` to the time of day, at once (`set`) or little by little.
+pub(crate) fn adjust(missing_ns: i64, set: bool) -> Result<(), Error> {
+    let adjusted = if set { clock::step(missing_ns) } else { clock::slew(missing_ns / 1000) };
+    adjusted.map_err(Error::at("adjust the clock"))
+}
+
+/// Nanoseconds since the kernel started its clock.
+pub(crate) fn uptime_ns() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    let part = |value: i64| u64::try_from(value).unwrap_or(0);
+    part(now.tv_sec) * 1_000_000_000 + part(now.tv_nsec)
+}

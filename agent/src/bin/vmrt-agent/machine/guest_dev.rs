@@ -1,0 +1,71 @@
+//! The guest's own `/dev`, which some containers have in the place of the host's: one for all of them, as a kernel has one.
+
+use std::path::Path;
+
+use rustix::fs::{CWD, Gid, Mode};
+use rustix::io::Errno;
+
+use super::{file_systems, loop_devices};
+use crate::error::Error;
+use crate::sys::files;
+
+/// Places of file systems, and directories that the kernel makes only with the devices in them.
+const DIRECTORIES: [(&str, u32); 6] =
+    [("pts", 0o755), ("shm", 0o1777), ("mqueue", 0o755), ("hugepages", 0o755), ("net", 0o755), ("mapper", 0o755)];
+
+const LINKS: [(&str, &str); 4] = [
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+];
+
+/// What everybody may use, although the kernel gives it to root alone.
+const PUBLIC: [&str; 2] = ["fuse", "net/tun"];
+
+/// The group of disks on every system, which loop devices belong to.
+const DISK: u32 = 6;
+
+/// Has the source of a mount be there, if it is of the guest's own devices.
+pub(crate) fn prepare_source(source: &Path) -> Result<(), Error> {
+    if source == Path::new(agent::HUGE_PAGES_DIR) {
+        return file_systems::mount_once("hugetlbfs", agent::HUGE_PAGES_DIR).map(drop);
+    }
+    if !source.starts_with(agent::DEVICES_DIR) {
+        return Ok(());
+    }
+    if file_systems::mount_once("devtmpfs", agent::DEVICES_DIR)? {
+        fill(Path::new(agent::DEVICES_DIR))?;
+    }
+    // A directory of devices that the guest has not is empty.
+    files::make_directories(source)
+}
+
+/// Makes what user space makes of a bare `/dev`.
+fn fill(devices: &Path) -> Result<(), Error> {
+    for (name, mode) in DIRECTORIES {
+        let path = devices.join(name);
+        match rustix::fs::mkdir(&path, Mode::from_raw_mode(mode)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(Error::on("make directory", &path)(error)),
+        }
+    }
+    for (name, target) in LINKS {
+        let path = devices.join(name);
+        rustix::fs::symlinkat(target, CWD, &path).map_err(Error::on("make link", &path))?;
+    }
+    for name in PUBLIC {
+        set_mode(&devices.join(name), 0o666)?;
+    }
+    for number in 0..loop_devices::DEFAULT_COUNT {
+        loop_devices::add(number)?;
+        let path = devices.join(format!("loop{number}"));
+        rustix::fs::chown(&path, None, Some(Gid::from_raw(DISK))).map_err(Error::on("set the owner of", &path))?;
+        set_mode(&path, 0o660)?;
+    }
+    Ok(())
+}
+
+fn set_mode(path: &Path, mode: u32) -> Result<(), Error> {
+    rustix::fs::chmod(path, Mode::from_raw_mode(mode)).map_err(Error::on("set the mode of", path))
+}

@@ -1,0 +1,33 @@
+//! Loop devices of the guest's kernel, which has none from the start: they come when a container is given a node of one.
+
+use std::os::fd::AsFd;
+
+use rustix::fs::{FileType, major, minor};
+use rustix::io::Errno;
+
+use super::devices;
+use crate::error::Error;
+use crate::sys;
+
+/// Major number of loop devices.
+const MAJOR: u32 = 7;
+
+/// How many there are in a whole `/dev`: as many as kernels usually have from the start.
+pub(crate) const DEFAULT_COUNT: u32 = 8;
+
+/// Adds the device that a node of this kind and number is of, if it is a loop device and not there yet.
+pub(crate) fn add_for_node(kind: FileType, number: u64) -> Result<(), Error> {
+    match kind == FileType::BlockDevice && major(number) == MAJOR {
+        true => add(minor(number)),
+        false => Ok(()),
+    }
+}
+
+/// Adds loop device `number`, if it is not there yet.
+pub(crate) fn add(number: u32) -> Result<(), Error> {
+    let control = devices::make_and_open("/dev/loop-control", 10, 237)?;
+    match sys::loop_device::add(control.as_fd(), number) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(error) => Err(Error::at(format!("add loop device {number}"))(error)),
+    }
+}

@@ -1,0 +1,82 @@
+//! The guest as a whole: its set-up by PID 1, its resources, and its end.
+//!
+//! The initramfs holds nothing but the agent. Besides its root the agent has only one permanent mount in its own mount
+//! namespace, the shares: every container's mount namespace starts as a copy of it, so each further mount would slow down
+//! every start. The agent's `/proc` and cgroup file systems are therefore *detached* mounts, reachable only through their
+//! descriptors.
+
+pub(crate) mod cgroup;
+pub(crate) mod clock;
+pub(crate) mod cpus;
+pub(crate) mod devices;
+pub(crate) mod file_systems;
+pub(crate) mod guest_dev;
+pub(crate) mod limits;
+pub(crate) mod log;
+pub(crate) mod loop_devices;
+pub(crate) mod priority;
+
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{CWD, Mode};
+use rustix::io::Errno;
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+use rustix::system::RebootCommand;
+
+use crate::error::Error;
+
+/// Makes the devices the agent itself needs, and a root that containers can pivot away from.
+pub(crate) fn set_up() -> Result<OwnedFd, Error> {
+    rustix::process::umask(Mode::empty());
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+        .map_err(Error::at("make the agent undumpable"))?;
+    file_systems::make_directory("/dev")?;
+    let null = devices::make_and_open("/dev/null", 1, 3)?;
+    occupy_standard_streams(&null)?;
+    log::set_up(devices::make_and_open("/dev/kmsg", 1, 11)?);
+    leave_initial_root()?;
+    hide_program()?;
+    limits::raise()?;
+    Ok(null)
+}
+
+/// Without a console the kernel starts PID 1 with no descriptor open at all. Descriptors 0 to 2 are what a container's
+/// process puts its streams on, so nothing else may ever get one of these numbers.
+fn occupy_standard_streams(null: &OwnedFd) -> Result<(), Error> {
+    rustix::stdio::dup2_stdin(null)
+        .and_then(|()| rustix::stdio::dup2_stdout(null))
+        .and_then(|()| rustix::stdio::dup2_stderr(null))
+        .map_err(Error::at("open standard streams"))
+}
+
+/// The kernel refuses `pivot_root` to a process whose root is the initial one, because nothing is below it. A copy of
+/// that mount, mounted on top of it, has it below.
+fn leave_initial_root() -> Result<(), Error> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let root = open_tree(CWD, "/", flags).map_err(Error::at("copy the initial root"))?;
+    move_mount(&root, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .map_err(Error::at("mount a copy of the initial root"))?;
+    rustix::process::fchdir(&root).map_err(Error::at("enter the new root"))?;
+    rustix::process::chroot(".").map_err(Error::at("change to the new root"))
+}
+
+/// Takes the agent's program out of reach of whoever might find a way to the initial root.
+fn hide_program() -> Result<(), Error> {
+    match rustix::fs::unlink("/init") {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(Error::at("remove /init")(error)),
+    }
+}
+
+/// Writes everything back and resets the machine, which ends the VM.
+pub(crate) fn power_off() -> ! {
+    rustix::fs::sync();
+    reset()
+}
+
+/// Resets the machine at once.
+pub(crate) fn reset() -> ! {
+    let _ = rustix::system::reboot(RebootCommand::Restart);
+    // Only reached where the process is not a machine's PID 1; ending then is all that is left to do.
+    std::process::abort()
+}

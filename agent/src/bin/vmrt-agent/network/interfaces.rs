@@ -1,0 +1,154 @@
+//! Network interfaces of containers: devices of the machine, moved into a container's network namespace and configured
+//! like the interfaces on the host.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use agent::netlink::Netlink;
+use agent::{AttachedInterface, Interface, InterfaceChange, Route};
+use netlink_packet_core::{DefaultNla, Emitable, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_route::link::LinkFlags;
+
+use super::links::{self, find_named, io_error};
+use super::{messages, namespace};
+use crate::error::Error;
+use crate::sys::files;
+
+/// Gives interfaces to the container whose first process is `pid`, and `process` as a pidfd.
+pub(crate) fn attach(
+    proc: BorrowedFd<'_>,
+    (pid, process): (i32, BorrowedFd<'_>),
+    interfaces: &[AttachedInterface],
+) -> Result<(), Error> {
+    if interfaces.is_empty() {
+        return Ok(());
+    }
+    let mut guests = Netlink::open().map_err(io_error("open a netlink socket"))?;
+    for AttachedInterface { slot, interface } in interfaces {
+        let step = format!("move network interface {} into the container", interface.name);
+        links::move_to_namespace(&mut guests, *slot, &interface.name, pid).map_err(io_error(step))?;
+    }
+    namespace::run_in(proc, process, || {
+        let mut netlink = Netlink::open().map_err(io_error("open a netlink socket"))?;
+        set_up_all(proc, &mut netlink, interfaces.iter().map(|attached| &attached.interface))
+    })
+}
+
+/// Changes interfaces of the container whose first process is `process`. What they lose is removed first: a route that
+/// moves to another interface would otherwise count as there already.
+pub(crate) fn change(proc: BorrowedFd<'_>, process: BorrowedFd<'_>, changes: &[InterfaceChange]) -> Result<(), Error> {
+    namespace::run_in(proc, process, || {
+        let mut netlink = Netlink::open().map_err(io_error("open a netlink socket"))?;
+        for InterfaceChange { interface, lost } in changes {
+            let index = find_named(&mut netlink, &interface.name)?;
+            remove_lost(&mut netlink, index, lost)?;
+        }
+        // Each interface is set up in whole: with an address, the kernel also removes the routes that depend on it.
+        set_up_all(proc, &mut netlink, changes.iter().map(|change| &change.interface))
+    })
+}
+
+fn remove_lost(netlink: &mut Netlink, index: u32, lost: &Interface) -> Result<(), Error> {
+    let name = &lost.name;
+    for route in &lost.routes {
+        remove(netlink, libc::RTM_DELROUTE, &messages::route(index, route)).map_err(|error| {
+            io_error(format!("remove {} from network interface {name}", messages::describe_route(route)))(error)
+        })?;
+    }
+    for neighbour in &lost.neighbours {
+        let step = || format!("remove neighbour {} from network interface {name}", neighbour.address);
+        let message = messages::neighbour(index, neighbour);
+        remove(netlink, libc::RTM_DELNEIGH, &message).map_err(|error| io_error(step())(error))?;
+    }
+    for address in &lost.addresses {
+        let step = || format!("remove address {}/{} from network interface {name}", address.address, address.prefix);
+        let message = messages::address(index, address);
+        remove(netlink, libc::RTM_DELADDR, &message).map_err(|error| io_error(step())(error))?;
+    }
+    Ok(())
+}
+
+/// Removes something that may be gone already: with something else, or because the container removed it.
+fn remove(netlink: &mut Netlink, kind: u16, message: &impl Emitable) -> io::Result<()> {
+    match netlink.change(kind, message, 0) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ESRCH | libc::EADDRNOTAVAIL | libc::ENOENT)) => Ok(()),
+        result => result,
+    }
+}
+
+/// Takes interface `name` away from the container whose first process is `process`: its device is the guest's own again.
+pub(crate) fn detach(proc: BorrowedFd<'_>, process: BorrowedFd<'_>, name: &str) -> Result<(), Error> {
+    let step = || format!("take network interface {name} out of the container");
+    let own = namespace::own(proc)?;
+    namespace::run_in(proc, process, || {
+        let mut netlink = Netlink::open().map_err(io_error("open a netlink socket"))?;
+        let index = find_named(&mut netlink, name)?;
+        let own = DefaultNla::new(libc::IFLA_NET_NS_FD, own.as_raw_fd().to_ne_bytes().to_vec());
+        // Its name may be that of a device there: the kernel finds a free one.
+        let attributes = vec![messages::text(libc::IFLA_IFNAME, "slot%d"), own];
+        links::change(&mut netlink, index, attributes, LinkFlags::empty()).map_err(io_error(step()))
+    })
+}
+
+/// In the container's network namespace.
+fn set_up_all<'a>(
+    proc: BorrowedFd<'_>,
+    netlink: &mut Netlink,
+    interfaces: impl Iterator<Item = &'a Interface>,
+) -> Result<(), Error> {
+    for interface in interfaces {
+        let index = find_named(netlink, &interface.name)?;
+        set_up(proc, netlink, index, interface)?;
+    }
+    Ok(())
+}
+
+/// Addresses come before the interface is up, so that it does not look for itself on the network first; routes after.
+fn set_up(proc: BorrowedFd<'_>, netlink: &mut Netlink, index: u32, interface: &Interface) -> Result<(), Error> {
+    let name = &interface.name;
+    if !interface.ipv6 {
+        disable_ipv6(proc, name)?;
+    }
+    let attributes = vec![
+        DefaultNla::new(libc::IFLA_ADDRESS, interface.hardware.to_vec()),
+        messages::number(libc::IFLA_MTU, interface.mtu),
+    ];
+    links::change(netlink, index, attributes, LinkFlags::empty())
+        .map_err(io_error(format!("set hardware address and MTU of network interface {name}")))?;
+    for address in &interface.addresses {
+        let step = || format!("add address {}/{} to network interface {name}", address.address, address.prefix);
+        let message = messages::address(index, address);
+        netlink
+            .change(libc::RTM_NEWADDR, &message, NLM_F_CREATE | NLM_F_REPLACE)
+            .map_err(|error| io_error(step())(error))?;
+    }
+    links::change(netlink, index, Vec::new(), LinkFlags::Up)
+        .map_err(io_error(format!("bring up network interface {name}")))?;
+    for route in &interface.routes {
+        add_route(netlink, index, route).map_err(|error| {
+            io_error(format!("add {} through network interface {name}", messages::describe_route(route)))(error)
+        })?;
+    }
+    for neighbour in &interface.neighbours {
+        let step = || format!("add neighbour {} to network interface {name}", neighbour.address);
+        let message = messages::neighbour(index, neighbour);
+        netlink
+            .change(libc::RTM_NEWNEIGH, &message, NLM_F_CREATE | NLM_F_REPLACE)
+            .map_err(|error| io_error(step())(error))?;
+    }
+    Ok(())
+}
+
+fn disable_ipv6(proc: BorrowedFd<'_>, name: &str) -> Result<(), Error> {
+    // A name is one component: the kernel allows no slash in it.
+    let file = format!("sys/net/ipv6/conf/{name}/disable_ipv6");
+    files::write_at(proc, &file, b"1").map_err(Error::at(format!("disable IPv6 on network interface {name}")))
+}
+
+/// A route that came by itself with an address is as well there.
+fn add_route(netlink: &mut Netlink, index: u32, route: &Route) -> io::Result<()> {
+    match netlink.change(libc::RTM_NEWROUTE, &messages::route(index, route), NLM_F_CREATE | NLM_F_EXCL) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        result => result,
+    }
+}

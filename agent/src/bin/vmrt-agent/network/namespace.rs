@@ -1,0 +1,30 @@
+//! Work in the network namespace of a container.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
+
+use crate::error::Error;
+
+/// Does something in the network namespace of `process`.
+pub(crate) fn run_in<T>(
+    proc: BorrowedFd<'_>,
+    process: BorrowedFd<'_>,
+    work: impl FnOnce() -> Result<T, Error>,
+) -> Result<T, Error> {
+    // Not by the agent's own pidfd: that stands for the namespace it is in, whichever that is.
+    let own = own(proc)?;
+    rustix::thread::move_into_thread_name_spaces(process, ThreadNameSpaceType::NETWORK)
+        .map_err(Error::at("join the container's network namespace"))?;
+    let result = work();
+    rustix::thread::move_into_link_name_space(own.as_fd(), Some(LinkNameSpaceType::Network))
+        .map_err(Error::at("return to the guest's network namespace"))?;
+    result
+}
+
+/// The network namespace of the guest itself, for who is there.
+pub(crate) fn own(proc: BorrowedFd<'_>) -> Result<OwnedFd, Error> {
+    rustix::fs::openat(proc, "self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(Error::at("open the guest's network namespace"))
+}

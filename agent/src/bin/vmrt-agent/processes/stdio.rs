@@ -1,0 +1,104 @@
+//! The standard streams of a new process.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use agent::{Stdio, TerminalSize};
+use rustix::fs::{FileType, Uid};
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use crate::error::Error;
+use crate::streams::pump::Pump;
+use crate::sys::files::duplicate;
+use crate::sys::vsock;
+
+/// The standard streams of a new process.
+pub(crate) enum ChildStdio {
+    /// Input, output and error output.
+    Streams([OwnedFd; 3]),
+    /// A terminal that the process opens in its container.
+    Terminal { size: Option<TerminalSize>, bare_lines: bool },
+}
+
+impl ChildStdio {
+    /// Gives pipes to a user, as only the agent can where the process is in a user namespace.
+    pub(crate) fn set_owner(&self, uid: Uid) -> Result<(), Error> {
+        match self {
+            Self::Streams(streams) => streams.iter().try_for_each(|stream| set_stream_owner(stream.as_fd(), uid)),
+            Self::Terminal { .. } => Ok(()),
+        }
+        .map_err(Error::at("hand a standard stream to the user"))
+    }
+}
+
+/// Lets the process's user open its streams again, as `/dev/stdout`. Devices such as `/dev/null` are everybody's.
+pub(crate) fn set_stream_owner(stream: BorrowedFd<'_>, uid: Uid) -> rustix::io::Result<()> {
+    let stat = rustix::fs::fstat(stream)?;
+    let own = FileType::from_raw_mode(stat.st_mode) == FileType::Fifo || rustix::termios::isatty(stream);
+    match own && stat.st_uid != uid.as_raw() {
+        true => rustix::fs::fchown(stream, Some(uid), None),
+        false => Ok(()),
+    }
+}
+
+/// The agent's side of a new process's streams.
+pub(crate) struct HostStdio {
+    /// Pumps for input.
+    pub(crate) inputs: Vec<Pump>,
+    /// Pumps for output.
+    pub(crate) outputs: Vec<Pump>,
+    /// Host connection of a terminal that is not there yet.
+    pub(crate) terminal: Option<OwnedFd>,
+}
+
+/// Makes both sides of a process's streams; absent ones are the null device `null`.
+pub(crate) fn make(stdio: &Stdio, null: &OwnedFd) -> Result<(ChildStdio, HostStdio), Error> {
+    let mut host = HostStdio { inputs: Vec::new(), outputs: Vec::new(), terminal: None };
+    let child = match *stdio {
+        Stdio::Terminal { port, size, bare_lines } => {
+            host.terminal = Some(connect(port)?);
+            ChildStdio::Terminal { size, bare_lines }
+        }
+        Stdio::Streams { stdin, stdout, stderr } => {
+            let stdin = host.input(stdin, null)?;
+            ChildStdio::Streams([stdin, host.output(stdout, null)?, host.output(stderr, null)?])
+        }
+    };
+    Ok((child, host))
+}
+
+fn connect(port: u32) -> Result<OwnedFd, Error> {
+    vsock::connect_to_host(port).map_err(Error::at(format!("connect a stream to host port {port}")))
+}
+
+impl HostStdio {
+    fn input(&mut self, port: Option<u32>, null: &OwnedFd) -> Result<OwnedFd, Error> {
+        let Some(port) = port else { return duplicate(null) };
+        let (read, write) = pipe()?;
+        set_non_blocking(&write)?;
+        self.inputs.push(Pump::new(connect(port)?, write));
+        Ok(read)
+    }
+
+    fn output(&mut self, port: Option<u32>, null: &OwnedFd) -> Result<OwnedFd, Error> {
+        let Some(port) = port else { return duplicate(null) };
+        let (read, write) = pipe()?;
+        set_non_blocking(&read)?;
+        self.outputs.push(Pump::new(read, connect(port)?));
+        Ok(write)
+    }
+}
+
+fn pipe() -> Result<(OwnedFd, OwnedFd), Error> {
+    pipe_with(PipeFlags::CLOEXEC).map_err(Error::at("make a pipe"))
+}
+
+fn set_non_blocking(fd: &OwnedFd) -> Result<(), Error> {
+    rustix::io::ioctl_fionbio(fd, true).map_err(Error::at("make a pipe non-blocking"))
+}
+
+/// The two pumps of a terminal: its output, and its input.
+pub(crate) fn terminal_pumps(master: OwnedFd, host: OwnedFd) -> Result<(Pump, Pump), Error> {
+    rustix::io::ioctl_fionbio(&master, true).map_err(Error::at("make a terminal non-blocking"))?;
+    let input = Pump::new(duplicate(&host)?, duplicate(&master)?);
+    Ok((Pump::new(master, host), input))
+}

@@ -1,0 +1,49 @@
+//! The state of a process before and during `execve(2)`.
+
+use std::ffi::{CString, c_char, c_ulong};
+use std::ptr;
+
+use rustix::io::Errno;
+
+use super::signals::sigchld_set;
+use super::{Result, check};
+
+/// Undoes what the agent (and Rust's runtime) did to signals, and what comes of the agent's scheduling, so that a program starts with the
+/// defaults.
+pub(crate) fn reset_signals_and_timers() -> Result<()> {
+    /// How late timers may be, in nanoseconds: what the kernel gives its first process.
+    const TIMER_SLACK: libc::c_ulong = 50_000;
+    let set = sigchld_set()?;
+    // SAFETY: takes a number.
+    check(unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, TIMER_SLACK) })?;
+    // SAFETY: `set` is a valid signal set, SIG_DFL a valid disposition.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        check(libc::sigprocmask(libc::SIG_UNBLOCK, &raw const set, ptr::null_mut()))?;
+    }
+    Ok(())
+}
+
+/// Sets the execution domain of the caller.
+pub(crate) fn set_personality(domain: c_ulong) -> Result<()> {
+    // SAFETY: no memory is passed.
+    check(unsafe { libc::personality(domain) })?;
+    Ok(())
+}
+
+/// Executes the program at `path`; returns only if that failed.
+pub(crate) fn execute(path: &CString, args: &[CString], env: &[CString]) -> Errno {
+    let pointers = |strings: &[CString]| -> Vec<*const c_char> {
+        strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
+    };
+    let (args, env) = (pointers(args), pointers(env));
+    // SAFETY: path and every element of the two NULL-ended arrays are strings that end in NUL and outlive the call.
+    unsafe { libc::execve(path.as_ptr(), args.as_ptr(), env.as_ptr()) };
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
+}
+
+/// Ends this process at once, without the exit handlers that it inherited from the agent.
+pub(crate) fn exit() -> ! {
+    // SAFETY: `_exit` runs no handler and touches no memory.
+    unsafe { libc::_exit(1) }
+}

@@ -1,0 +1,16 @@
+//! `seccomp(2)`.
+
+use rustix::io::Errno;
+
+use super::{Result, check};
+
+/// Filters the system calls of the caller by `program`, at most 65535 instructions; `flags` are
+/// `SECCOMP_FILTER_FLAG_*`.
+pub(crate) fn install_filter(flags: u32, program: &[libc::sock_filter]) -> Result<()> {
+    let len = u16::try_from(program.len()).map_err(|_| Errno::INVAL)?;
+    let program = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };
+    // SAFETY: `program` is a valid sock_fprog with as many instructions as it says; the kernel copies them and writes
+    // nothing.
+    check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) })?;
+    Ok(())
+}
