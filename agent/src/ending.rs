@@ -1,10 +1,10 @@
-//! How the end of a program is told.
+//! Descriptions of exit statuses.
 
 use std::ffi::CStr;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
-/// In Go's words, and so runc's: `exit status 4`, `signal: killed`.
+/// The description that Go, and so runc, uses: `exit status 4`, `signal: killed`.
 #[must_use]
 pub fn describe(status: ExitStatus) -> String {
     let dumped = if status.core_dumped() { " (core dumped)" } else { "" };
@@ -16,8 +16,8 @@ pub fn describe(status: ExitStatus) -> String {
 }
 
 fn name(signal: i32) -> String {
-    // SAFETY: any number may be asked for. What comes back is a string that ends in NUL, or none, and stays as it is at least until
-    // this thread asks again.
+    // SAFETY: every number is a valid argument. The result is null or a NUL-terminated string, which is valid until
+    // this thread's next call.
     let text = unsafe {
         let text = libc::strsignal(signal);
         if text.is_null() { c"unknown signal" } else { CStr::from_ptr(text) }
@@ -30,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ends_are_told_in_gos_words() {
+    fn descriptions_are_those_of_go() {
         let of = |status| describe(ExitStatus::from_raw(status));
         assert_eq!([of(4 << 8), of(9), of(31)], ["exit status 4", "signal: killed", "signal: bad system call"]);
         assert_eq!(of(11 | 0x80), "signal: segmentation fault (core dumped)");

@@ -1,4 +1,4 @@
-//! Frames: a little-endian `u32` length, then that many bytes of JSON.
+//! Frames: a little-endian `u32` length, then a body of JSON with that many bytes.
 
 use std::io::{self, Read, Write};
 
@@ -6,27 +6,32 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
-/// The largest body of a frame, in bytes. A container's whole specification has to fit, seccomp filter included.
+/// Maximum size of a frame's body, in bytes. A container's complete specification has to fit, including its seccomp
+/// filter.
 pub const MAX_BODY: u32 = 4 << 20;
 
 /// Length of a frame's header, in bytes.
 pub const HEADER_LEN: usize = size_of::<u32>();
 
-/// Why a frame could not be read or written.
+/// A failure to read or write a frame.
 #[derive(Debug, Error)]
 pub enum FrameError {
-    /// The other side wants to send, or we were asked to send, more than [`MAX_BODY`].
+    /// A frame to send or to receive is larger than [`MAX_BODY`].
     #[error("frame of {0} bytes is larger than the limit of {MAX_BODY}")]
     TooLarge(u64),
-    /// The body is not the JSON of the expected message.
+    /// The body is not a valid message.
     #[error("frame holds no valid message")]
     Json(#[from] serde_json::Error),
-    /// The connection failed, or ended inside a frame.
+    /// The connection failed or ended inside a frame.
     #[error("connection failed")]
     Io(#[from] io::Error),
 }
 
-/// The bytes of one frame: header and body.
+/// Encodes a message as one frame: header and body.
+///
+/// # Errors
+///
+/// [`FrameError::TooLarge`], [`FrameError::Json`].
 pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
     let mut bytes = vec![0; HEADER_LEN];
     serde_json::to_writer(&mut bytes, message)?;
@@ -37,10 +42,14 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
     Ok(bytes)
 }
 
-/// Takes the first whole frame off the front of `buffer`; `None` if it does not hold one yet.
+/// Removes the first complete frame from `buffer`. `None` if there is none yet.
 ///
-/// For connections that are read without blocking. A header that announces too much is an error at once, so a buffer
-/// never has to hold more than [`MAX_BODY`] and a header.
+/// For non-blocking connections. A header with too large a size is an error at once, so a buffer never has to hold more
+/// than [`MAX_BODY`] bytes and a header.
+///
+/// # Errors
+///
+/// [`FrameError::TooLarge`], [`FrameError::Json`].
 pub fn take<T: DeserializeOwned>(buffer: &mut Vec<u8>) -> Result<Option<T>, FrameError> {
     let Some(header) = buffer.first_chunk::<HEADER_LEN>() else {
         return Ok(None);
@@ -55,12 +64,20 @@ pub fn take<T: DeserializeOwned>(buffer: &mut Vec<u8>) -> Result<Option<T>, Fram
 }
 
 /// Writes one frame.
+///
+/// # Errors
+///
+/// Every [`FrameError`].
 pub fn write<T: Serialize>(to: &mut impl Write, message: &T) -> Result<(), FrameError> {
     to.write_all(&encode(message)?)?;
     Ok(())
 }
 
-/// Reads one frame, blocking; `None` where the connection ended between frames.
+/// Reads one frame; blocks until it is complete. `None` if the connection ended between frames.
+///
+/// # Errors
+///
+/// Every [`FrameError`].
 pub fn read<T: DeserializeOwned>(from: &mut impl Read) -> Result<Option<T>, FrameError> {
     let mut header = [0; HEADER_LEN];
     if let Err(error) = from.read_exact(&mut header[..1]) {
@@ -88,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_frame_comes_back_and_the_rest_stays() {
+    fn one_frame_is_removed_and_the_rest_of_the_buffer_stays() {
         let mut bytes = encode(&"one").unwrap();
         bytes.extend(encode(&"two").unwrap());
         bytes.truncate(bytes.len() - 1);
@@ -100,14 +117,14 @@ mod tests {
     }
 
     #[test]
-    fn a_header_that_announces_too_much_is_refused_before_the_body_comes() {
+    fn a_header_with_too_large_a_size_is_refused_before_the_body_arrives() {
         let mut bytes = (MAX_BODY + 1).to_le_bytes().to_vec();
         assert!(matches!(take::<String>(&mut bytes), Err(FrameError::TooLarge(_))));
         assert!(matches!(read::<String>(&mut bytes.as_slice()), Err(FrameError::TooLarge(_))));
     }
 
     #[test]
-    fn the_end_between_frames_is_no_error_but_inside_one_it_is() {
+    fn the_end_of_the_connection_is_an_error_only_inside_a_frame() {
         assert!(read::<String>(&mut [].as_slice()).unwrap().is_none());
         assert!(matches!(read::<String>(&mut [3, 0].as_slice()), Err(FrameError::Io(_))));
         let bytes = encode(&"cut").unwrap();
@@ -115,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn garbage_is_an_error() {
+    fn invalid_json_is_an_error() {
         let mut bytes = vec![2, 0, 0, 0, b'{', b'x'];
         assert!(matches!(take::<String>(&mut bytes), Err(FrameError::Json(_))));
     }

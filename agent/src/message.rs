@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::network::{AttachedInterface, InterfaceChange};
 
-/// One process the agent started: a container's first one, or one that was executed in it later.
+/// Id of a process: a container's first one, or a further one that was executed in it.
 #[derive(Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 pub struct ProcessId {
     /// Id of the container, unique in its sandbox.
@@ -23,90 +23,92 @@ pub struct ProcessId {
 pub struct TerminalSize {
     /// Number of lines.
     pub rows: u16,
-    /// Characters a line.
+    /// Number of characters in a line.
     pub columns: u16,
 }
 
-/// Where a process's standard streams lead: host vsock ports the agent connects to, one connection a stream.
+/// Destinations of a process's standard streams: vsock ports of the host, to each of which the agent opens one
+/// connection.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stdio {
-    /// The process gets a pseudo-terminal of its container; one connection carries both directions.
+    /// The process gets a pseudo-terminal of its container. One connection carries both directions.
     Terminal {
         /// Port of the connection.
         port: u32,
-        /// Size the terminal starts with, where known.
+        /// Initial size of the terminal, if known.
         size: Option<TerminalSize>,
-        /// Whether lines end as they are written, without a carriage return: there is no terminal at the other end.
+        /// Whether the terminal writes lines without a carriage return. For output that does not go to a terminal of
+        /// the user.
         bare_lines: bool,
     },
-    /// Separate streams; the process gets `/dev/null` for an absent one.
+    /// Separate streams. The process gets `/dev/null` for an absent one.
     Streams {
-        /// Port that standard input is read from. End of file is the host's half-close.
+        /// Port for standard input. The host signals the end of file by a half-close.
         stdin: Option<u32>,
-        /// Port that standard output goes to. The agent closes it when the last writer did.
+        /// Port for standard output. The agent closes the connection after the last writer.
         stdout: Option<u32>,
-        /// Port that standard error goes to.
+        /// Port for standard error.
         stderr: Option<u32>,
     },
 }
 
-/// A system call filter, compiled.
+/// A compiled system call filter.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct SeccompFilter {
     /// `SECCOMP_FILTER_FLAG_*` of the kernel.
     pub flags: u32,
-    /// Classic BPF. Each number is one `struct sock_filter` of the kernel: from the most significant bit down 16 bits
-    /// of `code`, 8 of `jt`, 8 of `jf` and 32 of `k`.
+    /// Classic BPF instructions. Each number is one `struct sock_filter` of the kernel: from the most significant bit,
+    /// 16 bits of `code`, 8 of `jt`, 8 of `jf` and 32 of `k`.
     pub program: Vec<u64>,
 }
 
-/// What a special file is.
+/// Kind of a special file.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SpecialKind {
     /// A character device.
     Device {
-        /// The driver's number.
+        /// Major number.
         major: u32,
-        /// The device's number.
+        /// Minor number.
         minor: u32,
     },
     /// A block device.
     BlockDevice {
-        /// The driver's number.
+        /// Major number.
         major: u32,
-        /// The device's number.
+        /// Minor number.
         minor: u32,
     },
-    /// A stream socket: who connects to it reaches the host's.
+    /// A stream socket. Connections to it are forwarded to the socket of the host.
     Socket,
 }
 
-/// A file of the host that cannot be shared, and that the guest gets one of its own of: the source of a bind mount.
+/// A file of the guest that represents a file of the host which cannot be shared. It is the source of a bind mount.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct SpecialFile {
     /// Its name, unique in the container: [`SpecialFile::path`] is the mount's source.
     pub name: String,
-    /// What it is.
+    /// Its kind.
     pub kind: SpecialKind,
-    /// Its permissions.
+    /// Its mode.
     pub mode: u32,
-    /// Its owner.
+    /// User id of its owner.
     pub uid: u32,
-    /// Its group.
+    /// Group id of its owner.
     pub gid: u32,
 }
 
 impl SpecialFile {
-    /// Where the guest has it.
+    /// Its path in the guest.
     #[must_use]
     pub fn path(&self, container: &str) -> PathBuf {
         Path::new(crate::SPECIAL_DIR).join(container).join(&self.name)
     }
 }
 
-/// A special file and, for a socket, the host port that leads to the host's.
+/// A special file and, for a socket, the host port that its connections are forwarded to.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct AttachedFile {
     /// The file.
@@ -116,27 +118,27 @@ pub struct AttachedFile {
     pub port: Option<u32>,
 }
 
-/// Everything needed to make a container.
+/// Everything that is needed to make a container.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct CreateContainer {
-    /// Its id, unique in the sandbox: one path component.
+    /// Its id, unique in the sandbox and a single path component.
     pub container: String,
-    /// The OCI specification. `root.path` and the source of every bind mount are already paths in the guest.
+    /// The OCI specification. `root.path` and the sources of bind mounts are paths in the guest.
     pub spec: Spec,
-    /// Its bundle's directory on the host, which hooks are told.
+    /// Path of its bundle on the host, for the state that hooks read.
     pub bundle: PathBuf,
     /// Streams of its first process.
     pub stdio: Stdio,
-    /// What stands in the place of the specification's `linux.seccomp`: the filter of all its processes.
+    /// The filter of all its processes. It replaces the specification's `linux.seccomp`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seccomp: Option<SeccompFilter>,
-    /// Interfaces of its network namespace, beside the loopback.
+    /// Interfaces of its network namespace, without the loopback interface.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub interfaces: Vec<AttachedInterface>,
-    /// Sources of its bind mounts that are in no share.
+    /// Sources of its bind mounts that are not in a share.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub special_files: Vec<AttachedFile>,
-    /// The host port that leads to the name server at [`crate::NAME_SERVER`], if the container is told to ask that.
+    /// The host port for the name server at [`crate::NAME_SERVER`], if the container uses that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name_server: Option<u32>,
 }
@@ -144,160 +146,160 @@ pub struct CreateContainer {
 /// A further process in a container.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Exec {
-    /// Its id: `exec` is always present.
+    /// Its id; `exec` is always present.
     pub process: ProcessId,
-    /// What to run, and as whom.
+    /// The specification of the process.
     pub spec: Process,
     /// Its streams.
     pub stdio: Stdio,
-    /// A cgroup below the container's, which exists, for it to be born in.
+    /// An existing cgroup below the container's, in which the process is made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<PathBuf>,
 }
 
-/// What the VMM asks of the agent.
+/// A request of the VMM.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
-    /// Make a container, up to the point where its program would be executed.
+    /// Makes a container, up to the execution of its program.
     Create(Box<CreateContainer>),
-    /// Give a container a further network interface.
+    /// Attaches a further network interface to a container.
     AddInterface {
         /// The container's id.
         container: String,
         /// The interface.
         interface: Box<AttachedInterface>,
-        /// The host port that leads to the name server, see [`CreateContainer::name_server`], if the container is told to ask that
-        /// from now on.
+        /// The host port for the name server if the container uses it from now on: see
+        /// [`CreateContainer::name_server`].
         #[serde(default, skip_serializing_if = "Option::is_none")]
         name_server: Option<u32>,
     },
-    /// Change network interfaces of a container. What any of them loses goes before one gets anything.
+    /// Changes network interfaces of a container. Everything that interfaces lose is removed before anything is added.
     ChangeInterfaces {
         /// The container's id.
         container: String,
-        /// The changes, at most one of each interface.
+        /// The changes, at most one for each interface.
         changes: Vec<InterfaceChange>,
     },
-    /// Take a network interface away from a container.
+    /// Detaches a network interface from a container.
     RemoveInterface {
         /// The container's id.
         container: String,
         /// The interface's name.
         name: String,
     },
-    /// Execute the program of a created container.
+    /// Executes the program of a created container.
     Start {
         /// The container's id.
         container: String,
     },
-    /// Run a further process in a created or running container.
+    /// Runs a further process in a created or running container.
     Exec(Box<Exec>),
-    /// Send a signal.
+    /// Sends a signal.
     Signal {
-        /// To whom.
+        /// The receiver.
         process: ProcessId,
-        /// Its number, as in the guest's kernel.
+        /// Its number in the guest's kernel.
         signal: i32,
-        /// To every process of the container.
+        /// Whether every process of the container receives it.
         all: bool,
     },
-    /// Tell a process's terminal its new size.
+    /// Sets the size of a process's terminal.
     Resize {
-        /// Whose terminal.
+        /// The process.
         process: ProcessId,
         /// The size.
         size: TerminalSize,
     },
-    /// Stop every process of a container where it is, or let them go on. Answered when they all have.
+    /// Freezes or thaws every process of a container. Answered when all processes have changed.
     Freeze {
         /// The container's id.
         container: String,
-        /// Whether they shall be stopped.
+        /// Whether to freeze.
         frozen: bool,
     },
-    /// List the processes of a container.
+    /// Lists the processes of a container.
     Processes {
         /// The container's id.
         container: String,
     },
-    /// Read what a container uses.
+    /// Reads the resource usage of a container.
     Statistics {
         /// The container's id.
         container: String,
     },
-    /// Set limits of a container. Those that are absent stay as they are, and so do the rules for devices.
+    /// Changes limits of a container. Absent limits and the device rules stay as they are.
     Update {
         /// The container's id.
         container: String,
         /// The limits.
         resources: Box<LinuxResources>,
     },
-    /// Use so many vCPUs, those with the lowest numbers. Answered when they are online and the others are not, not before the
-    /// first container was made.
+    /// Sets the number of online vCPUs, which are those with the lowest numbers. Answered when the change is complete,
+    /// but not before the first container is made.
     SetCpus {
-        /// How many, 1 at least.
+        /// The number, at least 1.
         count: u32,
     },
-    /// Tell the guest's time of day.
+    /// Reads the guest's time of day.
     ReadClock,
-    /// Correct the guest's time of day.
+    /// Corrects the guest's time of day.
     AdjustClock {
-        /// What it lacks, in nanoseconds; negative where it is ahead.
+        /// Nanoseconds to add. Negative if the guest's clock is ahead.
         missing_ns: i64,
-        /// Whether to set the clock at once. Otherwise it runs faster or slower until the difference is made up for.
+        /// Whether to set the clock at once. Otherwise it runs faster or slower until it is correct.
         set: bool,
     },
-    /// Let containers use the machine's memory: it has so many bytes more now than it booted with.
+    /// Adapts the memory limit of all containers to the machine's memory.
     FollowMemory {
-        /// The bytes.
+        /// Bytes of memory that were added after the boot.
         plugged: u64,
     },
-    /// Forget a stopped container and remove what is left of it.
+    /// Deletes the record of a stopped container and what remains of it.
     Delete {
         /// The container's id.
         container: String,
     },
-    /// Write everything back to the shares and reset the machine. Never answered: the machine is gone.
+    /// Writes all data back to the shares and resets the machine. There is no reply.
     PowerOff,
 }
 
-/// A request on the wire.
+/// A request with its id.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Call {
-    /// Chosen by the VMM; the reply carries it back.
+    /// Chosen by the VMM. The reply contains it.
     pub id: u64,
     /// The request.
     pub request: Request,
 }
 
-/// A process of a container, as the guest's `/proc` shows it.
+/// A process of a container, from the guest's `/proc`.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct GuestProcess {
     /// Its pid in the container.
     pub pid: i32,
-    /// Its effective user.
+    /// Its effective user id.
     pub uid: u32,
-    /// The line of `/proc/PID/stat`. Pids in it are those of the guest's initial pid namespace.
+    /// The line in `/proc/PID/stat`. Its pids are those of the guest's initial pid namespace.
     pub stat: String,
-    /// Its arguments, with spaces between; empty for a zombie.
+    /// Its arguments, joined with spaces. Empty for a zombie.
     pub arguments: String,
 }
 
 /// The processes of a container.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct ProcessList {
-    /// Milliseconds since the guest's kernel started its clock, in whose terms processes tell when they began.
+    /// Milliseconds since the guest's kernel started its clock, to which the start times of processes relate.
     pub uptime_ms: u64,
     /// The processes.
     pub processes: Vec<GuestProcess>,
 }
 
-/// A request that succeeded.
+/// The result of a successful request.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Response {
-    /// There is nothing to tell.
+    /// The request has no result.
     Done,
     /// `Create` or `Exec` made a process.
     Process {
@@ -306,7 +308,7 @@ pub enum Response {
     },
     /// The processes of a container.
     Processes(ProcessList),
-    /// What a container uses: names and contents of the files of its cgroup, as `memory.current`.
+    /// Resource usage of a container: names and contents of the files of its cgroup, as `memory.current`.
     Statistics(BTreeMap<String, String>),
     /// The guest's time of day.
     Clock {
@@ -315,7 +317,7 @@ pub enum Response {
     },
 }
 
-/// What kind of failure a request met; decides the exit status the caller's user sees.
+/// Kind of a failure. It determines the exit status that the caller's user sees.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureKind {
@@ -323,28 +325,28 @@ pub enum FailureKind {
     ProgramNotFound,
     /// The program to run cannot be executed.
     ProgramNotExecutable,
-    /// The specification asks for what cannot be given.
+    /// The specification asks for something invalid or unsupported.
     InvalidSpec,
-    /// No such container or process.
+    /// There is no such container or process.
     NotFound,
-    /// The id is taken.
+    /// The id is already in use.
     Exists,
     /// The container is not in the state the request needs.
     WrongState,
     /// A system call failed.
     System,
-    /// No answer came before the step's deadline.
+    /// There was no answer before the deadline.
     Timeout,
-    /// The guest or its agent is gone.
+    /// The guest or its agent has ended.
     GuestDied,
 }
 
-/// A request that failed.
+/// The result of a failed request.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Failure {
-    /// What kind.
+    /// Its kind.
     pub kind: FailureKind,
-    /// What the agent was doing, as `mount /proc`: the step and its object.
+    /// The step that failed and its object, as `mount /proc`.
     pub step: String,
     /// The cause.
     pub cause: String,
@@ -358,18 +360,18 @@ impl std::fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// How a process ended.
+/// The exit status of a process.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ExitStatus {
-    /// It exited by itself, with this status.
+    /// It exited with this status.
     Exited(u8),
-    /// This signal ended it.
+    /// It was ended by this signal.
     Signaled(u8),
 }
 
 impl ExitStatus {
-    /// The status as a shell, runc and every engine tell it: 128 and the signal's number for a death by signal.
+    /// The status as shells, runc and engines show it: 128 plus the signal's number for an end by a signal.
     #[must_use]
     pub fn code(self) -> u8 {
         match self {
@@ -379,18 +381,18 @@ impl ExitStatus {
     }
 }
 
-/// What the agent tells without being asked.
+/// An event that the agent reports.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Event {
-    /// A process ended. All it had written before is already on its streams.
+    /// A process ended. Its output is already delivered.
     Exited {
-        /// Which.
+        /// The process.
         process: ProcessId,
-        /// How.
+        /// Its exit status.
         status: ExitStatus,
     },
-    /// The kernel killed a process of this container for want of memory.
+    /// There was an OOM kill in this container.
     OutOfMemory {
         /// The container's id.
         container: String,
@@ -404,26 +406,26 @@ pub struct Hello {
     pub version: u32,
     /// `uname -r` of the guest.
     pub kernel: String,
-    /// Nanoseconds since the guest's kernel started its clock, when PID 1 began.
+    /// Nanoseconds from the start of the guest kernel's clock to the start of PID 1.
     pub started_ns: u64,
-    /// The same, when this message was sent.
+    /// Nanoseconds from the start of the guest kernel's clock to the sending of this message.
     pub ready_ns: u64,
 }
 
-/// Everything the agent sends.
+/// A message of the agent.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FromAgent {
-    /// First, once.
+    /// The first message.
     Hello(Hello),
-    /// The end of a call.
+    /// The answer to a call.
     Reply {
         /// The call's id.
         id: u64,
-        /// How it went.
+        /// The result.
         result: Result<Response, Failure>,
     },
-    /// Something happened.
+    /// An event.
     Event(Event),
 }
 
@@ -432,14 +434,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_signal_is_told_as_a_shell_does() {
+    fn the_code_of_a_signal_is_the_one_of_a_shell() {
         assert_eq!(ExitStatus::Exited(255).code(), 255);
         assert_eq!(ExitStatus::Signaled(9).code(), 137);
         assert_eq!(ExitStatus::Signaled(200).code(), 255);
     }
 
     #[test]
-    fn a_specification_survives_the_wire() {
+    fn a_specification_survives_encoding() {
         let spec = Spec::default();
         let create = CreateContainer {
             container: "web".into(),

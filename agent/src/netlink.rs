@@ -1,7 +1,7 @@
-//! A connection to the kernel's network configuration (rtnetlink(7)), in the network namespace it was opened in.
+//! A connection to the kernel's network configuration (rtnetlink(7)) of one network namespace.
 //!
-//! The kernel answers at once, so that nothing here waits and no runtime is needed. Messages go by their type and their
-//! body: what a body means is left to the caller, so that the agent's program does not carry what it never parses.
+//! The kernel answers at once, so no request waits and no asynchronous runtime is needed. Messages consist of a type
+//! and an uninterpreted body, so that the agent's program does not contain parsers that it does not use.
 
 use std::convert::Infallible;
 use std::io;
@@ -12,7 +12,7 @@ use netlink_packet_core::{
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
-/// A message as it is on the wire.
+/// A message as type and bytes.
 struct Raw {
     kind: u16,
     body: Vec<u8>,
@@ -40,7 +40,7 @@ impl NetlinkDeserializable for Raw {
     }
 }
 
-/// The connection.
+/// A connection.
 pub struct Netlink {
     socket: Socket,
     sequence: u32,
@@ -50,7 +50,8 @@ impl Netlink {
     /// Connects to the network namespace of the calling thread.
     ///
     /// # Errors
-    /// There is no descriptor left.
+    ///
+    /// No descriptor is available.
     pub fn open() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
@@ -58,19 +59,21 @@ impl Netlink {
         Ok(Self { socket, sequence: 0 })
     }
 
-    /// Changes something by a message of type `kind` (`RTM_*`); `flags` are `NLM_F_*` besides those of every request.
+    /// Sends a change: a message of type `kind` (`RTM_*`). `flags` are `NLM_F_*` in addition to those of every request.
     ///
     /// # Errors
-    /// What the kernel says against it.
+    ///
+    /// The kernel's error.
     pub fn change(&mut self, kind: u16, body: &impl Emitable, flags: u16) -> io::Result<()> {
         self.send(kind, body, NLM_F_ACK | flags)?;
         self.answers(|_| {})
     }
 
-    /// Asks for a list: the bodies of its messages.
+    /// Requests a list. Returns the bodies of its messages.
     ///
     /// # Errors
-    /// What the kernel says against it.
+    ///
+    /// The kernel's error.
     pub fn list(&mut self, kind: u16, body: &impl Emitable) -> io::Result<Vec<Vec<u8>>> {
         let mut found = Vec::new();
         self.send(kind, body, NLM_F_DUMP)?;
@@ -92,8 +95,8 @@ impl Netlink {
         self.socket.send(&bytes, 0).map(drop)
     }
 
-    /// Hears everything until the end of a list, an acknowledgement or an error.
-    fn answers(&mut self, mut hear: impl FnMut(Vec<u8>)) -> io::Result<()> {
+    /// Passes the bodies of messages to `on_body` until the end of a list, an acknowledgement or an error.
+    fn answers(&mut self, mut on_body: impl FnMut(Vec<u8>)) -> io::Result<()> {
         loop {
             let (bytes, _) = self.socket.recv_from_full()?;
             let mut rest = bytes.as_slice();
@@ -106,7 +109,7 @@ impl Netlink {
                     continue;
                 }
                 match message.payload {
-                    NetlinkPayload::InnerMessage(message) => hear(message.body),
+                    NetlinkPayload::InnerMessage(message) => on_body(message.body),
                     NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
                     NetlinkPayload::Error(_) | NetlinkPayload::Done(_) => return Ok(()),
                     _ => {}
@@ -123,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn there_are_interfaces_and_what_is_not_there_cannot_be_changed() {
+    fn interfaces_are_listed_and_a_missing_one_cannot_be_changed() {
         let mut netlink = Netlink::open().unwrap();
         assert!(!netlink.list(libc::RTM_GETLINK, &LinkMessage::default()).unwrap().is_empty());
         let mut nothing = LinkMessage::default();

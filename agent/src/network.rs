@@ -1,7 +1,6 @@
-//! Network interfaces, as the host has them and the guest is to have them.
+//! Network interfaces of the host, which the guest copies.
 //!
-//! Numbers that only the kernel gives a meaning (scopes, tables, protocols) are those of rtnetlink(7), on both sides of
-//! the wire.
+//! Numbers that only the kernel interprets (scopes, tables, protocols) are those of rtnetlink(7).
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -10,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// A hardware address of an Ethernet interface.
 pub type HardwareAddress = [u8; 6];
 
-/// Address that the network device in a slot has until the guest gives it the interface's: locally administered.
+/// Address of the network device in a slot until the guest assigns the interface's address: locally administered.
 #[must_use]
 pub const fn slot_address(slot: u8) -> HardwareAddress {
     [0x02, b'v', b'm', b'r', b't', slot]
@@ -23,20 +22,20 @@ pub struct Interface {
     pub name: String,
     /// Its hardware address.
     pub hardware: HardwareAddress,
-    /// The longest packet it sends, in bytes.
+    /// Maximum packet size in bytes.
     pub mtu: u32,
-    /// Whether it speaks IPv6 at all.
+    /// Whether IPv6 is enabled.
     pub ipv6: bool,
     /// Its addresses.
     pub addresses: Vec<Address>,
-    /// Routes that lead through it, besides those that come with its addresses; in an order in which they can be made.
+    /// Routes through it, in a possible order of creation. Routes that the kernel adds with its addresses are left out.
     pub routes: Vec<Route>,
-    /// Neighbours that are known for good.
+    /// Permanent neighbour entries.
     pub neighbours: Vec<Neighbour>,
 }
 
 impl Interface {
-    /// This interface with only those of its addresses, routes and neighbours that `other` has not.
+    /// This interface without the addresses, routes and neighbours of `other`.
     #[must_use]
     pub fn without(&self, other: &Self) -> Self {
         let mut rest = self.clone();
@@ -46,15 +45,15 @@ impl Interface {
         rest
     }
 
-    /// Whether it has to be changed to become `other`.
+    /// Whether a change is needed to turn it into `other`.
     #[must_use]
     pub fn differs(&self, other: &Self) -> bool {
         (self.hardware, self.mtu) != (other.hardware, other.mtu)
-            || !self.without(other).is_bare()
-            || !other.without(self).is_bare()
+            || !self.without(other).is_empty()
+            || !other.without(self).is_empty()
     }
 
-    const fn is_bare(&self) -> bool {
+    const fn is_empty(&self) -> bool {
         self.addresses.is_empty() && self.routes.is_empty() && self.neighbours.is_empty()
     }
 }
@@ -62,16 +61,16 @@ impl Interface {
 /// A change of a container's interface.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct InterfaceChange {
-    /// The interface as it is to be. Its name does not change.
+    /// The new state of the interface. Its name does not change.
     pub interface: Interface,
-    /// The interface with only those addresses, routes and neighbours that it is to lose.
+    /// The interface with only those addresses, routes and neighbours that are removed.
     pub lost: Interface,
 }
 
-/// An interface and the network device of the machine that it becomes in the guest.
+/// An interface, and the network device of the machine that represents it in the guest.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct AttachedInterface {
-    /// Number of the device, which has [`slot_address`].
+    /// Slot of the device, which has the address [`slot_address`].
     pub slot: u8,
     /// The interface.
     pub interface: Interface,
@@ -82,18 +81,17 @@ pub struct AttachedInterface {
 pub struct Address {
     /// The address.
     pub address: IpAddr,
-    /// Bits of it that name the network.
+    /// Prefix length of the network.
     pub prefix: u8,
-    /// The other end, where the interface leads to one host only.
+    /// The other end of a point-to-point interface.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<IpAddr>,
-    /// The address of all hosts of the network.
+    /// The broadcast address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub broadcast: Option<Ipv4Addr>,
     /// `RT_SCOPE_*`.
     pub scope: u8,
-    /// Whether the network's hosts are reached through a route of their own and not by this address
-    /// (`IFA_F_NOPREFIXROUTE`).
+    /// Whether the kernel adds no route to the network of this address (`IFA_F_NOPREFIXROUTE`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub no_prefix_route: bool,
 }
@@ -101,25 +99,25 @@ pub struct Address {
 /// A route through an interface.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Route {
-    /// What it leads to; a network of no bits is the default route.
+    /// The destination. With a prefix of length 0 it is the default route.
     pub destination: IpAddr,
-    /// Bits of `destination` that name the network.
+    /// Prefix length of `destination`.
     pub prefix: u8,
-    /// The next host on the way.
+    /// The gateway.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<IpAddr>,
-    /// The own address to send from.
+    /// The preferred source address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<IpAddr>,
-    /// Its priority: the lowest wins.
+    /// Its priority; the lowest one wins.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metric: Option<u32>,
-    /// What it says of the packets on this way, as the longest, and of the connections.
+    /// Properties of its packets and connections, such as the maximum packet size.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub metrics: Vec<RouteMetric>,
-    /// `RTN_*`: a route to others, to the machine itself, to all in a network or to some.
+    /// `RTN_*`: unicast, local, broadcast, multicast and so on.
     pub kind: u8,
-    /// The type of service of the packets that go this way; 0 is any.
+    /// The type of service that packets must have; 0 matches every packet.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub tos: u8,
     /// `RT_SCOPE_*`.
@@ -128,19 +126,19 @@ pub struct Route {
     pub table: u32,
     /// `RTPROT_*`.
     pub protocol: u8,
-    /// `ICMPV6_ROUTER_PREF_*`, which decides between routers of IPv6.
+    /// `ICMPV6_ROUTER_PREF_*`: the preference between IPv6 routers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preference: Option<u8>,
-    /// Seconds after which it goes by itself.
+    /// Seconds until the kernel removes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires: Option<u32>,
-    /// Whether the gateway is reached through this interface whatever its addresses are.
+    /// Whether the gateway is on the link even if no address of the interface covers it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub on_link: bool,
 }
 
 impl Route {
-    /// Whether it is `other`, however long either still has.
+    /// Whether both are the same route, ignoring the time until they expire.
     fn is_same(&self, other: &Self) -> bool {
         let forever = |route: &Self| Self { expires: None, ..route.clone() };
         forever(self) == forever(other)
@@ -156,11 +154,11 @@ fn is_zero(number: &u8) -> bool {
 pub struct RouteMetric {
     /// `RTAX_*`.
     pub kind: u16,
-    /// Its value in the kernel's own form: a number, or a name that ends with a zero.
+    /// Its value in the kernel's format: a number, or a name with a terminating NUL.
     pub value: Vec<u8>,
 }
 
-/// A host whose hardware address is known.
+/// A permanent neighbour entry.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Neighbour {
     /// Its address.
@@ -210,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn what_two_interfaces_differ_by_is_told() {
+    fn the_difference_of_two_interfaces_is_found() {
         let old = interface(vec![address(1), address(2)], vec![route(1, None)]);
         let new = interface(vec![address(2), address(3)], vec![route(1, None), route(2, None)]);
         assert_eq!(new.without(&old), interface(vec![address(3)], vec![route(2, None)]));
@@ -220,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_whose_time_runs_is_the_same_route() {
+    fn routes_with_different_expiry_times_are_the_same_route() {
         let [old, new] = [Some(60), Some(59)].map(|left| interface(Vec::new(), vec![route(1, left)]));
         assert!(!new.differs(&old));
     }

@@ -1,4 +1,4 @@
-//! What can go wrong while a container or a process is made, and how the VMM is told.
+//! The error of a request, and its conversion into the failure that is sent to the VMM.
 
 use std::path::Path;
 
@@ -6,21 +6,21 @@ use agent::{Failure, FailureKind};
 use rustix::io::Errno;
 use thiserror::Error;
 
-/// A request that cannot be fulfilled.
+/// The reason why a request failed.
 #[derive(Debug, Error)]
 pub(crate) enum Error {
     /// A system call failed.
     #[error("{step}")]
     System {
-        /// What was being done, to which object.
+        /// The step that failed, and its object.
         step: String,
-        /// The kernel's answer.
+        /// The error of the system call.
         source: Errno,
     },
-    /// The specification asks for what cannot be given.
+    /// The specification asks for something invalid or unsupported.
     #[error("{field}: {reason}")]
     Invalid {
-        /// The member of the specification, as `linux.resources.cpu.shares`.
+        /// The property of the specification, as `linux.resources.cpu.shares`.
         field: String,
         /// What is wrong with it.
         reason: String,
@@ -30,7 +30,7 @@ pub(crate) enum Error {
     ProgramNotFound {
         /// As the specification names it.
         program: String,
-        /// Where it was sought.
+        /// Where the agent searched.
         reason: String,
     },
     /// The program to run cannot be executed.
@@ -38,13 +38,13 @@ pub(crate) enum Error {
     ProgramNotExecutable {
         /// As the specification names it.
         program: String,
-        /// Why.
+        /// The reason.
         reason: String,
     },
     /// There is no such container or process.
     #[error("{0} does not exist")]
     NotFound(String),
-    /// The id is taken.
+    /// The id is already in use.
     #[error("{0} exists already")]
     Exists(String),
     /// The container is not in the state the request needs.
@@ -58,34 +58,34 @@ pub(crate) enum Error {
     /// A hook of the container failed.
     #[error("error running startContainer hook #{number}: {cause}")]
     Hook {
-        /// Which, from 0.
+        /// Index of the hook, from 0.
         number: usize,
-        /// Why.
+        /// The reason.
         cause: String,
     },
-    /// A process that helped failed, and said why.
+    /// A helper process failed and reported the reason.
     #[error("{0}")]
     Reported(Failure),
-    /// A process ended before it could say whether it succeeded.
+    /// A process ended before it reported success or failure.
     #[error("{step}: the process ended before it was set up")]
     EndedEarly {
-        /// What it was for.
+        /// The purpose of the process.
         step: String,
     },
 }
 
 impl Error {
-    /// For `map_err`: a step that a system call failed in.
+    /// For `map_err`: names the step in which a system call failed.
     pub(crate) fn at(step: impl Into<String>) -> impl FnOnce(Errno) -> Self {
         move |source| Self::System { step: step.into(), source }
     }
 
-    /// For `map_err`: a step and the path it was done to.
+    /// For `map_err`: names the step and the path of its object.
     pub(crate) fn on(step: &str, path: impl AsRef<Path>) -> impl FnOnce(Errno) -> Self {
         move |source| Self::System { step: format!("{step} {}", path.as_ref().display()), source }
     }
 
-    /// A member of the specification that cannot be honoured.
+    /// A property of the specification that is invalid or unsupported.
     pub(crate) fn invalid(field: impl Into<String>, reason: impl Into<String>) -> Self {
         Self::Invalid { field: field.into(), reason: reason.into() }
     }
@@ -124,7 +124,7 @@ impl From<Error> for Failure {
     }
 }
 
-/// The C library's text of an error, in lower case as runc's users know it.
+/// The C library's text of an error, in lower case like runc's messages.
 pub(crate) fn text(error: Errno) -> String {
     let text = std::io::Error::from(error).to_string();
     let text = text.split(" (os error").next().unwrap_or_default();
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_program_reads_as_runc_says_it() {
+    fn the_message_for_a_missing_program_is_the_one_of_runc() {
         let reason = "executable file not found in $PATH".to_owned();
         let failure = Failure::from(Error::ProgramNotFound { program: "foo".into(), reason });
         assert_eq!(failure.to_string(), "exec: \"foo\": executable file not found in $PATH");

@@ -1,4 +1,4 @@
-//! `startContainer` hooks: programs of the container that run in it before its own.
+//! `startContainer` hooks: programs of the container that run in it before the container's program.
 
 use std::ffi::{CString, OsStr};
 use std::fs::File;
@@ -15,7 +15,7 @@ use rustix::fs::MemfdFlags;
 
 use crate::error::Error;
 
-/// The hooks of a container, and what they read.
+/// The hooks of a container, and the state that they read.
 #[derive(Debug)]
 pub(crate) struct StartHooks {
     hooks: Vec<Hook>,
@@ -23,7 +23,7 @@ pub(crate) struct StartHooks {
 }
 
 impl StartHooks {
-    /// Those of a specification; none in most.
+    /// The hooks of a specification; `None` if there are none.
     pub(crate) fn new(create: &CreateContainer) -> Option<Self> {
         let hooks = create.spec.hooks().as_ref()?.start_container().clone().filter(|hooks| !hooks.is_empty())?;
         let mut state = State::default();
@@ -33,8 +33,8 @@ impl StartHooks {
         Some(Self { hooks, state })
     }
 
-    /// Runs them in the place of the container's first process, which the caller is, with its environment `env` where they have none of
-    /// their own. The first failure ends it.
+    /// Runs the hooks in the container's first process, which is the caller. A hook without an environment gets `env`.
+    /// Stops at the first failure.
     pub(crate) fn run(&self, env: &[CString]) -> Result<(), Error> {
         let mut state = self.state.clone();
         state.set_pid(i32::try_from(std::process::id()).ok());
@@ -45,7 +45,8 @@ impl StartHooks {
     }
 }
 
-/// Streams are files in memory, so a hook that leaves a process behind is not waited for.
+/// Standard streams are files in memory, so that a process which the hook leaves behind does not delay the end of the
+/// read.
 fn run(hook: &Hook, env: &[CString], state: &State) -> Result<(), String> {
     let failed = |error: std::io::Error| format!("exec {}: {error}", hook.path().display());
     let [mut stdin, mut output] = [memory_file().map_err(failed)?, memory_file().map_err(failed)?];
@@ -84,7 +85,7 @@ fn split(bytes: &[u8]) -> (&OsStr, &OsStr) {
     (OsStr::from_bytes(&bytes[..end]), OsStr::from_bytes(bytes.get(end + 1..).unwrap_or_default()))
 }
 
-/// Asks again and again, which every seccomp filter allows; none where the time is over.
+/// Polls the child, because a seccomp filter may forbid other ways to wait with a timeout. `None` if the time is over.
 fn wait(child: &mut Child, timeout: Duration) -> std::io::Result<Option<ExitStatus>> {
     const PAUSE: Duration = Duration::from_millis(10);
     let end = Instant::now() + timeout;
@@ -105,11 +106,11 @@ fn memory_file() -> std::io::Result<File> {
     Ok(File::from(rustix::fs::memfd_create("hook", MemfdFlags::CLOEXEC)?))
 }
 
-/// The beginning of what a hook wrote.
+/// The beginning of a hook's output.
 fn text_of(file: &mut File) -> String {
     const LIMIT: u64 = 4 << 10;
     let mut bytes = Vec::new();
-    // What cannot be read is only missing from a message.
+    // An unreadable output is left out of the message.
     let _ = file.rewind().and_then(|()| file.take(LIMIT).read_to_end(&mut bytes));
     String::from_utf8_lossy(&bytes).trim_end().to_owned()
 }
@@ -138,13 +139,13 @@ mod tests {
     }
 
     #[test]
-    fn what_a_failed_hook_said_is_told() {
+    fn the_message_for_a_failed_hook_contains_its_output() {
         let error = run(&hook("echo why >&2; exit 4", Some(60)), &[], &state()).unwrap_err();
         assert_eq!(error, "error running hook: exit status 4, output: why");
     }
 
     #[test]
-    fn a_hook_that_takes_too_long_is_killed() {
+    fn a_hook_that_exceeds_its_timeout_is_killed() {
         let error = run(&hook("exec sleep 100", Some(1)), &[], &state()).unwrap_err();
         assert_eq!(error, "hook ran past specified timeout of 1.0s");
     }

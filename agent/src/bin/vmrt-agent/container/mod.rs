@@ -1,4 +1,4 @@
-//! Containers: what the agent knows of each, and how they are made.
+//! Containers: the agent's record of each, and how they are made.
 
 pub(crate) mod cgroup;
 pub(crate) mod hooks;
@@ -21,40 +21,40 @@ use self::rootfs::devices::Nodes;
 use self::special_files::SpecialFiles;
 use crate::network::name_server::NameServer;
 
-/// A container the agent knows.
+/// The agent's record of a container.
 pub(crate) struct Container {
     /// Its namespaces.
     pub(crate) namespaces: Namespaces,
-    /// Pid of its first process; none once that ended and everything of the container is gone.
+    /// Pid of its first process. `None` when that has ended and the cgroup is removed.
     pub(crate) init: Option<i32>,
     /// Its cgroup.
     pub(crate) cgroup: Cgroup,
-    /// Waits for its processes to stop, or to go on, in the order in which they were asked for.
+    /// Pending freezes and thaws, in the order of the requests.
     pub(crate) freezes: Vec<Freeze>,
-    /// What tells that its last process is gone, once its first one has ended before that.
+    /// Watched for the end of its last process, if its first process ended before.
     pub(crate) empty_events: Option<OwnedFd>,
-    /// The filter of its processes' system calls.
+    /// The system call filter of its processes.
     pub(crate) seccomp: Option<Filter>,
     /// The execution domain of all its processes.
     pub(crate) personality: Option<u64>,
-    /// The CPUs of further processes that name none themselves.
+    /// The CPUs of further processes without an affinity of their own.
     pub(crate) affinity: Option<Affinity>,
     /// Its special files.
     pub(crate) special_files: SpecialFiles,
     /// The mappings of its user namespace.
     pub(crate) id_maps: Option<IdMaps>,
-    /// Devices made for it.
+    /// Device nodes that the agent made for it. They are removed with the record.
     pub(crate) _nodes: Option<Nodes>,
-    /// What stands in it for a name server of the host.
+    /// Its access to a name server of the host.
     pub(crate) name_server: Option<NameServer>,
 }
 
-/// A change of a container's cgroup that the kernel completes by itself.
+/// A freeze or thaw that the kernel completes asynchronously.
 pub(crate) struct Freeze {
-    /// Id of the call that is answered then.
+    /// Id of the call to answer.
     pub(crate) call: u64,
-    /// What was asked for.
+    /// The requested state.
     pub(crate) frozen: bool,
-    /// The file that tells. Closing it ends the watch.
+    /// The watched `cgroup.events`. Closing it ends the watch.
     pub(crate) events: OwnedFd,
 }

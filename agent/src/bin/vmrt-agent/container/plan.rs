@@ -1,4 +1,4 @@
-//! A container's specification, checked before anything is made of it.
+//! A container's specification, checked before anything is made.
 
 use std::path::PathBuf;
 
@@ -19,18 +19,18 @@ use crate::container::rootfs::devices::DevicePlan;
 use crate::container::rootfs::mounts::MountPlan;
 use crate::error::Error;
 
-/// Everything a container is made of.
+/// Everything that a container consists of.
 #[derive(Debug)]
 pub(crate) struct ContainerPlan {
-    /// Namespaces it gets.
+    /// Its namespaces.
     pub(crate) namespaces: Namespaces,
-    /// Those of them that are other containers'.
+    /// The namespaces of other containers that it joins.
     pub(crate) joins: Vec<Join>,
     /// Its root.
     pub(crate) rootfs: Rootfs,
-    /// What is mounted in it, in order.
+    /// Its mounts, in order.
     pub(crate) mounts: Vec<MountPlan>,
-    /// Devices to make; none where `/dev` is the guest's or the user's own.
+    /// Devices to make. `None` if a mount provides `/dev`.
     pub(crate) devices: Option<Vec<DevicePlan>>,
     /// Kernel parameters.
     pub(crate) sysctls: Vec<Sysctl>,
@@ -38,25 +38,25 @@ pub(crate) struct ContainerPlan {
     pub(crate) hostname: Option<String>,
     /// NIS domain name.
     pub(crate) domainname: Option<String>,
-    /// Execution domain, as the kernel numbers it.
+    /// Execution domain, as a number of the kernel.
     pub(crate) personality: Option<u64>,
-    /// Its name.
+    /// Its id.
     pub(crate) container: String,
     /// Its first process.
     pub(crate) process: ProcessPlan,
-    /// Its cgroup, below the root one.
+    /// Its cgroup, relative to that of all containers.
     pub(crate) cgroup: PathBuf,
     /// Limits of that cgroup.
     pub(crate) settings: Settings,
     /// Clocks of its time namespace.
     pub(crate) time_offsets: TimeOffsets,
-    /// What runs before its first process's program.
+    /// The `startContainer` hooks.
     pub(crate) start_hooks: Option<StartHooks>,
-    /// The filter of the system calls of all its processes.
+    /// The system call filter of all its processes.
     pub(crate) seccomp: Option<Filter>,
     /// The mappings of its user namespace.
     pub(crate) id_maps: Option<IdMaps>,
-    /// Whether its network interfaces or mappings come from the agent, before which nothing is done.
+    /// Whether its first process has to wait until the agent has set its id mappings and attached its interfaces.
     pub(crate) awaits_agent: bool,
 }
 
@@ -100,7 +100,7 @@ impl ContainerPlan {
         })
     }
 
-    /// In the agent: has those of the guest's own devices be there that come when they are needed.
+    /// In the agent: makes those devices of the guest that exist only on demand.
     pub(crate) fn prepare_devices(&self) -> Result<(), Error> {
         self.devices.iter().flatten().try_for_each(DevicePlan::prepare)?;
         self.mounts.iter().try_for_each(MountPlan::prepare_source)
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_or_not_supported_is_named() {
+    fn missing_and_unsupported_properties_are_named() {
         let refused = |spec| ContainerPlan::new(&create(spec)).unwrap_err().to_string();
         let mut without = Spec::default();
         without.set_process(None);

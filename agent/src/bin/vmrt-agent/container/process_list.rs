@@ -1,4 +1,4 @@
-//! The processes of a container, as the guest's `/proc` shows them.
+//! The processes of a container, as in the guest's `/proc`.
 
 use std::os::fd::BorrowedFd;
 
@@ -8,16 +8,16 @@ use rustix::io::Errno;
 use crate::error::Error;
 use crate::sys::files;
 
-/// Bytes of a process's arguments that are told.
+/// Maximum number of bytes of a process's arguments.
 const MAX_ARGUMENTS: usize = 4096;
 
-/// Bytes of `/proc/PID/stat` and `/proc/PID/status` that are read; both are shorter.
+/// Maximum number of bytes to read of `/proc/PID/stat` and `/proc/PID/status`. Both are shorter.
 const MAX_FILE: usize = 8192;
 
-/// Bytes of a whole list. It has to fit into a frame, where a character may take twice its room.
+/// Maximum size of a list in bytes. The list has to fit into a frame, in which a character may need two bytes.
 const MAX_LIST: usize = 1 << 20;
 
-/// What is told of the processes `pids`; those that have ended meanwhile are left out.
+/// Lists the processes `pids`. Those that have ended meanwhile are left out.
 pub(crate) fn list(proc: BorrowedFd<'_>, pids: &[i32]) -> Result<Vec<GuestProcess>, Error> {
     let mut processes = Vec::new();
     let mut size = 0;
@@ -45,7 +45,7 @@ fn examine(proc: BorrowedFd<'_>, pid: i32) -> rustix::io::Result<GuestProcess> {
     Ok(GuestProcess { pid: inner, uid, stat, arguments: arguments(&read("cmdline", MAX_ARGUMENTS)?) })
 }
 
-/// Its pid in its own pid namespace, and its effective user.
+/// The pid in the process's own pid namespace, and the effective user.
 fn identity(status: &str) -> Option<(i32, u32)> {
     let line = |name| status.lines().find_map(|line| line.strip_prefix(name));
     let pid = line("NSpid:")?.split_whitespace().last()?.parse().ok()?;
@@ -53,14 +53,14 @@ fn identity(status: &str) -> Option<(i32, u32)> {
     Some((pid, uid))
 }
 
-/// The arguments, which end with a NUL each, with spaces between.
+/// Joins the NUL-terminated arguments with spaces.
 fn arguments(cmdline: &[u8]) -> String {
     let end = cmdline.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
     let spaced: Vec<_> = cmdline[..end].iter().map(|byte| if *byte == 0 { b' ' } else { *byte }).collect();
     printable(&spaced)
 }
 
-/// A process chooses its name and its arguments itself.
+/// Replaces control characters: the process itself chooses its name and arguments.
 fn printable(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     text.trim_end().chars().map(|letter| if letter.is_control() { '?' } else { letter }).collect()
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_process_is_listed_and_one_that_is_not_there_is_not() {
+    fn existing_processes_are_listed_and_others_are_left_out() {
         let proc = rustix::fs::open("/proc", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
         let own = std::process::id().cast_signed();
         let list = list(std::os::fd::AsFd::as_fd(&proc), &[own, i32::MAX]).unwrap();
@@ -84,13 +84,13 @@ mod tests {
     }
 
     #[test]
-    fn arguments_are_one_harmless_line() {
+    fn arguments_become_one_printable_line() {
         assert_eq!(arguments(b"sh\0-c\0echo\ta\nb\x1b[2J\0\0"), "sh -c echo?a?b?[2J");
         assert_eq!(arguments(b""), "");
     }
 
     #[test]
-    fn a_pid_is_that_of_the_innermost_namespace() {
+    fn the_pid_is_the_one_in_the_innermost_namespace() {
         let status = "Name:\tsh\nUid:\t5\t6\t7\t8\nNSpid:\t41\t3\n";
         assert_eq!(identity(status), Some((3, 6)));
         assert_eq!(identity("Name:\tsh\n"), None);

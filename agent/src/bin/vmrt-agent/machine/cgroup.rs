@@ -1,5 +1,5 @@
-//! The cgroup above those of all containers. It keeps the agent out of their reach: what they have used up, memory or
-//! processes, runs out in this cgroup and never in the guest as a whole, where the kernel and the agent need some.
+//! The cgroup that contains the cgroups of all containers. Its limits reserve memory and processes for the kernel and
+//! the agent: when containers use up either, they reach the limit of this cgroup and never that of the guest.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -11,26 +11,27 @@ use super::limits;
 use crate::error::Error;
 use crate::sys::files;
 
-/// Its name below the root. Nobody in a container ever sees it.
+/// Its name below the root. Containers do not see it.
 const NAME: &str = "containers";
 
-/// Bytes of what is free at the start that containers cannot use, whatever the machine's size: for the agent, and for buffers of the
-/// network and of files.
-const RESERVE: u64 = 8 << 20;
+/// Bytes of the memory that is free at the start which containers cannot use, independent of the machine's size: for
+/// the agent, and for buffers of the network and of files.
+const RESERVED_BYTES: u64 = 8 << 20;
 
-/// One byte of so many that containers cannot use: the kernel keeps track of each page of memory, and wants some free at all times.
-const RESERVED_PART: u64 = 64;
+/// Containers cannot use the total memory divided by this number: the kernel has a structure for each page, and needs
+/// some free memory at all times.
+const RESERVED_DIVISOR: u64 = 64;
 
-/// Processes and threads of the guest that no container can have.
+/// Processes and threads of the guest that are reserved.
 const RESERVED_PIDS: u64 = 4096;
 
-/// The cgroup, and the memory that its limit follows from.
+/// The cgroup, and the memory at the start, on which its limit is based.
 pub(crate) struct ContainersCgroup {
     directory: OwnedFd,
     at_start: Memory,
 }
 
-/// Bytes of memory.
+/// Sizes in bytes.
 #[derive(Clone, Copy, Debug)]
 struct Memory {
     total: u64,
@@ -38,15 +39,15 @@ struct Memory {
 }
 
 impl ContainersCgroup {
-    /// Makes it below the cgroup `root`. From then on the agent sees the cgroup as the root, and so do containers that have no
-    /// cgroup namespace of their own.
+    /// Makes the cgroup below the cgroup `root`. From then on the agent sees it as the root, and so do containers
+    /// without a cgroup namespace of their own.
     pub(crate) fn make(root: BorrowedFd<'_>) -> Result<Self, Error> {
         let step = || Error::at("make the cgroup of all containers");
         rustix::fs::mkdirat(root, NAME, Mode::from_raw_mode(0o755)).map_err(step())?;
         let directory = open_directory(root, NAME).map_err(step())?;
         let common = Self { directory, at_start: Memory::now() };
-        // Before there are controllers, to whom a process that moves is work.
-        common.show_as_root(root).map_err(step())?;
+        // Moving a process is cheaper while no controllers are enabled.
+        common.make_cgroup_namespace(root).map_err(step())?;
         enable_controllers(root).map_err(Error::at("enable cgroup controllers"))?;
         enable_controllers(common.directory()).map_err(Error::at("enable cgroup controllers"))?;
         common.limit_processes().map_err(step())?;
@@ -54,31 +55,32 @@ impl ContainersCgroup {
         Ok(common)
     }
 
-    /// Its directory, below which containers have their cgroups.
+    /// Its directory, which contains the containers' cgroups.
     pub(crate) fn directory(&self) -> BorrowedFd<'_> {
         self.directory.as_fd()
     }
 
-    /// The machine has `plugged` bytes more than it booted with.
+    /// Adapts the memory limit to `plugged` bytes of memory that were added after the boot.
     pub(crate) fn set_plugged_memory(&self, plugged: u64) -> Result<(), Error> {
         let step = || Error::at("let containers use the machine's memory");
         let current = read_number(self.directory(), "memory.current").map_err(step())?;
-        // Nobody is killed for what the machine has given back already.
+        // A limit below the current usage would kill processes for memory that the machine has already given back.
         self.set_memory(self.at_start.for_containers(plugged).max(current)).map_err(step())
     }
 
-    /// A cgroup namespace begins where its maker is, so the agent goes there for a moment. Mounts made earlier show all.
-    fn show_as_root(&self, root: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    /// The root of a cgroup namespace is its creator's cgroup, so the agent moves there temporarily. Mounts that exist
+    /// already still show the whole hierarchy.
+    fn make_cgroup_namespace(&self, root: BorrowedFd<'_>) -> rustix::io::Result<()> {
         let move_to = |cgroup| files::write_at(cgroup, "cgroup.procs", b"0");
         move_to(self.directory())?;
-        // SAFETY: a cgroup namespace changes only how paths of cgroups are shown; no memory or descriptor is touched.
+        // SAFETY: a cgroup namespace changes only how paths of cgroups are shown; no memory or descriptor is affected.
         unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWCGROUP) }?;
         move_to(root)
     }
 
     fn limit_processes(&self) -> rustix::io::Result<()> {
-        let most = limits::MAX_PIDS - RESERVED_PIDS;
-        files::write_at(self.directory(), "pids.max", most.to_string().as_bytes())
+        let limit = limits::MAX_PIDS - RESERVED_PIDS;
+        files::write_at(self.directory(), "pids.max", limit.to_string().as_bytes())
     }
 
     fn set_memory(&self, bytes: u64) -> rustix::io::Result<()> {
@@ -87,16 +89,16 @@ impl ContainersCgroup {
 }
 
 impl Memory {
-    /// What the guest has.
+    /// The current state of the guest.
     fn now() -> Self {
         let info = rustix::system::sysinfo();
         let bytes = |units: u64| units.saturating_mul(info.mem_unit.into());
         Self { total: bytes(info.totalram), free: bytes(info.freeram) }
     }
 
-    /// How much of it containers may use once there are `plugged` bytes more.
+    /// Bytes that containers may use when `plugged` bytes were added.
     fn for_containers(self, plugged: u64) -> u64 {
-        (self.free + plugged).saturating_sub(RESERVE + (self.total + plugged) / RESERVED_PART)
+        (self.free + plugged).saturating_sub(RESERVED_BYTES + (self.total + plugged) / RESERVED_DIVISOR)
     }
 }
 
@@ -105,7 +107,7 @@ fn read_number(directory: BorrowedFd<'_>, file: &str) -> rustix::io::Result<u64>
     String::from_utf8_lossy(&file).trim().parse().map_err(|_| Errno::INVAL)
 }
 
-/// Hands every controller of the cgroup `directory` down to the cgroups below it.
+/// Enables every controller of the cgroup `directory` for its child cgroups.
 pub(crate) fn enable_controllers(directory: BorrowedFd<'_>) -> rustix::io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let available = rustix::fs::openat(directory, "cgroup.controllers", flags, Mode::empty())?;
@@ -119,7 +121,7 @@ pub(crate) fn open_directory(parent: BorrowedFd<'_>, name: impl rustix::path::Ar
     rustix::fs::openat(parent, name, flags, Mode::empty())
 }
 
-/// The whole of a control file, from its beginning.
+/// Reads a control file from its beginning to its end.
 pub(crate) fn read_all(file: BorrowedFd<'_>) -> rustix::io::Result<String> {
     let mut content = Vec::new();
     let mut chunk = [0; CHUNK];
@@ -131,7 +133,7 @@ pub(crate) fn read_all(file: BorrowedFd<'_>) -> rustix::io::Result<String> {
     }
 }
 
-/// Bytes of a control file that are read at once.
+/// Bytes that one read of a control file requests.
 const CHUNK: usize = 4096;
 
 #[cfg(test)]
@@ -141,7 +143,7 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     #[test]
-    fn some_memory_is_left_to_the_guest() {
+    fn some_memory_is_reserved_for_the_guest() {
         let memory = Memory { total: 64 * MIB, free: 40 * MIB };
         assert_eq!(memory.for_containers(0), 31 * MIB);
         assert_eq!(memory.for_containers(1024 * MIB), 1039 * MIB);
@@ -149,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn containers_use_what_is_plugged_and_keep_what_they_use() {
+    fn the_limit_follows_plugged_memory_but_not_below_the_usage() {
         let directory = tempfile::tempdir().unwrap();
         let file = |name: &str| directory.path().join(name);
         std::fs::write(file("memory.max"), "").unwrap();

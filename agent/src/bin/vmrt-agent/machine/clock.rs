@@ -1,4 +1,4 @@
-//! The guest's time of day, which the VMM keeps with the host's.
+//! The guest's clocks. The VMM synchronizes the time of day with the host's.
 
 use rustix::time::{ClockId, clock_gettime};
 
@@ -11,13 +11,13 @@ pub(crate) fn time_ns() -> i64 {
     now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec)
 }
 
-/// Adds `missing_ns` to the time of day, at once (`set`) or little by little.
+/// Adds `missing_ns` to the time of day, at once (`set`) or gradually.
 pub(crate) fn adjust(missing_ns: i64, set: bool) -> Result<(), Error> {
     let adjusted = if set { clock::step(missing_ns) } else { clock::slew(missing_ns / 1000) };
     adjusted.map_err(Error::at("adjust the clock"))
 }
 
-/// Nanoseconds since the kernel started its clock.
+/// Nanoseconds since the kernel started its clock (`CLOCK_BOOTTIME`).
 pub(crate) fn uptime_ns() -> u64 {
     let now = clock_gettime(ClockId::Boottime);
     let part = |value: i64| u64::try_from(value).unwrap_or(0);

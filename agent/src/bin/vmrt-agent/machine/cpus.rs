@@ -1,6 +1,6 @@
-//! The guest's vCPUs. The kernel boots with one, and knows how many there may be at most; the VMM says how many there are. They
-//! are brought online, or taken offline, one at a time, because each holds up the agent, and not before the first container
-//! has been made.
+//! The guest's vCPUs. The kernel boots with one and knows the possible maximum; the VMM sets the current number. vCPUs
+//! are brought online or taken offline one at a time, because each change blocks the agent. The first change waits for
+//! the creation of the first container.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -12,47 +12,49 @@ use super::file_systems;
 use crate::error::Error;
 use crate::sys::files;
 
-/// How long a container's start waits for vCPUs, so that its program finds all of them: enough for a machine of the usual
-/// size. Those that take longer come up while it runs.
+/// Maximum time that a container's start waits for vCPUs, so that its program finds all of them. It is enough for a
+/// machine of common size. The remaining vCPUs come online while the program runs.
 const START_DELAY_LIMIT: Duration = Duration::from_secs(2);
 
-/// How many there are, and how many there shall be. Their numbers have no gaps.
+/// The current and the requested number of vCPUs. vCPU numbers are consecutive.
 #[derive(Debug)]
 pub(crate) struct Cpus {
-    /// Whether anything may be done about it yet.
+    /// Whether changes are allowed.
     enabled: bool,
-    /// `devices/system/cpu` of a sysfs, once it was needed.
+    /// `devices/system/cpu` of a sysfs, opened on first use.
     directory: Option<OwnedFd>,
     online: u32,
     requested: u32,
-    /// Calls that are take_completed when there are as many as requested.
+    /// Calls to answer when the requested number is online.
     calls: Vec<u64>,
     failure: Option<Failure>,
 }
 
 impl Cpus {
-    /// The first, which is there.
+    /// The boot CPU only.
     pub(crate) fn new() -> Self {
         Self { enabled: false, directory: None, online: 1, requested: 1, calls: Vec::new(), failure: None }
     }
 
-    /// Lets what is requested happen.
+    /// Allows changes.
     pub(crate) fn enable(&mut self) {
         self.enabled = true;
     }
 
-    /// Notes that there shall be `count`, for a call. Whoever requested another number before gets this one.
+    /// Requests `count` vCPUs for a call. A later request replaces an earlier one; both calls are answered when the
+    /// later one is complete.
     pub(crate) fn request(&mut self, call: u64, count: u32) {
         self.requested = count.max(1);
         self.calls.push(call);
     }
 
-    /// Whether [`Cpus::step`] has more to do.
+    /// Whether [`Cpus::step`] has work to do.
     pub(crate) fn are_changing(&self) -> bool {
         self.enabled && self.online != self.requested
     }
 
-    /// Brings the next one online, or takes the last one offline. Where that fails, there are as many as requested.
+    /// Brings the next vCPU online, or takes the last one offline. On a failure the current number becomes the
+    /// requested one.
     pub(crate) fn step(&mut self) {
         if !self.are_changing() {
             return;
@@ -66,7 +68,7 @@ impl Cpus {
         }
     }
 
-    /// How many are online then.
+    /// Returns the new number of online vCPUs.
     fn change(&mut self) -> Result<u32, Error> {
         let (cpu, on) = if self.online < self.requested { (self.online, true) } else { (self.online - 1, false) };
         let directory = match &self.directory {
@@ -79,7 +81,7 @@ impl Cpus {
         Ok(if on { cpu + 1 } else { cpu })
     }
 
-    /// Brings them online as far as a start may wait for it.
+    /// Changes vCPUs until the request is complete, for at most [`START_DELAY_LIMIT`].
     pub(crate) fn complete_before_start(&mut self) {
         let end = Instant::now() + START_DELAY_LIMIT;
         while self.are_changing() && Instant::now() < end {
@@ -87,7 +89,7 @@ impl Cpus {
         }
     }
 
-    /// The calls that have their answer, and the answer.
+    /// Removes and returns the calls whose request is complete, with its result.
     pub(crate) fn take_completed(&mut self) -> (Vec<u64>, Result<(), Failure>) {
         if self.online != self.requested {
             return (Vec::new(), Ok(()));
@@ -105,8 +107,8 @@ fn system_cpus() -> Result<OwnedFd, Error> {
 mod tests {
     use super::*;
 
-    /// One that finds the files of further vCPUs in a directory.
-    fn enabled(further: u32) -> (tempfile::TempDir, Cpus) {
+    /// With a directory that contains files for `further` vCPUs.
+    fn cpus_in_directory(further: u32) -> (tempfile::TempDir, Cpus) {
         let directory = tempfile::tempdir().unwrap();
         for cpu in 1..=further {
             std::fs::create_dir(directory.path().join(format!("cpu{cpu}"))).unwrap();
@@ -124,8 +126,8 @@ mod tests {
     }
 
     #[test]
-    fn nothing_happens_before_it_may() {
-        let (directory, mut cpus) = enabled(1);
+    fn vcpus_do_not_change_before_changes_are_enabled() {
+        let (directory, mut cpus) = cpus_in_directory(1);
         cpus.enabled = false;
         cpus.request(7, 2);
         cpus.complete_before_start();
@@ -136,8 +138,8 @@ mod tests {
     }
 
     #[test]
-    fn one_after_the_other_comes_and_goes() {
-        let (directory, mut cpus) = enabled(3);
+    fn vcpus_come_online_and_go_offline_one_at_a_time() {
+        let (directory, mut cpus) = cpus_in_directory(3);
         cpus.request(1, 3);
         cpus.step();
         assert_eq!(online(&directory), "100");
@@ -154,8 +156,8 @@ mod tests {
     }
 
     #[test]
-    fn where_one_does_not_come_those_before_it_stay() {
-        let (directory, mut cpus) = enabled(1);
+    fn a_failure_leaves_the_vcpus_before_it_online() {
+        let (directory, mut cpus) = cpus_in_directory(1);
         cpus.request(5, 3);
         cpus.complete_before_start();
         assert_eq!(online(&directory), "1");

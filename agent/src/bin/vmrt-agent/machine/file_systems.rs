@@ -15,7 +15,7 @@ use super::limits;
 use crate::error::Error;
 use crate::sys::files;
 
-/// File systems the agent works with, made when the first container needs them at the latest.
+/// File systems that the agent works with. They are mounted before the first container needs them.
 pub(crate) struct FileSystems {
     proc: OwnedFd,
     cgroups: ContainersCgroup,
@@ -36,7 +36,7 @@ impl FileSystems {
         self.proc.as_fd()
     }
 
-    /// The cgroup of all containers.
+    /// The cgroup that contains all containers' cgroups.
     pub(crate) fn cgroups(&self) -> &ContainersCgroup {
         &self.cgroups
     }
@@ -51,7 +51,8 @@ pub(crate) struct GuestFds<'a> {
     pub(crate) agent: BorrowedFd<'a>,
 }
 
-/// Mounts `/proc` and `/sys`, if they are not: the kernel lets a user namespace mount its own only where it sees one already.
+/// Mounts `/proc` and `/sys` unless they are mounted. In a user namespace the kernel allows to mount a new instance
+/// only where one is visible already.
 pub(crate) fn mount_proc_and_sys() -> Result<(), Error> {
     for (kind, path, content) in [("proc", "/proc", "/proc/self"), ("sysfs", "/sys", "/sys/kernel")] {
         if rustix::fs::lstat(content).is_ok() {
@@ -66,12 +67,13 @@ pub(crate) fn mount_proc_and_sys() -> Result<(), Error> {
     Ok(())
 }
 
-/// Mounts a file system for special files, if there is none: in that of the initial root nobody's owners can be mapped.
+/// Mounts a file system for special files unless it is mounted. The initial root's file system does not support
+/// id-mapped mounts.
 pub(crate) fn mount_special() -> Result<(), Error> {
     mount_once("tmpfs", agent::SPECIAL_DIR).map(drop)
 }
 
-/// Mounts a file system of the guest's own at `path`, if there is none; whether that was so.
+/// Mounts a file system of the guest at `path` unless one is mounted there. Returns whether it did.
 pub(crate) fn mount_once(kind: &str, path: &str) -> Result<bool, Error> {
     files::make_directories(Path::new(path))?;
     let stat = statx(CWD, path, AtFlags::empty(), StatxFlags::empty()).map_err(Error::on("examine", path))?;
@@ -83,13 +85,13 @@ pub(crate) fn mount_once(kind: &str, path: &str) -> Result<bool, Error> {
     Ok(true)
 }
 
-/// A file system that is mounted nowhere.
+/// Makes a file system that is not attached to any path.
 pub(crate) fn detached(kind: &str) -> Result<OwnedFd, Error> {
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
     new_file_system(kind, kind, attributes).map_err(Error::on("mount", kind))
 }
 
-/// `source` is what tools show it as.
+/// Makes a mount that is not attached. `source` is the name that tools show.
 fn new_file_system(kind: &str, source: &str, attributes: MountAttrFlags) -> rustix::io::Result<OwnedFd> {
     let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(context.as_fd(), "source", source)?;

@@ -1,4 +1,5 @@
-//! The guest's own `/dev`, which some containers have in the place of the host's: one for all of them, as a kernel has one.
+//! The guest's own `/dev`, which some containers mount instead of the host's. All containers share one, because a
+//! kernel has only one devtmpfs.
 
 use std::path::Path;
 
@@ -9,7 +10,7 @@ use super::{file_systems, loop_devices};
 use crate::error::Error;
 use crate::sys::files;
 
-/// Places of file systems, and directories that the kernel makes only with the devices in them.
+/// Mount points, and directories that the kernel makes only together with the first device in them.
 const DIRECTORIES: [(&str, u32); 6] =
     [("pts", 0o755), ("shm", 0o1777), ("mqueue", 0o755), ("hugepages", 0o755), ("net", 0o755), ("mapper", 0o755)];
 
@@ -20,13 +21,13 @@ const LINKS: [(&str, &str); 4] = [
     ("stderr", "/proc/self/fd/2"),
 ];
 
-/// What everybody may use, although the kernel gives it to root alone.
-const PUBLIC: [&str; 2] = ["fuse", "net/tun"];
+/// Devices that every user may use, although the kernel restricts them to root.
+const WORLD_ACCESSIBLE: [&str; 2] = ["fuse", "net/tun"];
 
-/// The group of disks on every system, which loop devices belong to.
+/// The conventional group of disks, which owns loop devices.
 const DISK: u32 = 6;
 
-/// Has the source of a mount be there, if it is of the guest's own devices.
+/// Mounts and fills the guest's devices or huge pages if `source`, the source of a mount, is one of them.
 pub(crate) fn prepare_source(source: &Path) -> Result<(), Error> {
     if source == Path::new(agent::HUGE_PAGES_DIR) {
         return file_systems::mount_once("hugetlbfs", agent::HUGE_PAGES_DIR).map(drop);
@@ -37,11 +38,11 @@ pub(crate) fn prepare_source(source: &Path) -> Result<(), Error> {
     if file_systems::mount_once("devtmpfs", agent::DEVICES_DIR)? {
         fill(Path::new(agent::DEVICES_DIR))?;
     }
-    // A directory of devices that the guest has not is empty.
+    // A directory of devices that the guest does not have is empty.
     files::make_directories(source)
 }
 
-/// Makes what user space makes of a bare `/dev`.
+/// Makes what user space conventionally adds to a devtmpfs.
 fn fill(devices: &Path) -> Result<(), Error> {
     for (name, mode) in DIRECTORIES {
         let path = devices.join(name);
@@ -54,7 +55,7 @@ fn fill(devices: &Path) -> Result<(), Error> {
         let path = devices.join(name);
         rustix::fs::symlinkat(target, CWD, &path).map_err(Error::on("make link", &path))?;
     }
-    for name in PUBLIC {
+    for name in WORLD_ACCESSIBLE {
         set_mode(&devices.join(name), 0o666)?;
     }
     for number in 0..loop_devices::DEFAULT_COUNT {

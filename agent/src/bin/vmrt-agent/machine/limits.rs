@@ -8,24 +8,25 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 use crate::error::Error;
 use crate::sys::files;
 
-/// Processes and threads that the guest may have: as many as hosts with systemd, however little memory it boots with. What they
-/// take of that counts for their container.
+/// Maximum number of processes and threads of the guest: the same as on hosts with systemd, independent of the boot
+/// memory. The memory that they use is charged to their container.
 pub(crate) const MAX_PIDS: u64 = 4_194_304;
 
-/// What the kernel is told of once.
+/// Kernel parameters that are set once.
 const KERNEL_PARAMETERS: [(&str, &str); 5] = [
-    // Otherwise the fallback device of every tunnel driver is made in every new network namespace.
+    // Without it every new network namespace gets the fallback device of every tunnel driver.
     ("net/core/fb_tunnels_only_for_init_net", "1"),
-    // How many descriptors a process may be allowed: what hosts with systemd have.
+    // Maximum of `RLIMIT_NOFILE`: the same as on hosts with systemd.
     ("fs/nr_open", "1073741816"),
     ("kernel/pid_max", "4194304"),
     ("kernel/threads-max", "4194304"),
-    // Nobody reads the list of all processes that the kernel would make whenever memory runs out, and many take it long.
+    // On every OOM kill the kernel would list all processes, which takes long if there are many, and nothing reads the
+    // list.
     ("vm/oom_dump_tasks", "0"),
 ];
 
-/// Has users other than root have as many processes and pending signals as on a host where the guest's number of processes is
-/// usual: half of them.
+/// Sets the limits of processes and pending signals of users other than root to half of [`MAX_PIDS`], the kernel's
+/// default on a host with that many processes.
 pub(crate) fn raise() -> Result<(), Error> {
     let half = Some(MAX_PIDS / 2);
     for resource in [Resource::Nproc, Resource::Sigpending] {

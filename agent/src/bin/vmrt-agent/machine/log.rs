@@ -1,4 +1,4 @@
-//! The agent's own log: lines in the guest kernel's log, the only place that is there from the first instruction on.
+//! The agent's log: lines in the guest kernel's log, which is available from the start.
 
 use std::fmt::Display;
 use std::os::fd::OwnedFd;
@@ -8,34 +8,34 @@ use crate::error::{self, Error};
 
 static KERNEL_LOG: OnceLock<OwnedFd> = OnceLock::new();
 
-/// How much a line matters: the kernel's levels.
+/// The severity of a line, as the kernel's log levels.
 #[derive(Clone, Copy)]
 pub(crate) enum Level {
-    /// The machine goes down for it; shown even where the kernel is told to be quiet.
+    /// The error ends the machine. Shown even with the kernel parameter `quiet`.
     Fatal = 0,
-    /// Something did not work, and the agent goes on.
+    /// Something failed, and the agent continues.
     Warning = 4,
 }
 
-/// Lines go to `kernel_log`, an open `/dev/kmsg`, from now on.
+/// Writes further lines to `kernel_log`, an open `/dev/kmsg`.
 pub(crate) fn set_up(kernel_log: OwnedFd) {
-    // Only the first call counts, and there is only one.
+    // There is only one call; a second one would have no effect.
     let _ = KERNEL_LOG.set(kernel_log);
 }
 
-/// Writes one line. A line that cannot be written is lost: there is nowhere to say so.
+/// Writes one line. If that fails, the line is lost.
 pub(crate) fn line(level: Level, message: impl Display) {
     if let Some(log) = KERNEL_LOG.get() {
-        let who = match level {
-            Level::Fatal => "vmrt-agent gave up", // the VMM knows these words
+        let prefix = match level {
+            Level::Fatal => "vmrt-agent gave up", // the VMM searches for this text
             Level::Warning => "vmrt-agent",
         };
-        let line = format!("<{}>{who}: {message}\n", level as u8);
+        let line = format!("<{}>{prefix}: {message}\n", level as u8);
         let _ = rustix::io::write(log, line.as_bytes());
     }
 }
 
-/// Says what went wrong where the guest can go on without it.
+/// Logs the error of something that the guest can do without.
 pub(crate) fn warn(result: Result<(), Error>) {
     if let Err(error) = result {
         line(Level::Warning, error::chain(&error));

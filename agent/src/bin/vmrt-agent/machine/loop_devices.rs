@@ -1,4 +1,4 @@
-//! Loop devices of the guest's kernel, which has none from the start: they come when a container is given a node of one.
+//! Loop devices of the guest. The kernel has none initially; they are added when a container gets a device node of one.
 
 use std::os::fd::AsFd;
 
@@ -12,10 +12,10 @@ use crate::sys;
 /// Major number of loop devices.
 const MAJOR: u32 = 7;
 
-/// How many there are in a whole `/dev`: as many as kernels usually have from the start.
+/// Number of loop devices in a complete `/dev`: the kernel's common default.
 pub(crate) const DEFAULT_COUNT: u32 = 8;
 
-/// Adds the device that a node of this kind and number is of, if it is a loop device and not there yet.
+/// Adds the device behind a node of this kind and number if it is a loop device.
 pub(crate) fn add_for_node(kind: FileType, number: u64) -> Result<(), Error> {
     match kind == FileType::BlockDevice && major(number) == MAJOR {
         true => add(minor(number)),
@@ -23,7 +23,7 @@ pub(crate) fn add_for_node(kind: FileType, number: u64) -> Result<(), Error> {
     }
 }
 
-/// Adds loop device `number`, if it is not there yet.
+/// Adds loop device `number` unless it exists.
 pub(crate) fn add(number: u32) -> Result<(), Error> {
     let control = devices::make_and_open("/dev/loop-control", 10, 237)?;
     match sys::loop_device::add(control.as_fd(), number) {

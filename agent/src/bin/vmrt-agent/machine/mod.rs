@@ -25,7 +25,8 @@ use rustix::system::RebootCommand;
 
 use crate::error::Error;
 
-/// Makes the devices the agent itself needs, and a root that containers can pivot away from.
+/// Makes the devices that the agent itself needs, and a root that containers can pivot away from. Returns an open
+/// `/dev/null`.
 pub(crate) fn set_up() -> Result<OwnedFd, Error> {
     rustix::process::umask(Mode::empty());
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
@@ -40,8 +41,8 @@ pub(crate) fn set_up() -> Result<OwnedFd, Error> {
     Ok(null)
 }
 
-/// Without a console the kernel starts PID 1 with no descriptor open at all. Descriptors 0 to 2 are what a container's
-/// process puts its streams on, so nothing else may ever get one of these numbers.
+/// Opens descriptors 0 to 2. Without a console the kernel starts PID 1 with no open descriptor. A container's process
+/// gets its standard streams as descriptors 0 to 2, so no other file may have one of these numbers.
 fn occupy_standard_streams(null: &OwnedFd) -> Result<(), Error> {
     rustix::stdio::dup2_stdin(null)
         .and_then(|()| rustix::stdio::dup2_stdout(null))
@@ -49,8 +50,8 @@ fn occupy_standard_streams(null: &OwnedFd) -> Result<(), Error> {
         .map_err(Error::at("open standard streams"))
 }
 
-/// The kernel refuses `pivot_root` to a process whose root is the initial one, because nothing is below it. A copy of
-/// that mount, mounted on top of it, has it below.
+/// Changes to a root that `pivot_root` accepts. The kernel refuses the initial root, because no mount is below it. A
+/// copy of that mount, attached on top of it, has one below.
 fn leave_initial_root() -> Result<(), Error> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let root = open_tree(CWD, "/", flags).map_err(Error::at("copy the initial root"))?;
@@ -60,7 +61,7 @@ fn leave_initial_root() -> Result<(), Error> {
     rustix::process::chroot(".").map_err(Error::at("change to the new root"))
 }
 
-/// Takes the agent's program out of reach of whoever might find a way to the initial root.
+/// Removes the agent's program, so that a process that reaches the initial root does not find it.
 fn hide_program() -> Result<(), Error> {
     match rustix::fs::unlink("/init") {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
@@ -68,7 +69,7 @@ fn hide_program() -> Result<(), Error> {
     }
 }
 
-/// Writes everything back and resets the machine, which ends the VM.
+/// Writes all data back and resets the machine, which ends the VM.
 pub(crate) fn power_off() -> ! {
     rustix::fs::sync();
     reset()
@@ -77,6 +78,6 @@ pub(crate) fn power_off() -> ! {
 /// Resets the machine at once.
 pub(crate) fn reset() -> ! {
     let _ = rustix::system::reboot(RebootCommand::Restart);
-    // Only reached where the process is not a machine's PID 1; ending then is all that is left to do.
+    // Reached only if the process is not PID 1 of a machine.
     std::process::abort()
 }

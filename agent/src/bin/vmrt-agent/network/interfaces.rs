@@ -14,7 +14,8 @@ use super::{messages, namespace};
 use crate::error::Error;
 use crate::sys::files;
 
-/// Gives interfaces to the container whose first process is `pid`, and `process` as a pidfd.
+/// Attaches interfaces to the container whose first process is `pid`, with `process` as its pidfd. `proc` is the
+/// guest's `/proc`.
 pub(crate) fn attach(
     proc: BorrowedFd<'_>,
     (pid, process): (i32, BorrowedFd<'_>),
@@ -23,10 +24,10 @@ pub(crate) fn attach(
     if interfaces.is_empty() {
         return Ok(());
     }
-    let mut guests = Netlink::open().map_err(io_error("open a netlink socket"))?;
+    let mut netlink = Netlink::open().map_err(io_error("open a netlink socket"))?;
     for AttachedInterface { slot, interface } in interfaces {
         let step = format!("move network interface {} into the container", interface.name);
-        links::move_to_namespace(&mut guests, *slot, &interface.name, pid).map_err(io_error(step))?;
+        links::move_to_namespace(&mut netlink, *slot, &interface.name, pid).map_err(io_error(step))?;
     }
     namespace::run_in(proc, process, || {
         let mut netlink = Netlink::open().map_err(io_error("open a netlink socket"))?;
@@ -34,8 +35,8 @@ pub(crate) fn attach(
     })
 }
 
-/// Changes interfaces of the container whose first process is `process`. What they lose is removed first: a route that
-/// moves to another interface would otherwise count as there already.
+/// Changes interfaces of the container with the process `process`. Whatever an interface loses is removed from all of
+/// them first: a route that moves to another interface would otherwise still exist when it is added there.
 pub(crate) fn change(proc: BorrowedFd<'_>, process: BorrowedFd<'_>, changes: &[InterfaceChange]) -> Result<(), Error> {
     namespace::run_in(proc, process, || {
         let mut netlink = Netlink::open().map_err(io_error("open a netlink socket"))?;
@@ -43,7 +44,7 @@ pub(crate) fn change(proc: BorrowedFd<'_>, process: BorrowedFd<'_>, changes: &[I
             let index = find_named(&mut netlink, &interface.name)?;
             remove_lost(&mut netlink, index, lost)?;
         }
-        // Each interface is set up in whole: with an address, the kernel also removes the routes that depend on it.
+        // Each interface is configured completely: the removal of an address also removes the routes that depend on it.
         set_up_all(proc, &mut netlink, changes.iter().map(|change| &change.interface))
     })
 }
@@ -68,7 +69,8 @@ fn remove_lost(netlink: &mut Netlink, index: u32, lost: &Interface) -> Result<()
     Ok(())
 }
 
-/// Removes something that may be gone already: with something else, or because the container removed it.
+/// Removes an object that may be gone already, because the kernel removed it with another one or the container removed
+/// it.
 fn remove(netlink: &mut Netlink, kind: u16, message: &impl Emitable) -> io::Result<()> {
     match netlink.change(kind, message, 0) {
         Err(error) if matches!(error.raw_os_error(), Some(libc::ESRCH | libc::EADDRNOTAVAIL | libc::ENOENT)) => Ok(()),
@@ -76,21 +78,22 @@ fn remove(netlink: &mut Netlink, kind: u16, message: &impl Emitable) -> io::Resu
     }
 }
 
-/// Takes interface `name` away from the container whose first process is `process`: its device is the guest's own again.
+/// Detaches interface `name` from the container with the process `process`, and moves its device back to the guest's
+/// network namespace.
 pub(crate) fn detach(proc: BorrowedFd<'_>, process: BorrowedFd<'_>, name: &str) -> Result<(), Error> {
-    let step = || format!("take network interface {name} out of the container");
-    let own = namespace::own(proc)?;
+    let step = || format!("detach network interface {name} from the container");
+    let guest_namespace = namespace::own(proc)?;
     namespace::run_in(proc, process, || {
         let mut netlink = Netlink::open().map_err(io_error("open a netlink socket"))?;
         let index = find_named(&mut netlink, name)?;
-        let own = DefaultNla::new(libc::IFLA_NET_NS_FD, own.as_raw_fd().to_ne_bytes().to_vec());
-        // Its name may be that of a device there: the kernel finds a free one.
-        let attributes = vec![messages::text(libc::IFLA_IFNAME, "slot%d"), own];
+        let guest_namespace = DefaultNla::new(libc::IFLA_NET_NS_FD, guest_namespace.as_raw_fd().to_ne_bytes().to_vec());
+        // The name may be in use there. With this pattern the kernel chooses a free one.
+        let attributes = vec![messages::text(libc::IFLA_IFNAME, "slot%d"), guest_namespace];
         links::change(&mut netlink, index, attributes, LinkFlags::empty()).map_err(io_error(step()))
     })
 }
 
-/// In the container's network namespace.
+/// Configures interfaces in the network namespace of the caller.
 fn set_up_all<'a>(
     proc: BorrowedFd<'_>,
     netlink: &mut Netlink,
@@ -103,7 +106,8 @@ fn set_up_all<'a>(
     Ok(())
 }
 
-/// Addresses come before the interface is up, so that it does not look for itself on the network first; routes after.
+/// Adds addresses before the interface is up, so that the kernel does not check the network for duplicates first, and
+/// routes afterwards.
 fn set_up(proc: BorrowedFd<'_>, netlink: &mut Netlink, index: u32, interface: &Interface) -> Result<(), Error> {
     let name = &interface.name;
     if !interface.ipv6 {
@@ -140,12 +144,12 @@ fn set_up(proc: BorrowedFd<'_>, netlink: &mut Netlink, index: u32, interface: &I
 }
 
 fn disable_ipv6(proc: BorrowedFd<'_>, name: &str) -> Result<(), Error> {
-    // A name is one component: the kernel allows no slash in it.
+    // The kernel allows no slash in the name of an interface, so the name is one path component.
     let file = format!("sys/net/ipv6/conf/{name}/disable_ipv6");
     files::write_at(proc, &file, b"1").map_err(Error::at(format!("disable IPv6 on network interface {name}")))
 }
 
-/// A route that came by itself with an address is as well there.
+/// Adds a route, unless the kernel added it together with an address.
 fn add_route(netlink: &mut Netlink, index: u32, route: &Route) -> io::Result<()> {
     match netlink.change(libc::RTM_NEWROUTE, &messages::route(index, route), NLM_F_CREATE | NLM_F_EXCL) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),

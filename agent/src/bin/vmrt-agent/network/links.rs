@@ -15,8 +15,8 @@ pub(crate) fn io_error(step: impl Into<String>) -> impl FnOnce(io::Error) -> Err
     |error| Error::at(step)(Errno::from_io_error(&error).unwrap_or(Errno::IO))
 }
 
-/// Moves the device in `slot`, wherever its name comes from, into the network namespace of `pid` and names it `name`.
-/// A device that was another container's before still has that one's address, but its first one is not forgotten.
+/// Moves the device in `slot` into the network namespace of `pid` and names it `name`. The device is found by its
+/// permanent address: after use by another container its current address may be that container's.
 pub(crate) fn move_to_namespace(netlink: &mut Netlink, slot: u8, name: &str, pid: i32) -> io::Result<()> {
     let index = find(netlink, libc::IFLA_PERM_ADDRESS, &slot_address(slot))?;
     let attributes =
@@ -24,7 +24,7 @@ pub(crate) fn move_to_namespace(netlink: &mut Netlink, slot: u8, name: &str, pid
     change(netlink, index, attributes, LinkFlags::empty())
 }
 
-/// Index of the interface that has an attribute of this value.
+/// Index of the interface with an attribute of this value.
 fn find(netlink: &mut Netlink, kind: u16, value: &[u8]) -> io::Result<u32> {
     /// Length of a link's header, `struct ifinfomsg`.
     const HEADER: usize = 16;
@@ -35,7 +35,7 @@ fn find(netlink: &mut Netlink, kind: u16, value: &[u8]) -> io::Result<u32> {
     LinkHeader::parse(link).map(|header| header.index).map_err(io::Error::other)
 }
 
-/// Index of the interface of this name.
+/// Index of the interface with this name.
 pub(crate) fn find_named(netlink: &mut Netlink, name: &str) -> Result<u32, Error> {
     let found = find(netlink, libc::IFLA_IFNAME, &[name.as_bytes(), &[0]].concat());
     found.map_err(io_error(format!("find network interface {name}")))

@@ -9,7 +9,7 @@ use netlink_packet_route::address::{AddressFlags, AddressHeader};
 use netlink_packet_route::neighbour::{NeighbourHeader, NeighbourState};
 use netlink_packet_route::route::{RouteFlags, RouteHeader};
 
-/// `RTA_PREF` and `RTA_EXPIRES` of the kernel's `linux/rtnetlink.h`, which the C library does not name.
+/// `RTA_PREF` and `RTA_EXPIRES` of the kernel's `linux/rtnetlink.h`, which the C library does not define.
 const RTA_PREF: u16 = 20;
 
 const RTA_EXPIRES: u16 = 23;
@@ -17,7 +17,8 @@ const RTA_EXPIRES: u16 = 23;
 /// `RTAX_CC_ALGO` of the kernel's `linux/rtnetlink.h`: a route's congestion control.
 const RTAX_CC_ALGO: u16 = 16;
 
-/// A header and attributes by their numbers: the crate's typed ones would bring every attribute there is into the agent.
+/// A header and untyped attributes. The typed attributes of the crate would add code for every known attribute to the
+/// agent.
 pub(crate) struct Message<H> {
     pub(crate) header: H,
     pub(crate) attributes: Vec<DefaultNla>,
@@ -66,7 +67,7 @@ pub(crate) fn address(index: u32, address: &Address) -> Message<AddressHeader> {
         index,
         ..AddressHeader::default()
     };
-    // The host has found out already that nobody else has the address.
+    // The host has already completed the detection of duplicate addresses.
     let mut flags = AddressFlags::Permanent | AddressFlags::Nodad;
     flags.set(AddressFlags::Noprefixroute, address.no_prefix_route);
     let mut attributes = vec![
@@ -82,7 +83,7 @@ pub(crate) fn route(index: u32, route: &Route) -> Message<RouteHeader> {
     let header = RouteHeader {
         address_family: family(route.destination),
         destination_prefix_length: route.prefix,
-        // Larger numbers than the header has room for stand in an attribute.
+        // Table numbers that do not fit into the header are in an attribute only.
         table: u8::try_from(route.table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC),
         protocol: route.protocol.into(),
         scope: route.scope.into(),
@@ -104,7 +105,7 @@ pub(crate) fn route(index: u32, route: &Route) -> Message<RouteHeader> {
     Message { header, attributes: own.into_iter().chain(optional.into_iter().flatten()).collect() }
 }
 
-/// A gateway of the other family is told in another way (`struct rtvia`).
+/// A gateway of the other address family has another format, `struct rtvia`.
 fn gateway_of(route: &Route, gateway: IpAddr) -> DefaultNla {
     if gateway.is_ipv4() == route.destination.is_ipv4() {
         return ip(libc::RTA_GATEWAY, gateway);
@@ -113,7 +114,7 @@ fn gateway_of(route: &Route, gateway: IpAddr) -> DefaultNla {
     DefaultNla::new(libc::RTA_VIA, [&family.to_ne_bytes(), octets(gateway).as_slice()].concat())
 }
 
-/// Metrics are attributes in an attribute.
+/// Metrics are nested attributes.
 fn metrics(metrics: &[RouteMetric]) -> DefaultNla {
     let metrics: Vec<_> = metrics.iter().map(|metric| DefaultNla::new(metric.kind, metric.value.clone())).collect();
     let mut value = vec![0; metrics.as_slice().buffer_len()];
@@ -132,7 +133,7 @@ pub(crate) fn neighbour(index: u32, neighbour: &Neighbour) -> Message<NeighbourH
     Message { header, attributes: vec![ip(libc::NDA_DST, neighbour.address), hardware] }
 }
 
-/// A route as messages name it, with its congestion control: that is the one thing a guest's kernel may not have.
+/// The name of a route in error messages. It contains the congestion control, because a guest's kernel may lack that.
 pub(crate) fn describe_route(route: &Route) -> String {
     let name = format!("route to {}/{}", route.destination, route.prefix);
     match route.metrics.iter().find(|metric| metric.kind == RTAX_CC_ALGO) {
@@ -178,7 +179,7 @@ mod tests {
         }
     }
 
-    /// What a reader of the message finds in it.
+    /// The attributes that a parser finds in the message.
     fn attributes(route: &Route) -> Vec<RouteAttribute> {
         let message = RouteMessage::parse(&bytes(&super::route(7, route))).unwrap();
         assert_eq!(message.header.destination_prefix_length, route.prefix);
@@ -193,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_has_all_that_the_host_said_of_it() {
+    fn a_route_has_all_attributes_of_the_hosts_route() {
         let source = Some("10.0.0.2".parse().unwrap());
         let metrics = vec![
             RouteMetric { kind: 2, value: 1300_u32.to_ne_bytes().to_vec() },
@@ -226,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_not_looked_for_on_the_network_again() {
+    fn an_address_is_added_without_duplicate_detection() {
         let own: IpAddr = "fd00::1".parse().unwrap();
         let address =
             Address { address: own, prefix: 64, peer: None, broadcast: None, scope: 0, no_prefix_route: true };

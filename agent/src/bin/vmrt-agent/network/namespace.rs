@@ -7,13 +7,13 @@ use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
 
 use crate::error::Error;
 
-/// Does something in the network namespace of `process`.
+/// Runs `work` in the network namespace of `process`. `proc` is the guest's `/proc`.
 pub(crate) fn run_in<T>(
     proc: BorrowedFd<'_>,
     process: BorrowedFd<'_>,
     work: impl FnOnce() -> Result<T, Error>,
 ) -> Result<T, Error> {
-    // Not by the agent's own pidfd: that stands for the namespace it is in, whichever that is.
+    // The agent's own pidfd cannot be used to return: it stands for the agent's current namespace.
     let own = own(proc)?;
     rustix::thread::move_into_thread_name_spaces(process, ThreadNameSpaceType::NETWORK)
         .map_err(Error::at("join the container's network namespace"))?;
@@ -23,7 +23,7 @@ pub(crate) fn run_in<T>(
     result
 }
 
-/// The network namespace of the guest itself, for who is there.
+/// A descriptor of the caller's current network namespace.
 pub(crate) fn own(proc: BorrowedFd<'_>) -> Result<OwnedFd, Error> {
     rustix::fs::openat(proc, "self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .map_err(Error::at("open the guest's network namespace"))

@@ -1,8 +1,8 @@
-//! How a new process and the agent talk until the process's program runs.
+//! The connection between the agent and a new process until the process executes its program.
 //!
-//! A socket pair that keeps messages apart. The new process says [`Report::Ready`] when all is set up and waits for
-//! one message that lets it go on. Its end closes itself when the program is executed, so the end of the connection
-//! is the sign of success; anything that fails is reported first.
+//! It is a socket pair that preserves message boundaries. When the new process is set up it reports [`Report::Ready`]
+//! and waits for one message that releases it. Its end is close-on-exec, so the end of the connection indicates
+//! success. A failure is reported before the process ends.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
@@ -13,18 +13,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 
-/// The longest report, in bytes.
+/// Maximum length of a report, in bytes.
 const LIMIT: usize = 64 << 10;
 
-/// What a new process says.
+/// A report of a new process.
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) enum Report {
-    /// Everything is set up.
+    /// The set-up is complete.
     Ready {
-        /// The number its terminal's other end has in the process.
+        /// The process's descriptor of the terminal's master.
         terminal: Option<RawFd>,
     },
-    /// It ends now, because of this.
+    /// The process ends because of this failure.
     Failed(Failure),
 }
 
@@ -32,7 +32,7 @@ pub(crate) enum Report {
 pub(crate) struct Channel(OwnedFd);
 
 impl Channel {
-    /// The agent's end, which does not block, and the process's.
+    /// The agent's end, which is non-blocking, and the process's end.
     pub(crate) fn pair() -> Result<(Self, Self), Error> {
         let flags = SocketFlags::CLOEXEC;
         let pair = || {
@@ -43,19 +43,19 @@ impl Channel {
         pair().map_err(Error::at("make a socket pair for the new process"))
     }
 
-    /// An end that is open as `fd`.
+    /// An end that is already open as `fd`.
     pub(crate) fn from_fd(fd: OwnedFd) -> Self {
         Self(fd)
     }
 
-    /// In the process: sends a report. If the agent is gone there is nobody to tell.
+    /// In the process: sends a report. Errors are ignored, because they mean that the agent is gone.
     pub(crate) fn report(&self, report: &Report) {
         if let Ok(message) = serde_json::to_vec(report) {
             let _ = rustix::net::send(&self.0, &message, SendFlags::NOSIGNAL);
         }
     }
 
-    /// In the process: waits until it may go on. False if the agent does not want that.
+    /// In the process: waits for the release. False if the agent closed its end instead.
     pub(crate) fn wait(&self) -> bool {
         loop {
             match rustix::io::read(&self.0, &mut [0; 1]) {
@@ -65,12 +65,12 @@ impl Channel {
         }
     }
 
-    /// In the agent: lets the process go on.
+    /// In the agent: releases the process.
     pub(crate) fn release(&self) -> rustix::io::Result<()> {
         rustix::net::send(&self.0, &[1], SendFlags::NOSIGNAL).map(drop)
     }
 
-    /// In the agent: what has come. The inner `None` is the end of the connection.
+    /// In the agent: receives a report. `Ok(None)` is the end of the connection.
     pub(crate) fn receive(&self) -> rustix::io::Result<Option<Report>> {
         let mut message = vec![0; LIMIT];
         let (count, _) = rustix::net::recv(&self.0, message.as_mut_slice(), RecvFlags::empty())?;
@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reports_arrive_one_by_one_and_the_end_is_told() {
+    fn reports_arrive_separately_followed_by_the_end() {
         let (near, far) = Channel::pair().unwrap();
         assert_eq!(near.receive().unwrap_err(), Errno::AGAIN);
         far.report(&Report::Ready { terminal: Some(4) });
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_that_lets_go_of_a_process_ends_its_wait() {
+    fn a_closed_agent_end_ends_the_wait_of_the_process() {
         let (near, far) = Channel::pair().unwrap();
         drop(near);
         assert!(!far.wait());

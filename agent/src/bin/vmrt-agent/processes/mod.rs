@@ -10,59 +10,59 @@ use rustix::process::WaitStatus;
 
 use self::channel::Channel;
 
-/// A process that was just made, and reports through `channel`.
+/// A process that was just made.
 pub(crate) struct Spawned {
     /// Its pid in the guest.
     pub(crate) pid: i32,
-    /// A descriptor of it.
+    /// A pidfd of it.
     pub(crate) pidfd: OwnedFd,
-    /// The agent's end.
+    /// The agent's end of the connection to it.
     pub(crate) channel: Channel,
 }
 
-/// How far a process has come.
+/// The progress of a process.
 #[derive(Debug)]
 pub(crate) enum Phase {
-    /// It sets itself up; the call that asked for it waits.
+    /// It sets itself up. The call that requested it is not answered yet.
     SettingUp {
         /// Id of the call.
         call: u64,
     },
-    /// It waits to be started.
+    /// It is set up and waits for its start.
     Created,
-    /// It was told to execute its program; a call waits.
+    /// It was released to execute its program. A call is not answered yet.
     Starting {
         /// Id of the call.
         call: u64,
     },
-    /// Its program runs.
+    /// It executed its program.
     Running,
 }
 
-/// A process the agent made.
+/// A process that the agent made.
 pub(crate) struct Process {
-    /// Its name.
+    /// Its id.
     pub(crate) id: ProcessId,
-    /// A descriptor of it.
+    /// A pidfd of it.
     pub(crate) pidfd: OwnedFd,
-    /// Its reports, until its program runs.
+    /// Receives its reports until it executes its program.
     pub(crate) channel: Option<Channel>,
-    /// How far it is.
+    /// Its progress.
     pub(crate) phase: Phase,
-    /// Why it did not get further.
+    /// The reason why it does not reach the next phase.
     pub(crate) failure: Option<Failure>,
-    /// Host connection of its terminal, until the terminal is there.
+    /// Connection to the host for its terminal, until the terminal is open.
     pub(crate) terminal: Option<OwnedFd>,
-    /// Its output streams that are still open.
+    /// Ids of its output streams that are still open.
     pub(crate) outputs: Vec<u32>,
-    /// Whether it runs as any other once it is set up.
+    /// Whether it gets the normal scheduling policy when it is set up.
     pub(crate) normal_scheduling: bool,
-    /// How it ended.
+    /// Its exit status.
     pub(crate) status: Option<ExitStatus>,
 }
 
 impl Process {
-    /// A process that was just made for `call`.
+    /// A process that was just made for `call`. `terminal` is the host's connection for its terminal.
     pub(crate) fn new(
         id: ProcessId,
         spawned: Spawned,
@@ -84,7 +84,7 @@ impl Process {
     }
 }
 
-/// How a reaped process ended.
+/// Converts the status of a reaped process.
 pub(crate) fn exit_status(status: WaitStatus) -> ExitStatus {
     let byte = |value: i32| u8::try_from(value).unwrap_or(u8::MAX);
     match status.terminating_signal() {
@@ -93,7 +93,7 @@ pub(crate) fn exit_status(status: WaitStatus) -> ExitStatus {
     }
 }
 
-/// How messages name a process.
+/// The name of a process in messages.
 pub(crate) fn display_name(id: &ProcessId) -> String {
     match &id.exec {
         None => format!("container {}", id.container),

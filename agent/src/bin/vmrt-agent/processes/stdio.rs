@@ -15,22 +15,23 @@ use crate::sys::vsock;
 pub(crate) enum ChildStdio {
     /// Input, output and error output.
     Streams([OwnedFd; 3]),
-    /// A terminal that the process opens in its container.
+    /// A terminal, which the process opens in its container.
     Terminal { size: Option<TerminalSize>, bare_lines: bool },
 }
 
 impl ChildStdio {
-    /// Gives pipes to a user, as only the agent can where the process is in a user namespace.
+    /// Changes the owner of pipes to `uid`. In a user namespace the process itself lacks the privilege to do that.
     pub(crate) fn set_owner(&self, uid: Uid) -> Result<(), Error> {
         match self {
             Self::Streams(streams) => streams.iter().try_for_each(|stream| set_stream_owner(stream.as_fd(), uid)),
             Self::Terminal { .. } => Ok(()),
         }
-        .map_err(Error::at("hand a standard stream to the user"))
+        .map_err(Error::at("change the owner of a standard stream"))
     }
 }
 
-/// Lets the process's user open its streams again, as `/dev/stdout`. Devices such as `/dev/null` are everybody's.
+/// Changes the owner of a pipe or terminal, so that the process's user can open it again, as `/dev/stdout`. Devices
+/// such as `/dev/null` are accessible to every user.
 pub(crate) fn set_stream_owner(stream: BorrowedFd<'_>, uid: Uid) -> rustix::io::Result<()> {
     let stat = rustix::fs::fstat(stream)?;
     let own = FileType::from_raw_mode(stat.st_mode) == FileType::Fifo || rustix::termios::isatty(stream);
@@ -40,17 +41,17 @@ pub(crate) fn set_stream_owner(stream: BorrowedFd<'_>, uid: Uid) -> rustix::io::
     }
 }
 
-/// The agent's side of a new process's streams.
+/// The agent's end of a new process's streams.
 pub(crate) struct HostStdio {
     /// Pumps for input.
     pub(crate) inputs: Vec<Pump>,
     /// Pumps for output.
     pub(crate) outputs: Vec<Pump>,
-    /// Host connection of a terminal that is not there yet.
+    /// Connection to the host for a terminal that is not open yet.
     pub(crate) terminal: Option<OwnedFd>,
 }
 
-/// Makes both sides of a process's streams; absent ones are the null device `null`.
+/// Makes both ends of a process's streams. `null`, the null device, replaces absent ones.
 pub(crate) fn make(stdio: &Stdio, null: &OwnedFd) -> Result<(ChildStdio, HostStdio), Error> {
     let mut host = HostStdio { inputs: Vec::new(), outputs: Vec::new(), terminal: None };
     let child = match *stdio {
@@ -96,7 +97,7 @@ fn set_non_blocking(fd: &OwnedFd) -> Result<(), Error> {
     rustix::io::ioctl_fionbio(fd, true).map_err(Error::at("make a pipe non-blocking"))
 }
 
-/// The two pumps of a terminal: its output, and its input.
+/// The pumps for the output and the input of a terminal.
 pub(crate) fn terminal_pumps(master: OwnedFd, host: OwnedFd) -> Result<(Pump, Pump), Error> {
     rustix::io::ioctl_fionbio(&master, true).map_err(Error::at("make a terminal non-blocking"))?;
     let input = Pump::new(duplicate(&host)?, duplicate(&master)?);

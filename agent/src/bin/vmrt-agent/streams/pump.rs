@@ -1,30 +1,30 @@
-//! Copying between processes' pipes and terminals and the streams to the host.
+//! Copying of bytes between pipes or terminals of processes and connections to the host.
 //!
-//! A [`Pump`] moves bytes one way. It holds at most one chunk: it reads again only when the last chunk is written, so
-//! a slow reader slows the writer down and costs no memory. Descriptors are watched edge-triggered, and a pump always
-//! goes on until one of its sides would block.
+//! A [`Pump`] moves bytes in one direction. It buffers at most one chunk and reads again only when that is written, so
+//! a slow reader delays the writer and memory use is bounded. Descriptors are watched edge-triggered, so a pump
+//! continues until one of its sides would block.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 
-/// Bytes moved at once; as much as a pipe holds.
+/// Bytes moved at once: the capacity of a pipe.
 pub(crate) const CHUNK: usize = 64 << 10;
 
-/// Chunks one pump moves before the others have their turn.
+/// Chunks that one pump moves before the others get their turn.
 const TURN: usize = 16;
 
-/// The most a terminal can hold between its writer and its reader, in the kernel's own buffers.
+/// Upper limit of the bytes in the kernel's buffers between the two ends of a terminal.
 const TERMINAL_CAPACITY: u64 = 128 << 10;
 
-/// How a pump's turn ended.
+/// The result of a pump's turn.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Progress {
-    /// One of the sides would block: an event will come.
+    /// One of the sides would block. An event follows.
     Waiting,
-    /// There is more to do at once.
+    /// The pump can continue at once.
     More,
-    /// Nothing will ever come or go again.
+    /// The stream has ended.
     Finished,
 }
 
@@ -37,23 +37,23 @@ pub(crate) struct Pump {
 }
 
 impl Pump {
-    /// From a process's pipe or terminal to a host connection, or the other way round.
+    /// A pump from a process's pipe or terminal to a host connection, or in the opposite direction.
     pub(crate) fn new(from: OwnedFd, to: OwnedFd) -> Self {
         Self { from, to, pending: Vec::new(), drain: None }
     }
 
-    /// The descriptor to watch for being readable.
+    /// The descriptor to watch for input.
     pub(crate) fn from(&self) -> BorrowedFd<'_> {
         self.from.as_fd()
     }
 
-    /// The descriptor to watch for being writable.
+    /// The descriptor to watch for output.
     pub(crate) fn to(&self) -> BorrowedFd<'_> {
         self.to.as_fd()
     }
 
-    /// The writer is dead: remembers how much it left behind, so that [`Pump::is_drained`] can tell when that is gone
-    /// even if others go on writing.
+    /// Records the number of undelivered bytes when the writer has ended, so that [`Pump::is_drained`] can become true
+    /// even if other processes continue to write.
     pub(crate) fn begin_drain(&mut self) {
         let unread = match rustix::termios::isatty(&self.from) {
             true => TERMINAL_CAPACITY,
@@ -62,12 +62,13 @@ impl Pump {
         self.drain = Some(unread + self.pending.len() as u64);
     }
 
-    /// Everything that was there at [`Pump::begin_drain`] has been handed to the host.
+    /// Whether all bytes that were undelivered at [`Pump::begin_drain`] are delivered.
     pub(crate) fn is_drained(&self) -> bool {
         self.drain == Some(0)
     }
 
-    /// Moves what can be moved. `chunk` is scratch space of [`CHUNK`] bytes.
+    /// Moves bytes until a side blocks, the stream ends, or the turn is over. `chunk` is scratch space of [`CHUNK`]
+    /// bytes.
     pub(crate) fn turn(&mut self, chunk: &mut [u8]) -> Progress {
         for _ in 0..TURN {
             match self.step(chunk) {
@@ -75,19 +76,19 @@ impl Pump {
                 Ok(false) => return Progress::Finished,
                 Err(Errno::AGAIN) => return Progress::Waiting,
                 Err(Errno::INTR) => {}
-                // A terminal whose last user is gone answers EIO; other errors end a stream just as well.
+                // A terminal without users returns EIO. Other errors end the stream too.
                 Err(_) => return Progress::Finished,
             }
         }
         Progress::More
     }
 
-    /// One write, or one read and the write of it. False at the end of the stream.
+    /// Does one write, or one read and a write of the result. False at the end of the stream.
     fn step(&mut self, chunk: &mut [u8]) -> rustix::io::Result<bool> {
         if !self.pending.is_empty() {
             let written = rustix::io::write(&self.to, &self.pending)?;
             self.pending.drain(..written);
-            self.note_moved(written);
+            self.count_delivered(written);
             return Ok(true);
         }
         let count = match rustix::io::read(&self.from, &mut *chunk) {
@@ -100,10 +101,10 @@ impl Pump {
         if count == 0 {
             return Ok(false);
         }
-        self.pass_on(&chunk[..count])
+        self.write_chunk(&chunk[..count])
     }
 
-    fn pass_on(&mut self, data: &[u8]) -> rustix::io::Result<bool> {
+    fn write_chunk(&mut self, data: &[u8]) -> rustix::io::Result<bool> {
         let result = rustix::io::write(&self.to, data);
         let written = match result {
             Ok(written) => written,
@@ -111,11 +112,11 @@ impl Pump {
             Err(error) => return Err(error),
         };
         self.pending.extend_from_slice(&data[written..]);
-        self.note_moved(written);
+        self.count_delivered(written);
         result.map(|_| true)
     }
 
-    fn note_moved(&mut self, count: usize) {
+    fn count_delivered(&mut self, count: usize) {
         self.drain = self.drain.map(|left| left.saturating_sub(count as u64));
     }
 }
@@ -138,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn output_reaches_the_host_and_the_end_is_noticed() {
+    fn output_reaches_the_host_and_the_end_of_the_stream_is_detected() {
         let (mut process, mut pump, mut host) = output();
         process.write_all(b"hello").unwrap();
         assert_eq!(pump.turn(&mut [0; 16]), Progress::Waiting);
@@ -151,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_reader_stops_the_pump_at_one_chunk_and_nothing_is_lost() {
+    fn a_slow_reader_stops_the_pump_at_one_chunk_without_loss() {
         let (mut process, mut pump, mut host) = output();
         let (mut sent, mut refused) = (0, 0);
         let mut chunk = vec![0; CHUNK];
@@ -178,25 +179,25 @@ mod tests {
     }
 
     #[test]
-    fn draining_ends_though_another_writer_goes_on() {
+    fn draining_completes_while_another_writer_continues() {
         let (mut process, mut pump, mut host) = output();
         let mut grandchild = process.try_clone().unwrap();
-        process.write_all(b"last words").unwrap();
+        process.write_all(b"all output").unwrap();
         pump.begin_drain();
         assert!(!pump.is_drained());
-        grandchild.write_all(b"still here").unwrap();
+        grandchild.write_all(b"more later").unwrap();
         pump.turn(&mut [0; 4]);
         assert!(pump.is_drained());
         let mut text = [0; 10];
         host.read_exact(&mut text).unwrap();
-        assert_eq!(&text, b"last words");
+        assert_eq!(&text, b"all output");
     }
 
     #[test]
-    fn a_reader_that_left_ends_the_stream() {
+    fn a_closed_connection_ends_the_stream() {
         let (mut process, mut pump, host) = output();
         drop(host);
-        process.write_all(b"into the void").unwrap();
+        process.write_all(b"lost").unwrap();
         assert_eq!(pump.turn(&mut [0; 16]), Progress::Finished);
     }
 }

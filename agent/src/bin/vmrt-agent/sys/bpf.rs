@@ -1,4 +1,4 @@
-//! BPF programs that decide about what the processes of a cgroup do: instructions, and handing a program to the kernel.
+//! BPF programs of cgroups: instructions, loading and attaching.
 
 use std::ffi::c_int;
 use std::mem::size_of;
@@ -13,7 +13,7 @@ use super::{Result, check, owned};
 #[repr(C)]
 pub(crate) struct Instruction {
     code: u8,
-    /// Destination register in the low half, source register in the high half.
+    /// Destination register in the lower half, source register in the upper half.
     registers: u8,
     offset: i16,
     immediate: i32,
@@ -25,12 +25,12 @@ impl Instruction {
         Self { code, registers: destination | source << 4, offset, immediate }
     }
 
-    /// Loads 32 bits from memory at a register.
+    /// Loads 32 bits from memory at address `from` plus `offset`.
     pub(crate) const fn load(to: u8, from: u8, offset: i16) -> Self {
         Self::new(libc::BPF_LDX | libc::BPF_MEM | libc::BPF_W, to, from, offset, 0)
     }
 
-    /// Stores 32 bits of a register in memory at another.
+    /// Stores 32 bits of `from` in memory at address `to` plus `offset`.
     pub(crate) const fn store(to: u8, offset: i16, from: u8) -> Self {
         Self::new(BPF_STX | libc::BPF_MEM | libc::BPF_W, to, from, offset, 0)
     }
@@ -45,40 +45,41 @@ impl Instruction {
         Self::new(BPF_ALU64 | BPF_MOV | libc::BPF_K, to, 0, 0, value)
     }
 
-    /// Clears the bits of a register that `mask`, sign-extended, does not have.
+    /// Clears the bits of a register that are not set in the sign-extended `mask`.
     pub(crate) const fn and(to: u8, mask: i32) -> Self {
         Self::new(BPF_ALU64 | libc::BPF_AND | libc::BPF_K, to, 0, 0, mask)
     }
 
-    /// Shifts a register.
+    /// Shifts a register to the right.
     pub(crate) const fn shift_right(to: u8, bits: i32) -> Self {
         Self::new(BPF_ALU64 | libc::BPF_RSH | libc::BPF_K, to, 0, 0, bits)
     }
 
-    /// Leaves out the next `skip` instructions if the register has this value.
+    /// Skips the next `skip` instructions if the register has this value.
     pub(crate) const fn jump_if(register: u8, value: i32, skip: i16) -> Self {
         Self::new(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, register, 0, skip, value)
     }
 
-    /// Leaves out the next `skip` instructions if the register has another value.
+    /// Skips the next `skip` instructions if the register has another value.
     pub(crate) const fn jump_if_not(register: u8, value: i32, skip: i16) -> Self {
         Self::new(libc::BPF_JMP | BPF_JNE | libc::BPF_K, register, 0, skip, value)
     }
 
-    /// Ends the program; register 0 is its result.
+    /// Ends the program. The result is in register 0.
     pub(crate) const fn exit() -> Self {
         Self::new(libc::BPF_JMP | BPF_EXIT, 0, 0, 0, 0)
     }
 }
 
-/// Codes of the extended instruction set that the C library does not name.
+/// Operation codes of the extended instruction set that the C library does not define.
 const BPF_ALU64: u32 = 0x07;
 const BPF_MOV: u32 = 0xb0;
 const BPF_JNE: u32 = 0x50;
 const BPF_EXIT: u32 = 0x90;
 const BPF_STX: u32 = 0x03;
 
-/// What a program decides about: the kernel's `BPF_PROG_TYPE_*` and `BPF_CGROUP_*`, and `BPF_F_*` of the attachment.
+/// The event that a program decides about: the kernel's `BPF_PROG_TYPE_*` and `BPF_CGROUP_*`, and the `BPF_F_*` flags
+/// of the attachment.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Hook {
     program: u32,
@@ -87,37 +88,37 @@ pub(crate) struct Hook {
 }
 
 impl Hook {
-    /// Every use of a device.
+    /// Access to a device.
     pub(crate) const DEVICE: Self = Self { program: 15, attachment: 6, flags: 0 };
-    /// The address a socket is connected to.
+    /// The address that a socket connects to.
     pub(crate) const CONNECT4: Self = Self::address(10);
-    /// The address a datagram is sent to.
+    /// The address that a datagram is sent to.
     pub(crate) const SENDMSG4: Self = Self::address(14);
-    /// The address a datagram is said to come from.
+    /// The sender's address of a received datagram.
     pub(crate) const RECVMSG4: Self = Self::address(19);
-    /// The address a socket is said to be connected to.
+    /// The address that `getpeername(2)` returns.
     pub(crate) const GETPEERNAME4: Self = Self::address(29);
 
-    /// Cgroups below may have programs of their own.
+    /// With `BPF_F_ALLOW_MULTI`: cgroups below may have programs of their own.
     const fn address(attachment: u32) -> Self {
         Self { program: 18, attachment, flags: 2 }
     }
 }
 
-/// What `bpf(2)` is told to load a program: the beginning of the kernel's `union bpf_attr`.
+/// Arguments of `BPF_PROG_LOAD`: the beginning of the kernel's `union bpf_attr`.
 #[repr(C)]
 struct LoadProgram {
     kind: u32,
     instruction_count: u32,
     instructions: u64,
     license: u64,
-    /// Of the verifier's log, the kernel's version, and the program's flags and name: none.
+    /// The verifier's log, the kernel's version, and the program's flags and name. Unused.
     reserved: [u64; 5],
     interface: u32,
     attachment: u32,
 }
 
-/// What `bpf(2)` is told to attach one.
+/// Arguments of `BPF_PROG_ATTACH`.
 #[repr(C)]
 struct AttachProgram {
     target: u32,
@@ -126,7 +127,7 @@ struct AttachProgram {
     flags: u32,
 }
 
-/// Lets `program` decide for the processes of `cgroup`.
+/// Attaches `program` to `cgroup`: it decides for the processes of that cgroup.
 pub(crate) fn attach(hook: Hook, program: &[Instruction], cgroup: BorrowedFd<'_>) -> Result<()> {
     const LOAD: c_int = 5;
     const ATTACH: c_int = 8;
@@ -139,7 +140,7 @@ pub(crate) fn attach(hook: Hook, program: &[Instruction], cgroup: BorrowedFd<'_>
         interface: 0,
         attachment: hook.attachment,
     };
-    // SAFETY: `load` is a valid attribute of the length given; program and license outlive the call.
+    // SAFETY: `load` is a valid attribute of the given length; program and license outlive the call.
     let loaded = check(unsafe { libc::syscall(libc::SYS_bpf, LOAD, &raw const load, size_of::<LoadProgram>()) })?;
     let loaded = owned(c_int::try_from(loaded).map_err(|_| Errno::BADF)?)?;
     let number = |fd: RawFd| u32::try_from(fd).map_err(|_| Errno::BADF);
@@ -149,7 +150,7 @@ pub(crate) fn attach(hook: Hook, program: &[Instruction], cgroup: BorrowedFd<'_>
         kind: hook.attachment,
         flags: hook.flags,
     };
-    // SAFETY: `attach` is a valid attribute of the length given; it names two descriptors that are open.
+    // SAFETY: `attach` is a valid attribute of the given length and names two open descriptors.
     check(unsafe { libc::syscall(libc::SYS_bpf, ATTACH, &raw const attach, size_of::<AttachProgram>()) })?;
     Ok(())
 }

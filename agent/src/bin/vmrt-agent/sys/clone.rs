@@ -8,23 +8,24 @@ use rustix::io::Errno;
 
 use super::{Result, check, owned};
 
-/// Which side of [`clone3`] goes on.
+/// The two returns of [`clone3`].
 pub(crate) enum Cloned {
     /// The new process.
     Child,
-    /// The process that called: pid of the new one, and a descriptor of it.
+    /// The calling process: pid and pidfd of the new one.
     Parent(i32, OwnedFd),
 }
 
-/// Makes a process in new namespaces (`CLONE_NEW*` in `flags`), born in the cgroup whose directory is `cgroup`, or in the
-/// caller's. With `CLONE_PARENT`, it is a child of the caller's parent.
+/// Makes a process in new namespaces (`CLONE_NEW*` in `flags`). It starts in the cgroup whose directory is `cgroup`, or
+/// in the caller's cgroup. With `CLONE_PARENT` it is a child of the caller's parent.
 ///
 /// # Safety
 ///
-/// The calling process has only one thread: the child goes on with a copy of its memory, locks included.
+/// The calling process must have only one thread, because the child continues with a copy of its memory, locks
+/// included.
 pub(crate) unsafe fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned> {
     let mut pidfd: RawFd = -1;
-    // A sibling has the caller's own exit signal, and none may be given.
+    // With `CLONE_PARENT` the new process gets the caller's exit signal, and the kernel accepts no other.
     let exit_signal = if flags & CLONE_PARENT == 0 { u64::from(libc::SIGCHLD.cast_unsigned()) } else { 0 };
     let into_cgroup = if cgroup.is_some() { CLONE_INTO_CGROUP } else { 0 };
     let args = CloneArgs {
@@ -34,8 +35,8 @@ pub(crate) unsafe fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Resul
         cgroup: cgroup.map_or(0, |cgroup| u64::from(cgroup.as_raw_fd().cast_unsigned())),
         ..CloneArgs::default()
     };
-    // SAFETY: `args` is a valid clone_args of the length given and `pidfd` outlives the call. No stack is given and
-    // memory is not shared, so the child returns here like a fork's, and the caller vouches for a single thread.
+    // SAFETY: `args` is a valid clone_args of the given length and `pidfd` outlives the call. Without a stack and
+    // without shared memory the child returns here as after fork(2), and the caller guarantees a single thread.
     let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) })?;
     match i32::try_from(pid).map_err(|_| Errno::OVERFLOW)? {
         0 => Ok(Cloned::Child),
@@ -43,7 +44,7 @@ pub(crate) unsafe fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Resul
     }
 }
 
-/// The kernel's flag for [`clone3`]; the C library's constant of that name is too narrow for it.
+/// The kernel's flag for [`clone3`]. The C library's constant of that name has too few bits.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// The kernel's flag for [`clone3`] that makes the new process the caller's sibling.

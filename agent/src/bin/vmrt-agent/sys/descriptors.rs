@@ -7,15 +7,15 @@ use rustix::io::Errno;
 
 use super::{Result, check, owned};
 
-/// Makes `streams` descriptors 0 to 2 of the caller and `others` those from 3 up, which `execve` closes; every other
-/// descriptor is closed now. Gives those of `others` that were given.
+/// Makes `streams` descriptors 0 to 2 of the caller, and `others` the descriptors from 3 up, with close-on-exec. Closes
+/// every other descriptor. Returns the new descriptors of `others`.
 ///
-/// For a process that is about to execute a program and uses no descriptor afterwards but these.
+/// For a process that is about to execute a program: descriptors that it opened before are invalid afterwards.
 pub(crate) fn set_open_descriptors<const N: usize>(
     streams: [BorrowedFd<'_>; 3],
     others: &[Option<BorrowedFd<'_>>; N],
 ) -> Result<[Option<OwnedFd>; N]> {
-    /// Above every number that is about to be used.
+    /// Greater than every assigned number.
     const FIRST_TEMPORARY: RawFd = 64;
     let all = streams.into_iter().map(Some).chain(others.iter().copied());
     let temporary = all.map(|fd| fd.map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, FIRST_TEMPORARY)).transpose());
@@ -25,7 +25,7 @@ pub(crate) fn set_open_descriptors<const N: usize>(
     for (number, from) in (0..).zip(&temporary) {
         let Some(from) = from else { continue };
         let flags = if number < 3 { 0 } else { libc::O_CLOEXEC };
-        // SAFETY: the number is free: every descriptor below FIRST_TEMPORARY was closed above.
+        // SAFETY: the number is free: every descriptor below FIRST_TEMPORARY is closed.
         let to = owned(unsafe { libc::dup3(from.as_raw_fd(), number, flags) })?;
         match usize::try_from(number - 3) {
             Ok(index) => assigned[index] = Some(to),
@@ -38,7 +38,7 @@ pub(crate) fn set_open_descriptors<const N: usize>(
 }
 
 fn close_between(first: c_uint, last: c_uint) -> Result<()> {
-    // SAFETY: no memory is passed; the one caller uses no descriptor of that range afterwards.
+    // SAFETY: no memory is passed; the only caller uses no descriptor of that range afterwards.
     check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) })?;
     Ok(())
 }

@@ -10,18 +10,18 @@ use rustix::io::Errno;
 
 use crate::error::Error;
 
-/// Opens what is below `directory`.
+/// Opens `path` relative to `directory`.
 pub(crate) fn open_at(directory: BorrowedFd<'_>, path: &str, flags: OFlags) -> Result<OwnedFd, Error> {
     rustix::fs::openat(directory, path, flags | OFlags::CLOEXEC, Mode::empty()).map_err(Error::on("open", path))
 }
 
-/// Writes to an existing file of a kernel file system, in one call as those want it.
+/// Writes to an existing file of a kernel file system. The content is written in one call, as such files require.
 pub(crate) fn write_at(directory: BorrowedFd<'_>, path: &str, content: &[u8]) -> rustix::io::Result<()> {
     let file = rustix::fs::openat(directory, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
     rustix::io::write(&file, content).map(drop)
 }
 
-/// Reads a file of a kernel file system, and no more than `limit` bytes of it.
+/// Reads a file of a kernel file system, up to `limit` bytes.
 pub(crate) fn read_at(directory: BorrowedFd<'_>, path: &str, limit: usize) -> rustix::io::Result<Vec<u8>> {
     let file = rustix::fs::openat(directory, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     let mut content = vec![0; limit];
@@ -36,7 +36,7 @@ pub(crate) fn read_at(directory: BorrowedFd<'_>, path: &str, limit: usize) -> ru
     Ok(content)
 }
 
-/// Makes a directory of the guest's, and those it is in.
+/// Makes a directory of the guest and its missing parents.
 pub(crate) fn make_directories(path: &Path) -> Result<(), Error> {
     DirBuilder::new()
         .recursive(true)
@@ -45,7 +45,7 @@ pub(crate) fn make_directories(path: &Path) -> Result<(), Error> {
         .map_err(|error| Error::on("make directory", path)(Errno::from_io_error(&error).unwrap_or(Errno::IO)))
 }
 
-/// A further descriptor of the same thing.
+/// Duplicates a descriptor.
 pub(crate) fn duplicate(fd: impl AsFd) -> Result<OwnedFd, Error> {
     fd.as_fd()
         .try_clone_to_owned()

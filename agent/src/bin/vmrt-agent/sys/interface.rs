@@ -17,7 +17,7 @@ pub(crate) fn bring_up(name: &[u8]) -> Result<()> {
         *to = from.cast_signed();
     }
     request.ifr_ifru.ifru_flags = libc::c_short::try_from(libc::IFF_UP).map_err(|_| Errno::INVAL)?;
-    // SAFETY: SIOCSIFFLAGS reads an ifreq, and `request` is one with a name that ends in NUL.
+    // SAFETY: SIOCSIFFLAGS reads an ifreq; the name in `request` ends in NUL.
     check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) })?;
     Ok(())
 }

@@ -23,7 +23,7 @@ use rustix::io::Errno;
 /// The result of a system call.
 pub(crate) type Result<T> = std::result::Result<T, Errno>;
 
-/// The error of a system call that gave -1.
+/// The error of a system call that returned -1.
 pub(crate) fn check(result: impl TryInto<i64>) -> Result<i64> {
     match result.try_into() {
         Ok(-1) | Err(_) => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)),
@@ -31,10 +31,10 @@ pub(crate) fn check(result: impl TryInto<i64>) -> Result<i64> {
     }
 }
 
-/// The new descriptor that a system call gave.
+/// The new descriptor that a system call returned.
 pub(crate) fn owned(result: c_int) -> Result<OwnedFd> {
     let fd = check(result)?;
     let fd = RawFd::try_from(fd).map_err(|_| Errno::BADF)?;
-    // SAFETY: the kernel just made this descriptor for this call, so nothing else owns it.
+    // SAFETY: the kernel has just made this descriptor for this call, so nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

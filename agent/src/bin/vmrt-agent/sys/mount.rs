@@ -20,7 +20,7 @@ pub(crate) struct MountAttr {
 }
 
 impl MountAttr {
-    /// A change of flags.
+    /// A change of attribute flags.
     pub(crate) fn flags(set: u64, clear: u64) -> Self {
         Self { set, clear, ..Self::default() }
     }
@@ -30,26 +30,26 @@ impl MountAttr {
         Self { propagation, ..Self::default() }
     }
 
-    /// Other owners, by the mappings of a user namespace. For a mount that is attached nowhere yet.
+    /// An id mapping by that of a user namespace. Only for a mount that is not attached yet.
     pub(crate) fn id_mapping(namespace: BorrowedFd<'_>) -> Self {
         let userns_fd = namespace.as_raw_fd().cast_unsigned().into();
         Self { set: libc::MOUNT_ATTR_IDMAP, userns_fd, ..Self::default() }
     }
 }
 
-/// The attribute of a mount that is read-only.
+/// The attribute of a read-only mount.
 pub(crate) const READ_ONLY: u64 = libc::MOUNT_ATTR_RDONLY;
 
-/// Makes the mount `mount` is in read-only, and those below it if `recursive`.
+/// Makes the mount that contains `mount` read-only, with `recursive` also the mounts below it.
 pub(crate) fn make_read_only(mount: BorrowedFd<'_>, recursive: bool) -> Result<()> {
     mount_setattr(mount, recursive, &MountAttr::flags(READ_ONLY, 0))
 }
 
-/// Changes the attributes of the mount `mount` is in, and of those below it if `recursive`.
+/// Changes the attributes of the mount that contains `mount`, with `recursive` also those of the mounts below it.
 pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, recursive: bool, attr: &MountAttr) -> Result<()> {
     let recursive = if recursive { libc::AT_RECURSIVE } else { 0 };
     let (flags, empty) = (libc::AT_EMPTY_PATH | recursive, c"");
-    // SAFETY: the path is a string that ends in NUL, `attr` a valid mount_attr of the length given.
+    // SAFETY: the path ends in NUL, and `attr` is a valid mount_attr of the given length.
     check(unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,

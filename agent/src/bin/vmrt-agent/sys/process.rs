@@ -8,13 +8,13 @@ use rustix::io::Errno;
 use super::signals::sigchld_set;
 use super::{Result, check};
 
-/// Undoes what the agent (and Rust's runtime) did to signals, and what comes of the agent's scheduling, so that a program starts with the
-/// defaults.
+/// Resets the signal mask, the disposition of `SIGPIPE` and the timer slack to the kernel's defaults. The agent, Rust's
+/// runtime and the agent's real-time policy have changed them.
 pub(crate) fn reset_signals_and_timers() -> Result<()> {
-    /// How late timers may be, in nanoseconds: what the kernel gives its first process.
+    /// The kernel's default timer slack, in nanoseconds.
     const TIMER_SLACK: libc::c_ulong = 50_000;
     let set = sigchld_set()?;
-    // SAFETY: takes a number.
+    // SAFETY: no memory is passed.
     check(unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, TIMER_SLACK) })?;
     // SAFETY: `set` is a valid signal set, SIG_DFL a valid disposition.
     unsafe {
@@ -31,13 +31,13 @@ pub(crate) fn set_personality(domain: c_ulong) -> Result<()> {
     Ok(())
 }
 
-/// Executes the program at `path`; returns only if that failed.
+/// Executes the program at `path`. Returns only on failure.
 pub(crate) fn execute(path: &CString, args: &[CString], env: &[CString]) -> Errno {
     let pointers = |strings: &[CString]| -> Vec<*const c_char> {
         strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
     };
     let (args, env) = (pointers(args), pointers(env));
-    // SAFETY: path and every element of the two NULL-ended arrays are strings that end in NUL and outlive the call.
+    // SAFETY: path and every element of the two NULL-terminated arrays end in NUL and outlive the call.
     unsafe { libc::execve(path.as_ptr(), args.as_ptr(), env.as_ptr()) };
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }

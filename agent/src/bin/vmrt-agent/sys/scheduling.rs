@@ -29,27 +29,27 @@ pub(crate) struct SchedulerAttr {
 }
 
 impl SchedulerAttr {
-    /// That of a process for which nobody has asked for another.
+    /// The default policy, `SCHED_NORMAL` with nice value 0.
     pub(crate) fn normal() -> Self {
         Self { size: SCHEDULER_ATTR_SIZE, policy: libc::SCHED_OTHER.cast_unsigned(), ..Self::default() }
     }
 }
 
-/// Length of [`SchedulerAttr`], as the kernel knows its first version (`SCHED_ATTR_SIZE_VER0`).
+/// Length of [`SchedulerAttr`]: the kernel's `SCHED_ATTR_SIZE_VER0`.
 pub(crate) const SCHEDULER_ATTR_SIZE: u32 = 48;
 
-/// The process that calls, where a pid is asked for.
+/// The pid argument that stands for the caller.
 pub(crate) const CALLER: i32 = 0;
 
-/// Sets the scheduling policy of the process `pid`.
+/// Sets the scheduling policy of process `pid`.
 pub(crate) fn set_scheduler(pid: i32, attr: &SchedulerAttr) -> Result<()> {
     const { assert!(size_of::<SchedulerAttr>() == SCHEDULER_ATTR_SIZE as usize) };
-    // SAFETY: `attr` is a valid sched_attr; the length in it is that of a prefix the kernel reads, at most all of it.
+    // SAFETY: `attr` is a valid sched_attr, and the length in it is at most its size.
     check(unsafe { libc::syscall(libc::SYS_sched_setattr, pid, ptr::from_ref(attr), 0) })?;
     Ok(())
 }
 
-/// Sets the I/O priority of the caller: class and level as `ioprio_set(2)` packs them.
+/// Sets the I/O priority of the caller: class and level as in `ioprio_set(2)`.
 pub(crate) fn set_io_priority(class: c_int, level: c_int) -> Result<()> {
     const WHO_PROCESS: c_int = 1;
     const CLASS_SHIFT: c_int = 13;

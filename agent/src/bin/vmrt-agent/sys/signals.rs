@@ -5,17 +5,17 @@ use std::ptr;
 
 use super::{Result, check, owned};
 
-/// Blocks `SIGCHLD` and gives a descriptor that is readable when one is pending.
+/// Blocks `SIGCHLD` and returns a descriptor that is readable while the signal is pending.
 pub(crate) fn block_sigchld() -> Result<OwnedFd> {
     let set = sigchld_set()?;
-    // SAFETY: `set` is a valid signal set, and the old one is not asked for.
+    // SAFETY: `set` is a valid signal set, and the old one is not requested.
     check(unsafe { libc::sigprocmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()) })?;
-    // SAFETY: as above; -1 asks for a new descriptor.
+    // SAFETY: `set` is valid; -1 requests a new descriptor.
     owned(unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) })
 }
 
 pub(crate) fn sigchld_set() -> Result<libc::sigset_t> {
-    // SAFETY: sigset_t consists of integers; sigemptyset makes it valid and sigaddset keeps it so.
+    // SAFETY: sigset_t consists of integers; sigemptyset makes it valid and sigaddset preserves that.
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut set);

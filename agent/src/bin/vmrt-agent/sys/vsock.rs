@@ -25,14 +25,14 @@ pub(crate) fn connect_to_host(port: u32) -> Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Connects a blocking vsock socket within `seconds`.
+/// Connects a blocking vsock socket. Fails with `ETIMEDOUT` after `seconds`.
 fn connect(socket: &OwnedFd, address: &VsockAddr, seconds: i64) -> Result<()> {
     let limit = libc::timeval { tv_sec: seconds, tv_usec: 0 };
     let size = libc::socklen_t::try_from(size_of::<libc::timeval>()).map_err(|_| Errno::INVAL)?;
     let fd = socket.as_raw_fd();
-    // SAFETY: `limit` is a timeval of the size given, which the kernel reads during the call only.
+    // SAFETY: `limit` is a timeval of the given size, which the kernel reads only during the call.
     check(unsafe { libc::setsockopt(fd, libc::AF_VSOCK, VSOCK_CONNECT_TIMEOUT, (&raw const limit).cast(), size) })?;
-    // SAFETY: the address is valid for the length it gives itself, and read during the call only.
+    // SAFETY: the address is valid for its own length and read only during the call.
     check(unsafe { libc::connect(fd, address.as_ptr(), address.len()) })?;
     Ok(())
 }

@@ -1,7 +1,7 @@
-//! Which devices a container's processes may use: `linux.resources.devices` as a BPF program of its cgroup.
+//! Device access of a container's processes: `linux.resources.devices` as a BPF program of its cgroup.
 //!
-//! Rules count in order, the later over the earlier, separately for reading, writing and making nodes. The program
-//! therefore goes through them from the last to the first and takes what each decides off what was asked for.
+//! Later rules override earlier ones, separately for reading, writing and making nodes. So the program checks the rules
+//! from the last to the first, and removes the access that a rule decides from the request.
 
 use std::os::fd::BorrowedFd;
 
@@ -10,22 +10,22 @@ use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 use crate::error::Error;
 use crate::sys::bpf::{self, Hook, Instruction};
 
-/// Kinds of access, as the kernel numbers them (`BPF_DEVCG_ACC_*`).
+/// Kinds of access (`BPF_DEVCG_ACC_*` of the kernel).
 const MAKE: i32 = 1;
 const READ: i32 = 2;
 const WRITE: i32 = 4;
 const ALL: i32 = MAKE | READ | WRITE;
 
-/// Kinds of devices, as the kernel numbers them (`BPF_DEVCG_DEV_*`).
+/// Kinds of devices (`BPF_DEVCG_DEV_*` of the kernel).
 const BLOCK: i32 = 1;
 const CHARACTER: i32 = 2;
 
-/// What the program is given: offsets in the kernel's `struct bpf_cgroup_dev_ctx`.
+/// Offsets in the program's argument, the kernel's `struct bpf_cgroup_dev_ctx`.
 const ACCESS_TYPE: i16 = 0;
 const MAJOR: i16 = 4;
 const MINOR: i16 = 8;
 
-/// Registers: the result, the context, and what is kept of the request.
+/// Registers: the result, the argument, and the parts of the request.
 const RESULT: u8 = 0;
 const CONTEXT: u8 = 1;
 const KIND_REGISTER: u8 = 2;
@@ -34,11 +34,11 @@ const MAJOR_REGISTER: u8 = 4;
 const MINOR_REGISTER: u8 = 5;
 const SCRATCH: u8 = 6;
 
-/// One rule.
+/// A rule.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct Rule {
     allow: bool,
-    /// `None` is any.
+    /// `None` matches every value.
     kind: Option<i32>,
     major: Option<i32>,
     minor: Option<i32>,
@@ -63,7 +63,7 @@ impl Rule {
     }
 }
 
-/// What every container may do, whatever its rules say: make any node, and use the devices every container has.
+/// Access of every container, independent of its rules: making any node, and the default devices.
 const ALWAYS: [Rule; 10] = [
     Rule::make_nodes(CHARACTER),
     Rule::make_nodes(BLOCK),
@@ -84,13 +84,13 @@ impl Default for DeviceRules {
 }
 
 impl DeviceRules {
-    /// Checks the rules of a specification. Without any, everything is denied that no container needs.
+    /// Checks the rules of a specification. Without rules only [`ALWAYS`] is allowed.
     pub(crate) fn new(rules: &[LinuxDeviceCgroup]) -> Result<Self, Error> {
         let given = rules.iter().map(rule).collect::<Result<Vec<_>, _>>()?;
         Ok(Self(given.into_iter().chain(ALWAYS).collect()))
     }
 
-    /// Applies them to the cgroup `directory`.
+    /// Applies the rules to the cgroup `directory`.
     pub(crate) fn apply(&self, directory: BorrowedFd<'_>) -> Result<(), Error> {
         if self.allow_everything() {
             return Ok(());
@@ -99,7 +99,7 @@ impl DeviceRules {
             .map_err(Error::at("limit the devices of the container's cgroup"))
     }
 
-    /// Whether everything is allowed and nothing denied afterwards.
+    /// Whether a rule allows everything and no later one denies anything.
     fn allow_everything(&self) -> bool {
         let last = self.0.iter().rposition(Rule::is_for_everything);
         last.is_some_and(|last| self.0[last..].iter().all(|rule| rule.allow))
@@ -125,10 +125,10 @@ impl DeviceRules {
     }
 }
 
-/// The instructions for one rule. Jumps lead behind it.
+/// The instructions for one rule. Its jumps lead to the next rule.
 fn block(rule: &Rule) -> Vec<Instruction> {
     let decision = match rule.allow {
-        // Take off what is allowed; if nothing is left, the request is granted.
+        // Remove the allowed kinds of access. If none is left, grant the request.
         true => [
             Instruction::and(ACCESS_REGISTER, !rule.access),
             Instruction::jump_if_not(ACCESS_REGISTER, 0, 2),
@@ -136,7 +136,7 @@ fn block(rule: &Rule) -> Vec<Instruction> {
             Instruction::exit(),
         ]
         .to_vec(),
-        // If anything that is left is denied, so is the request.
+        // Deny the request if a remaining kind of access is denied.
         false => [
             Instruction::copy(SCRATCH, ACCESS_REGISTER),
             Instruction::and(SCRATCH, rule.access),
@@ -150,7 +150,7 @@ fn block(rule: &Rule) -> Vec<Instruction> {
     let conditions: Vec<_> = conditions.into_iter().filter_map(|(register, value)| Some((register, value?))).collect();
     let lengths = (1..=conditions.len()).rev().map(|left| left - 1 + decision.len());
     let jumps = conditions.iter().zip(lengths).map(|(&(register, value), length)| {
-        // A block has at most eight instructions.
+        // A block has eight instructions at most.
         Instruction::jump_if_not(register, value, i16::try_from(length).unwrap_or(i16::MAX))
     });
     jumps.chain(decision.iter().copied()).collect()
@@ -164,7 +164,7 @@ fn rule(rule: &LinuxDeviceCgroup) -> Result<Rule, Error> {
         Some(LinuxDeviceType::C | LinuxDeviceType::U) => Some(CHARACTER),
         Some(LinuxDeviceType::P) => return Err(invalid("a rule cannot be for FIFOs".into())),
     };
-    // The kernel compares 32 bits; a negative number is any.
+    // The kernel compares 32 bits. A negative number matches every device.
     let number = |number: Option<i64>| match number {
         None | Some(..0) => Ok(None),
         Some(number) => i32::try_from(number).map(Some).map_err(|_| invalid(format!("{number} is no device number"))),
@@ -184,7 +184,7 @@ mod tests {
 
     use super::*;
 
-    /// What the program answers, by running it here.
+    /// The result of the program, interpreted here.
     fn allows(rules: &DeviceRules, kind: i32, access: i32, major: i32, minor: i32) -> bool {
         let context = [access << 16 | kind, major, minor];
         let mut registers = [0_i64; 11];
@@ -209,14 +209,14 @@ mod tests {
         }
     }
 
-    fn given(allow: bool, typ: LinuxDeviceType, major: Option<i64>, access: &str) -> LinuxDeviceCgroup {
+    fn device_rule(allow: bool, typ: LinuxDeviceType, major: Option<i64>, access: &str) -> LinuxDeviceCgroup {
         let rule = LinuxDeviceCgroupBuilder::default().allow(allow).typ(typ).access(access);
         rule.major(major.unwrap_or(-1)).build().unwrap()
     }
 
     #[test]
-    fn by_default_only_the_common_devices_can_be_used() {
-        let rules = DeviceRules::new(&[given(false, LinuxDeviceType::A, None, "rwm")]).unwrap();
+    fn by_default_only_the_default_devices_can_be_used() {
+        let rules = DeviceRules::new(&[device_rule(false, LinuxDeviceType::A, None, "rwm")]).unwrap();
         assert!(allows(&rules, CHARACTER, READ | WRITE, 1, 3));
         assert!(allows(&rules, CHARACTER, READ | WRITE, 136, 5));
         assert!(allows(&rules, BLOCK, MAKE, 8, 0));
@@ -226,13 +226,13 @@ mod tests {
     }
 
     #[test]
-    fn later_rules_win_for_each_kind_of_access() {
+    fn later_rules_override_earlier_ones_for_each_kind_of_access() {
         let rules = [
-            given(false, LinuxDeviceType::A, None, "rwm"),
-            given(true, LinuxDeviceType::C, Some(10), "r"),
-            given(true, LinuxDeviceType::C, Some(10), "w"),
-            given(false, LinuxDeviceType::B, Some(8), "w"),
-            given(true, LinuxDeviceType::B, Some(8), "r"),
+            device_rule(false, LinuxDeviceType::A, None, "rwm"),
+            device_rule(true, LinuxDeviceType::C, Some(10), "r"),
+            device_rule(true, LinuxDeviceType::C, Some(10), "w"),
+            device_rule(false, LinuxDeviceType::B, Some(8), "w"),
+            device_rule(true, LinuxDeviceType::B, Some(8), "r"),
         ];
         let rules = DeviceRules::new(&rules).unwrap();
         assert!(allows(&rules, CHARACTER, READ | WRITE, 10, 229));
@@ -243,16 +243,16 @@ mod tests {
 
     #[test]
     fn a_privileged_container_needs_no_program() {
-        let everything = given(true, LinuxDeviceType::A, None, "rwm");
+        let everything = device_rule(true, LinuxDeviceType::A, None, "rwm");
         let rules = DeviceRules::new(std::slice::from_ref(&everything)).unwrap();
         assert!(allows(&rules, BLOCK, READ | WRITE, 8, 0));
         assert!(rules.allow_everything());
-        let rules = DeviceRules::new(&[everything.clone(), given(false, LinuxDeviceType::C, None, "w")]).unwrap();
+        let rules = DeviceRules::new(&[everything.clone(), device_rule(false, LinuxDeviceType::C, None, "w")]).unwrap();
         assert!(!rules.allow_everything());
     }
 
     #[test]
     fn unknown_kinds_of_access_are_refused() {
-        assert!(DeviceRules::new(&[given(true, LinuxDeviceType::C, None, "rx")]).is_err());
+        assert!(DeviceRules::new(&[device_rule(true, LinuxDeviceType::C, None, "rx")]).is_err());
     }
 }

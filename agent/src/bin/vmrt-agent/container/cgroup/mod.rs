@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::machine::cgroup::{enable_controllers, open_directory, read_all};
 use crate::sys::files;
 
-/// A container's cgroup. Its processes are born in it.
+/// A container's cgroup, in which its processes are made.
 pub(crate) struct Cgroup {
     path: PathBuf,
     root: OwnedFd,
@@ -24,8 +24,8 @@ pub(crate) struct Cgroup {
     oom_kills: u64,
 }
 
-/// The path of a container's cgroup below that of all containers: what `linux.cgroupsPath` names, without anything
-/// that would lead elsewhere, or the container's id.
+/// The path of a container's cgroup relative to that of all containers: `linux.cgroupsPath` without components that
+/// lead elsewhere, or the container's id.
 pub(crate) fn path(cgroups_path: Option<&Path>, container: &str) -> PathBuf {
     let names = cgroups_path.into_iter().flat_map(Path::components);
     let path: PathBuf = names.filter(|name| matches!(name, Component::Normal(_))).collect();
@@ -36,7 +36,7 @@ pub(crate) fn path(cgroups_path: Option<&Path>, container: &str) -> PathBuf {
 }
 
 impl Cgroup {
-    /// Makes the cgroup `path` with `settings`, and the cgroups above it where they are missing.
+    /// Makes the cgroup `path` with `settings`, and missing parents.
     pub(crate) fn make(root: BorrowedFd<'_>, path: &Path, settings: &Settings) -> Result<Self, Error> {
         let root =
             root.try_clone_to_owned().map_err(|_| Error::at("open the cgroup of all containers")(Errno::MFILE))?;
@@ -47,7 +47,7 @@ impl Cgroup {
         match settings.apply(made.directory.as_fd()) {
             Ok(()) => Ok(made),
             Err(error) => {
-                // The cause is what matters; the cgroup is empty, so removing it does not fail.
+                // The first error is reported. The cgroup is empty, so its removal does not fail.
                 let _ = made.remove();
                 Err(error)
             }
@@ -62,7 +62,7 @@ impl Cgroup {
         Ok(Self { path, root, directory, memory_events, oom_kills: 0 })
     }
 
-    /// Its directory, for processes to be born in.
+    /// Its directory, for making processes in it.
     pub(crate) fn directory(&self) -> BorrowedFd<'_> {
         self.directory.as_fd()
     }
@@ -80,7 +80,7 @@ impl Cgroup {
         .map_err(not_added(path))
     }
 
-    /// The directory of the cgroup below it, or of itself, that process `pid` is in.
+    /// The directory of the cgroup of process `pid`, which is this one or one below it.
     pub(crate) fn of_process(&self, proc: BorrowedFd<'_>, pid: Option<i32>) -> Result<OwnedFd, Error> {
         let failed = || Error::at("find the cgroup of the container's first process");
         let file = format!("{}/cgroup", pid.ok_or(Errno::SRCH).map_err(failed())?);
@@ -90,12 +90,12 @@ impl Cgroup {
         open_directory(self.root.as_fd(), path.ok_or(Errno::NOENT).map_err(failed())?).map_err(failed())
     }
 
-    /// A descriptor that has an exceptional condition whenever memory ran out.
+    /// A descriptor with an exceptional condition after every change of its memory events.
     pub(crate) fn memory_events(&self) -> Option<BorrowedFd<'_>> {
         self.memory_events.as_ref().map(AsFd::as_fd)
     }
 
-    /// Whether the kernel killed a process of it for want of memory since the last call.
+    /// Whether there was an OOM kill in it since the last call.
     pub(crate) fn had_oom_kill(&mut self) -> bool {
         let events = self.memory_events.as_ref().and_then(|events| read_all(events.as_fd()).ok());
         let kills = events.as_deref().and_then(oom_kills).unwrap_or(0);
@@ -107,24 +107,25 @@ impl Cgroup {
         files::write_at(self.directory.as_fd(), "cgroup.kill", b"1")
     }
 
-    /// Stops every process in it, or lets them go on. The kernel gets there by itself, see [`Cgroup::is_frozen`].
+    /// Begins to freeze or thaw every process in it. The kernel completes that asynchronously: see
+    /// [`Cgroup::is_frozen`].
     pub(crate) fn set_frozen(&self, frozen: bool) -> rustix::io::Result<()> {
         files::write_at(self.directory.as_fd(), "cgroup.freeze", if frozen { b"1" } else { b"0" })
     }
 
-    /// A descriptor that has an exceptional condition whenever [`Cgroup::is_frozen`] changed, or its last process is gone.
+    /// A descriptor with an exceptional condition when [`Cgroup::is_frozen`] changes or the last process ends.
     pub(crate) fn events(&self) -> rustix::io::Result<OwnedFd> {
         rustix::fs::openat(&self.directory, "cgroup.events", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
     }
 
-    /// Whether every process in it has stopped, told by a descriptor from [`Cgroup::events`].
+    /// Whether every process in it is frozen. `events` is a descriptor from [`Cgroup::events`].
     pub(crate) fn is_frozen(events: BorrowedFd<'_>) -> rustix::io::Result<bool> {
         Ok(read_all(events)?.lines().any(|line| line == "frozen 1"))
     }
 
-    /// Sets limits anew. The rules for devices stay.
+    /// Changes limits. The device rules stay.
     pub(crate) fn update(&self, settings: &Settings) -> Result<(), Error> {
-        settings.check_use(self.directory.as_fd())?;
+        settings.check_usage(self.directory.as_fd())?;
         settings.apply_limits(self.directory.as_fd())
     }
 
@@ -135,7 +136,7 @@ impl Cgroup {
         Ok(pids)
     }
 
-    /// Removes it and the cgroups below it. `EBUSY` while a process is in one of them.
+    /// Removes it and the cgroups below it. Fails with `EBUSY` while a process is in one of them.
     pub(crate) fn remove(&self) -> rustix::io::Result<()> {
         match rustix::fs::unlinkat(&self.root, &self.path, AtFlags::REMOVEDIR) {
             Err(Errno::BUSY) => {}
@@ -147,7 +148,7 @@ impl Cgroup {
     }
 }
 
-/// For `map_err`: no process gets into the cgroup `path`, as runc tells it.
+/// For `map_err`: runc's message when a process cannot enter the cgroup `path`.
 pub(crate) fn not_added(path: &Path) -> impl FnOnce(Errno) -> Error {
     let file = Path::new("/").join(path).join("cgroup.procs");
     Error::at(format!("adding pid of the process to cgroups: {}", file.display()))
@@ -172,7 +173,7 @@ fn oom_kills(events: &str) -> Option<u64> {
     events.lines().find_map(|line| line.strip_prefix("oom_kill "))?.parse().ok()
 }
 
-/// Opened directories of the cgroups below.
+/// The child cgroups: names and directories.
 fn below(directory: BorrowedFd<'_>) -> rustix::io::Result<Vec<(std::ffi::CString, OwnedFd)>> {
     let mut children = Vec::new();
     for entry in Dir::read_from(directory)? {
@@ -218,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn oom_kills_are_read_from_the_events() {
+    fn oom_kills_are_read_from_memory_events() {
         assert_eq!(oom_kills("low 0\nhigh 0\nmax 9\noom 2\noom_kill 1\noom_group_kill 0\n"), Some(1));
         assert_eq!(oom_kills("low 0\n"), None);
     }

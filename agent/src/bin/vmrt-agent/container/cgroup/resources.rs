@@ -1,4 +1,4 @@
-//! `linux.resources` as contents of cgroup v2 control files.
+//! `linux.resources` as the content of cgroup v2 control files.
 
 use std::os::fd::BorrowedFd;
 
@@ -11,15 +11,15 @@ use crate::container::cgroup::devices::DeviceRules;
 use crate::error::Error;
 use crate::sys::files;
 
-/// Period of a CPU quota where none is given, in microseconds.
+/// Default period of a CPU quota, in microseconds.
 const CPU_PERIOD: u64 = 100_000;
 
-/// Control files to write, in order, and the devices that may be used.
+/// Control files to write, in order, and device rules.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Settings {
     files: Vec<Setting>,
-    /// Limits of memory that are refused where as much is in use already (`checkBeforeUpdate`).
-    ceilings: Vec<(&'static str, u64)>,
+    /// Memory limits that are refused if the usage is not below them (`checkBeforeUpdate`): name and bytes.
+    checked_limits: Vec<(&'static str, u64)>,
     devices: DeviceRules,
 }
 
@@ -27,12 +27,12 @@ pub(crate) struct Settings {
 struct Setting {
     file: String,
     value: String,
-    /// The file may be missing, because what it would forbid is not there either.
+    /// Whether the file may be missing, because the resource that it limits is missing, too.
     optional: bool,
 }
 
 impl Settings {
-    /// Converts and checks.
+    /// Checks and converts resources.
     pub(crate) fn new(resources: &LinuxResources) -> Result<Self, Error> {
         let mut settings = Self::default();
         resources.memory().as_ref().map_or(Ok(()), |memory| settings.memory(memory))?;
@@ -51,20 +51,20 @@ impl Settings {
         Ok(settings)
     }
 
-    /// Writes them to the cgroup `directory`.
+    /// Writes the control files of the cgroup `directory` and applies the device rules.
     pub(crate) fn apply(&self, directory: BorrowedFd<'_>) -> Result<(), Error> {
         self.apply_limits(directory)?;
         self.devices.apply(directory)
     }
 
-    /// Refuses limits that the use of `directory` does not allow, where that is wanted.
-    pub(crate) fn check_use(&self, directory: BorrowedFd<'_>) -> Result<(), Error> {
-        if self.ceilings.is_empty() {
+    /// Refuses memory limits at or below the usage of `directory`, if the specification requests that check.
+    pub(crate) fn check_usage(&self, directory: BorrowedFd<'_>) -> Result<(), Error> {
+        if self.checked_limits.is_empty() {
             return Ok(());
         }
         let used = files::read_at(directory, "memory.current", 64).map_err(Error::at("read memory.current"))?;
         let used: u64 = String::from_utf8_lossy(&used).trim().parse().unwrap_or(0);
-        match self.ceilings.iter().find(|(_, limit)| *limit <= used) {
+        match self.checked_limits.iter().find(|(_, limit)| *limit <= used) {
             Some((what, limit)) => {
                 Err(Error::invalid("linux.resources.memory", format!("rejecting {what} limit {limit} <= usage {used}")))
             }
@@ -72,7 +72,7 @@ impl Settings {
         }
     }
 
-    /// Writes all but the devices that may be used.
+    /// Writes the control files only.
     pub(crate) fn apply_limits(&self, directory: BorrowedFd<'_>) -> Result<(), Error> {
         for Setting { file, value, optional } in &self.files {
             match files::write_at(directory, file, value.as_bytes()) {
@@ -94,10 +94,10 @@ impl Settings {
             let limits = [("memory+swap", memory.swap()), ("memory", memory.limit())];
             let positive =
                 |(what, limit): (_, Option<i64>)| Some((what, u64::try_from(limit?).ok().filter(|l| *l > 0)?));
-            self.ceilings.extend(limits.into_iter().filter_map(positive));
+            self.checked_limits.extend(limits.into_iter().filter_map(positive));
         }
         if let Some(swap) = swap(limit, memory.swap().unwrap_or(0))? {
-            // Without swap there is none to limit; only a promise of some could not be kept.
+            // Without swap there is nothing to limit. Only a guaranteed amount of swap would be impossible.
             let optional = swap == "max" || swap == "0";
             self.files.push(Setting { file: "memory.swap.max".into(), value: swap, optional });
         }
@@ -119,7 +119,7 @@ impl Settings {
         if let Some(idle) = cpu.idle() {
             self.set("cpu.idle", idle);
         }
-        // What only runs when nothing else does has no weight.
+        // An idle cgroup has no weight.
         if let Some(shares) = cpu.shares().filter(|shares| *shares != 0 && cpu.idle().unwrap_or(0) == 0) {
             self.set("cpu.weight", weight(shares));
         }
@@ -147,7 +147,8 @@ impl Settings {
         Ok(())
     }
 
-    /// Devices are the guest's own and numbers of host devices mean nothing there, so only the weight has a meaning.
+    /// Block devices are the guest's own, so rules with device numbers of the host are meaningless. Only the weight is
+    /// supported.
     fn block_io(&mut self, io: &LinuxBlockIo) -> Result<(), Error> {
         refuse(&[
             ("blockIO.leafWeight", io.leaf_weight().is_some_and(|weight| weight != 0)),
@@ -221,7 +222,7 @@ fn refuse_network(network: &LinuxNetwork) -> Result<(), Error> {
     ])
 }
 
-/// A limit; negative means none.
+/// A limit as text; a negative one means none.
 fn bytes(limit: i64) -> String {
     match limit {
         0.. => limit.to_string(),
@@ -229,7 +230,8 @@ fn bytes(limit: i64) -> String {
     }
 }
 
-/// The specification limits memory and swap together, cgroup v2 swap alone. `None` where there is nothing to set.
+/// The swap limit; `None` if there is none to set. The specification limits the sum of memory and swap, cgroup v2 only
+/// swap.
 fn swap(limit: Option<i64>, total: i64) -> Result<Option<String>, Error> {
     let invalid = |reason| Err(Error::invalid("linux.resources.memory.swap", reason));
     match (limit, total) {
@@ -242,13 +244,13 @@ fn swap(limit: Option<i64>, total: i64) -> Result<Option<String>, Error> {
     }
 }
 
-/// Shares of cgroup v1, 2 to 262144, to a weight of version 2, 1 to 10000, as runc does it.
+/// Converts shares of cgroup v1 (2 to 262144) to a weight of cgroup v2 (1 to 10000), as runc does.
 fn weight(shares: u64) -> u64 {
     let shares = shares.clamp(2, 262_144);
     1 + (shares - 2) * 9999 / 262_142
 }
 
-/// A block I/O weight of cgroup v1, 10 to 1000, to one of version 2, 1 to 10000, as runc does it.
+/// Converts a block I/O weight of cgroup v1 (10 to 1000) to one of cgroup v2 (1 to 10000), as runc does.
 fn io_weight(weight: u16) -> u64 {
     1 + (u64::from(weight.clamp(10, 1000)) - 10) * 9999 / 990
 }
@@ -272,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_limits() {
+    fn memory_limits_are_converted() {
         let memory = |limit, swap| LinuxMemoryBuilder::default().limit(limit).swap(swap).build().unwrap();
         let resources = |limit: i64, swap: i64| LinuxResourcesBuilder::default().memory(memory(limit, swap));
         assert_eq!(written(resources(100, 300)), pairs([("memory.swap.max", "200"), ("memory.max", "100")]));
@@ -283,14 +285,14 @@ mod tests {
     }
 
     #[test]
-    fn limits_below_what_is_used_are_refused_where_that_is_wanted() {
+    fn limits_at_or_below_the_usage_are_refused_if_checked() {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("memory.current"), "4096\n").unwrap();
         let directory = std::fs::File::open(directory.path()).unwrap();
         let check = |limit: i64, swap: i64, check| {
             let memory = LinuxMemoryBuilder::default().limit(limit).swap(swap).check_before_update(check);
             let resources = LinuxResourcesBuilder::default().memory(memory.build().unwrap()).build().unwrap();
-            Settings::new(&resources).unwrap().check_use(directory.as_fd()).map_err(|error| error.to_string())
+            Settings::new(&resources).unwrap().check_usage(directory.as_fd()).map_err(|error| error.to_string())
         };
         assert!(check(4096, 8192, true).unwrap_err().ends_with("rejecting memory limit 4096 <= usage 4096"));
         assert!(check(1024, 2048, true).unwrap_err().ends_with("rejecting memory+swap limit 2048 <= usage 4096"));
@@ -300,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn cpu_limits() {
+    fn cpu_limits_are_converted() {
         let cpu = LinuxCpuBuilder::default().shares(1024_u64).quota(50_000).cpus("0-1").build().unwrap();
         let expected = pairs([("cpu.weight", "39"), ("cpu.max", "50000 100000"), ("cpuset.cpus", "0-1")]);
         assert_eq!(written(LinuxResourcesBuilder::default().cpu(cpu)), expected);
@@ -314,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_negative_number_of_pids_is_no_limit() {
+    fn a_negative_number_of_pids_means_no_limit() {
         let pids = |limit: i64| {
             LinuxResourcesBuilder::default().pids(LinuxPidsBuilder::default().limit(limit).build().unwrap())
         };
@@ -324,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn unified_files_stay_in_the_cgroup() {
+    fn unified_files_outside_the_cgroup_are_refused() {
         let unified = |file: &str| {
             let unified = HashMap::from([(file.to_owned(), "1".to_owned())]);
             Settings::new(&LinuxResourcesBuilder::default().unified(unified).build().unwrap())
@@ -336,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_guest_cannot_do_is_refused_by_name() {
+    fn unsupported_resources_are_refused_by_name() {
         let memory = LinuxMemoryBuilder::default().swappiness(60_u64).build().unwrap();
         let resources = LinuxResourcesBuilder::default().memory(memory).build().unwrap();
         let error = Settings::new(&resources).unwrap_err().to_string();

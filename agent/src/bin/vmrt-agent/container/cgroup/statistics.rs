@@ -1,4 +1,4 @@
-//! What a container uses, as the files of its cgroup tell it.
+//! Resource usage of a container: the statistics files of its cgroup.
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -8,15 +8,15 @@ use rustix::fs::{Dir, FileType};
 use super::Cgroup;
 use crate::sys::files;
 
-/// Endings of the names of files that hold numbers.
+/// Suffixes of the names of files with numbers.
 const NUMBERS: [&str; 6] = [".current", ".events", ".max", ".peak", ".pressure", ".stat"];
 
-/// Bytes of one file that are told. The longest, `memory.stat`, has about two thousand.
+/// Maximum number of bytes of one file. The longest one, `memory.stat`, has about two thousand.
 const MAX_FILE: usize = 16 << 10;
 
 impl Cgroup {
-    /// Names and contents of its files that hold numbers. One that cannot be read, as a pressure file without pressure
-    /// accounting, has none.
+    /// Names and contents of its files with numbers. Unreadable files are left out, such as pressure files without
+    /// pressure accounting.
     pub(crate) fn statistics(&self) -> rustix::io::Result<BTreeMap<String, String>> {
         let mut files = BTreeMap::new();
         for entry in Dir::read_from(&self.directory)? {
@@ -33,7 +33,7 @@ impl Cgroup {
     }
 }
 
-/// Whether a file is a controller's and of the wanted kind.
+/// Whether a file belongs to a controller and contains numbers.
 fn holds_numbers(name: &str) -> bool {
     !name.starts_with("cgroup.") && NUMBERS.iter().any(|ending| name.ends_with(ending))
 }
@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn controllers_numbers_are_told_apart() {
+    fn only_files_of_controllers_with_numbers_are_selected() {
         for name in ["memory.current", "hugetlb.2MB.max", "io.stat", "memory.swap.peak", "cpu.pressure"] {
             assert!(holds_numbers(name), "{name}");
         }

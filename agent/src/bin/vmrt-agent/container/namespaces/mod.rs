@@ -1,4 +1,4 @@
-//! Which namespaces a container gets.
+//! The namespaces of a container.
 
 pub(crate) mod sysctl;
 pub(crate) mod time;
@@ -10,7 +10,7 @@ use rustix::thread::ThreadNameSpaceType;
 use crate::error::Error;
 use crate::sys::interface;
 
-/// The namespaces that are a container's: those of its own, and those it shares with other containers. All else is the
+/// The namespaces of a container: its own, and those that it shares with other containers. Every other namespace is the
 /// guest's.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Namespaces {
@@ -22,12 +22,12 @@ pub(crate) struct Namespaces {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Join {
     pub(crate) kind: ThreadNameSpaceType,
-    /// The other container's id, which the specification the guest gets has for a path.
+    /// The other container's id. It is the path of the namespace in the specification that the guest gets.
     pub(crate) container: String,
 }
 
 impl Namespaces {
-    /// Checks a specification's list. With the namespaces to join, in the order in which that can be done.
+    /// Checks the list of a specification. Also returns the namespaces to join, in a possible order.
     pub(crate) fn new(list: &[LinuxNamespace]) -> Result<(Self, Vec<Join>), Error> {
         let mut namespaces = Self { own: ThreadNameSpaceType::empty(), joined: ThreadNameSpaceType::empty() };
         let mut joins = Vec::new();
@@ -51,39 +51,40 @@ impl Namespaces {
             ));
         }
         if namespaces.has(ThreadNameSpaceType::USER) && !namespaces.has(ThreadNameSpaceType::CONTROL_GROUP) {
-            // Without one, the kernel would mount it no cgroups at all. runc shows it the host's then.
+            // Without one, the kernel would refuse the mount of a cgroup file system. runc mounts the host's then.
             namespaces.own |= ThreadNameSpaceType::CONTROL_GROUP;
         }
-        // Who has joined a user namespace has no right to join what does not belong to it.
+        // A process in another user namespace lacks the permission to join namespaces that do not belong to it.
         joins.sort_by_key(|join| join.kind == ThreadNameSpaceType::USER);
         Ok((namespaces, joins))
     }
 
-    /// Whether the container has a namespace of this kind that is nobody else's.
+    /// Whether the container has a namespace of this kind of its own.
     pub(crate) fn owns(self, kind: ThreadNameSpaceType) -> bool {
         self.own.contains(kind)
     }
 
-    /// Whether the container has a namespace of this kind that is not the guest's.
+    /// Whether the container has a namespace of this kind other than the guest's.
     pub(crate) fn has(self, kind: ThreadNameSpaceType) -> bool {
         self.own.contains(kind) || self.joined.contains(kind)
     }
 
-    /// What `clone3` is told. A cgroup namespace made by it would begin at the parent's cgroup, so that one is made by
-    /// [`Namespaces::finish`]; the clocks of a time namespace made by it could not be set any more.
+    /// The flags for `clone3`. A cgroup namespace that `clone3` makes would have the parent's cgroup as its root, so
+    /// [`Namespaces::finish`] makes it. The clocks of a time namespace that `clone3` makes cannot be set.
     pub(crate) fn clone_flags(self) -> u64 {
         u64::from((self.own - ThreadNameSpaceType::CONTROL_GROUP - ThreadNameSpaceType::TIME).bits())
     }
 
-    /// What a process that already is in the pid namespace has to join.
+    /// The namespaces that a process which is already in the pid namespace has to join.
     pub(crate) fn join_flags(self) -> ThreadNameSpaceType {
         (self.own | self.joined) - ThreadNameSpaceType::PROCESS_ID
     }
 
-    /// In the new process: makes what `clone3` could not, and brings the loopback interface up.
+    /// In the new process: makes the namespaces that `clone3` did not, and brings up the loopback interface.
     pub(crate) fn finish(self) -> Result<(), Error> {
         if self.own.contains(ThreadNameSpaceType::CONTROL_GROUP) {
-            // SAFETY: a cgroup namespace changes only how paths of cgroups are shown; no memory or descriptor is touched.
+            // SAFETY: a cgroup namespace changes only how paths of cgroups are shown; no memory or descriptor is
+            // affected.
             unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWCGROUP) }
                 .map_err(Error::at("make a cgroup namespace"))?;
         }
@@ -134,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn the_default_list_is_accepted_and_the_cgroup_namespace_comes_later() {
+    fn the_default_list_is_accepted_and_clone3_makes_no_cgroup_namespace() {
         let namespaces = Namespaces::new(&get_default_namespaces()).unwrap().0;
         assert!(namespaces.has(ThreadNameSpaceType::CONTROL_GROUP));
         assert_eq!(namespaces.clone_flags() & u64::from(ThreadNameSpaceType::CONTROL_GROUP.bits()), 0);
@@ -143,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_namespace_brings_a_cgroup_namespace() {
+    fn a_user_namespace_implies_a_cgroup_namespace() {
         let kinds = [LinuxNamespaceType::Mount, LinuxNamespaceType::User];
         let with = Namespaces::new(&kinds.map(namespace)).unwrap();
         assert!(with.0.has(ThreadNameSpaceType::CONTROL_GROUP));
@@ -151,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_given_is_refused_by_name() {
+    fn unsupported_namespaces_are_refused_by_name() {
         let mount = namespace(LinuxNamespaceType::Mount);
         assert!(Namespaces::new(&[]).unwrap_err().to_string().contains("mount namespace"));
         assert!(Namespaces::new(&[mount.clone(), mount.clone()]).unwrap_err().to_string().contains("twice"));
@@ -175,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn another_container_s_namespaces_are_had_and_not_made() {
+    fn namespaces_of_another_container_are_joined_and_not_made() {
         let list = [
             namespace(LinuxNamespaceType::Mount),
             joined(LinuxNamespaceType::Pid, "web"),

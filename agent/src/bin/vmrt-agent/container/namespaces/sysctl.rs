@@ -1,4 +1,4 @@
-//! Kernel parameters of a container: those that its own namespaces have.
+//! Kernel parameters of a container, which belong to its namespaces.
 
 use std::os::fd::BorrowedFd;
 
@@ -31,10 +31,11 @@ pub(crate) struct Sysctl {
 }
 
 impl Sysctl {
-    /// Refuses what would change more than the container.
+    /// Checks a parameter. Refuses one that would affect more than the container.
     pub(crate) fn new(name: &str, value: &str, namespaces: Namespaces) -> Result<Self, Error> {
         let invalid = |reason| Error::invalid(format!("linux.sysctl: {name}"), reason);
-        // Either separator may be used; the other then stands for itself, as in `net.ipv4.conf.eth0/1.forwarding`.
+        // The first separator decides which of the two is used. The other one is part of a name, as in
+        // `net.ipv4.conf.eth0/1.forwarding`.
         let file = match name.find(['.', '/']).map(|at| name.as_bytes()[at]) {
             Some(b'.') => name.chars().map(swap_separator).collect(),
             _ => name.to_owned(),
@@ -61,7 +62,7 @@ impl Sysctl {
         Ok(Self { name: name.into(), file, value: value.into() })
     }
 
-    /// Sets it; `proc` is any `/proc`.
+    /// Sets the parameter; `proc` is any `/proc`.
     pub(crate) fn set(&self, proc: BorrowedFd<'_>) -> Result<(), Error> {
         files::write_at(proc, &format!("sys/{}", self.file), self.value.as_bytes())
             .map_err(Error::at(format!("set sysctl {}", self.name)))
@@ -83,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_become_files() {
+    fn a_name_becomes_the_path_of_its_file() {
         let namespaces = Namespaces::new(&get_default_namespaces()).unwrap().0;
         let file = |name| Sysctl::new(name, "1", namespaces).map(|sysctl| sysctl.file);
         assert_eq!(file("net.ipv4.conf.eth0/1.forwarding").unwrap(), "net/ipv4/conf/eth0.1/forwarding");
@@ -93,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_the_containers_own_is_refused_by_name() {
+    fn parameters_outside_the_containers_namespaces_are_refused_by_name() {
         let mount = LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Mount).build().unwrap();
         let guests = Namespaces::new(&[mount]).unwrap().0;
         let error = Sysctl::new("net.ipv4.ip_forward", "1", guests).unwrap_err();

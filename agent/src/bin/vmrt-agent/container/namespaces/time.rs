@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::machine::file_systems::GuestFds;
 use crate::sys::files;
 
-/// A container's clocks, as the kernel's `timens_offsets` takes them: a line each.
+/// The offsets of a container's clocks, as lines of the kernel's `timens_offsets`.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct TimeOffsets(Vec<String>);
 
@@ -39,10 +39,11 @@ impl TimeOffsets {
     }
 }
 
-/// Makes a process by `spawn` in a time namespace of its own, where `namespaces` has one.
+/// Runs `spawn` so that it makes a process in a new time namespace, if `namespaces` contains one of the container's
+/// own.
 ///
-/// The kernel fixes a time namespace's clocks when the first process enters it. So the agent makes one for its future
-/// children, sets the clocks, makes the process, and points its children back to its own.
+/// The kernel fixes the clocks of a time namespace when the first process enters it. So the agent makes the namespace
+/// for its future children, sets the clocks, makes the process, and resets the namespace for children to its own.
 pub(crate) fn with_offsets<T>(
     guest: GuestFds<'_>,
     namespaces: Namespaces,
@@ -52,7 +53,7 @@ pub(crate) fn with_offsets<T>(
     if !namespaces.owns(ThreadNameSpaceType::TIME) {
         return spawn();
     }
-    // SAFETY: affects what children are born into; no memory or descriptor is touched.
+    // SAFETY: changes only the namespace of future children; no memory or descriptor is affected.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWTIME) }.map_err(Error::at("make a time namespace"))?;
     let spawned = offsets.set(guest).and_then(|()| spawn());
     rustix::thread::move_into_thread_name_spaces(guest.agent, ThreadNameSpaceType::TIME)
@@ -85,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn clocks_become_lines_for_the_kernel() {
+    fn offsets_become_lines_for_the_kernel() {
         let own = [LinuxNamespaceType::Mount, LinuxNamespaceType::Time];
         assert_eq!(offsets("boottime", 7, &own).unwrap().0, ["boottime -5 7\n"]);
         assert_eq!(
@@ -96,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn they_need_a_namespace() {
+    fn offsets_need_a_time_namespace() {
         let error = offsets("monotonic", 0, &[LinuxNamespaceType::Mount]).unwrap_err();
         assert_eq!(error, "linux.timeOffsets: monotonic: needs a time namespace of the container's own");
     }

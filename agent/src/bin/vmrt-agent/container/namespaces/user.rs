@@ -1,4 +1,4 @@
-//! User namespaces: which of the guest's users and groups a container's are.
+//! User namespaces: the mapping of a container's users and groups to the guest's.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -13,7 +13,7 @@ use crate::machine::file_systems::FileSystems;
 use crate::sys::clone::{self, Cloned};
 use crate::sys::files;
 
-/// The mappings of a user namespace: a container's, or one that a mount takes them from.
+/// The id mappings of a user namespace: a container's, or one for an id-mapped mount.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct IdMaps {
     uids: Vec<LinuxIdMapping>,
@@ -21,8 +21,8 @@ pub(crate) struct IdMaps {
 }
 
 impl IdMaps {
-    /// Checks `linux.uidMappings` and `linux.gidMappings`. There are none without a user namespace, and no user namespace
-    /// without them.
+    /// Checks `linux.uidMappings` and `linux.gidMappings`. Both are required with a user namespace and not allowed
+    /// without one.
     pub(crate) fn new(linux: &Linux, namespaces: Namespaces) -> Result<Option<Self>, Error> {
         let maps = Self::of(linux.uid_mappings(), linux.gid_mappings());
         let has_namespace = namespaces.has(ThreadNameSpaceType::USER);
@@ -38,7 +38,7 @@ impl IdMaps {
         Ok(has_namespace.then_some(maps))
     }
 
-    /// A mount's own; none where it has neither.
+    /// The mappings of a mount; `None` if it has neither.
     pub(crate) fn of_mount(mount: &Mount) -> Option<Self> {
         Some(Self::of(mount.uid_mappings(), mount.gid_mappings())).filter(|maps| *maps != Self::of(&None, &None))
     }
@@ -52,7 +52,8 @@ impl IdMaps {
         !self.uids.is_empty() && !self.gids.is_empty()
     }
 
-    /// Gives them to the namespace of a process that was just born in it, which is that of `owner`. `proc` is the guest's `/proc`.
+    /// Writes the mappings of the user namespace of process `pid`, which was just made in it. `owner` names the
+    /// namespace in messages, `proc` is the guest's `/proc`.
     pub(crate) fn write(&self, proc: BorrowedFd<'_>, pid: i32, owner: &str) -> Result<(), Error> {
         for (file, list) in [("uid_map", &self.uids), ("gid_map", &self.gids)] {
             files::write_at(proc, &format!("{pid}/{file}"), lines(list).as_bytes())
@@ -61,12 +62,12 @@ impl IdMaps {
         Ok(())
     }
 
-    /// The guest's number of a user of the container.
+    /// The guest's id for a user of the container.
     pub(crate) fn uid(&self, uid: Uid) -> Result<Uid, Error> {
         look_up("linux.uidMappings", &self.uids, uid.as_raw()).map(Uid::from_raw)
     }
 
-    /// The guest's number of a group of the container.
+    /// The guest's id for a group of the container.
     pub(crate) fn gid(&self, gid: Gid) -> Result<Gid, Error> {
         look_up("linux.gidMappings", &self.gids, gid.as_raw()).map(Gid::from_raw)
     }
@@ -78,12 +79,12 @@ fn look_up(field: &str, list: &[LinuxIdMapping], id: u32) -> Result<u32, Error> 
     Ok(map.host_id() + (id - map.container_id()))
 }
 
-/// As the kernel takes them: a line each.
+/// The format of the kernel: one line for each mapping.
 fn lines(list: &[LinuxIdMapping]) -> String {
     list.iter().map(|map| format!("{} {} {}\n", map.container_id(), map.host_id(), map.size())).collect()
 }
 
-/// Makes the caller, whose own user is not one of its user namespace, that namespace's root.
+/// Makes the caller root of its user namespace. Before, its user has no id in that namespace.
 pub(crate) fn become_root() -> Result<(), Error> {
     let step = || "become root of the user namespace";
     rustix::thread::set_thread_groups(&[]).map_err(Error::at(step()))?;
@@ -91,19 +92,20 @@ pub(crate) fn become_root() -> Result<(), Error> {
     rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).map_err(Error::at(step()))
 }
 
-/// User namespaces without a process in them, for mounts to take their mappings from. Gone when dropped; a mount keeps what it took.
+/// User namespaces without processes, as sources of id mappings for mounts. They are removed when dropped; a mount
+/// retains the mappings.
 pub(crate) struct UserNamespaces<'a> {
     files: &'a FileSystems,
     made: Vec<(IdMaps, OwnedFd)>,
 }
 
 impl<'a> UserNamespaces<'a> {
-    /// None so far. `files` are the guest's.
+    /// No namespaces yet. `files` are the agent's file systems.
     pub(crate) fn new(files: &'a FileSystems) -> Self {
         Self { files, made: Vec::new() }
     }
 
-    /// The one with these mappings, which are those of `owner`.
+    /// The namespace with these mappings, made if necessary. `owner` names the mappings in messages.
     pub(crate) fn with(&mut self, maps: &IdMaps, owner: &str) -> Result<BorrowedFd<'_>, Error> {
         let index = match self.made.iter().position(|(known, _)| known == maps) {
             Some(index) => index,
@@ -115,7 +117,7 @@ impl<'a> UserNamespaces<'a> {
         Ok(self.made[index].1.as_fd())
     }
 
-    /// A namespace is born with a process, which is no more needed once there is a descriptor of the namespace.
+    /// A process is needed to make a namespace, and ended as soon as there is a descriptor of the namespace.
     fn make(&self, maps: &IdMaps, owner: &str) -> Result<OwnedFd, Error> {
         let step = "make a user namespace";
         let kind = u64::from(ThreadNameSpaceType::USER.bits());
@@ -153,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_namespace_and_its_maps_go_together() {
+    fn mappings_and_a_user_namespace_require_each_other() {
         let (with, without) = (
             namespaces(&[LinuxNamespaceType::Mount, LinuxNamespaceType::User]),
             namespaces(&[LinuxNamespaceType::Mount]),
@@ -168,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn users_are_looked_up_as_the_kernel_does() {
+    fn ids_are_mapped_as_in_the_kernel() {
         let maps = IdMaps { uids: vec![map(0, 1000, 1), map(1, 100_000, 65_535)], gids: vec![map(0, 0, 1)] };
         let uid = |id| maps.uid(Uid::from_raw(id)).map(Uid::as_raw).map_err(|error| error.to_string());
         assert_eq!((uid(0), uid(1), uid(65_535)), (Ok(1000), Ok(100_000), Ok(165_534)));

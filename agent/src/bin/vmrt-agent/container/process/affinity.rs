@@ -1,4 +1,4 @@
-//! The CPUs that an executed process may run on, as the guest numbers them.
+//! The CPUs that a further process of a container may run on, with the guest's numbers.
 
 use oci_spec::runtime::Process;
 use rustix::thread::CpuSet;
@@ -7,8 +7,8 @@ use crate::error::Error;
 
 /// The specification's `process.execCPUAffinity`.
 ///
-/// A process is born in the container's cgroup, so there is no time before that for the initial list: it counts where
-/// there is no final one, as the kernel keeps it then.
+/// The initial list applies before a process enters its cgroup. Here a process starts in the container's cgroup, so the
+/// initial list applies only if there is no final one. The kernel would retain it then, too.
 #[derive(Clone, Debug)]
 pub(crate) struct Affinity {
     list: String,
@@ -16,7 +16,7 @@ pub(crate) struct Affinity {
 }
 
 impl Affinity {
-    /// Checks it; none where nothing is asked for.
+    /// Checks the lists; `None` without any.
     pub(crate) fn new(process: &Process) -> Result<Option<Self>, Error> {
         let Some(affinity) = process.exec_cpu_affinity() else { return Ok(None) };
         let lists = [affinity.cpu_affinity_final(), affinity.initial()];
@@ -39,7 +39,7 @@ impl Affinity {
         Ok(Self { list: list.into(), cpus })
     }
 
-    /// Binds the caller.
+    /// Restricts the caller to these CPUs.
     pub(crate) fn apply(&self) -> Result<(), Error> {
         rustix::thread::sched_setaffinity(None, &self.cpus).map_err(Error::at(format!("bind to CPUs {}", self.list)))
     }
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_has_numbers_and_ranges() {
+    fn a_list_consists_of_numbers_and_ranges() {
         let cpus = Affinity::parse("0-2,7").unwrap().cpus;
         assert_eq!((0..9).filter(|cpu| cpus.is_set(*cpu)).collect::<Vec<_>>(), [0, 1, 2, 7]);
         for list in ["x", "3-1", "1,,2", "99999"] {
@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn the_final_list_wins() {
+    fn the_final_list_overrides_the_initial_one() {
         let process = |json: &str| {
             let mut process = serde_json::to_value(Process::default()).unwrap();
             process["execCPUAffinity"] = serde_json::from_str(json).unwrap();

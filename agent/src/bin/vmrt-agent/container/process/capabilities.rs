@@ -9,7 +9,7 @@ use rustix::thread::{
 
 use crate::error::Error;
 
-/// The sets as the specification gives them; absent ones are empty.
+/// The sets of the specification. Absent ones are empty.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct CapabilityPlan {
     bounding: CapabilitySet,
@@ -20,7 +20,7 @@ pub(crate) struct CapabilityPlan {
 }
 
 impl CapabilityPlan {
-    /// Reads the specification's sets.
+    /// Converts the specification's sets.
     pub(crate) fn new(sets: Option<&LinuxCapabilities>) -> Self {
         let set = |set: fn(&LinuxCapabilities) -> &Option<Capabilities>| {
             let set = sets.and_then(|sets| set(sets).as_ref());
@@ -32,16 +32,16 @@ impl CapabilityPlan {
             effective: set(LinuxCapabilities::effective),
             permitted,
             inheritable,
-            // The kernel takes no other ones, and runc's own starter specification asks for some: runc drops them, too.
+            // The kernel refuses other ones. runc's default specification contains some, and runc drops them as well.
             ambient: set(LinuxCapabilities::ambient).intersection(permitted).intersection(inheritable),
         }
     }
 
-    /// Limits what can ever be gained. Needs a capability that changing the user may take.
+    /// Limits the bounding set. This needs a capability that the change of the user may remove.
     pub(crate) fn apply_bounding(&self) -> Result<(), Error> {
         for capability in CapabilitySet::all().difference(self.bounding).iter() {
             match remove_capability_from_bounding_set(capability) {
-                // A capability that the guest's kernel does not have.
+                // The guest's kernel does not have this capability.
                 Ok(()) | Err(Errno::INVAL) => {}
                 Err(error) => return Err(Error::at("limit the bounding capability set")(error)),
             }
@@ -49,7 +49,7 @@ impl CapabilityPlan {
         Ok(())
     }
 
-    /// Sets the other four.
+    /// Sets the other four sets.
     pub(crate) fn apply(&self) -> Result<(), Error> {
         let Self { effective, permitted, inheritable, .. } = *self;
         set_capabilities(None, CapabilitySets { effective, permitted, inheritable })
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_capability_of_the_specification_has_its_bit() {
+    fn capabilities_of_the_specification_are_converted() {
         let one = |capability| {
             let sets = LinuxCapabilitiesBuilder::default().bounding(Capabilities::from([capability])).build().unwrap();
             CapabilityPlan::new(Some(&sets)).bounding
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn no_sets_are_empty_sets() {
+    fn absent_sets_are_empty() {
         assert_eq!(CapabilityPlan::new(None).bounding, CapabilitySet::empty());
     }
 }

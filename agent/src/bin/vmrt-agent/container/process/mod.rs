@@ -1,4 +1,4 @@
-//! What a process runs, and as whom.
+//! The specification of a process: its program, user and attributes.
 
 pub(crate) mod affinity;
 pub(crate) mod capabilities;
@@ -25,7 +25,7 @@ use crate::container::process::seccomp::Filter;
 use crate::container::rootfs::paths;
 use crate::error::Error;
 
-/// The most that is read of an image's `/etc/passwd`, in bytes.
+/// Maximum number of bytes to read of an image's `/etc/passwd`.
 const PASSWD_LIMIT: u64 = 1 << 20;
 
 /// The specification's `process`, checked.
@@ -37,24 +37,24 @@ pub(crate) struct ProcessPlan {
     pub(crate) env: Vec<CString>,
     /// Working directory, an absolute path.
     pub(crate) cwd: PathBuf,
-    /// Whether it wants a terminal.
+    /// Whether it has a terminal.
     pub(crate) terminal: bool,
-    /// Size of that terminal.
+    /// Size of the terminal.
     pub(crate) console_size: Option<TerminalSize>,
-    /// User.
+    /// User id.
     pub(crate) uid: Uid,
-    /// How readily the kernel kills it, -1000 to 1000.
+    /// The kernel's OOM score adjustment, -1000 to 1000.
     pub(crate) oom_score_adj: Option<i32>,
-    /// The CPUs of a process that is no container's first one.
+    /// The CPUs of a process that is not a container's first one.
     pub(crate) exec_affinity: Option<Affinity>,
     gid: Gid,
     groups: Vec<Gid>,
     umask: Mode,
     capabilities: CapabilityPlan,
     rlimits: Vec<(Resource, Rlimit)>,
-    /// Programs it executes get no more privileges than it has.
+    /// Whether programs that it executes cannot gain privileges.
     pub(crate) no_new_privileges: bool,
-    /// When it runs.
+    /// Scheduling policy and I/O priority.
     pub(crate) scheduling: Scheduling,
 }
 
@@ -94,18 +94,18 @@ impl ProcessPlan {
         })
     }
 
-    /// Makes the working directory where it is missing, as runc does for a container's first process.
+    /// Makes the working directory if it is missing, as runc does for a container's first process.
     pub(crate) fn make_cwd(&self, root: BorrowedFd<'_>) -> Result<(), Error> {
         match paths::open_or_make_directories(root, &self.cwd) {
-            // Entering it will say what is wrong with it.
+            // `chdir` reports the error.
             Ok(_) | Err(Errno::NOTDIR | Errno::ACCESS | Errno::ROFS) => Ok(()),
             Err(error) => Err(Error::on("make working directory", &self.cwd)(error)),
         }
     }
 
-    /// Gives the caller everything of this process but its program. The order matters: what needs privileges first.
-    /// `seccomp` is a filter of system calls to install as long as there are privileges.
-    pub(crate) fn become_it(&self, root: BorrowedFd<'_>, seccomp: Option<&Filter>) -> Result<Vec<CString>, Error> {
+    /// Gives the caller all attributes of this process except its program. Steps that need privileges come first.
+    /// `seccomp` is a filter to install while the caller still has privileges.
+    pub(crate) fn assume(&self, root: BorrowedFd<'_>, seccomp: Option<&Filter>) -> Result<Vec<CString>, Error> {
         for (resource, limit) in &self.rlimits {
             rustix::process::setrlimit(*resource, *limit).map_err(Error::at(format!("set limit {resource:?}")))?;
         }
@@ -115,7 +115,7 @@ impl ProcessPlan {
         seccomp.map_or(Ok(()), Filter::install)?;
         self.capabilities.apply_bounding()?;
         rustix::thread::set_keep_capabilities(true).map_err(Error::at("keep capabilities"))?;
-        // Some directories only the one may enter, some only the other.
+        // A directory may be accessible only to root, or only to the process's user.
         let entered = self.enter_cwd();
         self.change_user()?;
         rustix::thread::set_keep_capabilities(false).map_err(Error::at("stop keeping capabilities"))?;
@@ -134,8 +134,8 @@ impl ProcessPlan {
         rustix::thread::set_thread_res_uid(self.uid, self.uid, self.uid).map_err(Error::at(step()))
     }
 
-    /// A directory that the path does not lead to from the container's root, such as one behind a descriptor of the
-    /// agent in `/proc/self/fd`, would be a way out.
+    /// Enters the working directory. A directory that is not reachable from the container's root, such as one behind a
+    /// descriptor of the agent in `/proc/self/fd`, would be a way out of the container.
     fn enter_cwd(&self) -> Result<(), Error> {
         let step = || format!("chdir to cwd ({:?}) set in config.json failed", self.cwd);
         rustix::process::chdir(&self.cwd).map_err(|error| Error::at(step())(error))?;
@@ -147,7 +147,7 @@ impl ProcessPlan {
     }
 
     fn env_with_home(&self, root: BorrowedFd<'_>) -> Vec<CString> {
-        let mut env = last_of_each(&self.env);
+        let mut env = without_duplicates(&self.env);
         env.retain(|variable| variable.as_bytes() != b"HOME=");
         if !env.iter().any(|variable| variable.as_bytes().starts_with(b"HOME=")) {
             let home = home(root, self.uid).unwrap_or_else(|| "/".into());
@@ -157,8 +157,8 @@ impl ProcessPlan {
     }
 }
 
-/// Of variables of one name, the last.
-fn last_of_each(env: &[CString]) -> Vec<CString> {
+/// The last variable of each name.
+fn without_duplicates(env: &[CString]) -> Vec<CString> {
     fn name(variable: &CString) -> Option<&[u8]> {
         variable.as_bytes().split(|byte| *byte == b'=').next()
     }
@@ -183,7 +183,7 @@ fn strings(field: &str, strings: &Option<Vec<String>>) -> Result<Vec<CString>, E
     strings.collect::<Result<_, _>>().map_err(|_| Error::invalid(field, "holds a NUL character"))
 }
 
-/// Sizes no terminal has are cut to the largest there is.
+/// Reduces sizes that a terminal cannot have to the maximum.
 fn console_size(height: u64, width: u64) -> TerminalSize {
     let cut = |value| u16::try_from(value).unwrap_or(u16::MAX);
     TerminalSize { rows: cut(height), columns: cut(width) }
@@ -219,7 +219,8 @@ fn resource(kind: PosixRlimitType) -> Resource {
     }
 }
 
-/// The home directory of `uid` in the container's `/etc/passwd`. Anything odd about that file means there is none.
+/// The home directory of `uid` in the container's `/etc/passwd`. `None` if that file is missing or unreadable, or not a
+/// regular file.
 fn home(root: BorrowedFd<'_>, uid: Uid) -> Option<String> {
     let file = paths::open(root, Path::new("/etc/passwd"), OFlags::RDONLY | OFlags::NONBLOCK).ok()?;
     let stat = rustix::fs::fstat(&file).ok()?;
@@ -244,7 +245,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_be_is_refused_by_name() {
+    fn invalid_and_unsupported_properties_are_refused_by_name() {
         let refused = |process: ProcessBuilder| ProcessPlan::new(&process.build().unwrap()).unwrap_err().to_string();
         assert!(refused(ProcessBuilder::default().args(Vec::new())).starts_with("process.args"));
         assert!(refused(ProcessBuilder::default().cwd("relative")).starts_with("process.cwd"));
@@ -256,14 +257,14 @@ mod tests {
     }
 
     #[test]
-    fn the_last_variable_of_a_name_counts() {
+    fn of_variables_with_one_name_the_last_is_used() {
         let strings = |list: &[&str]| list.iter().map(|text| CString::new(*text).unwrap()).collect::<Vec<_>>();
         let env = strings(&["A=1", "B=2", "AB=3", "A=", "B=4=5"]);
-        assert_eq!(last_of_each(&env), strings(&["AB=3", "A=", "B=4=5"]));
+        assert_eq!(without_duplicates(&env), strings(&["AB=3", "A=", "B=4=5"]));
     }
 
     #[test]
-    fn the_home_directory_is_the_one_of_the_user() {
+    fn the_home_directory_is_found_by_the_user_id() {
         let users = "root:x:0:0:root:/root:/bin/sh\nbroken\nweb:x:33:33::/var/www:/bin/sh\nno:x:34:34:::\n";
         assert_eq!(home_in(users, Uid::from_raw(33)).as_deref(), Some("/var/www"));
         assert_eq!(home_in(users, Uid::from_raw(34)), None);
@@ -271,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_limit_means_none() {
+    fn the_maximum_value_means_no_limit() {
         let limit = PosixRlimitBuilder::default().typ(PosixRlimitType::RlimitCore).soft(0_u64).hard(u64::MAX);
         let (_, limit) = rlimit(&limit.build().unwrap()).unwrap();
         assert_eq!((limit.current, limit.maximum), (Some(0), None));

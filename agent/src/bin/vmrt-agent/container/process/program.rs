@@ -1,4 +1,4 @@
-//! Finding the program a process is to run.
+//! The search for the program of a process.
 
 use std::ffi::{CString, OsStr};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -9,11 +9,12 @@ use rustix::io::Errno;
 
 use crate::error::{self, Error};
 
-/// Finds `name` as the caller, in its working directory: by `PATH` of `env` if it has no `/`.
+/// Finds program `name` with the caller's permissions and working directory. Without a `/` in the name, searches `PATH`
+/// of `env`.
 pub(crate) fn find(name: &CString, env: &[CString]) -> Result<CString, Error> {
     let path = Path::new(OsStr::from_bytes(name.as_bytes()));
     if name.as_bytes().contains(&b'/') {
-        return match usable(path) {
+        return match check_executable(path) {
             Ok(()) => Ok(name.clone()),
             Err(Unusable::Missing(error)) => {
                 let reason = format!("stat {}: {}", path.display(), error::text(error));
@@ -25,7 +26,7 @@ pub(crate) fn find(name: &CString, env: &[CString]) -> Result<CString, Error> {
         };
     }
     let mut candidates = search_path(env).into_iter().map(|directory| directory.join(path));
-    let found = candidates.find(|candidate| !name.is_empty() && usable(candidate).is_ok());
+    let found = candidates.find(|candidate| !name.is_empty() && check_executable(candidate).is_ok());
     found.and_then(|found| CString::new(found.into_os_string().into_vec()).ok()).ok_or_else(|| Error::ProgramNotFound {
         program: path.display().to_string(),
         reason: "executable file not found in $PATH".into(),
@@ -37,23 +38,23 @@ enum Unusable {
     NotExecutable(String),
 }
 
-fn usable(path: &Path) -> Result<(), Unusable> {
+fn check_executable(path: &Path) -> Result<(), Unusable> {
     let stat = rustix::fs::stat(path).map_err(|error| match error {
         Errno::ACCESS => Unusable::NotExecutable(error::text(error)),
         error => Unusable::Missing(error),
     })?;
     if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-        // What runc 1.1 says of a directory.
+        // The error of runc 1.1 for a directory.
         return Err(Unusable::NotExecutable(error::text(Errno::ACCESS)));
     }
     match rustix::fs::accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS) {
-        // A seccomp filter that does not know so new a system call. Then `execve` will tell.
+        // A seccomp filter may not know this recent system call. `execve` reports the error then.
         Err(Errno::NOSYS | Errno::PERM) if stat.st_mode & 0o111 != 0 => Ok(()),
         result => result.map_err(|error| Unusable::NotExecutable(error::text(error))),
     }
 }
 
-/// The directories of `PATH`; the last one counts if there are several, as `execve`'d programs see it.
+/// The directories of `PATH`. Of several variables of that name the last one counts, as for the executed program.
 fn search_path(env: &[CString]) -> Vec<PathBuf> {
     let path = env.iter().rev().find_map(|variable| variable.as_bytes().strip_prefix(b"PATH="));
     let directories = path.map(|path| path.split(|byte| *byte == b':'));
@@ -64,7 +65,7 @@ fn search_path(env: &[CString]) -> Vec<PathBuf> {
     directories.into_iter().flatten().map(directory).collect()
 }
 
-/// What a failed `execve` of `program` means.
+/// The error of a failed `execve` of `program`.
 pub(crate) fn not_executed(program: &CString, error: Errno) -> Error {
     let program = program.to_string_lossy().into_owned();
     let reason = error::text(error);
@@ -99,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_executable_file_in_the_path_is_taken() {
+    fn the_first_executable_file_in_the_path_is_found() {
         let (first, second) = (TempDir::new().unwrap(), TempDir::new().unwrap());
         file(&first, "tool", 0o644);
         let tool = file(&second, "tool", 0o755);
@@ -112,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_says_what_is_wrong_with_it_as_runc_does() {
+    fn the_messages_for_an_unusable_path_are_those_of_runc() {
         let directory = TempDir::new().unwrap();
         let plain = file(&directory, "plain", 0o644);
         assert_eq!(find_in("", &plain).unwrap_err(), format!("exec: \"{plain}\": permission denied"));

@@ -5,7 +5,7 @@ use oci_spec::runtime::{IOPriorityClass, LinuxSchedulerFlag, LinuxSchedulerPolic
 use crate::error::Error;
 use crate::sys::scheduling::{self, SchedulerAttr};
 
-/// What the specification asks for, in the kernel's terms.
+/// The attributes of the specification, as numbers of the kernel.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Scheduling {
     scheduler: Option<SchedulerAttr>,
@@ -29,15 +29,15 @@ impl Scheduling {
         Ok(Self { scheduler: scheduler.transpose()?, io_priority: io_priority.transpose()? })
     }
 
-    /// Whether the process runs as any other once it is set up.
+    /// Whether the specification leaves the scheduling policy at the default.
     pub(crate) fn is_normal(&self) -> bool {
         self.scheduler.is_none()
     }
 
-    /// Applies it to the caller. What [`Scheduling::is_normal`] is left to [`set_normal_policy`].
+    /// Applies the attributes to the caller. The agent itself sets the default policy, by [`set_normal_policy`].
     pub(crate) fn apply(&self) -> Result<(), Error> {
         if let Some(scheduler) = &self.scheduler {
-            // What the caller may ask for does not depend on what it is now.
+            // From the default policy, the permission to set another one is the same as on a host.
             set_normal_policy(scheduling::CALLER)?;
             scheduling::set_scheduler(scheduling::CALLER, scheduler).map_err(Error::at("set scheduling policy"))?;
         }
@@ -48,9 +48,10 @@ impl Scheduling {
     }
 }
 
-/// Has the process `pid` run no more before others. A filter of system calls may keep it from doing so itself.
+/// Sets the default policy of process `pid`, which ends its real-time priority. The process cannot do that itself,
+/// because its seccomp filter may forbid it.
 pub(crate) fn set_normal_policy(pid: i32) -> Result<(), Error> {
-    scheduling::set_scheduler(pid, &SchedulerAttr::normal()).map_err(Error::at("set the usual scheduling policy"))
+    scheduling::set_scheduler(pid, &SchedulerAttr::normal()).map_err(Error::at("set the default scheduling policy"))
 }
 
 fn scheduler(scheduler: &Scheduler) -> Result<SchedulerAttr, Error> {

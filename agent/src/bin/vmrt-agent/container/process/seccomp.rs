@@ -1,11 +1,11 @@
-//! A container's filter of system calls, which comes compiled from the runtime.
+//! A container's system call filter, which the runtime compiles.
 
 use agent::SeccompFilter;
 
 use crate::error::Error;
 use crate::sys::seccomp;
 
-/// A filter, ready to install.
+/// A filter to install.
 #[derive(Debug)]
 pub(crate) struct Filter {
     flags: u32,
@@ -13,7 +13,7 @@ pub(crate) struct Filter {
 }
 
 impl Filter {
-    /// Takes a filter from the wire. What its instructions mean, the kernel checks.
+    /// Converts a filter of the protocol. The kernel checks its instructions.
     pub(crate) fn new(filter: &SeccompFilter) -> Result<Self, Error> {
         if filter.program.is_empty() || filter.program.len() > usize::from(u16::MAX) {
             return Err(Error::invalid("linux.seccomp", format!("a program of {} instructions", filter.program.len())));
@@ -21,7 +21,7 @@ impl Filter {
         Ok(Self { flags: filter.flags, program: filter.program.iter().copied().map(instruction).collect() })
     }
 
-    /// Filters all system calls of the caller from now on, and of the programs it executes.
+    /// Installs the filter for the caller and the programs that it executes.
     pub(crate) fn install(&self) -> Result<(), Error> {
         seccomp::install_filter(self.flags, &self.program).map_err(Error::at("install the seccomp filter"))
     }
@@ -37,13 +37,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_instruction_is_taken_apart() {
+    fn an_instruction_is_converted() {
         let taken = instruction(0x0015_0203_c000_003e);
         assert_eq!((taken.code, taken.jt, taken.jf, taken.k), (0x15, 2, 3, 0xc000_003e));
     }
 
     #[test]
-    fn a_program_without_instructions_is_none() {
+    fn a_program_without_instructions_is_refused() {
         assert!(Filter::new(&SeccompFilter { flags: 0, program: vec![] }).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! A process's terminal: a pseudo-terminal of its container's own devpts.
+//! The terminal of a process: a pseudo-terminal of the container's devpts.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -15,14 +15,15 @@ use crate::error::Error;
 
 /// Both ends of a pseudo-terminal.
 pub(crate) struct Terminal {
-    /// The end the agent reads and writes.
+    /// The agent's end.
     pub(crate) master: OwnedFd,
-    /// The end the process has as its standard streams.
+    /// The process's end, its standard streams.
     pub(crate) slave: OwnedFd,
 }
 
 impl Terminal {
-    /// Opens a new one in the container whose root is `root`. With `bare_lines` it adds no carriage returns to its output.
+    /// Opens a new pseudo-terminal in the container whose root is `root`. With `bare_lines` the output gets no carriage
+    /// returns.
     pub(crate) fn open(root: BorrowedFd<'_>, size: Option<TerminalSize>, bare_lines: bool) -> Result<Self, Error> {
         let master = open_master(root).map_err(Error::at("open terminal /dev/ptmx"))?;
         if let Some(size) = size {
@@ -32,17 +33,17 @@ impl Terminal {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags).map_err(Error::at("open terminal"))?;
         if bare_lines {
-            leave_lines(slave.as_fd()).map_err(Error::at("set the terminal's mode"))?;
+            disable_carriage_returns(slave.as_fd()).map_err(Error::at("set the terminal's mode"))?;
         }
         Ok(Self { master, slave })
     }
 
-    /// Makes the place that [`Self::mount_console`] takes, where it is missing.
+    /// Makes the mount point for [`Self::mount_console`] if it is missing.
     pub(crate) fn make_console(root: BorrowedFd<'_>) -> Result<(), Error> {
         console(root).map(drop).map_err(Error::at("make /dev/console"))
     }
 
-    /// Shows it as `/dev/console` too.
+    /// Mounts the terminal on `/dev/console`.
     pub(crate) fn mount_console(&self, root: BorrowedFd<'_>) -> Result<(), Error> {
         let mount = || {
             let place = console(root)?;
@@ -52,13 +53,13 @@ impl Terminal {
         mount().map_err(Error::at("mount terminal on /dev/console"))
     }
 
-    /// Makes it the controlling terminal of the caller, who leads a session.
+    /// Makes it the controlling terminal of the caller, a session leader.
     pub(crate) fn control(&self) -> Result<(), Error> {
         rustix::process::ioctl_tiocsctty(&self.slave).map_err(Error::at("make the terminal the controlling one"))
     }
 }
 
-/// The node is the image's to choose where `/dev` is not mounted, so that it is the device is checked.
+/// Opens `/dev/ptmx`. Without a mount on `/dev` that path belongs to the image, so the device number is checked.
 fn open_master(root: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK;
     let place = paths::open(root, Path::new("/dev/ptmx"), OFlags::PATH)?;
@@ -74,13 +75,13 @@ fn console(root: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
     paths::open_or_make(root, Path::new("/dev/console"), Missing::File)
 }
 
-fn leave_lines(terminal: BorrowedFd<'_>) -> rustix::io::Result<()> {
+fn disable_carriage_returns(terminal: BorrowedFd<'_>) -> rustix::io::Result<()> {
     let mut mode = tcgetattr(terminal)?;
     mode.output_modes.remove(OutputModes::ONLCR);
     tcsetattr(terminal, OptionalActions::Now, &mode)
 }
 
-/// Tells a terminal its size, given either of its ends.
+/// Sets the size of a terminal, at either end.
 pub(crate) fn resize(terminal: BorrowedFd<'_>, size: TerminalSize) -> rustix::io::Result<()> {
     let size = Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
     tcsetwinsize(terminal, size)

@@ -1,4 +1,4 @@
-//! Copies of a directory's content, for a tmpfs that begins with what it covers.
+//! Copies of a directory's content, for a tmpfs with the option `tmpcopyup`.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Uid};
 use rustix::io::{Errno, Result};
 
-/// Copies everything in `from` to the empty directory `to`, which gets its owner too. What is copied may be hostile: no
+/// Copies the content of `from` to the empty directory `to`, and the owner of `from`. The content may be hostile, so no
 /// symbolic link is followed.
 pub(crate) fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
     let stat = rustix::fs::fstat(from)?;
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_copy_is_like_the_original() {
+    fn a_copy_has_the_content_owners_and_modes_of_the_original() {
         let (original, copied) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         fs::create_dir_all(original.path().join("a/b")).unwrap();
         fs::write(original.path().join("a/b/file"), "content").unwrap();

@@ -25,10 +25,11 @@ pub(crate) struct DevicePlan {
     gid: u32,
 }
 
-/// Where the agent makes devices that containers cannot make themselves, in a directory for each.
+/// The agent makes devices for containers that cannot make them below this directory, in one directory for each
+/// container.
 const NODES: &str = "/dev/containers";
 
-/// The devices that every container has: path and number.
+/// The default devices of a container: path, major and minor number.
 const DEFAULT: [(&str, u32, u32); 6] = [
     ("/dev/null", 1, 3),
     ("/dev/zero", 1, 5),
@@ -38,7 +39,7 @@ const DEFAULT: [(&str, u32, u32); 6] = [
     ("/dev/tty", 5, 0),
 ];
 
-/// The links that every container has: where, and to what.
+/// The default links of a container: path and target.
 const LINKS: [(&str, &str); 5] = [
     ("/dev/fd", "/proc/self/fd"),
     ("/dev/stdin", "/proc/self/fd/0"),
@@ -48,7 +49,7 @@ const LINKS: [(&str, &str); 5] = [
 ];
 
 impl DevicePlan {
-    /// The default devices, and those of the specification, which win where both name a path.
+    /// The default devices and those of the specification. The latter replace default devices with the same path.
     pub(crate) fn all(devices: &[LinuxDevice]) -> Result<Vec<Self>, Error> {
         let given = devices.iter().map(Self::new).collect::<Result<Vec<_>, _>>()?;
         let default = DEFAULT.iter().filter(|(path, ..)| given.iter().all(|device| device.path != Path::new(path)));
@@ -89,7 +90,7 @@ impl DevicePlan {
         })
     }
 
-    /// In the agent: has the device be there, if it is one that comes when it is needed.
+    /// In the agent: adds the device to the guest if it exists only on demand.
     pub(crate) fn prepare(&self) -> Result<(), Error> {
         loop_devices::add_for_node(self.kind, self.number)
     }
@@ -108,7 +109,7 @@ impl DevicePlan {
         rustix::fs::chownat(&parent, &name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
     }
 
-    /// What the image (or an earlier mount) brought along is taken only if it is that very device.
+    /// Accepts an existing file, of the image or of a mount, only if it is the same device.
     fn check_existing(&self, parent: BorrowedFd<'_>, name: &Path) -> rustix::io::Result<()> {
         let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
         match FileType::from_raw_mode(stat.st_mode) == self.kind && stat.st_rdev == self.number {
@@ -118,20 +119,20 @@ impl DevicePlan {
     }
 }
 
-/// Devices that the agent made for a container with a user namespace, where none can be made: its processes mount them in their
-/// places. Gone when dropped; what is mounted stays.
+/// Device nodes that the agent made for a container with a user namespace, which cannot make any. The container mounts
+/// them at their paths. They are removed when dropped; the mounts remain.
 #[derive(Debug)]
 pub(crate) struct Nodes(PathBuf);
 
 impl Drop for Nodes {
     fn drop(&mut self) {
-        // What cannot be removed is in nobody's way until another container has this one's name.
+        // A remaining directory matters only to a later container with the same id.
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
 impl Nodes {
-    /// Makes the devices of a container, for its users.
+    /// Makes the device nodes of a container. Their owners are mapped by `maps`.
     pub(crate) fn make(container: &str, devices: &[DevicePlan], maps: &IdMaps) -> Result<Self, Error> {
         let directory = Path::new(NODES).join(container);
         files::make_directories(&directory)?;
@@ -147,7 +148,7 @@ impl Nodes {
     }
 }
 
-/// Mounts the devices in `root` that [`Nodes::make`] made, as long as the guest's own paths are there, and makes links.
+/// Mounts the devices of [`Nodes::make`] in `root`, and makes links. The guest's own paths have to be accessible.
 pub(crate) fn mount(root: BorrowedFd<'_>, container: &str, devices: &[DevicePlan]) -> Result<(), Error> {
     let directory = Path::new(NODES).join(container);
     for (index, device) in devices.iter().enumerate() {
@@ -159,7 +160,7 @@ pub(crate) fn mount(root: BorrowedFd<'_>, container: &str, devices: &[DevicePlan
     make_links(root)
 }
 
-/// Makes devices and links in `root`.
+/// Makes the devices and the links in `root`.
 pub(crate) fn make(root: BorrowedFd<'_>, devices: &[DevicePlan]) -> Result<(), Error> {
     for device in devices {
         device.make(root).map_err(Error::on("make device", &device.path))?;
@@ -179,7 +180,7 @@ fn link(root: BorrowedFd<'_>, path: &str, target: &str) -> rustix::io::Result<()
     let parent = paths::open_or_make_directories(root, &parent)?;
     match rustix::fs::symlinkat(target, &parent, &name) {
         Err(Errno::EXIST) if path == "/dev/ptmx" => {
-            // Images have the device itself there, which would belong to no instance of devpts.
+            // Images may contain the device itself, which belongs to no instance of devpts.
             rustix::fs::unlinkat(&parent, &name, AtFlags::empty())?;
             rustix::fs::symlinkat(target, &parent, &name)
         }
@@ -195,7 +196,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_given_device_replaces_the_default_one() {
+    fn a_device_of_the_specification_replaces_the_default_one() {
         let null = LinuxDeviceBuilder::default().path("/dev/null").typ(LinuxDeviceType::C);
         let null = null.major(1).minor(3).file_mode(0o20600_u32).build().unwrap();
         let plans = DevicePlan::all(&[null]).unwrap();

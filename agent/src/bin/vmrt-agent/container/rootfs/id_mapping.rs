@@ -1,4 +1,4 @@
-//! Id-mapped mounts, which show other owners than the file system has.
+//! Id-mapped mounts, which translate the owners of a file system.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -9,20 +9,20 @@ use crate::container::namespaces::user::{IdMaps, UserNamespaces};
 use crate::error::Error;
 use crate::sys::mount::{self as sys_mount, MountAttr};
 
-/// How a mount's users and groups are mapped.
+/// The id mapping of a mount.
 #[derive(Debug)]
 pub(crate) struct IdMapping {
-    /// The mount, as messages name it.
+    /// The mount's name in messages.
     name: String,
     maps: IdMaps,
-    /// What is mounted below is mapped too.
+    /// Whether the mounts below it are mapped, too.
     recursive: bool,
     tree: Option<OwnedFd>,
 }
 
 impl IdMapping {
-    /// Checks what a mount says of it, if anything: `option` is whether it has `idmap` (false) or `ridmap` (true). Without
-    /// mappings of its own it has those of the container's user namespace.
+    /// Checks the id mapping of a mount; `None` if it has none. `option` is `Some(false)` for the option `idmap` and
+    /// `Some(true)` for `ridmap`. Without mappings of the mount's own, those of the container's user namespace apply.
     pub(crate) fn new(
         mount: &Mount,
         is_bind: bool,
@@ -43,8 +43,8 @@ impl IdMapping {
         }
     }
 
-    /// Maps the owners of `tree`, attached nowhere, and keeps it for [`IdMapping::tree`]. It takes privileges over its file
-    /// system, which a process in a user namespace has not, so that is for the agent.
+    /// In the agent: applies the mapping to `tree`, a tree that is not attached, for [`IdMapping::tree`]. This needs
+    /// privileges over its file system, which a process in a user namespace lacks.
     pub(crate) fn apply(&mut self, namespaces: &mut UserNamespaces<'_>, tree: OwnedFd) -> Result<(), Error> {
         let namespace = namespaces.with(&self.maps, &self.name)?;
         sys_mount::mount_setattr(tree.as_fd(), self.recursive, &MountAttr::id_mapping(namespace))

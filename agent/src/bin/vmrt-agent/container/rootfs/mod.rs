@@ -1,4 +1,4 @@
-//! The root file system of a container: entering it, and closing parts of it off.
+//! The root file system of a container: how to enter it, and its masked and read-only paths.
 
 pub(crate) mod copy_up;
 pub(crate) mod devices;
@@ -21,18 +21,18 @@ use rustix::mount::{
 use crate::error::Error;
 use crate::sys::mount::{self as sys_mount, MountAttr};
 
-/// The specification's `root` and what belongs to it.
+/// The specification's `root` and the properties that concern it.
 #[derive(Debug)]
 pub(crate) struct Rootfs {
-    /// Where it is in the guest.
+    /// Its path in the guest.
     pub(crate) path: PathBuf,
-    /// Nothing in it may be changed.
+    /// Whether it is read-only.
     pub(crate) read_only: bool,
-    /// `MS_*` and whether for all mounts below; none keeps what the kernel gives.
+    /// Propagation: `MS_*`, and whether it applies to all mounts below. `None` leaves the kernel's default.
     pub(crate) propagation: Option<(u64, bool)>,
-    /// Paths that are hidden.
+    /// Masked paths.
     pub(crate) masked: Vec<PathBuf>,
-    /// Paths that are made read-only.
+    /// Read-only paths.
     pub(crate) read_only_paths: Vec<PathBuf>,
 }
 
@@ -60,7 +60,7 @@ impl Rootfs {
         }
     }
 
-    /// Mounts a copy of the mount tree at the root's path in its own place: the root that is to be.
+    /// Mounts a copy of the tree at the root's path on that path. Returns the copy, the future root.
     pub(crate) fn attach(&self) -> Result<OwnedFd, Error> {
         let tree = self.open()?;
         move_mount(&tree, "", CWD, &self.path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
@@ -68,11 +68,10 @@ impl Rootfs {
         Ok(tree)
     }
 
-    /// Makes `tree` the root of the mount namespace and lets go of everything that was mounted before. Gives the new
-    /// root.
+    /// Makes `tree` the root of the mount namespace and unmounts the old root. Returns the new root.
     pub(crate) fn enter(&self, tree: &OwnedFd) -> Result<OwnedFd, Error> {
         rustix::process::fchdir(tree).map_err(Error::on("enter", &self.path))?;
-        // With both arguments the same, the old root ends up mounted on the new one and needs no directory in it.
+        // With identical arguments the old root is mounted on top of the new one, and needs no directory in it.
         rustix::process::pivot_root(".", ".").map_err(Error::on("pivot_root to", &self.path))?;
         unmount(".", UnmountFlags::DETACH).map_err(Error::at("unmount the old root"))?;
         rustix::process::chdir("/").map_err(Error::at("enter the new root"))?;
@@ -80,12 +79,12 @@ impl Rootfs {
         rustix::fs::open("/", flags, Mode::empty()).map_err(Error::at("open the new root"))
     }
 
-    /// Hides the masked paths and makes the read-only ones so, as long as the guest's own paths are there.
+    /// Masks paths and makes paths read-only. The guest's own paths have to be accessible.
     pub(crate) fn restrict(&self, root: BorrowedFd<'_>) -> Result<(), Error> {
         for path in &self.read_only_paths {
             make_read_only(root, path).map_err(Error::on("make read-only", path))?;
         }
-        // The container's own null device may be anything.
+        // The container's `/dev/null` may be another file, so this is the guest's.
         let null = mount_trees::clone_tree(Path::new("/dev/null"), false)?;
         let (mut file, mut directory) = (Cover { mount: null, attached: false }, None);
         for path in &self.masked {
@@ -94,7 +93,7 @@ impl Rootfs {
         Ok(())
     }
 
-    /// The last changes to the root's own mount.
+    /// Makes the last changes to the root's own mount.
     pub(crate) fn finish(&self, root: BorrowedFd<'_>) -> Result<(), Error> {
         if let Some((propagation, recursive)) = self.propagation {
             sys_mount::mount_setattr(root, recursive, &MountAttr::propagation(propagation))
@@ -107,7 +106,7 @@ impl Rootfs {
     }
 }
 
-/// Opens what exists; what does not needs no restriction.
+/// Opens a path; `None` if it does not exist and so needs no restriction.
 fn open_existing(root: BorrowedFd<'_>, path: &Path) -> rustix::io::Result<Option<OwnedFd>> {
     match paths::open(root, path, OFlags::PATH) {
         Ok(place) => Ok(Some(place)),
@@ -123,7 +122,7 @@ fn make_read_only(root: BorrowedFd<'_>, path: &Path) -> rustix::io::Result<()> {
     mount_trees::attach(tree.as_fd(), place.as_fd())
 }
 
-/// What hides a masked path. One mount is made; once that is attached, copies of it cover the other paths.
+/// The mount that covers masked paths. The first path gets the mount itself, further ones get copies of it.
 struct Cover {
     mount: OwnedFd,
     attached: bool,
@@ -140,7 +139,7 @@ impl Cover {
     }
 }
 
-/// A directory is covered by an empty read-only one, anything else by the null device.
+/// Covers a directory by an empty read-only one, and any other file by the null device.
 fn mask(root: BorrowedFd<'_>, path: &Path, file: &mut Cover, directory: &mut Option<Cover>) -> rustix::io::Result<()> {
     let Some(place) = open_existing(root, path)? else { return Ok(()) };
     let stat = rustix::fs::fstat(&place)?;
@@ -166,7 +165,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn propagation_names_are_known_or_refused() {
+    fn unknown_propagation_names_are_refused() {
         assert_eq!(Rootfs::parse_propagation("").unwrap(), None);
         assert_eq!(Rootfs::parse_propagation("rslave").unwrap(), Some((libc::MS_SLAVE, true)));
         assert_eq!(Rootfs::parse_propagation("shared").unwrap(), Some((libc::MS_SHARED, false)));

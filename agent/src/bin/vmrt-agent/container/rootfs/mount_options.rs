@@ -1,34 +1,34 @@
-//! A mount's options as the runtime specification writes them.
+//! Mount options of the runtime specification.
 
 use rustix::mount::MountAttrFlags as Attr;
 
 use crate::sys::mount::MountAttr;
 
-/// Options of one mount, taken apart.
+/// The parsed options of one mount.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct MountOptions {
-    /// It is a bind mount.
+    /// Whether it is a bind mount.
     pub(crate) bind: bool,
-    /// It takes along the mounts below its source.
+    /// Whether a bind mount includes the mounts below its source.
     pub(crate) recursive: bool,
-    /// It changes what is mounted there already.
+    /// Whether it changes an existing mount.
     pub(crate) remount: bool,
-    /// It begins with a copy of what it covers.
+    /// Whether it starts with a copy of the covered directory.
     pub(crate) copy_up: bool,
-    /// It shows other owners than the file system has; true where what is mounted below does too.
+    /// Whether it is id-mapped; `Some(true)` if the mounts below are mapped, too.
     pub(crate) id_mapped: Option<bool>,
-    /// Attributes of the mount itself.
+    /// Attributes of the mount.
     pub(crate) attributes: MountAttr,
-    /// Attributes of the mount and of all below it.
+    /// Attributes of the mount and of all mounts below it.
     pub(crate) recursive_attributes: MountAttr,
-    /// Changes of propagation, in order: `MS_*` and whether for all mounts below too.
+    /// Changes of propagation, in order: `MS_*`, and whether they apply to all mounts below.
     pub(crate) propagation: Vec<(u64, bool)>,
-    /// What is for the file system: a key and its value, or a bare flag.
+    /// Options of the file system: a key with a value, or a flag.
     pub(crate) data: Vec<(String, Option<String>)>,
 }
 
 impl MountOptions {
-    /// Takes a list apart. Elements may themselves hold several options with commas between.
+    /// Parses a list. An element may contain several options, separated by commas.
     pub(crate) fn parse(options: &[String]) -> Self {
         let mut parsed = Self::default();
         for option in options.iter().flat_map(|option| option.split(',')).filter(|option| !option.is_empty()) {
@@ -41,9 +41,9 @@ impl MountOptions {
         match option {
             "bind" => self.bind = true,
             "rbind" => (self.bind, self.recursive) = (true, true),
-            // What every mount has anyway, and what only programs such as mount(8) keep for themselves.
+            // Defaults, and options that only programs such as mount(8) interpret.
             "defaults" | "async" | "nomand" | "nolazytime" | "noiversion" | "loud" | "silent" => {}
-            // What the guest's file systems have or have not, whatever a mount says.
+            // Properties of the guest's file systems that a mount cannot change.
             "iversion" | "acl" | "noacl" => {}
             "remount" => self.remount = true,
             "tmpcopyup" => self.copy_up = true,
@@ -70,8 +70,8 @@ impl MountOptions {
     }
 }
 
-/// What a mount has or has not: all attributes but the modes of access times.
-const SWITCHES: Attr = Attr::MOUNT_ATTR_RDONLY
+/// All attributes that are either set or cleared, which excludes the access time modes.
+const BINARY_ATTRIBUTES: Attr = Attr::MOUNT_ATTR_RDONLY
     .union(Attr::MOUNT_ATTR_NOSUID)
     .union(Attr::MOUNT_ATTR_NODEV)
     .union(Attr::MOUNT_ATTR_NOEXEC)
@@ -79,15 +79,15 @@ const SWITCHES: Attr = Attr::MOUNT_ATTR_RDONLY
     .union(Attr::MOUNT_ATTR_NOSYMFOLLOW);
 
 impl MountOptions {
-    /// The attributes of a mount that is mounted anew with these options: what is not among them is switched off, except
-    /// that access times are kept as they were.
+    /// The attributes for a remount: attributes that the options do not name are cleared, and access time modes stay as
+    /// they are.
     pub(crate) fn all_attributes(&self) -> MountAttr {
         let MountAttr { set, clear, .. } = self.attributes;
-        MountAttr::flags(set, clear | u64::from(SWITCHES.bits()) & !set)
+        MountAttr::flags(set, clear | u64::from(BINARY_ATTRIBUTES.bits()) & !set)
     }
 }
 
-/// The later of two options that contradict each other wins.
+/// Of two contradicting options the later one wins.
 fn merge(attributes: &mut MountAttr, set: Attr, clear: Attr) {
     let (set, clear) = (u64::from(set.bits()), u64::from(clear.bits()));
     attributes.set = (attributes.set & !clear) | set;
@@ -104,7 +104,7 @@ fn propagation(option: &str) -> Option<u64> {
     }
 }
 
-/// Attributes to set and to clear.
+/// The attributes to set and to clear.
 fn attribute(option: &str) -> Option<(Attr, Attr)> {
     let none = Attr::empty();
     Some(match option {
@@ -120,7 +120,7 @@ fn attribute(option: &str) -> Option<(Attr, Attr)> {
         "symfollow" => (none, Attr::MOUNT_ATTR_NOSYMFOLLOW),
         "nodiratime" => (Attr::MOUNT_ATTR_NODIRATIME, none),
         "diratime" => (none, Attr::MOUNT_ATTR_NODIRATIME),
-        // The access time modes exclude each other; the kernel wants all of them cleared before one is set.
+        // The access time modes exclude each other. The kernel requires that all of them are cleared before one is set.
         "noatime" => (Attr::MOUNT_ATTR_NOATIME, Attr::MOUNT_ATTR__ATIME),
         "strictatime" | "norelatime" => (Attr::MOUNT_ATTR_STRICTATIME, Attr::MOUNT_ATTR__ATIME),
         "relatime" | "atime" | "nostrictatime" => (Attr::MOUNT_ATTR_RELATIME, Attr::MOUNT_ATTR__ATIME),
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_and_data_are_told_apart() {
+    fn attributes_and_file_system_options_are_distinguished() {
         let options = parse(&["nosuid", "strictatime", "mode=755", "size=65536k", "noswap"]);
         assert_eq!(options.attributes.set, bits(Attr::MOUNT_ATTR_NOSUID | Attr::MOUNT_ATTR_STRICTATIME));
         assert_eq!(options.attributes.clear, bits(Attr::MOUNT_ATTR__ATIME));
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_of_two_contradicting_options_wins() {
+    fn of_two_contradicting_options_the_last_one_wins() {
         assert_eq!(parse(&["ro", "rw"]).attributes, MountAttr::flags(0, bits(Attr::MOUNT_ATTR_RDONLY)));
         assert_eq!(parse(&["rw,ro"]).attributes, MountAttr::flags(bits(Attr::MOUNT_ATTR_RDONLY), 0));
         let options = parse(&["noatime", "relatime"]);
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_remount_switches_off_what_it_does_not_name() {
+    fn a_remount_clears_attributes_that_it_does_not_name() {
         let options = parse(&["bind", "remount", "ro", "noexec"]);
         assert!(options.bind && options.remount);
         let all = options.all_attributes();
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn the_later_of_two_ways_to_map_ids_wins() {
+    fn of_two_id_mapping_options_the_last_one_wins() {
         assert_eq!(parse(&["rbind"]).id_mapped, None);
         assert_eq!(parse(&["rbind", "ridmap"]).id_mapped, Some(true));
         assert_eq!(parse(&["ridmap", "idmap"]).id_mapped, Some(false));

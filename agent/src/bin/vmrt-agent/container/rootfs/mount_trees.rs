@@ -8,7 +8,7 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
 use crate::error::Error;
 
-/// A copy of the mount `source` is in, beginning there, attached nowhere.
+/// A copy of the mount tree at `source`, not attached.
 pub(crate) fn clone_tree(source: &Path, recursive: bool) -> Result<OwnedFd, Error> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     flags |= OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
@@ -18,7 +18,7 @@ pub(crate) fn clone_tree(source: &Path, recursive: bool) -> Result<OwnedFd, Erro
     open_tree(CWD, source, flags).map_err(Error::on("open mount source", source))
 }
 
-/// A copy of the mount that the place `place` is in, beginning there, attached nowhere.
+/// A copy of the mount tree at `place`, not attached.
 pub(crate) fn clone_place(place: BorrowedFd<'_>, recursive: bool) -> rustix::io::Result<OwnedFd> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     if recursive {
@@ -27,7 +27,7 @@ pub(crate) fn clone_place(place: BorrowedFd<'_>, recursive: bool) -> rustix::io:
     open_tree(place, "", flags)
 }
 
-/// Mounts `mount`, attached nowhere yet, on the place `on`.
+/// Attaches `mount`, which is not attached yet, on the place `on`.
 pub(crate) fn attach(mount: BorrowedFd<'_>, on: BorrowedFd<'_>) -> rustix::io::Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     move_mount(mount, "", on, "", flags)

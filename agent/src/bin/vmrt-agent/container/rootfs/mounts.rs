@@ -32,7 +32,7 @@ pub(crate) struct MountPlan {
 }
 
 impl MountPlan {
-    /// Checks a mount of a container whose user namespace, if it has one, is of the mappings `id_maps`.
+    /// Checks a mount. `id_maps` are the mappings of the container's user namespace.
     pub(crate) fn new(mount: &Mount, id_maps: Option<&IdMaps>) -> Result<Self, Error> {
         let destination = Path::new("/").join(mount.destination());
         if paths::split(&destination).is_none() {
@@ -52,7 +52,7 @@ impl MountPlan {
             Some(kind) => Some(kind.to_owned()),
         };
         if kind.is_none() {
-            // A file system that is there already stays as it is.
+            // These options belong to a file system, which a bind mount does not change.
             options.data.retain(|(key, _)| !matches!(key.as_str(), "sync" | "dirsync" | "lazytime" | "mand"));
         }
         if kind.is_none() && !options.data.is_empty() {
@@ -68,7 +68,7 @@ impl MountPlan {
         Ok(Self { destination, kind, source: mount.source().clone(), options, id_mapping })
     }
 
-    /// In the agent: has the source be there, if it is of the guest's own devices.
+    /// In the agent: makes the source available if it belongs to the guest's own devices.
     pub(crate) fn prepare_source(&self) -> Result<(), Error> {
         match &self.source {
             Some(source) if self.kind.is_none() && !self.options.remount => guest_dev::prepare_source(source),
@@ -76,20 +76,20 @@ impl MountPlan {
         }
     }
 
-    /// In the agent: what an id-mapped mount needs before [`MountPlan::mount`].
+    /// In the agent: prepares an id-mapped mount for [`MountPlan::mount`].
     pub(crate) fn map_ids(&mut self, namespaces: &mut UserNamespaces<'_>) -> Result<(), Error> {
         let (Some(mapping), Some(source)) = (&mut self.id_mapping, &self.source) else { return Ok(()) };
         mapping.apply(namespaces, mount_trees::clone_tree(source, self.options.recursive)?)
     }
 
-    /// Whether this mount puts a directory of the guest (and so the devices in it) at `path`.
+    /// Whether this is a bind mount at `path`.
     pub(crate) fn binds(&self, path: &str) -> bool {
         self.kind.is_none() && self.destination == Path::new(path)
     }
 
-    /// Mounts it in `root`, the container's, as long as the guest's own paths are there: sources of bind mounts are among them,
-    /// and a user namespace gets no proc or sysfs where it sees no other one. Gives the mount if it is to be made read-only when
-    /// everything is in it.
+    /// Mounts it in `root`, the container's root. The guest's own paths have to be accessible, because sources of bind
+    /// mounts are among them, and because a user namespace gets a proc or sysfs only where another one is visible.
+    /// Returns the mount if it is to be made read-only later.
     pub(crate) fn mount(&self, root: BorrowedFd<'_>) -> Result<Option<OwnedFd>, Error> {
         let changed = match (self.kind.as_deref(), &self.source) {
             _ if self.options.remount => self.remount(root)?,
@@ -99,11 +99,11 @@ impl MountPlan {
             }
             (None, Some(source)) => {
                 let tree = self.tree(source)?;
-                let missing = missing_for(tree.as_fd());
+                let missing = kind_of(tree.as_fd());
                 self.attach(root, tree, missing)?
             }
             (Some(kind), _) => {
-                // A tmpfs takes after the directory it covers.
+                // By default a tmpfs has the mode of the directory that it covers.
                 let covered =
                     (kind == "tmpfs").then(|| paths::open(root, &self.destination, OFlags::RDONLY | OFlags::DIRECTORY));
                 let mount = self.new_file_system(covered.and_then(Result::ok), kind)?;
@@ -114,7 +114,7 @@ impl MountPlan {
             sys_mount::mount_setattr(changed.as_fd(), *recursive, &MountAttr::propagation(*change))
                 .map_err(Error::on("set mount propagation of", &self.destination))?;
         }
-        Ok(Some(changed).filter(|_| self.is_filled()))
+        Ok(Some(changed).filter(|_| self.is_closed_later()))
     }
 
     fn tree(&self, source: &Path) -> Result<OwnedFd, Error> {
@@ -124,15 +124,15 @@ impl MountPlan {
         }
     }
 
-    /// Whether it is read-only, but more is to be made in it: devices, and places for other mounts.
-    fn is_filled(&self) -> bool {
-        let takes_more = self.kind.as_deref() == Some("tmpfs") || self.destination == Path::new("/dev");
+    /// Whether it is read-only, but devices and mount points have to be made in it first.
+    fn is_closed_later(&self) -> bool {
+        let gets_content = self.kind.as_deref() == Some("tmpfs") || self.destination == Path::new("/dev");
         let is_new = self.kind.is_some() && !self.options.remount;
-        takes_more && is_new && self.options.attributes.set & sys_mount::READ_ONLY != 0
+        gets_content && is_new && self.options.attributes.set & sys_mount::READ_ONLY != 0
     }
 }
 
-fn missing_for(source: BorrowedFd<'_>) -> Missing {
+fn kind_of(source: BorrowedFd<'_>) -> Missing {
     match rustix::fs::fstat(source).map(|stat| FileType::from_raw_mode(stat.st_mode)) {
         Ok(FileType::Directory) => Missing::Directory,
         _ => Missing::File,
@@ -147,7 +147,7 @@ impl MountPlan {
         Ok(mount)
     }
 
-    /// Changes what is mounted at the destination: the mount alone, or its file system too.
+    /// Changes the mount at the destination, and its file system if a type is given.
     fn remount(&self, root: BorrowedFd<'_>) -> Result<OwnedFd, Error> {
         let failed = || Error::on("remount", &self.destination);
         let place = paths::open(root, &self.destination, OFlags::PATH).map_err(failed())?;
@@ -160,8 +160,8 @@ impl MountPlan {
         Ok(place)
     }
 
-    /// Where to mount. `/proc` and `/sys` are the file systems a container is confined by, so an image must not be
-    /// able to lead them elsewhere by a symbolic link.
+    /// Opens the mount point. `/proc` and `/sys` confine a container, so an image must not redirect them by a symbolic
+    /// link.
     fn place(&self, root: BorrowedFd<'_>, missing: Missing) -> Result<OwnedFd, Error> {
         let place = match self.kind.as_deref() {
             Some("proc" | "sysfs") => match paths::open_plain(root, &self.destination, OFlags::PATH) {
@@ -180,11 +180,11 @@ impl MountPlan {
     }
 
     fn apply_attributes(&self, mount: BorrowedFd<'_>) -> rustix::io::Result<()> {
-        let mut own = self.options.attributes;
-        if self.is_filled() {
-            own.set &= !sys_mount::READ_ONLY;
+        let mut attributes = self.options.attributes;
+        if self.is_closed_later() {
+            attributes.set &= !sys_mount::READ_ONLY;
         }
-        for (recursive, attributes) in [(false, &own), (true, &self.options.recursive_attributes)] {
+        for (recursive, attributes) in [(false, &attributes), (true, &self.options.recursive_attributes)] {
             if *attributes != MountAttr::default() {
                 sys_mount::mount_setattr(mount, recursive, attributes)?;
             }
@@ -206,7 +206,7 @@ impl MountPlan {
     }
 
     fn configure(&self, context: BorrowedFd<'_>, covered: Option<&OwnedFd>, kind: &str) -> rustix::io::Result<()> {
-        // `df` and `mount` show it, and something else in the wrong column where there is none.
+        // `df` and `mount` show the source, and misalign their columns without one.
         fsconfig_set_string(context, "source", self.source.as_deref().unwrap_or(Path::new(kind)))?;
         if let Some(covered) = covered {
             let mode = rustix::fs::fstat(covered)?.st_mode & 0o7777;
@@ -227,11 +227,11 @@ impl MountPlan {
     }
 }
 
-/// What the file system says about an option it does not take.
+/// The file system's message about an option that it refuses.
 fn explanation(context: BorrowedFd<'_>) -> Option<String> {
     let mut message = [0; 256];
     let length = rustix::io::read(context, &mut message).ok()?;
-    // A message starts with its kind: a letter and a blank.
+    // A message starts with a letter for its level and a blank.
     let message = String::from_utf8_lossy(message.get(2..length)?).trim().to_owned();
     Some(format!(" ({message})"))
 }
@@ -243,7 +243,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bind_mount_needs_a_source_and_takes_no_data() {
+    fn a_bind_mount_needs_a_source_and_refuses_file_system_options() {
         let mount = MountBuilder::default().destination("/a").options(["bind".to_owned()]).build().unwrap();
         let plan = MountPlan::new(&mount, None).unwrap();
         assert!(plan.binds("/a"));
@@ -255,13 +255,13 @@ mod tests {
     }
 
     #[test]
-    fn a_cgroup_mount_is_one_of_version_2() {
+    fn a_cgroup_mount_has_version_2() {
         let mount = MountBuilder::default().destination("/sys/fs/cgroup").typ("cgroup").build().unwrap();
         assert_eq!(MountPlan::new(&mount, None).unwrap().kind.as_deref(), Some("cgroup2"));
     }
 
     #[test]
-    fn a_copy_is_made_to_a_tmpfs_only() {
+    fn tmpcopyup_is_refused_for_other_types_than_tmpfs() {
         let mount = |kind| MountBuilder::default().destination("/a").typ(kind).options(["tmpcopyup".to_owned()]);
         assert!(MountPlan::new(&mount("tmpfs").build().unwrap(), None).is_ok());
         let error = MountPlan::new(&mount("ramfs").build().unwrap(), None).unwrap_err().to_string();
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn the_root_is_no_destination() {
+    fn the_root_is_refused_as_a_destination() {
         let mount = MountBuilder::default().destination("/").typ("tmpfs").build().unwrap();
         assert!(MountPlan::new(&mount, None).is_err());
     }

@@ -1,7 +1,7 @@
 //! Paths inside a container's root file system, whose content may be hostile.
 //!
-//! Nothing is ever used by its path twice: a path is resolved once, with the container's root as the root of symbolic
-//! links and no magic links of `/proc` followed, and the descriptor that gives is what is mounted on or written to.
+//! A path is resolved only once. Symbolic links are resolved relative to the container's root, and magic links of
+//! `/proc` are not followed. The resulting descriptor is then used for mounts and writes.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,13 +11,13 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::{Errno, Result};
 
-/// How often a resolution is tried that a concurrent rename disturbed.
+/// Number of attempts for a resolution that a concurrent rename disturbs.
 const ATTEMPTS: usize = 128;
 
-/// How many links that lead nowhere are followed, as many as the kernel follows of others.
+/// Maximum number of dangling links that are followed, the kernel's limit for other links.
 const MAX_LINKS: usize = 40;
 
-/// What to make where nothing is.
+/// The kind of file to make if a path does not exist.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Missing {
     /// A directory.
@@ -31,7 +31,7 @@ pub(crate) fn open(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> Result<O
     resolve(root, path, flags, ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
 }
 
-/// Opens `path` in `root`, which must not lead over any symbolic link.
+/// Opens `path` in `root`. The path must not contain a symbolic link.
 pub(crate) fn open_plain(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> Result<OwnedFd> {
     resolve(root, path, flags, ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS)
 }
@@ -46,7 +46,7 @@ fn resolve(root: BorrowedFd<'_>, path: &Path, flags: OFlags, resolve: ResolveFla
     Err(Errno::AGAIN)
 }
 
-/// Opens `path` in `root` as a place (`O_PATH`), making it and the directories above it where they are missing.
+/// Opens `path` in `root` with `O_PATH`. Makes it and its parent directories if they are missing.
 pub(crate) fn open_or_make(root: BorrowedFd<'_>, path: &Path, missing: Missing) -> Result<OwnedFd> {
     match open(root, path, OFlags::PATH) {
         Err(Errno::NOENT) => make_all(root, path, missing, MAX_LINKS),
@@ -54,7 +54,7 @@ pub(crate) fn open_or_make(root: BorrowedFd<'_>, path: &Path, missing: Missing) 
     }
 }
 
-/// Opens the directory `path` in `root` as a place, making what is missing of it.
+/// Opens the directory `path` in `root` with `O_PATH`. Makes it and its parents if they are missing.
 pub(crate) fn open_or_make_directories(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
     match open(root, path, OFlags::PATH | OFlags::DIRECTORY) {
         Err(Errno::NOENT) => make_all(root, path, Missing::Directory, MAX_LINKS),
@@ -62,8 +62,8 @@ pub(crate) fn open_or_make_directories(root: BorrowedFd<'_>, path: &Path) -> Res
     }
 }
 
-/// Makes what is missing on the way, and in the end what `missing` says. A link that leads nowhere stays, and what it leads to is
-/// made; `links` more of them are followed.
+/// Makes missing directories, and `missing` as the last component. A dangling link is not replaced; its target is made.
+/// `links` is the number of further links that may be followed.
 fn make_all(root: BorrowedFd<'_>, path: &Path, missing: Missing, links: usize) -> Result<OwnedFd> {
     let directory_flags = OFlags::PATH | OFlags::DIRECTORY;
     let mut so_far = PathBuf::from("/");
@@ -107,7 +107,7 @@ fn make(parent: BorrowedFd<'_>, name: &Path, missing: Missing) -> Result<()> {
     }
 }
 
-/// The directory a path is in, and its last component; none for the root itself and for paths that end in `..`.
+/// The parent directory of a path and its last component. `None` for the root itself and for paths that end in `..`.
 pub(crate) fn split(path: &Path) -> Option<(PathBuf, PathBuf)> {
     match path.components().next_back()? {
         Component::Normal(name) => Some((path.parent()?.to_owned(), name.into())),
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_link_leads_to_is_made() {
+    fn the_target_of_a_dangling_link_is_made() {
         let (directory, root) = root();
         symlink("../../../made/deep", directory.path().join("link")).unwrap();
         symlink("/made/file", directory.path().join("last")).unwrap();
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_path_has_no_links_at_all() {
+    fn a_plain_path_must_not_contain_links() {
         let (directory, root) = root();
         std::fs::create_dir(directory.path().join("real")).unwrap();
         symlink("real", directory.path().join("proc")).unwrap();

@@ -20,21 +20,21 @@ use crate::processes::channel::{Channel, Report};
 use crate::processes::stdio::{self, ChildStdio};
 use crate::sys::{descriptors, mount, process};
 
-/// What a new process becomes.
+/// The role of a new process.
 pub(crate) enum Role<'a> {
-    /// The first process of a new container, which is in those of its namespaces already that are others'.
+    /// The first process of a new container. It has already joined the namespaces of other containers.
     Init(&'a ContainerPlan),
-    /// A further one, in the namespaces of the process that `container` is a pidfd of.
+    /// A further process, which joins the namespaces of an existing one.
     Exec {
-        /// The container's first process.
+        /// A pidfd of the container's first process.
         container: BorrowedFd<'a>,
-        /// Which namespaces the container has.
+        /// The container's namespaces.
         namespaces: Namespaces,
-        /// What to run.
+        /// The program and its attributes.
         process: &'a ProcessPlan,
-        /// The container's filter of system calls.
+        /// The container's system call filter.
         seccomp: Option<&'a Filter>,
-        /// The CPUs it may run on.
+        /// The CPUs that it may run on.
         affinity: Option<&'a Affinity>,
         /// The container's execution domain.
         personality: Option<u64>,
@@ -75,32 +75,38 @@ impl Role<'_> {
     }
 }
 
-/// Goes all the way; what fails is reported and ends the process.
+/// Sets the process up and executes its program. On failure it reports the error and ends the process. `proc` is the
+/// guest's `/proc`.
 pub(crate) fn run(role: &Role<'_>, stdio: &ChildStdio, channel: &Channel, proc: BorrowedFd<'_>) -> ! {
     let second = priority::raise_for_new_process();
     if role.awaits_agent() && !channel.wait() {
-        // The agent has given up on this process, and says why itself.
+        // The agent has aborted this process, and knows the reason.
         process::exit();
     }
     match second.and_then(|()| prepare(role, stdio, channel.as_fd(), proc)) {
-        Ok(kept) => {
-            let Err(error) = kept.execute(role);
-            kept.channel.report(&Report::Failed(error.into()));
+        Ok(fds) => {
+            let Err(error) = fds.execute(role);
+            fds.channel.report(&Report::Failed(error.into()));
         }
         Err(error) => channel.report(&Report::Failed(error.into())),
     }
     process::exit()
 }
 
-/// All descriptors that a process still has once it is in its container, besides its standard streams.
-struct Kept {
+/// The descriptors that a process still has when it is in its container, besides its standard streams.
+struct ChildFds {
     channel: Channel,
     root: OwnedFd,
     terminal: Option<OwnedFd>,
 }
 
-/// Everything up to the point where the process has only the descriptors it may have.
-fn prepare(role: &Role<'_>, stdio: &ChildStdio, channel: BorrowedFd<'_>, proc: BorrowedFd<'_>) -> Result<Kept, Error> {
+/// Sets the process up until all other descriptors are closed.
+fn prepare(
+    role: &Role<'_>,
+    stdio: &ChildStdio,
+    channel: BorrowedFd<'_>,
+    proc: BorrowedFd<'_>,
+) -> Result<ChildFds, Error> {
     rustix::process::setsid().map_err(Error::at("make a session"))?;
     let (root, terminal) = match role {
         Role::Init(plan) => set_up_container(plan, stdio, proc)?,
@@ -120,31 +126,33 @@ fn prepare(role: &Role<'_>, stdio: &ChildStdio, channel: BorrowedFd<'_>, proc: B
         }
     };
     for stream in streams {
-        stdio::set_stream_owner(stream, role.process().uid).map_err(Error::at("hand a standard stream to the user"))?;
+        stdio::set_stream_owner(stream, role.process().uid)
+            .map_err(Error::at("change the owner of a standard stream"))?;
     }
     let master = terminal.as_ref().map(|terminal| terminal.master.as_fd());
-    let kept = descriptors::set_open_descriptors(streams, &[Some(channel), Some(root.as_fd()), master]);
-    // Their numbers are closed, and some of them open again as something else.
+    let fds = descriptors::set_open_descriptors(streams, &[Some(channel), Some(root.as_fd()), master]);
+    // Their numbers are closed, and some are in use for other files.
     std::mem::forget((root, terminal));
-    match kept.map_err(Error::at("close descriptors"))? {
-        [Some(channel), Some(root), terminal] => Ok(Kept { channel: Channel::from_fd(channel), root, terminal }),
+    match fds.map_err(Error::at("close descriptors"))? {
+        [Some(channel), Some(root), terminal] => Ok(ChildFds { channel: Channel::from_fd(channel), root, terminal }),
         _ => Err(Error::EndedEarly { step: "close descriptors".into() }),
     }
 }
 
-impl Kept {
-    /// Becomes the process, says so, waits to be let go on, and executes the program.
+impl ChildFds {
+    /// Assumes the attributes of the process, reports that, waits for the release, and executes the program.
     ///
-    /// As runc does: without `no_new_privs`, a filter of system calls takes privileges to install, so that is done
-    /// before they are given up; otherwise last, so that as few calls as possible have to get past it.
+    /// The filter is installed as in runc: without `no_new_privs` the installation needs privileges, so it is done
+    /// before they are dropped. Otherwise it is done last, so that the filter has to allow as few system calls as
+    /// possible.
     fn execute(&self, role: &Role<'_>) -> Result<Infallible, Error> {
         let (process, seccomp) = (role.process(), role.seccomp());
         let (early, late) = if process.no_new_privileges { (None, seccomp) } else { (seccomp, None) };
-        let env = process.become_it(self.root.as_fd(), early)?;
+        let env = process.assume(self.root.as_fd(), early)?;
         let program = program::find(&process.args[0], &env)?;
         self.channel.report(&Report::Ready { terminal: self.terminal.as_ref().map(AsRawFd::as_raw_fd) });
         if !self.channel.wait() {
-            // The agent let go of this process: nobody will hear of it.
+            // The agent closed its end and ignores this failure.
             return Err(Error::EndedEarly { step: "start".into() });
         }
         process::reset_signals_and_timers().map_err(Error::at("reset signals and timers"))?;
@@ -154,7 +162,7 @@ impl Kept {
     }
 }
 
-/// Makes the container around the caller. Gives its root, and the terminal if there is one.
+/// Sets up the container around the caller. Returns the container's root, and the terminal if there is one.
 fn set_up_container(
     plan: &ContainerPlan,
     stdio: &ChildStdio,
@@ -181,13 +189,14 @@ fn set_up_container(
     Ok((root, terminal))
 }
 
-/// What is mounted is listed in the order in which it was made, so that is the specification's. Sources of mounts are the
-/// guest's own paths, so those go last. The place of a terminal is made while `/dev` can still be written.
+/// Enters the container's root file system. The order of the mounts is the specification's, because tools list mounts
+/// in the order of their creation. Sources of mounts are paths of the guest, so the guest's root is left last. The
+/// mount point of the terminal is made while `/dev` is still writable.
 fn enter_root(plan: &ContainerPlan, has_terminal: bool) -> Result<OwnedFd, Error> {
     let root = plan.rootfs.attach()?;
-    let mut filled = Vec::new();
+    let mut closed_later = Vec::new();
     for mount in &plan.mounts {
-        filled.extend(mount.mount(root.as_fd())?);
+        closed_later.extend(mount.mount(root.as_fd())?);
     }
     match (&plan.devices, plan.id_maps.is_some()) {
         (Some(devices), true) => devices::mount(root.as_fd(), &plan.container, devices)?,
@@ -199,15 +208,15 @@ fn enter_root(plan: &ContainerPlan, has_terminal: bool) -> Result<OwnedFd, Error
     }
     plan.process.make_cwd(root.as_fd())?;
     plan.rootfs.restrict(root.as_fd())?;
-    let close =
+    let make_read_only =
         |mount: &OwnedFd| mount::make_read_only(mount.as_fd(), false).map_err(Error::at("make a mount read-only"));
-    filled.iter().try_for_each(close)?;
+    closed_later.iter().try_for_each(make_read_only)?;
     let root = plan.rootfs.enter(&root)?;
     plan.rootfs.finish(root.as_fd())?;
     Ok(root)
 }
 
-/// Joins a container. Its pid namespace the caller was born in already.
+/// Joins a container. The caller was made in its pid namespace already.
 fn join_container(
     container: BorrowedFd<'_>,
     namespaces: Namespaces,

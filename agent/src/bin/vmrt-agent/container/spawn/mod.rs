@@ -21,7 +21,7 @@ use crate::processes::channel::Channel;
 use crate::processes::stdio::ChildStdio;
 use crate::sys::clone::{self, Cloned};
 
-/// Makes the first process of a container, some of whose namespaces are other containers'.
+/// Makes the first process of a container. `shared` are the namespaces of other containers that it joins.
 pub(crate) fn spawn_init(
     guest: GuestFds<'_>,
     plan: &ContainerPlan,
@@ -42,10 +42,10 @@ pub(crate) fn spawn_init(
     time::with_offsets(guest, plan.namespaces, &plan.time_offsets, spawn)
 }
 
-/// Makes a process by `spawn` in the pid namespace of `process`, a pidfd.
+/// Runs `spawn` so that it makes a process in the pid namespace of `process`, a pidfd.
 ///
-/// A process cannot move to another pid namespace, only its children can be born there. So the agent points its future
-/// children there, makes the process, and points back: no process in between is needed.
+/// A process cannot change its own pid namespace, only that of its future children. So the agent sets that, makes the
+/// process, and resets it. No helper process is needed.
 fn in_pid_namespace(
     guest: GuestFds<'_>,
     process: BorrowedFd<'_>,
@@ -58,7 +58,7 @@ fn in_pid_namespace(
     spawned
 }
 
-/// Makes a further process of a container whose first process is `init`, a pidfd, in `cgroup`.
+/// Makes a further process of a container in `cgroup`. `init` is a pidfd of the container's first process.
 pub(crate) fn spawn_exec(
     guest: GuestFds<'_>,
     container: &Container,
