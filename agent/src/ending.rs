@@ -10,12 +10,12 @@ pub fn describe(status: ExitStatus) -> String {
     let dumped = if status.core_dumped() { " (core dumped)" } else { "" };
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit status {code}"),
-        (None, Some(signal)) => format!("signal: {}{dumped}", name(signal)),
+        (None, Some(signal)) => format!("signal: {}{dumped}", signal_name(signal)),
         (None, None) => "unknown status".into(),
     }
 }
 
-fn name(signal: i32) -> String {
+fn signal_name(signal: i32) -> String {
     // SAFETY: every number is a valid argument. The result is null or a NUL-terminated string, which is valid until
     // this thread's next call.
     let text = unsafe {

@@ -66,7 +66,7 @@ impl Netlink {
     /// The kernel's error.
     pub fn change(&mut self, kind: u16, body: &impl Emitable, flags: u16) -> io::Result<()> {
         self.send(kind, body, NLM_F_ACK | flags)?;
-        self.answers(|_| {})
+        self.receive_answers(|_| {})
     }
 
     /// Requests a list. Returns the bodies of its messages.
@@ -77,7 +77,7 @@ impl Netlink {
     pub fn list(&mut self, kind: u16, body: &impl Emitable) -> io::Result<Vec<Vec<u8>>> {
         let mut found = Vec::new();
         self.send(kind, body, NLM_F_DUMP)?;
-        self.answers(|body| found.push(body))?;
+        self.receive_answers(|body| found.push(body))?;
         Ok(found)
     }
 
@@ -96,7 +96,7 @@ impl Netlink {
     }
 
     /// Passes the bodies of messages to `on_body` until the end of a list, an acknowledgement or an error.
-    fn answers(&mut self, mut on_body: impl FnMut(Vec<u8>)) -> io::Result<()> {
+    fn receive_answers(&mut self, mut on_body: impl FnMut(Vec<u8>)) -> io::Result<()> {
         loop {
             let (bytes, _) = self.socket.recv_from_full()?;
             let mut rest = bytes.as_slice();

@@ -109,7 +109,7 @@ impl From<Error> for Failure {
         let kind = error.kind();
         let (step, cause) = match error {
             Error::Reported(failure) => return failure,
-            Error::System { step, source } => (step, text(source)),
+            Error::System { step, source } => (step, errno_text(source)),
             Error::Invalid { field, reason } => (field, reason),
             Error::ProgramNotFound { program, reason } | Error::ProgramNotExecutable { program, reason } => {
                 (format!("exec: \"{program}\""), reason)
@@ -125,7 +125,7 @@ impl From<Error> for Failure {
 }
 
 /// The C library's text of an error, in lower case like runc's messages.
-pub(crate) fn text(error: Errno) -> String {
+pub(crate) fn errno_text(error: Errno) -> String {
     let text = std::io::Error::from(error).to_string();
     let text = text.split(" (os error").next().unwrap_or_default();
     let mut letters = text.chars();

@@ -45,8 +45,7 @@ impl StartHooks {
     }
 }
 
-/// Standard streams are files in memory, so that a process which the hook leaves behind does not delay the end of the
-/// read.
+/// Standard streams are files in memory. With pipes, a process that the hook leaves behind would delay the end of the output.
 fn run(hook: &Hook, env: &[CString], state: &State) -> Result<(), String> {
     let failed = |error: std::io::Error| format!("exec {}: {error}", hook.path().display());
     let [mut stdin, mut output] = [memory_file().map_err(failed)?, memory_file().map_err(failed)?];
@@ -64,7 +63,7 @@ fn run(hook: &Hook, env: &[CString], state: &State) -> Result<(), String> {
     };
     match status.success() {
         true => Ok(()),
-        false => Err(format!("error running hook: {}, output: {}", agent::describe(status), text_of(&mut output))),
+        false => Err(format!("error running hook: {}, output: {}", agent::describe(status), read_output(&mut output))),
     }
 }
 
@@ -73,14 +72,14 @@ fn command(hook: &Hook, env: &[CString]) -> Command {
     let mut args = hook.args().iter().flatten();
     command.arg0(args.next().map_or_else(|| hook.path().as_os_str(), OsStr::new)).args(args).env_clear();
     match hook.env() {
-        Some(own) => command.envs(own.iter().map(|variable| split(variable.as_bytes()))),
-        None => command.envs(env.iter().map(|variable| split(variable.to_bytes()))),
+        Some(own) => command.envs(own.iter().map(|variable| split_variable(variable.as_bytes()))),
+        None => command.envs(env.iter().map(|variable| split_variable(variable.to_bytes()))),
     };
     command
 }
 
 /// Name and value of a variable.
-fn split(bytes: &[u8]) -> (&OsStr, &OsStr) {
+fn split_variable(bytes: &[u8]) -> (&OsStr, &OsStr) {
     let end = bytes.iter().position(|byte| *byte == b'=').unwrap_or(bytes.len());
     (OsStr::from_bytes(&bytes[..end]), OsStr::from_bytes(bytes.get(end + 1..).unwrap_or_default()))
 }
@@ -107,7 +106,7 @@ fn memory_file() -> std::io::Result<File> {
 }
 
 /// The beginning of a hook's output.
-fn text_of(file: &mut File) -> String {
+fn read_output(file: &mut File) -> String {
     const LIMIT: u64 = 4 << 10;
     let mut bytes = Vec::new();
     // An unreadable output is left out of the message.

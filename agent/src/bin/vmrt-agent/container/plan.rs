@@ -71,9 +71,9 @@ impl ContainerPlan {
         let id_maps = IdMaps::new(linux, namespaces)?;
         let mounts = spec.mounts().iter().flatten().map(|mount| MountPlan::new(mount, id_maps.as_ref()));
         let mounts = mounts.collect::<Result<Vec<_>, _>>()?;
-        let devices = match mounts.iter().any(|mount| mount.binds("/dev")) {
+        let devices = match mounts.iter().any(|mount| mount.is_bind_at("/dev")) {
             true => None,
-            false => Some(DevicePlan::all(linux.devices().as_deref().unwrap_or_default())?),
+            false => Some(DevicePlan::with_defaults(linux.devices().as_deref().unwrap_or_default())?),
         };
         Ok(Self {
             container: create.container.clone(),

@@ -40,13 +40,13 @@ pub(crate) fn list(proc: BorrowedFd<'_>, pids: &[i32]) -> Result<Vec<GuestProces
 fn examine(proc: BorrowedFd<'_>, pid: i32) -> rustix::io::Result<GuestProcess> {
     let read = |file: &str, limit| files::read_at(proc, &format!("{pid}/{file}"), limit);
     let status = read("status", MAX_FILE)?;
-    let (inner, uid) = identity(&String::from_utf8_lossy(&status)).ok_or(Errno::ILSEQ)?;
-    let stat = printable(&read("stat", MAX_FILE)?);
-    Ok(GuestProcess { pid: inner, uid, stat, arguments: arguments(&read("cmdline", MAX_ARGUMENTS)?) })
+    let (inner, uid) = parse_identity(&String::from_utf8_lossy(&status)).ok_or(Errno::ILSEQ)?;
+    let stat = replace_control_characters(&read("stat", MAX_FILE)?);
+    Ok(GuestProcess { pid: inner, uid, stat, arguments: join_arguments(&read("cmdline", MAX_ARGUMENTS)?) })
 }
 
 /// The pid in the process's own pid namespace, and the effective user.
-fn identity(status: &str) -> Option<(i32, u32)> {
+fn parse_identity(status: &str) -> Option<(i32, u32)> {
     let line = |name| status.lines().find_map(|line| line.strip_prefix(name));
     let pid = line("NSpid:")?.split_whitespace().last()?.parse().ok()?;
     let uid = line("Uid:")?.split_whitespace().nth(1)?.parse().ok()?;
@@ -54,14 +54,14 @@ fn identity(status: &str) -> Option<(i32, u32)> {
 }
 
 /// Joins the NUL-terminated arguments with spaces.
-fn arguments(cmdline: &[u8]) -> String {
+fn join_arguments(cmdline: &[u8]) -> String {
     let end = cmdline.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
     let spaced: Vec<_> = cmdline[..end].iter().map(|byte| if *byte == 0 { b' ' } else { *byte }).collect();
-    printable(&spaced)
+    replace_control_characters(&spaced)
 }
 
 /// Replaces control characters: the process itself chooses its name and arguments.
-fn printable(bytes: &[u8]) -> String {
+fn replace_control_characters(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     text.trim_end().chars().map(|letter| if letter.is_control() { '?' } else { letter }).collect()
 }
@@ -85,14 +85,14 @@ mod tests {
 
     #[test]
     fn arguments_become_one_printable_line() {
-        assert_eq!(arguments(b"sh\0-c\0echo\ta\nb\x1b[2J\0\0"), "sh -c echo?a?b?[2J");
-        assert_eq!(arguments(b""), "");
+        assert_eq!(join_arguments(b"sh\0-c\0echo\ta\nb\x1b[2J\0\0"), "sh -c echo?a?b?[2J");
+        assert_eq!(join_arguments(b""), "");
     }
 
     #[test]
     fn the_pid_is_the_one_in_the_innermost_namespace() {
         let status = "Name:\tsh\nUid:\t5\t6\t7\t8\nNSpid:\t41\t3\n";
-        assert_eq!(identity(status), Some((3, 6)));
-        assert_eq!(identity("Name:\tsh\n"), None);
+        assert_eq!(parse_identity(status), Some((3, 6)));
+        assert_eq!(parse_identity("Name:\tsh\n"), None);
     }
 }

@@ -75,7 +75,7 @@ fn make_device(path: &Path, kind: FileType, major: u32, minor: u32) -> Result<()
 }
 
 fn invalid(file: &SpecialFile) -> Error {
-    Error::invalid(format!("special file {:?}", file.name), "has no place, or leads nowhere")
+    Error::invalid(format!("special file {:?}", file.name), "has an invalid path or no port")
 }
 
 /// Makes a listening socket. Its address is relative to `directory`, because the length of socket addresses is limited.

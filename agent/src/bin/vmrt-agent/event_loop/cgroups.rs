@@ -33,8 +33,8 @@ impl Agent {
     pub(super) fn answer_freezes(&mut self) -> Result<(), Fatal> {
         let mut answers = Vec::new();
         for (id, container) in &mut self.containers {
-            let superseded = container.freezes.len().saturating_sub(1);
-            answers.extend(container.freezes.drain(..superseded).map(|freeze| (freeze.call, Err(supersede(id)))));
+            let earlier = container.freezes.len().saturating_sub(1);
+            answers.extend(container.freezes.drain(..earlier).map(|freeze| (freeze.call, Err(superseded(id)))));
             if container.init.is_none() {
                 answers.extend(container.freezes.drain(..).map(|freeze| (freeze.call, Err(stopped(id).into()))));
             } else if container.freezes.iter().any(is_complete) {
@@ -81,7 +81,7 @@ fn is_complete(freeze: &Freeze) -> bool {
 }
 
 /// The failure of a call that a later freeze or thaw of the same container supersedes.
-fn supersede(id: &str) -> Failure {
+fn superseded(id: &str) -> Failure {
     let step = format!("freeze or thaw container {id}");
     Failure { kind: FailureKind::WrongState, step, cause: "a later request came before it was done".into() }
 }

@@ -39,7 +39,7 @@ impl Agent {
         let special_files = SpecialFiles::make(id, &create.special_files, &self.poll)?;
         plan.prepare_devices()?;
         let mut user_namespaces = UserNamespaces::new(self.files()?);
-        plan.mounts.iter_mut().try_for_each(|mount| mount.map_ids(&mut user_namespaces))?;
+        plan.mounts.iter_mut().try_for_each(|mount| mount.prepare_id_mapping(&mut user_namespaces))?;
         let (child, host) = stdio::make(&create.stdio, &self.null)?;
         let nodes = prepare_for_users(&plan, &child)?;
         let (cgroup, spawned) = self.spawn_init(&plan, &child)?;

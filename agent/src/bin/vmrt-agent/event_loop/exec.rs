@@ -35,13 +35,13 @@ impl Agent {
             child.set_owner(maps.uid(plan.uid)?)?;
         }
         let init = init.pidfd.as_fd();
-        let below = exec.cgroup.as_deref().map(|path| container.cgroup.below(path)).transpose()?;
+        let below = exec.cgroup.as_deref().map(|path| container.cgroup.open_below(path)).transpose()?;
         let spawn = |cgroup| spawn::spawn_exec(self.guest_fds()?, container, init, cgroup, &plan, &child);
         let spawned = match spawn(below.as_ref().map_or(container.cgroup.directory(), AsFd::as_fd)) {
             // A cgroup that enables controllers for its children may hold no process. The first process has moved to a child then.
             Err(Error::System { source: Errno::BUSY, .. }) => match &exec.cgroup {
-                None => spawn(container.cgroup.of_process(self.files()?.proc(), container.init)?.as_fd())?,
-                Some(path) => return Err(cgroup::not_added(path)(Errno::BUSY)),
+                None => spawn(container.cgroup.open_of_process(self.files()?.proc(), container.init)?.as_fd())?,
+                Some(path) => return Err(cgroup::add_error(path)(Errno::BUSY)),
             },
             spawned => spawned?,
         };
@@ -90,6 +90,6 @@ impl Agent {
 pub(super) fn check_terminal(process: &ProcessPlan, stdio: &agent::Stdio) -> Result<(), Error> {
     match process.terminal == matches!(stdio, agent::Stdio::Terminal { .. }) {
         true => Ok(()),
-        false => Err(Error::invalid("process.terminal", "does not fit the streams that were given")),
+        false => Err(Error::invalid("process.terminal", "does not match the streams of the request")),
     }
 }

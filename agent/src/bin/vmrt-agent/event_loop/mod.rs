@@ -46,7 +46,7 @@ pub(crate) enum Fatal {
     #[error("set up the machine")]
     Machine(#[from] Error),
     /// The connection to the VMM failed.
-    #[error("talk to the VMM")]
+    #[error("communicate with the VMM")]
     Connection(#[from] ConnectionError),
     /// Waiting for events failed.
     #[error("wait for events")]
@@ -126,7 +126,7 @@ impl Agent {
     fn dispatch(&mut self, event: Event) -> Result<(), Fatal> {
         let flags = event.flags;
         match Source::of(event) {
-            Some(Source::Control) => self.control(flags)?,
+            Some(Source::Control) => self.serve_connection(flags)?,
             Some(Source::Children) => self.reap()?,
             Some(Source::Report(pid)) => self.receive_reports(pid.cast_signed())?,
             Some(Source::Stream(id)) if flags.contains(EventFlags::ERR) => self.end_stream(id),
@@ -141,7 +141,7 @@ impl Agent {
         Ok(())
     }
 
-    fn control(&mut self, flags: EventFlags) -> Result<(), Fatal> {
+    fn serve_connection(&mut self, flags: EventFlags) -> Result<(), Fatal> {
         self.connection.flush()?;
         if flags.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR) {
             for call in self.connection.receive()? {

@@ -51,7 +51,7 @@ impl ContainersCgroup {
         enable_controllers(root).map_err(Error::at("enable cgroup controllers"))?;
         enable_controllers(common.directory()).map_err(Error::at("enable cgroup controllers"))?;
         common.limit_processes().map_err(step())?;
-        common.set_memory(common.at_start.for_containers(0)).map_err(step())?;
+        common.set_memory(common.at_start.available_to_containers(0)).map_err(step())?;
         Ok(common)
     }
 
@@ -65,7 +65,7 @@ impl ContainersCgroup {
         let step = || Error::at("let containers use the machine's memory");
         let current = read_number(self.directory(), "memory.current").map_err(step())?;
         // A limit below the current usage would kill processes for memory that the machine has already given back.
-        self.set_memory(self.at_start.for_containers(plugged).max(current)).map_err(step())
+        self.set_memory(self.at_start.available_to_containers(plugged).max(current)).map_err(step())
     }
 
     /// The root of a cgroup namespace is its creator's cgroup, so the agent moves there temporarily. Mounts that exist
@@ -97,7 +97,7 @@ impl Memory {
     }
 
     /// Bytes that containers may use when `plugged` bytes were added.
-    fn for_containers(self, plugged: u64) -> u64 {
+    fn available_to_containers(self, plugged: u64) -> u64 {
         (self.free + plugged).saturating_sub(RESERVED_BYTES + (self.total + plugged) / RESERVED_DIVISOR)
     }
 }
@@ -112,8 +112,8 @@ pub(crate) fn enable_controllers(directory: BorrowedFd<'_>) -> rustix::io::Resul
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let available = rustix::fs::openat(directory, "cgroup.controllers", flags, Mode::empty())?;
     let available = read_all(available.as_fd())?;
-    let wanted: Vec<_> = available.split_whitespace().map(|name| format!("+{name}")).collect();
-    files::write_at(directory, "cgroup.subtree_control", wanted.join(" ").as_bytes())
+    let enabled: Vec<_> = available.split_whitespace().map(|name| format!("+{name}")).collect();
+    files::write_at(directory, "cgroup.subtree_control", enabled.join(" ").as_bytes())
 }
 
 pub(crate) fn open_directory(parent: BorrowedFd<'_>, name: impl rustix::path::Arg) -> rustix::io::Result<OwnedFd> {
@@ -145,9 +145,9 @@ mod tests {
     #[test]
     fn some_memory_is_reserved_for_the_guest() {
         let memory = Memory { total: 64 * MIB, free: 40 * MIB };
-        assert_eq!(memory.for_containers(0), 31 * MIB);
-        assert_eq!(memory.for_containers(1024 * MIB), 1039 * MIB);
-        assert_eq!(Memory { total: 64 * MIB, free: 5 * MIB }.for_containers(0), 0);
+        assert_eq!(memory.available_to_containers(0), 31 * MIB);
+        assert_eq!(memory.available_to_containers(1024 * MIB), 1039 * MIB);
+        assert_eq!(Memory { total: 64 * MIB, free: 5 * MIB }.available_to_containers(0), 0);
     }
 
     #[test]

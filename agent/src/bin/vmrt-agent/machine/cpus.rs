@@ -99,7 +99,7 @@ impl Cpus {
 }
 
 fn system_cpus() -> Result<OwnedFd, Error> {
-    let system = file_systems::detached("sysfs")?;
+    let system = file_systems::make_detached("sysfs")?;
     files::open_at(system.as_fd(), "devices/system/cpu", OFlags::DIRECTORY | OFlags::RDONLY)
 }
 

@@ -25,9 +25,9 @@ impl FileSystems {
     /// Mounts them, and the shares at [`agent::SHARES_DIR`].
     pub(crate) fn mount() -> Result<Self, Error> {
         mount_shares()?;
-        let proc = detached("proc")?;
+        let proc = make_detached("proc")?;
         limits::set_kernel_parameters(proc.as_fd())?;
-        let cgroups = ContainersCgroup::make(detached("cgroup2")?.as_fd())?;
+        let cgroups = ContainersCgroup::make(make_detached("cgroup2")?.as_fd())?;
         Ok(Self { proc, cgroups })
     }
 
@@ -59,8 +59,7 @@ pub(crate) fn mount_proc_and_sys() -> Result<(), Error> {
             continue;
         }
         make_directory(path)?;
-        let mount =
-            new_file_system(kind, kind, MountAttrFlags::empty()).map_err(Error::at(format!("make a {kind}")))?;
+        let mount = make_mount(kind, kind, MountAttrFlags::empty()).map_err(Error::at(format!("make a {kind}")))?;
         move_mount(&mount, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
             .map_err(Error::on("mount on", path))?;
     }
@@ -80,19 +79,19 @@ pub(crate) fn mount_once(kind: &str, path: &str) -> Result<bool, Error> {
     if stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
         return Ok(false);
     }
-    let mount = new_file_system(kind, kind, MountAttrFlags::empty()).map_err(Error::at(format!("make a {kind}")))?;
+    let mount = make_mount(kind, kind, MountAttrFlags::empty()).map_err(Error::at(format!("make a {kind}")))?;
     move_mount(&mount, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(Error::on("mount on", path))?;
     Ok(true)
 }
 
 /// Makes a file system that is not attached to any path.
-pub(crate) fn detached(kind: &str) -> Result<OwnedFd, Error> {
+pub(crate) fn make_detached(kind: &str) -> Result<OwnedFd, Error> {
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
-    new_file_system(kind, kind, attributes).map_err(Error::on("mount", kind))
+    make_mount(kind, kind, attributes).map_err(Error::on("mount", kind))
 }
 
 /// Makes a mount that is not attached. `source` is the name that tools show.
-fn new_file_system(kind: &str, source: &str, attributes: MountAttrFlags) -> rustix::io::Result<OwnedFd> {
+fn make_mount(kind: &str, source: &str, attributes: MountAttrFlags) -> rustix::io::Result<OwnedFd> {
     let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(context.as_fd(), "source", source)?;
     fsconfig_create(context.as_fd())?;
@@ -105,8 +104,8 @@ fn mount_shares() -> Result<(), Error> {
         path = format!("{path}/{name}");
         make_directory(&path)?;
     }
-    let shares = new_file_system("virtiofs", agent::SHARES_TAG, MountAttrFlags::empty())
-        .map_err(Error::at("mount the shares"))?;
+    let shares =
+        make_mount("virtiofs", agent::SHARES_TAG, MountAttrFlags::empty()).map_err(Error::at("mount the shares"))?;
     move_mount(&shares, "", CWD, agent::SHARES_DIR, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
         .map_err(Error::on("mount the shares on", agent::SHARES_DIR))
 }

@@ -30,7 +30,7 @@ use crate::error::Error;
 pub(crate) fn set_up() -> Result<OwnedFd, Error> {
     rustix::process::umask(Mode::empty());
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
-        .map_err(Error::at("make the agent undumpable"))?;
+        .map_err(Error::at("make the agent non-dumpable"))?;
     file_systems::make_directory("/dev")?;
     let null = devices::make_and_open("/dev/null", 1, 3)?;
     occupy_standard_streams(&null)?;

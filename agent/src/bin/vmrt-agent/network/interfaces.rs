@@ -31,7 +31,7 @@ pub(crate) fn attach(
     }
     namespace::run_in(proc, process, || {
         let mut netlink = Netlink::open().map_err(io_error("open a netlink socket"))?;
-        set_up_all(proc, &mut netlink, interfaces.iter().map(|attached| &attached.interface))
+        configure_all(proc, &mut netlink, interfaces.iter().map(|attached| &attached.interface))
     })
 }
 
@@ -45,7 +45,7 @@ pub(crate) fn change(proc: BorrowedFd<'_>, process: BorrowedFd<'_>, changes: &[I
             remove_lost(&mut netlink, index, lost)?;
         }
         // Each interface is configured completely: the removal of an address also removes the routes that depend on it.
-        set_up_all(proc, &mut netlink, changes.iter().map(|change| &change.interface))
+        configure_all(proc, &mut netlink, changes.iter().map(|change| &change.interface))
     })
 }
 
@@ -82,40 +82,40 @@ fn remove(netlink: &mut Netlink, kind: u16, message: &impl Emitable) -> io::Resu
 /// network namespace.
 pub(crate) fn detach(proc: BorrowedFd<'_>, process: BorrowedFd<'_>, name: &str) -> Result<(), Error> {
     let step = || format!("detach network interface {name} from the container");
-    let guest_namespace = namespace::own(proc)?;
+    let guest_namespace = namespace::open_own(proc)?;
     namespace::run_in(proc, process, || {
         let mut netlink = Netlink::open().map_err(io_error("open a netlink socket"))?;
         let index = find_named(&mut netlink, name)?;
         let guest_namespace = DefaultNla::new(libc::IFLA_NET_NS_FD, guest_namespace.as_raw_fd().to_ne_bytes().to_vec());
         // The name may be in use there. With this pattern the kernel chooses a free one.
-        let attributes = vec![messages::text(libc::IFLA_IFNAME, "slot%d"), guest_namespace];
+        let attributes = vec![messages::text_attribute(libc::IFLA_IFNAME, "slot%d"), guest_namespace];
         links::change(&mut netlink, index, attributes, LinkFlags::empty()).map_err(io_error(step()))
     })
 }
 
 /// Configures interfaces in the network namespace of the caller.
-fn set_up_all<'a>(
+fn configure_all<'a>(
     proc: BorrowedFd<'_>,
     netlink: &mut Netlink,
     interfaces: impl Iterator<Item = &'a Interface>,
 ) -> Result<(), Error> {
     for interface in interfaces {
         let index = find_named(netlink, &interface.name)?;
-        set_up(proc, netlink, index, interface)?;
+        configure(proc, netlink, index, interface)?;
     }
     Ok(())
 }
 
 /// Adds addresses before the interface is up, so that the kernel does not check the network for duplicates first, and
 /// routes afterwards.
-fn set_up(proc: BorrowedFd<'_>, netlink: &mut Netlink, index: u32, interface: &Interface) -> Result<(), Error> {
+fn configure(proc: BorrowedFd<'_>, netlink: &mut Netlink, index: u32, interface: &Interface) -> Result<(), Error> {
     let name = &interface.name;
     if !interface.ipv6 {
         disable_ipv6(proc, name)?;
     }
     let attributes = vec![
         DefaultNla::new(libc::IFLA_ADDRESS, interface.hardware.to_vec()),
-        messages::number(libc::IFLA_MTU, interface.mtu),
+        messages::number_attribute(libc::IFLA_MTU, interface.mtu),
     ];
     links::change(netlink, index, attributes, LinkFlags::empty())
         .map_err(io_error(format!("set hardware address and MTU of network interface {name}")))?;

@@ -19,8 +19,10 @@ pub(crate) fn io_error(step: impl Into<String>) -> impl FnOnce(io::Error) -> Err
 /// permanent address: after use by another container its current address may be that container's.
 pub(crate) fn move_to_namespace(netlink: &mut Netlink, slot: u8, name: &str, pid: i32) -> io::Result<()> {
     let index = find(netlink, libc::IFLA_PERM_ADDRESS, &slot_address(slot))?;
-    let attributes =
-        vec![messages::text(libc::IFLA_IFNAME, name), messages::number(libc::IFLA_NET_NS_PID, pid.cast_unsigned())];
+    let attributes = vec![
+        messages::text_attribute(libc::IFLA_IFNAME, name),
+        messages::number_attribute(libc::IFLA_NET_NS_PID, pid.cast_unsigned()),
+    ];
     change(netlink, index, attributes, LinkFlags::empty())
 }
 

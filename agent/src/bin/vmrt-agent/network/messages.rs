@@ -36,15 +36,15 @@ impl<H: Emitable> Emitable for Message<H> {
     }
 }
 
-pub(crate) fn number(kind: u16, value: u32) -> DefaultNla {
+pub(crate) fn number_attribute(kind: u16, value: u32) -> DefaultNla {
     DefaultNla::new(kind, value.to_ne_bytes().to_vec())
 }
 
-pub(crate) fn text(kind: u16, value: &str) -> DefaultNla {
+pub(crate) fn text_attribute(kind: u16, value: &str) -> DefaultNla {
     DefaultNla::new(kind, [value.as_bytes(), &[0]].concat())
 }
 
-fn ip(kind: u16, address: IpAddr) -> DefaultNla {
+fn ip_attribute(kind: u16, address: IpAddr) -> DefaultNla {
     DefaultNla::new(kind, octets(address))
 }
 
@@ -55,13 +55,13 @@ fn octets(address: IpAddr) -> Vec<u8> {
     }
 }
 
-fn family(address: IpAddr) -> AddressFamily {
+fn family_of(address: IpAddr) -> AddressFamily {
     if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
 }
 
 pub(crate) fn address(index: u32, address: &Address) -> Message<AddressHeader> {
     let header = AddressHeader {
-        family: family(address.address),
+        family: family_of(address.address),
         prefix_len: address.prefix,
         scope: address.scope.into(),
         index,
@@ -71,17 +71,17 @@ pub(crate) fn address(index: u32, address: &Address) -> Message<AddressHeader> {
     let mut flags = AddressFlags::Permanent | AddressFlags::Nodad;
     flags.set(AddressFlags::Noprefixroute, address.no_prefix_route);
     let mut attributes = vec![
-        ip(libc::IFA_LOCAL, address.address),
-        ip(libc::IFA_ADDRESS, address.peer.unwrap_or(address.address)),
-        number(libc::IFA_FLAGS, flags.bits()),
+        ip_attribute(libc::IFA_LOCAL, address.address),
+        ip_attribute(libc::IFA_ADDRESS, address.peer.unwrap_or(address.address)),
+        number_attribute(libc::IFA_FLAGS, flags.bits()),
     ];
-    attributes.extend(address.broadcast.map(|broadcast| ip(libc::IFA_BROADCAST, broadcast.into())));
+    attributes.extend(address.broadcast.map(|broadcast| ip_attribute(libc::IFA_BROADCAST, broadcast.into())));
     Message { header, attributes }
 }
 
 pub(crate) fn route(index: u32, route: &Route) -> Message<RouteHeader> {
     let header = RouteHeader {
-        address_family: family(route.destination),
+        address_family: family_of(route.destination),
         destination_prefix_length: route.prefix,
         // Table numbers that do not fit into the header are in an attribute only.
         table: u8::try_from(route.table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC),
@@ -92,30 +92,30 @@ pub(crate) fn route(index: u32, route: &Route) -> Message<RouteHeader> {
         flags: if route.on_link { RouteFlags::Onlink } else { RouteFlags::empty() },
         ..RouteHeader::default()
     };
-    let own = [number(libc::RTA_OIF, index), number(libc::RTA_TABLE, route.table)];
+    let required = [number_attribute(libc::RTA_OIF, index), number_attribute(libc::RTA_TABLE, route.table)];
     let optional = [
-        (route.prefix > 0).then(|| ip(libc::RTA_DST, route.destination)),
-        route.gateway.map(|gateway| gateway_of(route, gateway)),
-        route.source.map(|source| ip(libc::RTA_PREFSRC, source)),
-        route.metric.map(|metric| number(libc::RTA_PRIORITY, metric)),
-        (!route.metrics.is_empty()).then(|| metrics(&route.metrics)),
+        (route.prefix > 0).then(|| ip_attribute(libc::RTA_DST, route.destination)),
+        route.gateway.map(|gateway| gateway_attribute(route, gateway)),
+        route.source.map(|source| ip_attribute(libc::RTA_PREFSRC, source)),
+        route.metric.map(|metric| number_attribute(libc::RTA_PRIORITY, metric)),
+        (!route.metrics.is_empty()).then(|| metrics_attribute(&route.metrics)),
         route.preference.map(|preference| DefaultNla::new(RTA_PREF, vec![preference])),
-        route.expires.map(|seconds| number(RTA_EXPIRES, seconds)),
+        route.expires.map(|seconds| number_attribute(RTA_EXPIRES, seconds)),
     ];
-    Message { header, attributes: own.into_iter().chain(optional.into_iter().flatten()).collect() }
+    Message { header, attributes: required.into_iter().chain(optional.into_iter().flatten()).collect() }
 }
 
 /// A gateway of the other address family has another format, `struct rtvia`.
-fn gateway_of(route: &Route, gateway: IpAddr) -> DefaultNla {
+fn gateway_attribute(route: &Route, gateway: IpAddr) -> DefaultNla {
     if gateway.is_ipv4() == route.destination.is_ipv4() {
-        return ip(libc::RTA_GATEWAY, gateway);
+        return ip_attribute(libc::RTA_GATEWAY, gateway);
     }
-    let family = u16::from(u8::from(family(gateway)));
+    let family = u16::from(u8::from(family_of(gateway)));
     DefaultNla::new(libc::RTA_VIA, [&family.to_ne_bytes(), octets(gateway).as_slice()].concat())
 }
 
 /// Metrics are nested attributes.
-fn metrics(metrics: &[RouteMetric]) -> DefaultNla {
+fn metrics_attribute(metrics: &[RouteMetric]) -> DefaultNla {
     let metrics: Vec<_> = metrics.iter().map(|metric| DefaultNla::new(metric.kind, metric.value.clone())).collect();
     let mut value = vec![0; metrics.as_slice().buffer_len()];
     metrics.as_slice().emit(&mut value);
@@ -124,13 +124,13 @@ fn metrics(metrics: &[RouteMetric]) -> DefaultNla {
 
 pub(crate) fn neighbour(index: u32, neighbour: &Neighbour) -> Message<NeighbourHeader> {
     let header = NeighbourHeader {
-        family: family(neighbour.address),
+        family: family_of(neighbour.address),
         ifindex: index,
         state: NeighbourState::Permanent,
         ..NeighbourHeader::default()
     };
     let hardware = DefaultNla::new(libc::NDA_LLADDR, neighbour.hardware.to_vec());
-    Message { header, attributes: vec![ip(libc::NDA_DST, neighbour.address), hardware] }
+    Message { header, attributes: vec![ip_attribute(libc::NDA_DST, neighbour.address), hardware] }
 }
 
 /// The name of a route in error messages. It contains the congestion control, because a guest's kernel may lack that.

@@ -14,17 +14,17 @@ pub(crate) fn run_in<T>(
     work: impl FnOnce() -> Result<T, Error>,
 ) -> Result<T, Error> {
     // The agent's own pidfd cannot be used to return: it stands for the agent's current namespace.
-    let own = own(proc)?;
+    let initial = open_own(proc)?;
     rustix::thread::move_into_thread_name_spaces(process, ThreadNameSpaceType::NETWORK)
         .map_err(Error::at("join the container's network namespace"))?;
     let result = work();
-    rustix::thread::move_into_link_name_space(own.as_fd(), Some(LinkNameSpaceType::Network))
+    rustix::thread::move_into_link_name_space(initial.as_fd(), Some(LinkNameSpaceType::Network))
         .map_err(Error::at("return to the guest's network namespace"))?;
     result
 }
 
 /// A descriptor of the caller's current network namespace.
-pub(crate) fn own(proc: BorrowedFd<'_>) -> Result<OwnedFd, Error> {
+pub(crate) fn open_own(proc: BorrowedFd<'_>) -> Result<OwnedFd, Error> {
     rustix::fs::openat(proc, "self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .map_err(Error::at("open the guest's network namespace"))
 }

@@ -36,9 +36,9 @@ impl Channel {
     pub(crate) fn pair() -> Result<(Self, Self), Error> {
         let flags = SocketFlags::CLOEXEC;
         let pair = || {
-            let (near, far) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-            rustix::io::ioctl_fionbio(&near, true)?;
-            Ok((Self(near), Self(far)))
+            let (agent, process) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+            rustix::io::ioctl_fionbio(&agent, true)?;
+            Ok((Self(agent), Self(process)))
         };
         pair().map_err(Error::at("make a socket pair for the new process"))
     }
@@ -99,22 +99,22 @@ mod tests {
 
     #[test]
     fn reports_arrive_separately_followed_by_the_end() {
-        let (near, far) = Channel::pair().unwrap();
-        assert_eq!(near.receive().unwrap_err(), Errno::AGAIN);
-        far.report(&Report::Ready { terminal: Some(4) });
-        near.release().unwrap();
-        assert!(far.wait());
-        far.report(&Report::Failed(Error::at("exec")(Errno::NOENT).into()));
-        drop(far);
-        assert!(matches!(near.receive().unwrap(), Some(Report::Ready { terminal: Some(4) })));
-        assert!(matches!(near.receive().unwrap(), Some(Report::Failed(failure)) if failure.step == "exec"));
-        assert!(near.receive().unwrap().is_none());
+        let (agent, process) = Channel::pair().unwrap();
+        assert_eq!(agent.receive().unwrap_err(), Errno::AGAIN);
+        process.report(&Report::Ready { terminal: Some(4) });
+        agent.release().unwrap();
+        assert!(process.wait());
+        process.report(&Report::Failed(Error::at("exec")(Errno::NOENT).into()));
+        drop(process);
+        assert!(matches!(agent.receive().unwrap(), Some(Report::Ready { terminal: Some(4) })));
+        assert!(matches!(agent.receive().unwrap(), Some(Report::Failed(failure)) if failure.step == "exec"));
+        assert!(agent.receive().unwrap().is_none());
     }
 
     #[test]
     fn a_closed_agent_end_ends_the_wait_of_the_process() {
-        let (near, far) = Channel::pair().unwrap();
-        drop(near);
-        assert!(!far.wait());
+        let (agent, process) = Channel::pair().unwrap();
+        drop(agent);
+        assert!(!process.wait());
     }
 }

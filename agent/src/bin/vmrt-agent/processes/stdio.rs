@@ -34,8 +34,8 @@ impl ChildStdio {
 /// such as `/dev/null` are accessible to every user.
 pub(crate) fn set_stream_owner(stream: BorrowedFd<'_>, uid: Uid) -> rustix::io::Result<()> {
     let stat = rustix::fs::fstat(stream)?;
-    let own = FileType::from_raw_mode(stat.st_mode) == FileType::Fifo || rustix::termios::isatty(stream);
-    match own && stat.st_uid != uid.as_raw() {
+    let has_owner = FileType::from_raw_mode(stat.st_mode) == FileType::Fifo || rustix::termios::isatty(stream);
+    match has_owner && stat.st_uid != uid.as_raw() {
         true => rustix::fs::fchown(stream, Some(uid), None),
         false => Ok(()),
     }

@@ -58,7 +58,7 @@ impl Rule {
         Self { allow: true, kind: Some(kind), major: None, minor: None, access: MAKE }
     }
 
-    fn is_for_everything(&self) -> bool {
+    fn matches_everything(&self) -> bool {
         self.kind.is_none() && self.major.is_none() && self.minor.is_none() && self.access == ALL
     }
 }
@@ -86,13 +86,13 @@ impl Default for DeviceRules {
 impl DeviceRules {
     /// Checks the rules of a specification. Without rules only [`ALWAYS`] is allowed.
     pub(crate) fn new(rules: &[LinuxDeviceCgroup]) -> Result<Self, Error> {
-        let given = rules.iter().map(rule).collect::<Result<Vec<_>, _>>()?;
+        let given = rules.iter().map(parse_rule).collect::<Result<Vec<_>, _>>()?;
         Ok(Self(given.into_iter().chain(ALWAYS).collect()))
     }
 
     /// Applies the rules to the cgroup `directory`.
     pub(crate) fn apply(&self, directory: BorrowedFd<'_>) -> Result<(), Error> {
-        if self.allow_everything() {
+        if self.allows_everything() {
             return Ok(());
         }
         bpf::attach(Hook::DEVICE, &self.program(), directory)
@@ -100,8 +100,8 @@ impl DeviceRules {
     }
 
     /// Whether a rule allows everything and no later one denies anything.
-    fn allow_everything(&self) -> bool {
-        let last = self.0.iter().rposition(Rule::is_for_everything);
+    fn allows_everything(&self) -> bool {
+        let last = self.0.iter().rposition(Rule::matches_everything);
         last.is_some_and(|last| self.0[last..].iter().all(|rule| rule.allow))
     }
 
@@ -115,8 +115,8 @@ impl DeviceRules {
             Instruction::load(MINOR_REGISTER, CONTEXT, MINOR),
         ];
         for rule in self.0.iter().rev() {
-            program.extend(block(rule));
-            if rule.is_for_everything() {
+            program.extend(compile_rule(rule));
+            if rule.matches_everything() {
                 break;
             }
         }
@@ -126,7 +126,7 @@ impl DeviceRules {
 }
 
 /// The instructions for one rule. Its jumps lead to the next rule.
-fn block(rule: &Rule) -> Vec<Instruction> {
+fn compile_rule(rule: &Rule) -> Vec<Instruction> {
     let decision = match rule.allow {
         // Remove the allowed kinds of access. If none is left, grant the request.
         true => [
@@ -156,7 +156,7 @@ fn block(rule: &Rule) -> Vec<Instruction> {
     jumps.chain(decision.iter().copied()).collect()
 }
 
-fn rule(rule: &LinuxDeviceCgroup) -> Result<Rule, Error> {
+fn parse_rule(rule: &LinuxDeviceCgroup) -> Result<Rule, Error> {
     let invalid = |reason: String| Error::invalid("linux.resources.devices", reason);
     let kind = match rule.typ() {
         None | Some(LinuxDeviceType::A) => None,
@@ -167,13 +167,15 @@ fn rule(rule: &LinuxDeviceCgroup) -> Result<Rule, Error> {
     // The kernel compares 32 bits. A negative number matches every device.
     let number = |number: Option<i64>| match number {
         None | Some(..0) => Ok(None),
-        Some(number) => i32::try_from(number).map(Some).map_err(|_| invalid(format!("{number} is no device number"))),
+        Some(number) => {
+            i32::try_from(number).map(Some).map_err(|_| invalid(format!("{number} is not a device number")))
+        }
     };
     let access = rule.access().as_deref().unwrap_or("rwm").chars().try_fold(0, |access, letter| match letter {
         'r' => Ok(access | READ),
         'w' => Ok(access | WRITE),
         'm' => Ok(access | MAKE),
-        other => Err(invalid(format!("{other:?} is no kind of access"))),
+        other => Err(invalid(format!("{other:?} is not a kind of access"))),
     })?;
     Ok(Rule { allow: rule.allow(), kind, major: number(rule.major())?, minor: number(rule.minor())?, access })
 }
@@ -246,9 +248,9 @@ mod tests {
         let everything = device_rule(true, LinuxDeviceType::A, None, "rwm");
         let rules = DeviceRules::new(std::slice::from_ref(&everything)).unwrap();
         assert!(allows(&rules, BLOCK, READ | WRITE, 8, 0));
-        assert!(rules.allow_everything());
+        assert!(rules.allows_everything());
         let rules = DeviceRules::new(&[everything.clone(), device_rule(false, LinuxDeviceType::C, None, "w")]).unwrap();
-        assert!(!rules.allow_everything());
+        assert!(!rules.allows_everything());
     }
 
     #[test]

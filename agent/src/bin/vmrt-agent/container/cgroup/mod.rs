@@ -68,7 +68,7 @@ impl Cgroup {
     }
 
     /// The directory of an existing cgroup below it.
-    pub(crate) fn below(&self, path: &Path) -> Result<OwnedFd, Error> {
+    pub(crate) fn open_below(&self, path: &Path) -> Result<OwnedFd, Error> {
         let path = path.strip_prefix("/").unwrap_or(path);
         if !path.components().all(|name| matches!(name, Component::Normal(_))) {
             return Err(Error::invalid("cgroup", format!("{} is not a sub cgroup path", path.display())));
@@ -77,11 +77,11 @@ impl Cgroup {
             true => open_directory(self.directory.as_fd(), "."),
             false => open_directory(self.directory.as_fd(), path),
         }
-        .map_err(not_added(path))
+        .map_err(add_error(path))
     }
 
     /// The directory of the cgroup of process `pid`, which is this one or one below it.
-    pub(crate) fn of_process(&self, proc: BorrowedFd<'_>, pid: Option<i32>) -> Result<OwnedFd, Error> {
+    pub(crate) fn open_of_process(&self, proc: BorrowedFd<'_>, pid: Option<i32>) -> Result<OwnedFd, Error> {
         let failed = || Error::at("find the cgroup of the container's first process");
         let file = format!("{}/cgroup", pid.ok_or(Errno::SRCH).map_err(failed())?);
         let file = rustix::fs::openat(proc, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
@@ -98,7 +98,7 @@ impl Cgroup {
     /// Whether there was an OOM kill in it since the last call.
     pub(crate) fn had_oom_kill(&mut self) -> bool {
         let events = self.memory_events.as_ref().and_then(|events| read_all(events.as_fd()).ok());
-        let kills = events.as_deref().and_then(oom_kills).unwrap_or(0);
+        let kills = events.as_deref().and_then(parse_oom_kills).unwrap_or(0);
         kills > std::mem::replace(&mut self.oom_kills, kills)
     }
 
@@ -149,7 +149,7 @@ impl Cgroup {
 }
 
 /// For `map_err`: runc's message when a process cannot enter the cgroup `path`.
-pub(crate) fn not_added(path: &Path) -> impl FnOnce(Errno) -> Error {
+pub(crate) fn add_error(path: &Path) -> impl FnOnce(Errno) -> Error {
     let file = Path::new("/").join(path).join("cgroup.procs");
     Error::at(format!("adding pid of the process to cgroups: {}", file.display()))
 }
@@ -169,12 +169,12 @@ fn make_parents(root: BorrowedFd<'_>, path: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-fn oom_kills(events: &str) -> Option<u64> {
+fn parse_oom_kills(events: &str) -> Option<u64> {
     events.lines().find_map(|line| line.strip_prefix("oom_kill "))?.parse().ok()
 }
 
 /// The child cgroups: names and directories.
-fn below(directory: BorrowedFd<'_>) -> rustix::io::Result<Vec<(std::ffi::CString, OwnedFd)>> {
+fn children(directory: BorrowedFd<'_>) -> rustix::io::Result<Vec<(std::ffi::CString, OwnedFd)>> {
     let mut children = Vec::new();
     for entry in Dir::read_from(directory)? {
         let entry = entry?;
@@ -190,14 +190,14 @@ fn collect_processes(directory: BorrowedFd<'_>, pids: &mut Vec<i32>) -> rustix::
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let list = rustix::fs::openat(directory, "cgroup.procs", flags, Mode::empty())?;
     pids.extend(read_all(list.as_fd())?.lines().filter_map(|pid| pid.parse::<i32>().ok()));
-    for (_, child) in below(directory)? {
+    for (_, child) in children(directory)? {
         collect_processes(child.as_fd(), pids)?;
     }
     Ok(())
 }
 
 fn remove_below(directory: BorrowedFd<'_>) -> rustix::io::Result<()> {
-    for (name, child) in below(directory)? {
+    for (name, child) in children(directory)? {
         remove_below(child.as_fd())?;
         rustix::fs::unlinkat(directory, &name, AtFlags::REMOVEDIR)?;
     }
@@ -210,17 +210,17 @@ mod tests {
 
     #[test]
     fn a_cgroup_path_stays_below_the_root() {
-        let sane = |given: &str| path(Some(Path::new(given)), "id");
-        assert_eq!(sane("/docker/abc"), Path::new("docker/abc"));
-        assert_eq!(sane("../../etc/./x"), Path::new("etc/x"));
-        assert_eq!(sane("/"), Path::new("id"));
-        assert_eq!(sane("system.slice:docker:abc"), Path::new("system.slice:docker:abc"));
+        let relative = |given: &str| path(Some(Path::new(given)), "id");
+        assert_eq!(relative("/docker/abc"), Path::new("docker/abc"));
+        assert_eq!(relative("../../etc/./x"), Path::new("etc/x"));
+        assert_eq!(relative("/"), Path::new("id"));
+        assert_eq!(relative("system.slice:docker:abc"), Path::new("system.slice:docker:abc"));
         assert_eq!(path(None, "id"), Path::new("id"));
     }
 
     #[test]
     fn oom_kills_are_read_from_memory_events() {
-        assert_eq!(oom_kills("low 0\nhigh 0\nmax 9\noom 2\noom_kill 1\noom_group_kill 0\n"), Some(1));
-        assert_eq!(oom_kills("low 0\n"), None);
+        assert_eq!(parse_oom_kills("low 0\nhigh 0\nmax 9\noom 2\noom_kill 1\noom_group_kill 0\n"), Some(1));
+        assert_eq!(parse_oom_kills("low 0\n"), None);
     }
 }

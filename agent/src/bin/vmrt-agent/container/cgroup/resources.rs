@@ -35,17 +35,17 @@ impl Settings {
     /// Checks and converts resources.
     pub(crate) fn new(resources: &LinuxResources) -> Result<Self, Error> {
         let mut settings = Self::default();
-        resources.memory().as_ref().map_or(Ok(()), |memory| settings.memory(memory))?;
-        resources.cpu().as_ref().map_or(Ok(()), |cpu| settings.cpu(cpu))?;
-        resources.pids().as_ref().map_or(Ok(()), |pids| settings.pids(pids))?;
-        resources.block_io().as_ref().map_or(Ok(()), |io| settings.block_io(io))?;
-        resources.hugepage_limits().iter().flatten().try_for_each(|limit| settings.hugepages(limit))?;
+        resources.memory().as_ref().map_or(Ok(()), |memory| settings.add_memory(memory))?;
+        resources.cpu().as_ref().map_or(Ok(()), |cpu| settings.add_cpu(cpu))?;
+        resources.pids().as_ref().map_or(Ok(()), |pids| settings.add_pids(pids))?;
+        resources.block_io().as_ref().map_or(Ok(()), |io| settings.add_block_io(io))?;
+        resources.hugepage_limits().iter().flatten().try_for_each(|limit| settings.add_hugepages(limit))?;
         resources.network().as_ref().map_or(Ok(()), refuse_network)?;
         if resources.rdma().as_ref().is_some_and(|rdma| !rdma.is_empty()) {
             return Err(unsupported("rdma"));
         }
         for (file, value) in resources.unified().iter().flatten() {
-            settings.unified(file, value)?;
+            settings.add_unified(file, value)?;
         }
         settings.devices = DeviceRules::new(resources.devices().as_deref().unwrap_or_default())?;
         Ok(settings)
@@ -83,11 +83,11 @@ impl Settings {
         Ok(())
     }
 
-    fn set(&mut self, file: &str, value: impl std::fmt::Display) {
+    fn add_file(&mut self, file: &str, value: impl std::fmt::Display) {
         self.files.push(Setting { file: file.into(), value: value.to_string(), optional: false });
     }
 
-    fn memory(&mut self, memory: &LinuxMemory) -> Result<(), Error> {
+    fn add_memory(&mut self, memory: &LinuxMemory) -> Result<(), Error> {
         refuse_memory(memory)?;
         let limit = memory.limit().filter(|limit| *limit != 0);
         if memory.check_before_update() == Some(true) {
@@ -96,60 +96,60 @@ impl Settings {
                 |(what, limit): (_, Option<i64>)| Some((what, u64::try_from(limit?).ok().filter(|l| *l > 0)?));
             self.checked_limits.extend(limits.into_iter().filter_map(positive));
         }
-        if let Some(swap) = swap(limit, memory.swap().unwrap_or(0))? {
+        if let Some(swap) = swap_limit(limit, memory.swap().unwrap_or(0))? {
             // Without swap there is nothing to limit. Only a guaranteed amount of swap would be impossible.
             let optional = swap == "max" || swap == "0";
             self.files.push(Setting { file: "memory.swap.max".into(), value: swap, optional });
         }
         if let Some(limit) = limit {
-            self.set("memory.max", bytes(limit));
+            self.add_file("memory.max", limit_value(limit));
         }
         if let Some(low) = memory.reservation().filter(|low| *low != 0) {
-            self.set("memory.low", bytes(low));
+            self.add_file("memory.low", limit_value(low));
         }
         Ok(())
     }
 
-    fn cpu(&mut self, cpu: &LinuxCpu) -> Result<(), Error> {
+    fn add_cpu(&mut self, cpu: &LinuxCpu) -> Result<(), Error> {
         let realtime = [
             ("cpu.realtimeRuntime", cpu.realtime_runtime().is_some_and(|time| time != 0)),
             ("cpu.realtimePeriod", cpu.realtime_period().is_some_and(|time| time != 0)),
         ];
         refuse(&realtime)?;
         if let Some(idle) = cpu.idle() {
-            self.set("cpu.idle", idle);
+            self.add_file("cpu.idle", idle);
         }
         // An idle cgroup has no weight.
         if let Some(shares) = cpu.shares().filter(|shares| *shares != 0 && cpu.idle().unwrap_or(0) == 0) {
-            self.set("cpu.weight", weight(shares));
+            self.add_file("cpu.weight", cpu_weight(shares));
         }
         let quota = cpu.quota().filter(|quota| *quota != 0);
         let period = cpu.period().filter(|period| *period != 0);
         if quota.is_some() || period.is_some() {
             let quota = quota.filter(|quota| *quota > 0).map_or("max".into(), |quota| quota.to_string());
-            self.set("cpu.max", format!("{quota} {}", period.unwrap_or(CPU_PERIOD)));
+            self.add_file("cpu.max", format!("{quota} {}", period.unwrap_or(CPU_PERIOD)));
         }
         if let Some(burst) = cpu.burst() {
-            self.set("cpu.max.burst", burst);
+            self.add_file("cpu.max.burst", burst);
         }
         for (file, list) in [("cpuset.cpus", cpu.cpus()), ("cpuset.mems", cpu.mems())] {
             if let Some(list) = list.as_ref().filter(|list| !list.is_empty()) {
-                self.set(file, list);
+                self.add_file(file, list);
             }
         }
         Ok(())
     }
 
-    fn pids(&mut self, pids: &LinuxPids) -> Result<(), Error> {
+    fn add_pids(&mut self, pids: &LinuxPids) -> Result<(), Error> {
         if pids.limit() != 0 {
-            self.set("pids.max", bytes(pids.limit()));
+            self.add_file("pids.max", limit_value(pids.limit()));
         }
         Ok(())
     }
 
     /// Block devices are the guest's own, so rules with device numbers of the host are meaningless. Only the weight is
     /// supported.
-    fn block_io(&mut self, io: &LinuxBlockIo) -> Result<(), Error> {
+    fn add_block_io(&mut self, io: &LinuxBlockIo) -> Result<(), Error> {
         refuse(&[
             ("blockIO.leafWeight", io.leaf_weight().is_some_and(|weight| weight != 0)),
             ("blockIO.weightDevice", io.weight_device().as_ref().is_some_and(|list| !list.is_empty())),
@@ -171,26 +171,29 @@ impl Settings {
             ),
         ])?;
         if let Some(weight) = io.weight().filter(|weight| *weight != 0) {
-            self.set("io.weight", format!("default {}", io_weight(weight)));
+            self.add_file("io.weight", format!("default {}", io_weight(weight)));
         }
         Ok(())
     }
 
-    fn hugepages(&mut self, limit: &LinuxHugepageLimit) -> Result<(), Error> {
+    fn add_hugepages(&mut self, limit: &LinuxHugepageLimit) -> Result<(), Error> {
         let size = limit.page_size();
         if size.contains('/') {
-            return Err(Error::invalid("linux.resources.hugepageLimits", format!("{size:?} is no page size")));
+            return Err(Error::invalid("linux.resources.hugepageLimits", format!("{size:?} is not a page size")));
         }
-        self.set(&format!("hugetlb.{size}.max"), bytes(limit.limit()));
+        self.add_file(&format!("hugetlb.{size}.max"), limit_value(limit.limit()));
         Ok(())
     }
 
-    fn unified(&mut self, file: &str, value: &str) -> Result<(), Error> {
+    fn add_unified(&mut self, file: &str, value: &str) -> Result<(), Error> {
         let known = file.contains('.') && !file.contains('/') && !file.starts_with("cgroup.");
         if !known {
-            return Err(Error::invalid(format!("linux.resources.unified: {file}"), "is no control file of a resource"));
+            return Err(Error::invalid(
+                format!("linux.resources.unified: {file}"),
+                "is not a control file of a resource",
+            ));
         }
-        self.set(file, value);
+        self.add_file(file, value);
         Ok(())
     }
 }
@@ -223,7 +226,7 @@ fn refuse_network(network: &LinuxNetwork) -> Result<(), Error> {
 }
 
 /// A limit as text; a negative one means none.
-fn bytes(limit: i64) -> String {
+fn limit_value(limit: i64) -> String {
     match limit {
         0.. => limit.to_string(),
         _ => "max".into(),
@@ -232,7 +235,7 @@ fn bytes(limit: i64) -> String {
 
 /// The swap limit; `None` if there is none to set. The specification limits the sum of memory and swap, cgroup v2 only
 /// swap.
-fn swap(limit: Option<i64>, total: i64) -> Result<Option<String>, Error> {
+fn swap_limit(limit: Option<i64>, total: i64) -> Result<Option<String>, Error> {
     let invalid = |reason| Err(Error::invalid("linux.resources.memory.swap", reason));
     match (limit, total) {
         (Some(..0), 0) => Ok(Some("max".into())),
@@ -245,7 +248,7 @@ fn swap(limit: Option<i64>, total: i64) -> Result<Option<String>, Error> {
 }
 
 /// Converts shares of cgroup v1 (2 to 262144) to a weight of cgroup v2 (1 to 10000), as runc does.
-fn weight(shares: u64) -> u64 {
+fn cpu_weight(shares: u64) -> u64 {
     let shares = shares.clamp(2, 262_144);
     1 + (shares - 2) * 9999 / 262_142
 }
@@ -312,7 +315,7 @@ mod tests {
         assert_eq!(written(LinuxResourcesBuilder::default().cpu(idle(0))), expected);
         let cpu = LinuxCpuBuilder::default().quota(-1).period(50_000_u64).build().unwrap();
         assert_eq!(written(LinuxResourcesBuilder::default().cpu(cpu)), pairs([("cpu.max", "max 50000")]));
-        assert_eq!((weight(2), weight(262_144), weight(u64::MAX)), (1, 10_000, 10_000));
+        assert_eq!((cpu_weight(2), cpu_weight(262_144), cpu_weight(u64::MAX)), (1, 10_000, 10_000));
     }
 
     #[test]

@@ -32,11 +32,11 @@ impl Namespaces {
         let mut namespaces = Self { own: ThreadNameSpaceType::empty(), joined: ThreadNameSpaceType::empty() };
         let mut joins = Vec::new();
         for namespace in list {
-            let kind = kind(namespace.typ());
+            let kind = kernel_kind(namespace.typ());
             if namespaces.has(kind) {
                 return Err(invalid(namespace, "is given twice"));
             }
-            match join(namespace, kind)? {
+            match parse_join(namespace, kind)? {
                 None => namespaces.own |= kind,
                 Some(join) => {
                     namespaces.joined |= kind;
@@ -95,7 +95,7 @@ impl Namespaces {
     }
 }
 
-fn join(namespace: &LinuxNamespace, kind: ThreadNameSpaceType) -> Result<Option<Join>, Error> {
+fn parse_join(namespace: &LinuxNamespace, kind: ThreadNameSpaceType) -> Result<Option<Join>, Error> {
     let Some(path) = namespace.path().as_ref().filter(|path| !path.as_os_str().is_empty()) else { return Ok(None) };
     match path.to_str().filter(|name| kind != ThreadNameSpaceType::MOUNT && !name.contains('/')) {
         Some(container) => Ok(Some(Join { kind, container: container.to_owned() })),
@@ -103,7 +103,7 @@ fn join(namespace: &LinuxNamespace, kind: ThreadNameSpaceType) -> Result<Option<
     }
 }
 
-fn kind(kind: LinuxNamespaceType) -> ThreadNameSpaceType {
+fn kernel_kind(kind: LinuxNamespaceType) -> ThreadNameSpaceType {
     match kind {
         LinuxNamespaceType::Mount => ThreadNameSpaceType::MOUNT,
         LinuxNamespaceType::Cgroup => ThreadNameSpaceType::CONTROL_GROUP,

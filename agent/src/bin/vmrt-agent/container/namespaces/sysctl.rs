@@ -57,7 +57,7 @@ impl Sysctl {
             return Err(invalid("the container has no namespace of its own for it"));
         }
         if file.split('/').any(|part| matches!(part, "" | "." | "..")) {
-            return Err(invalid("is no name of a parameter"));
+            return Err(invalid("is not the name of a parameter"));
         }
         Ok(Self { name: name.into(), file, value: value.into() })
     }

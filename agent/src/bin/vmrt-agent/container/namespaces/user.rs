@@ -24,7 +24,7 @@ impl IdMaps {
     /// Checks `linux.uidMappings` and `linux.gidMappings`. Both are required with a user namespace and not allowed
     /// without one.
     pub(crate) fn new(linux: &Linux, namespaces: Namespaces) -> Result<Option<Self>, Error> {
-        let maps = Self::of(linux.uid_mappings(), linux.gid_mappings());
+        let maps = Self::from_lists(linux.uid_mappings(), linux.gid_mappings());
         let has_namespace = namespaces.has(ThreadNameSpaceType::USER);
         for (field, list) in [("linux.uidMappings", &maps.uids), ("linux.gidMappings", &maps.gids)] {
             match (has_namespace, list.is_empty()) {
@@ -40,10 +40,11 @@ impl IdMaps {
 
     /// The mappings of a mount; `None` if it has neither.
     pub(crate) fn of_mount(mount: &Mount) -> Option<Self> {
-        Some(Self::of(mount.uid_mappings(), mount.gid_mappings())).filter(|maps| *maps != Self::of(&None, &None))
+        Some(Self::from_lists(mount.uid_mappings(), mount.gid_mappings()))
+            .filter(|maps| *maps != Self::from_lists(&None, &None))
     }
 
-    fn of(uids: &Option<Vec<LinuxIdMapping>>, gids: &Option<Vec<LinuxIdMapping>>) -> Self {
+    fn from_lists(uids: &Option<Vec<LinuxIdMapping>>, gids: &Option<Vec<LinuxIdMapping>>) -> Self {
         Self { uids: uids.clone().unwrap_or_default(), gids: gids.clone().unwrap_or_default() }
     }
 
@@ -56,7 +57,7 @@ impl IdMaps {
     /// namespace in messages, `proc` is the guest's `/proc`.
     pub(crate) fn write(&self, proc: BorrowedFd<'_>, pid: i32, owner: &str) -> Result<(), Error> {
         for (file, list) in [("uid_map", &self.uids), ("gid_map", &self.gids)] {
-            files::write_at(proc, &format!("{pid}/{file}"), lines(list).as_bytes())
+            files::write_at(proc, &format!("{pid}/{file}"), map_file_content(list).as_bytes())
                 .map_err(Error::at(format!("set the {file} of {owner}")))?;
         }
         Ok(())
@@ -64,23 +65,23 @@ impl IdMaps {
 
     /// The guest's id for a user of the container.
     pub(crate) fn uid(&self, uid: Uid) -> Result<Uid, Error> {
-        look_up("linux.uidMappings", &self.uids, uid.as_raw()).map(Uid::from_raw)
+        map_id("linux.uidMappings", &self.uids, uid.as_raw()).map(Uid::from_raw)
     }
 
     /// The guest's id for a group of the container.
     pub(crate) fn gid(&self, gid: Gid) -> Result<Gid, Error> {
-        look_up("linux.gidMappings", &self.gids, gid.as_raw()).map(Gid::from_raw)
+        map_id("linux.gidMappings", &self.gids, gid.as_raw()).map(Gid::from_raw)
     }
 }
 
-fn look_up(field: &str, list: &[LinuxIdMapping], id: u32) -> Result<u32, Error> {
+fn map_id(field: &str, list: &[LinuxIdMapping], id: u32) -> Result<u32, Error> {
     let inside = |map: &&LinuxIdMapping| id.checked_sub(map.container_id()).is_some_and(|offset| offset < map.size());
-    let map = list.iter().find(inside).ok_or_else(|| Error::invalid(field, format!("{id} is not among them")))?;
+    let map = list.iter().find(inside).ok_or_else(|| Error::invalid(field, format!("{id} is not mapped")))?;
     Ok(map.host_id() + (id - map.container_id()))
 }
 
 /// The format of the kernel: one line for each mapping.
-fn lines(list: &[LinuxIdMapping]) -> String {
+fn map_file_content(list: &[LinuxIdMapping]) -> String {
     list.iter().map(|map| format!("{} {} {}\n", map.container_id(), map.host_id(), map.size())).collect()
 }
 
@@ -106,7 +107,7 @@ impl<'a> UserNamespaces<'a> {
     }
 
     /// The namespace with these mappings, made if necessary. `owner` names the mappings in messages.
-    pub(crate) fn with(&mut self, maps: &IdMaps, owner: &str) -> Result<BorrowedFd<'_>, Error> {
+    pub(crate) fn get_or_make(&mut self, maps: &IdMaps, owner: &str) -> Result<BorrowedFd<'_>, Error> {
         let index = match self.made.iter().position(|(known, _)| known == maps) {
             Some(index) => index,
             None => {
@@ -175,6 +176,6 @@ mod tests {
         let uid = |id| maps.uid(Uid::from_raw(id)).map(Uid::as_raw).map_err(|error| error.to_string());
         assert_eq!((uid(0), uid(1), uid(65_535)), (Ok(1000), Ok(100_000), Ok(165_534)));
         assert!(uid(65_536).unwrap_err().contains("65536"));
-        assert_eq!(lines(&maps.uids), "0 1000 1\n1 100000 65535\n");
+        assert_eq!(map_file_content(&maps.uids), "0 1000 1\n1 100000 65535\n");
     }
 }

@@ -33,7 +33,7 @@ impl Affinity {
             let number = |text: &str| text.trim().parse().ok().filter(|cpu| *cpu < CpuSet::MAX_CPU);
             match (number(first), number(last)) {
                 (Some(first), Some(last)) if first <= last => (first..=last).for_each(|cpu| cpus.set(cpu)),
-                _ => return Err(Error::invalid("process.execCPUAffinity", format!("{list:?} is no list of CPUs"))),
+                _ => return Err(Error::invalid("process.execCPUAffinity", format!("{list:?} is not a list of CPUs"))),
             }
         }
         Ok(Self { list: list.into(), cpus })

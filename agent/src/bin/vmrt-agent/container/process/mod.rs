@@ -62,22 +62,22 @@ impl ProcessPlan {
     /// Checks a process.
     pub(crate) fn new(process: &Process) -> Result<Self, Error> {
         refuse_unsupported(process)?;
-        let args = strings("process.args", process.args())?;
+        let args = c_strings("process.args", process.args())?;
         if args.is_empty() {
             return Err(Error::invalid("process.args", "must not be empty"));
         }
         if !process.cwd().is_absolute() {
-            let reason = format!("{:?} is no absolute path", process.cwd());
+            let reason = format!("{:?} is not an absolute path", process.cwd());
             return Err(Error::invalid("process.cwd", reason));
         }
         let user = process.user();
         let id = |id: u32, field: &str| match id {
-            u32::MAX => Err(Error::invalid(field, "4294967295 is no id")),
+            u32::MAX => Err(Error::invalid(field, "4294967295 is not a valid id")),
             id => Ok(id),
         };
         Ok(Self {
             args,
-            env: strings("process.env", process.env())?,
+            env: c_strings("process.env", process.env())?,
             cwd: process.cwd().clone(),
             terminal: process.terminal().unwrap_or(false),
             console_size: process.console_size().map(|size| console_size(size.height(), size.width())),
@@ -86,7 +86,7 @@ impl ProcessPlan {
             groups: user.additional_gids().iter().flatten().copied().map(Gid::from_raw).collect(),
             umask: Mode::from_raw_mode(user.umask().unwrap_or(0o022)),
             capabilities: CapabilityPlan::new(process.capabilities().as_ref()),
-            rlimits: process.rlimits().iter().flatten().map(rlimit).collect::<Result<_, _>>()?,
+            rlimits: process.rlimits().iter().flatten().map(convert_rlimit).collect::<Result<_, _>>()?,
             no_new_privileges: process.no_new_privileges().unwrap_or(false),
             oom_score_adj: process.oom_score_adj(),
             scheduling: Scheduling::new(process)?,
@@ -142,7 +142,7 @@ impl ProcessPlan {
         let inside = rustix::process::getcwd(Vec::new()).map_err(|error| Error::at(step())(error))?;
         match inside.as_bytes().first() {
             Some(b'/') => Ok(()),
-            _ => Err(Error::invalid("process.cwd", "leads out of the container")),
+            _ => Err(Error::invalid("process.cwd", "is outside the container")),
         }
     }
 
@@ -150,7 +150,7 @@ impl ProcessPlan {
         let mut env = without_duplicates(&self.env);
         env.retain(|variable| variable.as_bytes() != b"HOME=");
         if !env.iter().any(|variable| variable.as_bytes().starts_with(b"HOME=")) {
-            let home = home(root, self.uid).unwrap_or_else(|| "/".into());
+            let home = find_home(root, self.uid).unwrap_or_else(|| "/".into());
             env.extend(CString::new(format!("HOME={home}")));
         }
         env
@@ -178,7 +178,7 @@ fn refuse_unsupported(process: &Process) -> Result<(), Error> {
     }
 }
 
-fn strings(field: &str, strings: &Option<Vec<String>>) -> Result<Vec<CString>, Error> {
+fn c_strings(field: &str, strings: &Option<Vec<String>>) -> Result<Vec<CString>, Error> {
     let strings = strings.iter().flatten().map(|string| CString::new(string.as_str()));
     strings.collect::<Result<_, _>>().map_err(|_| Error::invalid(field, "holds a NUL character"))
 }
@@ -189,7 +189,7 @@ fn console_size(height: u64, width: u64) -> TerminalSize {
     TerminalSize { rows: cut(height), columns: cut(width) }
 }
 
-fn rlimit(limit: &PosixRlimit) -> Result<(Resource, Rlimit), Error> {
+fn convert_rlimit(limit: &PosixRlimit) -> Result<(Resource, Rlimit), Error> {
     if limit.soft() > limit.hard() {
         let field = format!("process.rlimits: {}", limit.typ());
         return Err(Error::invalid(field, "the soft limit is higher than the hard one"));
@@ -221,7 +221,7 @@ fn resource(kind: PosixRlimitType) -> Resource {
 
 /// The home directory of `uid` in the container's `/etc/passwd`. `None` if that file is missing or unreadable, or not a
 /// regular file.
-fn home(root: BorrowedFd<'_>, uid: Uid) -> Option<String> {
+fn find_home(root: BorrowedFd<'_>, uid: Uid) -> Option<String> {
     let file = paths::open(root, Path::new("/etc/passwd"), OFlags::RDONLY | OFlags::NONBLOCK).ok()?;
     let stat = rustix::fs::fstat(&file).ok()?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
@@ -229,10 +229,10 @@ fn home(root: BorrowedFd<'_>, uid: Uid) -> Option<String> {
     }
     let mut users = String::new();
     std::fs::File::from(file).take(PASSWD_LIMIT).read_to_string(&mut users).ok()?;
-    home_in(&users, uid)
+    parse_home(&users, uid)
 }
 
-fn home_in(users: &str, uid: Uid) -> Option<String> {
+fn parse_home(users: &str, uid: Uid) -> Option<String> {
     let user = users.lines().map(|line| line.split(':').collect::<Vec<_>>());
     let mut user = user.filter(|fields| fields.get(2).and_then(|id| id.parse().ok()) == Some(uid.as_raw()));
     user.next()?.get(5).filter(|home| !home.is_empty()).map(|&home| home.to_owned())
@@ -266,15 +266,15 @@ mod tests {
     #[test]
     fn the_home_directory_is_found_by_the_user_id() {
         let users = "root:x:0:0:root:/root:/bin/sh\nbroken\nweb:x:33:33::/var/www:/bin/sh\nno:x:34:34:::\n";
-        assert_eq!(home_in(users, Uid::from_raw(33)).as_deref(), Some("/var/www"));
-        assert_eq!(home_in(users, Uid::from_raw(34)), None);
-        assert_eq!(home_in(users, Uid::from_raw(1)), None);
+        assert_eq!(parse_home(users, Uid::from_raw(33)).as_deref(), Some("/var/www"));
+        assert_eq!(parse_home(users, Uid::from_raw(34)), None);
+        assert_eq!(parse_home(users, Uid::from_raw(1)), None);
     }
 
     #[test]
     fn the_maximum_value_means_no_limit() {
         let limit = PosixRlimitBuilder::default().typ(PosixRlimitType::RlimitCore).soft(0_u64).hard(u64::MAX);
-        let (_, limit) = rlimit(&limit.build().unwrap()).unwrap();
+        let (_, limit) = convert_rlimit(&limit.build().unwrap()).unwrap();
         assert_eq!((limit.current, limit.maximum), (Some(0), None));
     }
 }

@@ -17,7 +17,7 @@ pub(crate) fn find(name: &CString, env: &[CString]) -> Result<CString, Error> {
         return match check_executable(path) {
             Ok(()) => Ok(name.clone()),
             Err(Unusable::Missing(error)) => {
-                let reason = format!("stat {}: {}", path.display(), error::text(error));
+                let reason = format!("stat {}: {}", path.display(), error::errno_text(error));
                 Err(Error::ProgramNotFound { program: path.display().to_string(), reason })
             }
             Err(Unusable::NotExecutable(reason)) => {
@@ -40,17 +40,17 @@ enum Unusable {
 
 fn check_executable(path: &Path) -> Result<(), Unusable> {
     let stat = rustix::fs::stat(path).map_err(|error| match error {
-        Errno::ACCESS => Unusable::NotExecutable(error::text(error)),
+        Errno::ACCESS => Unusable::NotExecutable(error::errno_text(error)),
         error => Unusable::Missing(error),
     })?;
     if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
         // The error of runc 1.1 for a directory.
-        return Err(Unusable::NotExecutable(error::text(Errno::ACCESS)));
+        return Err(Unusable::NotExecutable(error::errno_text(Errno::ACCESS)));
     }
     match rustix::fs::accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS) {
         // A seccomp filter may not know this recent system call. `execve` reports the error then.
         Err(Errno::NOSYS | Errno::PERM) if stat.st_mode & 0o111 != 0 => Ok(()),
-        result => result.map_err(|error| Unusable::NotExecutable(error::text(error))),
+        result => result.map_err(|error| Unusable::NotExecutable(error::errno_text(error))),
     }
 }
 
@@ -66,9 +66,9 @@ fn search_path(env: &[CString]) -> Vec<PathBuf> {
 }
 
 /// The error of a failed `execve` of `program`.
-pub(crate) fn not_executed(program: &CString, error: Errno) -> Error {
+pub(crate) fn exec_error(program: &CString, error: Errno) -> Error {
     let program = program.to_string_lossy().into_owned();
-    let reason = error::text(error);
+    let reason = error::errno_text(error);
     match error {
         Errno::NOENT => Error::ProgramNotFound { program, reason },
         Errno::ACCESS | Errno::NOEXEC | Errno::PERM | Errno::LOOP | Errno::NOTDIR => {

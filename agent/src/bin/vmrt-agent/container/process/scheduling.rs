@@ -23,9 +23,11 @@ impl Scheduling {
                 IOPriorityClass::IoprioClassIdle => 3,
             };
             let level = i32::try_from(priority.priority()).ok().filter(|level| (0..8).contains(level));
-            level.map(|level| (class, level)).ok_or_else(|| Error::invalid("process.ioPriority", "is not 0 to 7"))
+            level
+                .map(|level| (class, level))
+                .ok_or_else(|| Error::invalid("process.ioPriority", "is not between 0 and 7"))
         });
-        let scheduler = process.scheduler().as_ref().map(scheduler);
+        let scheduler = process.scheduler().as_ref().map(convert_scheduler);
         Ok(Self { scheduler: scheduler.transpose()?, io_priority: io_priority.transpose()? })
     }
 
@@ -54,7 +56,7 @@ pub(crate) fn set_normal_policy(pid: i32) -> Result<(), Error> {
     scheduling::set_scheduler(pid, &SchedulerAttr::normal()).map_err(Error::at("set the default scheduling policy"))
 }
 
-fn scheduler(scheduler: &Scheduler) -> Result<SchedulerAttr, Error> {
+fn convert_scheduler(scheduler: &Scheduler) -> Result<SchedulerAttr, Error> {
     let priority = scheduler.priority().unwrap_or(0);
     let flags = scheduler.flags().iter().flatten().map(|flag| match flag {
         LinuxSchedulerFlag::SchedResetOnFork => 0x01,
@@ -68,7 +70,7 @@ fn scheduler(scheduler: &Scheduler) -> Result<SchedulerAttr, Error> {
     let priority = u32::try_from(priority).map_err(|_| Error::invalid("process.scheduler.priority", "is negative"))?;
     Ok(SchedulerAttr {
         size: scheduling::SCHEDULER_ATTR_SIZE,
-        policy: policy(*scheduler.policy()),
+        policy: policy_number(*scheduler.policy()),
         flags: flags.fold(0, |all, flag| all | flag),
         nice: scheduler.nice().unwrap_or(0),
         priority,
@@ -79,7 +81,7 @@ fn scheduler(scheduler: &Scheduler) -> Result<SchedulerAttr, Error> {
 }
 
 /// The kernel's numbers.
-fn policy(policy: LinuxSchedulerPolicy) -> u32 {
+fn policy_number(policy: LinuxSchedulerPolicy) -> u32 {
     match policy {
         LinuxSchedulerPolicy::SchedOther => 0,
         LinuxSchedulerPolicy::SchedFifo => 1,

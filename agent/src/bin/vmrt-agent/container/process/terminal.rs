@@ -40,13 +40,13 @@ impl Terminal {
 
     /// Makes the mount point for [`Self::mount_console`] if it is missing.
     pub(crate) fn make_console(root: BorrowedFd<'_>) -> Result<(), Error> {
-        console(root).map(drop).map_err(Error::at("make /dev/console"))
+        open_console(root).map(drop).map_err(Error::at("make /dev/console"))
     }
 
     /// Mounts the terminal on `/dev/console`.
     pub(crate) fn mount_console(&self, root: BorrowedFd<'_>) -> Result<(), Error> {
         let mount = || {
-            let place = console(root)?;
+            let place = open_console(root)?;
             let slave = mount_trees::clone_place(self.slave.as_fd(), false)?;
             mount_trees::attach(slave.as_fd(), place.as_fd())
         };
@@ -54,7 +54,7 @@ impl Terminal {
     }
 
     /// Makes it the controlling terminal of the caller, a session leader.
-    pub(crate) fn control(&self) -> Result<(), Error> {
+    pub(crate) fn set_controlling(&self) -> Result<(), Error> {
         rustix::process::ioctl_tiocsctty(&self.slave).map_err(Error::at("make the terminal the controlling one"))
     }
 }
@@ -71,7 +71,7 @@ fn open_master(root: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
     paths::open(root, Path::new("/dev/ptmx"), flags)
 }
 
-fn console(root: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
+fn open_console(root: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
     paths::open_or_make(root, Path::new("/dev/console"), Missing::File)
 }
 

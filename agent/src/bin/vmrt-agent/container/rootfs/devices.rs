@@ -50,7 +50,7 @@ const LINKS: [(&str, &str); 5] = [
 
 impl DevicePlan {
     /// The default devices and those of the specification. The latter replace default devices with the same path.
-    pub(crate) fn all(devices: &[LinuxDevice]) -> Result<Vec<Self>, Error> {
+    pub(crate) fn with_defaults(devices: &[LinuxDevice]) -> Result<Vec<Self>, Error> {
         let given = devices.iter().map(Self::new).collect::<Result<Vec<_>, _>>()?;
         let default = DEFAULT.iter().filter(|(path, ..)| given.iter().all(|device| device.path != Path::new(path)));
         let default = default.map(|&(path, major, minor)| Self {
@@ -73,7 +73,7 @@ impl DevicePlan {
             LinuxDeviceType::A => return Err(invalid("has no type")),
         };
         if !device.path().is_absolute() || paths::split(device.path()).is_none() {
-            return Err(invalid("is no absolute path"));
+            return Err(invalid("is not an absolute path"));
         }
         let number = |number: i64| u32::try_from(number).map_err(|_| invalid("has a negative number"));
         let number = match kind {
@@ -170,12 +170,12 @@ pub(crate) fn make(root: BorrowedFd<'_>, devices: &[DevicePlan]) -> Result<(), E
 
 fn make_links(root: BorrowedFd<'_>) -> Result<(), Error> {
     for (path, target) in LINKS {
-        link(root, path, target).map_err(Error::on("make link", path))?;
+        make_link(root, path, target).map_err(Error::on("make link", path))?;
     }
     Ok(())
 }
 
-fn link(root: BorrowedFd<'_>, path: &str, target: &str) -> rustix::io::Result<()> {
+fn make_link(root: BorrowedFd<'_>, path: &str, target: &str) -> rustix::io::Result<()> {
     let (parent, name) = paths::split(Path::new(path)).ok_or(Errno::INVAL)?;
     let parent = paths::open_or_make_directories(root, &parent)?;
     match rustix::fs::symlinkat(target, &parent, &name) {
@@ -199,7 +199,7 @@ mod tests {
     fn a_device_of_the_specification_replaces_the_default_one() {
         let null = LinuxDeviceBuilder::default().path("/dev/null").typ(LinuxDeviceType::C);
         let null = null.major(1).minor(3).file_mode(0o20600_u32).build().unwrap();
-        let plans = DevicePlan::all(&[null]).unwrap();
+        let plans = DevicePlan::with_defaults(&[null]).unwrap();
         let nulls: Vec<_> = plans.iter().filter(|plan| plan.path == Path::new("/dev/null")).collect();
         assert_eq!((nulls.len(), nulls[0].mode), (1, 0o600));
         assert_eq!(plans.len(), DEFAULT.len());
@@ -209,7 +209,7 @@ mod tests {
     fn a_relative_path_or_a_negative_number_is_refused() {
         let device = |path: &str, major| {
             let device = LinuxDeviceBuilder::default().path(path).typ(LinuxDeviceType::B).major(major).minor(0);
-            DevicePlan::all(&[device.build().unwrap()])
+            DevicePlan::with_defaults(&[device.build().unwrap()])
         };
         assert!(device("dev/loop0", 7).is_err());
         assert!(device("/dev/loop0", -1).is_err());

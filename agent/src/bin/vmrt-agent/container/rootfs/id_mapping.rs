@@ -29,15 +29,15 @@ impl IdMapping {
         option: Option<bool>,
         container: Option<&IdMaps>,
     ) -> Result<Option<Self>, Error> {
-        let own = IdMaps::of_mount(mount);
-        if own.is_none() && option.is_none() {
+        let maps = IdMaps::of_mount(mount);
+        if maps.is_none() && option.is_none() {
             return Ok(None);
         }
         let name = format!("mount {}", mount.destination().display());
         if !is_bind {
             return Err(Error::invalid(name, "id-mapped mounts are only supported for bind-mounts"));
         }
-        match own.or_else(|| container.cloned()).filter(IdMaps::are_complete) {
+        match maps.or_else(|| container.cloned()).filter(IdMaps::are_complete) {
             Some(maps) => Ok(Some(Self { name, maps, recursive: option.unwrap_or(false), tree: None })),
             None => Err(Error::invalid(name, "id-mapped mounts must have both uid and gid mappings specified")),
         }
@@ -46,7 +46,7 @@ impl IdMapping {
     /// In the agent: applies the mapping to `tree`, a tree that is not attached, for [`IdMapping::tree`]. This needs
     /// privileges over its file system, which a process in a user namespace lacks.
     pub(crate) fn apply(&mut self, namespaces: &mut UserNamespaces<'_>, tree: OwnedFd) -> Result<(), Error> {
-        let namespace = namespaces.with(&self.maps, &self.name)?;
+        let namespace = namespaces.get_or_make(&self.maps, &self.name)?;
         sys_mount::mount_setattr(tree.as_fd(), self.recursive, &MountAttr::id_mapping(namespace))
             .map_err(Error::at(format!("map the users and groups of {}", self.name)))?;
         self.tree = Some(tree);

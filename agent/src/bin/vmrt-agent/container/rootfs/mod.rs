@@ -129,7 +129,7 @@ struct Cover {
 }
 
 impl Cover {
-    fn put_on(&mut self, place: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    fn attach_to(&mut self, place: BorrowedFd<'_>) -> rustix::io::Result<()> {
         if self.attached {
             let copy = mount_trees::clone_place(self.mount.as_fd(), false)?;
             return mount_trees::attach(copy.as_fd(), place);
@@ -144,13 +144,13 @@ fn mask(root: BorrowedFd<'_>, path: &Path, file: &mut Cover, directory: &mut Opt
     let Some(place) = open_existing(root, path)? else { return Ok(()) };
     let stat = rustix::fs::fstat(&place)?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
-        return file.put_on(place.as_fd());
+        return file.attach_to(place.as_fd());
     }
     let cover = match directory {
         Some(cover) => cover,
         None => directory.insert(Cover { mount: empty_directory()?, attached: false }),
     };
-    cover.put_on(place.as_fd())
+    cover.attach_to(place.as_fd())
 }
 
 fn empty_directory() -> rustix::io::Result<OwnedFd> {

@@ -37,7 +37,7 @@ impl MountPlan {
         let destination = Path::new("/").join(mount.destination());
         if paths::split(&destination).is_none() {
             let name = format!("mounts: destination {}", mount.destination().display());
-            return Err(Error::invalid(name, "is no path below the root"));
+            return Err(Error::invalid(name, "is not a path below the root"));
         }
         let mut options = MountOptions::parse(mount.options().as_deref().unwrap_or_default());
         let kind = match mount.typ().as_deref() {
@@ -45,7 +45,7 @@ impl MountPlan {
             Some("none") | None if options.remount => Some(String::new()),
             Some("none") | None => {
                 let name = format!("mounts: type of {}", destination.display());
-                return Err(Error::invalid(name, "is missing, and it is no bind mount"));
+                return Err(Error::invalid(name, "is missing, and it is not a bind mount"));
             }
             Some("bind") => None,
             Some("cgroup") => Some("cgroup2".to_owned()),
@@ -57,7 +57,7 @@ impl MountPlan {
         }
         if kind.is_none() && !options.data.is_empty() {
             let name = format!("mounts: option {} of {}", options.data[0].0, destination.display());
-            return Err(Error::invalid(name, "is none of a bind mount"));
+            return Err(Error::invalid(name, "is not an option of a bind mount"));
         }
         if options.copy_up && kind.as_deref() != Some("tmpfs") {
             let name = format!("mounts: option tmpcopyup of {}", destination.display());
@@ -77,13 +77,13 @@ impl MountPlan {
     }
 
     /// In the agent: prepares an id-mapped mount for [`MountPlan::mount`].
-    pub(crate) fn map_ids(&mut self, namespaces: &mut UserNamespaces<'_>) -> Result<(), Error> {
+    pub(crate) fn prepare_id_mapping(&mut self, namespaces: &mut UserNamespaces<'_>) -> Result<(), Error> {
         let (Some(mapping), Some(source)) = (&mut self.id_mapping, &self.source) else { return Ok(()) };
         mapping.apply(namespaces, mount_trees::clone_tree(source, self.options.recursive)?)
     }
 
     /// Whether this is a bind mount at `path`.
-    pub(crate) fn binds(&self, path: &str) -> bool {
+    pub(crate) fn is_bind_at(&self, path: &str) -> bool {
         self.kind.is_none() && self.destination == Path::new(path)
     }
 
@@ -95,10 +95,10 @@ impl MountPlan {
             _ if self.options.remount => self.remount(root)?,
             (None, None) => {
                 let name = format!("mounts: source of {}", self.destination.display());
-                return Err(Error::invalid(name, "a bind mount needs one"));
+                return Err(Error::invalid(name, "is missing for a bind mount"));
             }
             (None, Some(source)) => {
-                let tree = self.tree(source)?;
+                let tree = self.open_source(source)?;
                 let missing = kind_of(tree.as_fd());
                 self.attach(root, tree, missing)?
             }
@@ -114,10 +114,10 @@ impl MountPlan {
             sys_mount::mount_setattr(changed.as_fd(), *recursive, &MountAttr::propagation(*change))
                 .map_err(Error::on("set mount propagation of", &self.destination))?;
         }
-        Ok(Some(changed).filter(|_| self.is_closed_later()))
+        Ok(Some(changed).filter(|_| self.becomes_read_only_later()))
     }
 
-    fn tree(&self, source: &Path) -> Result<OwnedFd, Error> {
+    fn open_source(&self, source: &Path) -> Result<OwnedFd, Error> {
         match &self.id_mapping {
             Some(mapping) => mapping.tree().map_err(Error::on("use the mapped mount of", source)),
             None => mount_trees::clone_tree(source, self.options.recursive),
@@ -125,7 +125,7 @@ impl MountPlan {
     }
 
     /// Whether it is read-only, but devices and mount points have to be made in it first.
-    fn is_closed_later(&self) -> bool {
+    fn becomes_read_only_later(&self) -> bool {
         let gets_content = self.kind.as_deref() == Some("tmpfs") || self.destination == Path::new("/dev");
         let is_new = self.kind.is_some() && !self.options.remount;
         gets_content && is_new && self.options.attributes.set & sys_mount::READ_ONLY != 0
@@ -142,7 +142,7 @@ fn kind_of(source: BorrowedFd<'_>) -> Missing {
 impl MountPlan {
     fn attach(&self, root: BorrowedFd<'_>, mount: OwnedFd, missing: Missing) -> Result<OwnedFd, Error> {
         self.apply_attributes(mount.as_fd()).map_err(Error::on("set mount options of", &self.destination))?;
-        let place = self.place(root, missing)?;
+        let place = self.open_mount_point(root, missing)?;
         mount_trees::attach(mount.as_fd(), place.as_fd()).map_err(Error::on("mount on", &self.destination))?;
         Ok(mount)
     }
@@ -162,7 +162,7 @@ impl MountPlan {
 
     /// Opens the mount point. `/proc` and `/sys` confine a container, so an image must not redirect them by a symbolic
     /// link.
-    fn place(&self, root: BorrowedFd<'_>, missing: Missing) -> Result<OwnedFd, Error> {
+    fn open_mount_point(&self, root: BorrowedFd<'_>, missing: Missing) -> Result<OwnedFd, Error> {
         let place = match self.kind.as_deref() {
             Some("proc" | "sysfs") => match paths::open_plain(root, &self.destination, OFlags::PATH) {
                 Err(Errno::NOENT) => paths::open_or_make(root, &self.destination, missing),
@@ -181,7 +181,7 @@ impl MountPlan {
 
     fn apply_attributes(&self, mount: BorrowedFd<'_>) -> rustix::io::Result<()> {
         let mut attributes = self.options.attributes;
-        if self.is_closed_later() {
+        if self.becomes_read_only_later() {
             attributes.set &= !sys_mount::READ_ONLY;
         }
         for (recursive, attributes) in [(false, &attributes), (true, &self.options.recursive_attributes)] {
@@ -196,7 +196,7 @@ impl MountPlan {
         let step = || format!("mount {kind} on {}", self.destination.display());
         let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).map_err(Error::at(step()))?;
         self.configure(context.as_fd(), covered.as_ref(), kind)
-            .map_err(|error| Error::at(step() + &explanation(context.as_fd()).unwrap_or_default())(error))?;
+            .map_err(|error| Error::at(step() + &read_message(context.as_fd()).unwrap_or_default())(error))?;
         let mount = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty());
         let mount = mount.map_err(Error::at(step()))?;
         if let Some(covered) = covered.filter(|_| self.options.copy_up) {
@@ -228,7 +228,7 @@ impl MountPlan {
 }
 
 /// The file system's message about an option that it refuses.
-fn explanation(context: BorrowedFd<'_>) -> Option<String> {
+fn read_message(context: BorrowedFd<'_>) -> Option<String> {
     let mut message = [0; 256];
     let length = rustix::io::read(context, &mut message).ok()?;
     // A message starts with a letter for its level and a blank.
@@ -246,7 +246,7 @@ mod tests {
     fn a_bind_mount_needs_a_source_and_refuses_file_system_options() {
         let mount = MountBuilder::default().destination("/a").options(["bind".to_owned()]).build().unwrap();
         let plan = MountPlan::new(&mount, None).unwrap();
-        assert!(plan.binds("/a"));
+        assert!(plan.is_bind_at("/a"));
         let root = std::fs::File::open("/").unwrap();
         assert!(plan.mount(root.as_fd()).unwrap_err().to_string().contains("source of /a"));
         let options = ["rbind".to_owned(), "size=1m".to_owned()];

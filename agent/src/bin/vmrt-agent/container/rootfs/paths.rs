@@ -77,7 +77,7 @@ fn make_all(root: BorrowedFd<'_>, path: &Path, missing: Missing, links: usize) -
         place = match open(root, &so_far, flags) {
             Err(Errno::NOENT) => {
                 let name = Path::new(name.as_os_str());
-                make(place.as_fd(), name, kind)?;
+                make_component(place.as_fd(), name, kind)?;
                 match rustix::fs::readlinkat(&place, name, Vec::new()) {
                     Ok(target) => {
                         let target = Path::new(OsStr::from_bytes(target.to_bytes()));
@@ -93,7 +93,7 @@ fn make_all(root: BorrowedFd<'_>, path: &Path, missing: Missing, links: usize) -
     Ok(place)
 }
 
-fn make(parent: BorrowedFd<'_>, name: &Path, missing: Missing) -> Result<()> {
+fn make_component(parent: BorrowedFd<'_>, name: &Path, missing: Missing) -> Result<()> {
     let made = match missing {
         Missing::Directory => rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755)),
         Missing::File => {

@@ -158,7 +158,7 @@ impl ChildFds {
         process::reset_signals_and_timers().map_err(Error::at("reset signals and timers"))?;
         late.map_or(Ok(()), Filter::install)?;
         role.start_hooks().map_or(Ok(()), |hooks| hooks.run(&env))?;
-        Err(program::not_executed(&program, process::execute(&program, &process.args, &env)))
+        Err(program::exec_error(&program, process::execute(&program, &process.args, &env)))
     }
 }
 
@@ -194,9 +194,9 @@ fn set_up_container(
 /// mount point of the terminal is made while `/dev` is still writable.
 fn enter_root(plan: &ContainerPlan, has_terminal: bool) -> Result<OwnedFd, Error> {
     let root = plan.rootfs.attach()?;
-    let mut closed_later = Vec::new();
+    let mut read_only_later = Vec::new();
     for mount in &plan.mounts {
-        closed_later.extend(mount.mount(root.as_fd())?);
+        read_only_later.extend(mount.mount(root.as_fd())?);
     }
     match (&plan.devices, plan.id_maps.is_some()) {
         (Some(devices), true) => devices::mount(root.as_fd(), &plan.container, devices)?,
@@ -210,7 +210,7 @@ fn enter_root(plan: &ContainerPlan, has_terminal: bool) -> Result<OwnedFd, Error
     plan.rootfs.restrict(root.as_fd())?;
     let make_read_only =
         |mount: &OwnedFd| mount::make_read_only(mount.as_fd(), false).map_err(Error::at("make a mount read-only"));
-    closed_later.iter().try_for_each(make_read_only)?;
+    read_only_later.iter().try_for_each(make_read_only)?;
     let root = plan.rootfs.enter(&root)?;
     plan.rootfs.finish(root.as_fd())?;
     Ok(root)
@@ -237,6 +237,6 @@ fn join_container(
 fn open_terminal(root: BorrowedFd<'_>, stdio: &ChildStdio, process: &ProcessPlan) -> Result<Option<Terminal>, Error> {
     let ChildStdio::Terminal { size, bare_lines } = *stdio else { return Ok(None) };
     let terminal = Terminal::open(root, size.or(process.console_size), bare_lines)?;
-    terminal.control()?;
+    terminal.set_controlling()?;
     Ok(Some(terminal))
 }

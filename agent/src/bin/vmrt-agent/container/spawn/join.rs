@@ -32,12 +32,12 @@ pub(crate) unsafe fn clone_in_namespaces(
     namespaces: u64,
     cgroup: BorrowedFd<'_>,
 ) -> Result<Cloned, Error> {
-    let (near, far) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(Error::at("make a pipe"))?;
+    let (receiver, sender) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(Error::at("make a pipe"))?;
     // SAFETY: the caller guarantees a single thread.
     match unsafe { clone::clone3(0, None) }.map_err(Error::at("make a process"))? {
         Cloned::Parent(_, helper) => {
-            drop(far);
-            let pid = receive_pid(&near);
+            drop(sender);
+            let pid = receive_pid(&receiver);
             rustix::process::waitid(WaitId::PidFd(helper.as_fd()), WaitIdOptions::EXITED)
                 .map_err(Error::at("wait for a process"))?;
             let pid = pid?;
@@ -49,8 +49,8 @@ pub(crate) unsafe fn clone_in_namespaces(
         // SAFETY: a process that was just made has only one thread.
         Cloned::Child => match join(shared).and_then(|()| unsafe { make_sibling(namespaces, cgroup) }) {
             Ok(Cloned::Child) => Ok(Cloned::Child),
-            Ok(Cloned::Parent(pid, _)) => send_pid(&far, &Ok(pid)),
-            Err(error) => send_pid(&far, &Err(error.into())),
+            Ok(Cloned::Parent(pid, _)) => send_pid(&sender, &Ok(pid)),
+            Err(error) => send_pid(&sender, &Err(error.into())),
         },
     }
 }

@@ -83,9 +83,9 @@ fn spawn(
     role: &Role<'_>,
     stdio: &ChildStdio,
 ) -> Result<Spawned, Error> {
-    let (near, far) = Channel::pair()?;
+    let (agent_end, process_end) = Channel::pair()?;
     match make()? {
-        Cloned::Child => child::run(role, stdio, &far, guest.proc),
-        Cloned::Parent(pid, pidfd) => Ok(Spawned { pid, pidfd, channel: near }),
+        Cloned::Child => child::run(role, stdio, &process_end, guest.proc),
+        Cloned::Parent(pid, pidfd) => Ok(Spawned { pid, pidfd, channel: agent_end }),
     }
 }
