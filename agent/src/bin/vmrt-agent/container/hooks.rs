@@ -45,7 +45,8 @@ impl StartHooks {
     }
 }
 
-/// Standard streams are files in memory. With pipes, a process that the hook leaves behind would delay the end of the output.
+/// Standard streams are files in memory. With pipes, a process that the hook leaves behind would delay the end of the
+/// output.
 fn run(hook: &Hook, env: &[CString], state: &State) -> Result<(), String> {
     let failed = |error: std::io::Error| format!("exec {}: {error}", hook.path().display());
     let [mut stdin, mut output] = [memory_file().map_err(failed)?, memory_file().map_err(failed)?];

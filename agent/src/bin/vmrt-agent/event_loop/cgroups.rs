@@ -15,8 +15,9 @@ use crate::events::Source;
 use crate::machine::clock;
 
 impl Agent {
-    /// Begins to freeze or thaw a container's processes. A process that waits for a file of the host freezes only when it has
-    /// received the data, so the agent must not wait for that: the reply follows when all processes have changed.
+    /// Begins to freeze or thaw a container's processes. A process that waits for a file of the host freezes only when
+    /// it has received the data, so the agent must not wait for that: the reply follows when all processes have
+    /// changed.
     pub(super) fn freeze(&mut self, call: u64, id: &str, frozen: bool) -> Result<Answer, Error> {
         let step = format!("{} container {id}", if frozen { "freeze" } else { "thaw" });
         let cgroup = &self.running_container(id)?.cgroup;
@@ -29,7 +30,8 @@ impl Agent {
         Ok(Answer::Later)
     }
 
-    /// Answers the calls for freezes and thaws that are complete, superseded, or impossible because the container stopped.
+    /// Answers the calls for freezes and thaws that are complete, superseded, or impossible because the container
+    /// stopped.
     pub(super) fn answer_freezes(&mut self) -> Result<(), Fatal> {
         let mut answers = Vec::new();
         for (id, container) in &mut self.containers {

@@ -100,8 +100,8 @@ impl Agent {
         plan.joins.iter().map(shared).collect()
     }
 
-    /// A pidfd of a process in the new container's network namespace. If that namespace belongs to another container, the new
-    /// process may not have joined it yet, so the process is the other container's.
+    /// A pidfd of a process in the new container's network namespace. If that namespace belongs to another container,
+    /// the new process may not have joined it yet, so the process is the other container's.
     fn process_in_network(&self, joins: &[Join], spawned: &Spawned) -> Result<OwnedFd, Error> {
         let join = joins.iter().find(|join| join.kind == ThreadNameSpaceType::NETWORK);
         let process = match join {
@@ -111,8 +111,8 @@ impl Agent {
         duplicate(process)
     }
 
-    /// Configures what the new process waits for: the id mappings, without which it has no permissions, and the interfaces,
-    /// which its kernel parameters may name.
+    /// Configures what the new process waits for: the id mappings, without which it has no permissions, and the
+    /// interfaces, which its kernel parameters may name.
     fn configure_init(
         &self,
         spawned: &Spawned,
@@ -140,8 +140,8 @@ impl Agent {
     }
 }
 
-/// Prepares what a container with a user namespace cannot make itself: the owner of its streams, device nodes, and the file
-/// systems that have to be visible to it.
+/// Prepares what a container with a user namespace cannot make itself: the owner of its streams, device nodes, and the
+/// file systems that have to be visible to it.
 fn prepare_for_users(plan: &ContainerPlan, stdio: &ChildStdio) -> Result<Option<Nodes>, Error> {
     let Some(maps) = &plan.id_maps else { return Ok(None) };
     file_systems::mount_proc_and_sys()?;

@@ -38,7 +38,8 @@ impl Agent {
         let below = exec.cgroup.as_deref().map(|path| container.cgroup.open_below(path)).transpose()?;
         let spawn = |cgroup| spawn::spawn_exec(self.guest_fds()?, container, init, cgroup, &plan, &child);
         let spawned = match spawn(below.as_ref().map_or(container.cgroup.directory(), AsFd::as_fd)) {
-            // A cgroup that enables controllers for its children may hold no process. The first process has moved to a child then.
+            // A cgroup that enables controllers for its children may hold no process. The first process has moved to a
+            // child then.
             Err(Error::System { source: Errno::BUSY, .. }) => match &exec.cgroup {
                 None => spawn(container.cgroup.open_of_process(self.files()?.proc(), container.init)?.as_fd())?,
                 Some(path) => return Err(cgroup::add_error(path)(Errno::BUSY)),

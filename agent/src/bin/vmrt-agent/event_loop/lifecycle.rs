@@ -113,7 +113,8 @@ impl Agent {
         Ok(())
     }
 
-    /// Begins the end of a process: its remaining output is delivered, and its container is ended if it was the first process.
+    /// Begins the end of a process: its remaining output is delivered, and its container is ended if it was the first
+    /// process.
     fn on_exit(&mut self, pid: i32) {
         let Some(process) = self.processes.get(&pid) else { return };
         let is_init = process.id.exec.is_none();
@@ -129,8 +130,8 @@ impl Agent {
         }
     }
 
-    /// No process of a container outlives the first one. The kernel ensures that in a pid namespace of the container's own; the
-    /// agent ensures it in any other.
+    /// No process of a container outlives the first one. The kernel ensures that in a pid namespace of the container's
+    /// own; the agent ensures it in any other.
     fn kill_container(&mut self, init: i32) {
         let container = self.containers.values().find(|container| container.init == Some(init));
         if let Some(Err(error)) = container.map(|container| container.cgroup.kill()) {
@@ -138,8 +139,8 @@ impl Agent {
         }
     }
 
-    /// Reports every ended process whose output is delivered and whose cgroup is removed. The loop calls this after every wait,
-    /// because any event can complete the last of these conditions.
+    /// Reports every ended process whose output is delivered and whose cgroup is removed. The loop calls this after
+    /// every wait, because any event can complete the last of these conditions.
     pub(super) fn report_exits(&mut self) -> Result<(), Fatal> {
         let ended: Vec<_> = self.processes.iter().filter_map(|(pid, process)| Some((*pid, process.status?))).collect();
         for (pid, status) in ended {
@@ -155,7 +156,8 @@ impl Agent {
         outputs.iter().filter_map(|id| self.streams.get(*id)).all(|stream| stream.pump.is_drained())
     }
 
-    /// Removes the cgroup of the container whose first process is `pid`, if there is one. False while a process is in it.
+    /// Removes the cgroup of the container whose first process is `pid`, if there is one. False while a process is in
+    /// it.
     fn remove_cgroup(&mut self, pid: i32) -> Result<bool, Fatal> {
         self.report_oom_kill(pid)?;
         let Some(container) = self.containers.values_mut().find(|container| container.init == Some(pid)) else {
@@ -185,7 +187,8 @@ impl Agent {
         Ok(())
     }
 
-    /// Reports the end of a process: as the reply to the call that requested it if its program never ran, otherwise as an event.
+    /// Reports the end of a process: as the reply to the call that requested it if its program never ran, otherwise as
+    /// an event.
     fn report_exit(&mut self, pid: i32, status: ExitStatus) -> Result<(), Fatal> {
         let Some(process) = self.processes.remove(&pid) else { return Ok(()) };
         let failure = process.failure.unwrap_or_else(|| ended_early(&processes::display_name(&process.id)));

@@ -1,7 +1,7 @@
 //! The agent's only thread: it waits for events and handles each.
 //!
-//! [`Agent`] holds all state. Requests of the VMM are handled in [`requests`], the life of processes in [`lifecycle`], their
-//! streams in [`streams`].
+//! [`Agent`] holds all state. Requests of the VMM are handled in [`requests`], the life of processes in [`lifecycle`],
+//! their streams in [`streams`].
 
 mod cgroups;
 mod connection;
@@ -76,7 +76,8 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
-    /// Connects to the VMM and sends [`Hello`]. `null` is an open `/dev/null`, `started_ns` the uptime when PID 1 began.
+    /// Connects to the VMM and sends [`Hello`]. `null` is an open `/dev/null`, `started_ns` the uptime when PID 1
+    /// began.
     pub(crate) fn new(null: OwnedFd, started_ns: u64) -> Result<Self, Fatal> {
         let mut connection = Connection::open()?;
         let kernel = rustix::system::uname().release().to_string_lossy().into_owned();

@@ -26,13 +26,14 @@ impl Agent {
             return Ok(Answer::Now(Response::Done));
         }
         let target = self.process(process)?;
-        // The first process of a pid namespace ignores signals that it does not handle. A process that waits for its start
-        // handles none, so a signal that would end its program has to kill it.
+        // The first process of a pid namespace ignores signals that it does not handle. A process that waits for its
+        // start handles none, so a signal that would end its program has to kill it.
         let ends = matches!(target.phase, Phase::Created) && ends_by_default(number);
         let number = if ends { Signal::KILL } else { number };
         rustix::process::pidfd_send_signal(&target.pidfd, number).map_err(Error::at(step()))?;
         if number == Signal::KILL && process.exec.is_none() {
-            // No process outlives the first one. If the others ran on, they would delay its end, because it needs a CPU for that.
+            // No process outlives the first one. If the others ran on, they would delay its end, because it needs a CPU
+            // for that.
             self.container(&process.container)?.cgroup.kill().map_err(Error::at(step()))?;
         }
         Ok(Answer::Now(Response::Done))

@@ -22,7 +22,8 @@ impl Agent {
         }
     }
 
-    /// Ends a stream after an error at one of its sides. Bytes that the other side still holds are moved as far as possible.
+    /// Ends a stream after an error at one of its sides. Bytes that the other side still holds are moved as far as
+    /// possible.
     pub(super) fn end_stream(&mut self, id: u32) {
         self.advance_stream(id);
         self.remove_stream(id);

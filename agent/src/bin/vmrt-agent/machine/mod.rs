@@ -1,9 +1,9 @@
 //! The guest as a whole: its set-up by PID 1, its resources, and its end.
 //!
 //! The initramfs holds nothing but the agent. Besides its root the agent has only one permanent mount in its own mount
-//! namespace, the shares: every container's mount namespace starts as a copy of it, so each further mount would slow down
-//! every start. The agent's `/proc` and cgroup file systems are therefore *detached* mounts, reachable only through their
-//! descriptors.
+//! namespace, the shares: every container's mount namespace starts as a copy of it, so each further mount would slow
+//! down every start. The agent's `/proc` and cgroup file systems are therefore *detached* mounts, reachable only
+//! through their descriptors.
 
 pub(crate) mod cgroup;
 pub(crate) mod clock;

@@ -14,7 +14,8 @@ use crate::machine::log;
 use crate::sys::files::duplicate;
 use crate::sys::vsock;
 
-/// Upper limit of open connections of all listeners. The agent's descriptors are limited, and each connection needs four.
+/// Upper limit of open connections of all listeners. The agent's descriptors are limited, and each connection needs
+/// four.
 const MAX_CONNECTIONS: usize = 96;
 
 /// A listening socket and the port of the host that its connections are forwarded to.

@@ -9,8 +9,8 @@ pub(crate) fn complete_answer(received: &[u8]) -> Option<&[u8]> {
 /// Length of a message's header in bytes (RFC 1035, section 4.1.1).
 const HEADER: usize = 12;
 
-/// The answer as a datagram of at most `max_size` bytes. A larger answer is replaced by its header and question with the bits
-/// "response" and "truncated", so that the client repeats the query over a connection.
+/// The answer as a datagram of at most `max_size` bytes. A larger answer is replaced by its header and question with
+/// the bits "response" and "truncated", so that the client repeats the query over a connection.
 pub(crate) fn fit(max_size: usize, answer: &[u8]) -> Vec<u8> {
     const RESPONSE: u8 = 0x80;
     const TRUNCATED: u8 = 0x02;
@@ -31,7 +31,8 @@ pub(crate) fn fit(max_size: usize, answer: &[u8]) -> Vec<u8> {
 pub(crate) fn max_size(query: &[u8]) -> usize {
     const WITHOUT_OPT: usize = 512;
     const OPT: [u8; 3] = [0, 0, 41];
-    // In a query the OPT record directly follows the question: an empty name, the type, and the size in the class field.
+    // In a query the OPT record directly follows the question: an empty name, the type, and the size in the class
+    // field.
     let record = question_end(query).and_then(|end| query.get(end..)).and_then(|record| record.strip_prefix(&OPT));
     match record.and_then(|record| record.first_chunk::<2>()) {
         Some(size) => usize::from(u16::from_be_bytes(*size)).max(WITHOUT_OPT),

@@ -1,10 +1,11 @@
-//! Access of a container to Docker's name server, which listens at 127.0.0.11 in the network namespace of the sandbox on the
-//! host.
+//! Access of a container to Docker's name server, which listens at 127.0.0.11 in the network namespace of the sandbox
+//! on the host.
 //!
-//! Two sockets in the container's network namespace, one for datagrams and one for connections, represent the name server.
-//! Both have a port that the kernel chooses, because port 53 belongs to the container, which may run its own name server.
-//! BPF programs of the container's cgroup translate between port 53 and that port. Towards the host everything is DNS over
-//! TCP (RFC 7766): a connection is forwarded as it is, and each datagram uses a connection of its own.
+//! Two sockets in the container's network namespace, one for datagrams and one for connections, represent the name
+//! server. Both have a port that the kernel chooses, because port 53 belongs to the container, which may run its own
+//! name server. BPF programs of the container's cgroup translate between port 53 and that port. Towards the host
+//! everything is DNS over TCP (RFC 7766): a connection is forwarded as it is, and each datagram uses a connection of
+//! its own.
 
 pub(crate) mod dns;
 pub(crate) mod queries;

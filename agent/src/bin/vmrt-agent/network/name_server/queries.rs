@@ -67,8 +67,8 @@ impl Queries {
         Ok(())
     }
 
-    /// Receives a part of the answer to query `id`, and sends the complete answer to the client. `find_server` returns the name
-    /// server with an id, unless its container is gone. `buffer` is scratch space.
+    /// Receives a part of the answer to query `id`, and sends the complete answer to the client. `find_server` returns
+    /// the name server with an id, unless its container is gone. `buffer` is scratch space.
     pub(crate) fn receive_answer<'a>(
         &mut self,
         id: u32,
