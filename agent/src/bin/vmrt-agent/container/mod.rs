@@ -1,4 +1,8 @@
 //! Containers: the agent's record of each, and how they are made.
+//!
+//! A request is converted into a plan, which is checked completely before anything is made: [`plan`] for the container,
+//! made of the parts in [`cgroup`], [`namespaces`], [`rootfs`] and [`hooks`], and [`process`] for each process.
+//! [`spawn`] then makes the process, which applies the plan to itself.
 
 pub(crate) mod cgroup;
 pub(crate) mod hooks;

@@ -151,7 +151,7 @@ fn refuse_unsupported(linux: &Linux) -> Result<(), Error> {
         ("linux.memoryPolicy", linux.memory_policy().is_some()),
         ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty())),
     ];
-    match unsupported.iter().find(|(_, given)| *given) {
+    match unsupported.iter().find(|(_, present)| *present) {
         Some((field, _)) => Err(Error::invalid(*field, "is not supported")),
         None => Ok(()),
     }

@@ -10,7 +10,7 @@ use rustix::mount::{
     move_mount,
 };
 
-use super::cgroup::ContainersCgroup;
+use super::containers_cgroup::ContainersCgroup;
 use super::limits;
 use crate::error::Error;
 use crate::sys::files;
@@ -110,6 +110,7 @@ fn mount_shares() -> Result<(), Error> {
         .map_err(Error::on("mount the shares on", agent::SHARES_DIR))
 }
 
+/// Makes a directory whose parent exists.
 pub(crate) fn make_directory(path: &str) -> Result<(), Error> {
     match rustix::fs::mkdir(path, Mode::from_raw_mode(0o755)) {
         Ok(()) | Err(Errno::EXIST) => Ok(()),

@@ -36,6 +36,7 @@ pub(crate) fn raise() -> Result<(), Error> {
     Ok(())
 }
 
+/// Sets [`KERNEL_PARAMETERS`] in `proc`. Parameters that the kernel does not have are left out.
 pub(crate) fn set_kernel_parameters(proc: BorrowedFd<'_>) -> Result<(), Error> {
     for (name, value) in KERNEL_PARAMETERS {
         match files::write_at(proc, &format!("sys/{name}"), value.as_bytes()) {

@@ -5,8 +5,8 @@
 //! down every start. The agent's `/proc` and cgroup file systems are therefore *detached* mounts, reachable only
 //! through their descriptors.
 
-pub(crate) mod cgroup;
 pub(crate) mod clock;
+pub(crate) mod containers_cgroup;
 pub(crate) mod cpus;
 pub(crate) mod devices;
 pub(crate) mod file_systems;

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use super::messages::{self, Message};
 use crate::error::Error;
 
+/// For `map_err`: names the step in which a request failed.
 pub(crate) fn io_error(step: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
     |error| Error::at(step)(Errno::from_io_error(&error).unwrap_or(Errno::IO))
 }
@@ -32,8 +33,8 @@ fn find(netlink: &mut Netlink, kind: u16, value: &[u8]) -> io::Result<u32> {
     const HEADER: usize = 16;
     let links = netlink.list(libc::RTM_GETLINK, &LinkHeader::default())?;
     let has = |attribute: NlaBuffer<&[u8]>| attribute.kind() == kind && attribute.value() == value;
-    let is_it = |link: &&Vec<u8>| NlasIterator::new(link.get(HEADER..).unwrap_or_default()).flatten().any(has);
-    let link = links.iter().find(is_it).ok_or(Errno::NODEV)?;
+    let matches = |link: &&Vec<u8>| NlasIterator::new(link.get(HEADER..).unwrap_or_default()).flatten().any(has);
+    let link = links.iter().find(matches).ok_or(Errno::NODEV)?;
     LinkHeader::parse(link).map(|header| header.index).map_err(io::Error::other)
 }
 
@@ -43,6 +44,7 @@ pub(crate) fn find_named(netlink: &mut Netlink, name: &str) -> Result<u32, Error
     found.map_err(io_error(format!("find network interface {name}")))
 }
 
+/// Sets attributes and flags of the interface with this index.
 pub(crate) fn change(
     netlink: &mut Netlink,
     index: u32,

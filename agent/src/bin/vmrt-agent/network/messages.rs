@@ -36,10 +36,12 @@ impl<H: Emitable> Emitable for Message<H> {
     }
 }
 
+/// An attribute of 32 bits.
 pub(crate) fn number_attribute(kind: u16, value: u32) -> DefaultNla {
     DefaultNla::new(kind, value.to_ne_bytes().to_vec())
 }
 
+/// An attribute with a NUL-terminated string.
 pub(crate) fn text_attribute(kind: u16, value: &str) -> DefaultNla {
     DefaultNla::new(kind, [value.as_bytes(), &[0]].concat())
 }
@@ -59,6 +61,7 @@ fn family_of(address: IpAddr) -> AddressFamily {
     if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
 }
 
+/// The message for an address of the interface with this index.
 pub(crate) fn address(index: u32, address: &Address) -> Message<AddressHeader> {
     let header = AddressHeader {
         family: family_of(address.address),
@@ -79,6 +82,7 @@ pub(crate) fn address(index: u32, address: &Address) -> Message<AddressHeader> {
     Message { header, attributes }
 }
 
+/// The message for a route through the interface with this index.
 pub(crate) fn route(index: u32, route: &Route) -> Message<RouteHeader> {
     let header = RouteHeader {
         address_family: family_of(route.destination),
@@ -122,6 +126,7 @@ fn metrics_attribute(metrics: &[RouteMetric]) -> DefaultNla {
     DefaultNla::new(libc::RTA_METRICS, value)
 }
 
+/// The message for a neighbour of the interface with this index.
 pub(crate) fn neighbour(index: u32, neighbour: &Neighbour) -> Message<NeighbourHeader> {
     let header = NeighbourHeader {
         family: family_of(neighbour.address),

@@ -11,12 +11,17 @@ use crate::streams::pump::Pump;
 use crate::sys::files::duplicate;
 use crate::sys::vsock;
 
-/// The standard streams of a new process.
+/// The new process's end of its standard streams.
 pub(crate) enum ChildStdio {
     /// Input, output and error output.
     Streams([OwnedFd; 3]),
     /// A terminal, which the process opens in its container.
-    Terminal { size: Option<TerminalSize>, bare_lines: bool },
+    Terminal {
+        /// Initial size.
+        size: Option<TerminalSize>,
+        /// Whether it writes lines without a carriage return.
+        bare_lines: bool,
+    },
 }
 
 impl ChildStdio {
@@ -60,8 +65,8 @@ pub(crate) fn make(stdio: &Stdio, null: &OwnedFd) -> Result<(ChildStdio, HostStd
             ChildStdio::Terminal { size, bare_lines }
         }
         Stdio::Streams { stdin, stdout, stderr } => {
-            let stdin = host.input(stdin, null)?;
-            ChildStdio::Streams([stdin, host.output(stdout, null)?, host.output(stderr, null)?])
+            let stdin = host.add_input(stdin, null)?;
+            ChildStdio::Streams([stdin, host.add_output(stdout, null)?, host.add_output(stderr, null)?])
         }
     };
     Ok((child, host))
@@ -72,24 +77,24 @@ fn connect(port: u32) -> Result<OwnedFd, Error> {
 }
 
 impl HostStdio {
-    fn input(&mut self, port: Option<u32>, null: &OwnedFd) -> Result<OwnedFd, Error> {
+    fn add_input(&mut self, port: Option<u32>, null: &OwnedFd) -> Result<OwnedFd, Error> {
         let Some(port) = port else { return duplicate(null) };
-        let (read, write) = pipe()?;
+        let (read, write) = make_pipe()?;
         set_non_blocking(&write)?;
         self.inputs.push(Pump::new(connect(port)?, write));
         Ok(read)
     }
 
-    fn output(&mut self, port: Option<u32>, null: &OwnedFd) -> Result<OwnedFd, Error> {
+    fn add_output(&mut self, port: Option<u32>, null: &OwnedFd) -> Result<OwnedFd, Error> {
         let Some(port) = port else { return duplicate(null) };
-        let (read, write) = pipe()?;
+        let (read, write) = make_pipe()?;
         set_non_blocking(&read)?;
         self.outputs.push(Pump::new(read, connect(port)?));
         Ok(write)
     }
 }
 
-fn pipe() -> Result<(OwnedFd, OwnedFd), Error> {
+fn make_pipe() -> Result<(OwnedFd, OwnedFd), Error> {
     pipe_with(PipeFlags::CLOEXEC).map_err(Error::at("make a pipe"))
 }
 

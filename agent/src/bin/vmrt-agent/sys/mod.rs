@@ -2,6 +2,7 @@
 //! requirements.
 
 pub(crate) mod bpf;
+pub(crate) mod cgroup;
 pub(crate) mod clock;
 pub(crate) mod clone;
 pub(crate) mod descriptors;

@@ -14,6 +14,7 @@ pub(crate) fn block_sigchld() -> Result<OwnedFd> {
     owned(unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) })
 }
 
+/// The signal set that contains only `SIGCHLD`.
 pub(crate) fn sigchld_set() -> Result<libc::sigset_t> {
     // SAFETY: sigset_t consists of integers; sigemptyset makes it valid and sigaddset preserves that.
     unsafe {

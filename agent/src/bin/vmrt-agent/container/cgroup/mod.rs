@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 pub(crate) use self::resources::Settings;
 use crate::error::Error;
-use crate::machine::cgroup::{enable_controllers, open_directory, read_all};
+use crate::sys::cgroup::{enable_controllers, open_directory, read_all};
 use crate::sys::files;
 
 /// A container's cgroup, in which its processes are made.

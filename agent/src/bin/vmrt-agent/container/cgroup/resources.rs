@@ -65,8 +65,8 @@ impl Settings {
         let used = files::read_at(directory, "memory.current", 64).map_err(Error::at("read memory.current"))?;
         let used: u64 = String::from_utf8_lossy(&used).trim().parse().unwrap_or(0);
         match self.checked_limits.iter().find(|(_, limit)| *limit <= used) {
-            Some((what, limit)) => {
-                Err(Error::invalid("linux.resources.memory", format!("rejecting {what} limit {limit} <= usage {used}")))
+            Some((name, limit)) => {
+                Err(Error::invalid("linux.resources.memory", format!("rejecting {name} limit {limit} <= usage {used}")))
             }
             None => Ok(()),
         }
@@ -93,7 +93,7 @@ impl Settings {
         if memory.check_before_update() == Some(true) {
             let limits = [("memory+swap", memory.swap()), ("memory", memory.limit())];
             let positive =
-                |(what, limit): (_, Option<i64>)| Some((what, u64::try_from(limit?).ok().filter(|l| *l > 0)?));
+                |(name, limit): (_, Option<i64>)| Some((name, u64::try_from(limit?).ok().filter(|l| *l > 0)?));
             self.checked_limits.extend(limits.into_iter().filter_map(positive));
         }
         if let Some(swap) = swap_limit(limit, memory.swap().unwrap_or(0))? {
@@ -199,11 +199,11 @@ impl Settings {
 }
 
 fn unsupported(field: &str) -> Error {
-    Error::invalid(format!("linux.resources.{field}"), "cannot be honoured in the guest")
+    Error::invalid(format!("linux.resources.{field}"), "is not supported in the guest")
 }
 
 fn refuse(fields: &[(&str, bool)]) -> Result<(), Error> {
-    match fields.iter().find(|(_, given)| *given) {
+    match fields.iter().find(|(_, present)| *present) {
         Some((field, _)) => Err(unsupported(field)),
         None => Ok(()),
     }
@@ -241,7 +241,7 @@ fn swap_limit(limit: Option<i64>, total: i64) -> Result<Option<String>, Error> {
         (Some(..0), 0) => Ok(Some("max".into())),
         (_, 0) => Ok(None),
         (_, ..0) => Ok(Some("max".into())),
-        (None, _) => invalid("a limit of memory and swap together needs one of memory"),
+        (None, _) => invalid("a limit of memory and swap together needs a limit of memory"),
         (Some(limit), total) if total < limit => invalid("is less than the limit of memory"),
         (Some(limit), total) => Ok(Some((total - limit.max(0)).to_string())),
     }

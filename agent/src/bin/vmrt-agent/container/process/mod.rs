@@ -172,7 +172,7 @@ fn refuse_unsupported(process: &Process) -> Result<(), Error> {
         ("process.apparmorProfile", process.apparmor_profile().as_deref().is_some_and(|name| !name.is_empty())),
         ("process.selinuxLabel", process.selinux_label().as_deref().is_some_and(|name| !name.is_empty())),
     ];
-    match unsupported.iter().find(|(_, given)| *given) {
+    match unsupported.iter().find(|(_, present)| *present) {
         Some((field, _)) => Err(Error::invalid(*field, "is not supported")),
         None => Ok(()),
     }

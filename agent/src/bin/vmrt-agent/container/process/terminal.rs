@@ -47,7 +47,7 @@ impl Terminal {
     pub(crate) fn mount_console(&self, root: BorrowedFd<'_>) -> Result<(), Error> {
         let mount = || {
             let place = open_console(root)?;
-            let slave = mount_trees::clone_place(self.slave.as_fd(), false)?;
+            let slave = mount_trees::clone_tree_at(self.slave.as_fd(), false)?;
             mount_trees::attach(slave.as_fd(), place.as_fd())
         };
         mount().map_err(Error::at("mount terminal on /dev/console"))

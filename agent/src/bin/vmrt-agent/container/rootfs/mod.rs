@@ -1,4 +1,4 @@
-//! The root file system of a container: how to enter it, and its masked and read-only paths.
+//! The root file system of a container: its mounts and devices, how to enter it, and its masked and read-only paths.
 
 pub(crate) mod copy_up;
 pub(crate) mod devices;
@@ -117,7 +117,7 @@ fn open_existing(root: BorrowedFd<'_>, path: &Path) -> rustix::io::Result<Option
 
 fn make_read_only(root: BorrowedFd<'_>, path: &Path) -> rustix::io::Result<()> {
     let Some(place) = open_existing(root, path)? else { return Ok(()) };
-    let tree = mount_trees::clone_place(place.as_fd(), true)?;
+    let tree = mount_trees::clone_tree_at(place.as_fd(), true)?;
     sys_mount::make_read_only(tree.as_fd(), true)?;
     mount_trees::attach(tree.as_fd(), place.as_fd())
 }
@@ -131,7 +131,7 @@ struct Cover {
 impl Cover {
     fn attach_to(&mut self, place: BorrowedFd<'_>) -> rustix::io::Result<()> {
         if self.attached {
-            let copy = mount_trees::clone_place(self.mount.as_fd(), false)?;
+            let copy = mount_trees::clone_tree_at(self.mount.as_fd(), false)?;
             return mount_trees::attach(copy.as_fd(), place);
         }
         self.attached = true;

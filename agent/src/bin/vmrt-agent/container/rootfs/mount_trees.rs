@@ -19,7 +19,7 @@ pub(crate) fn clone_tree(source: &Path, recursive: bool) -> Result<OwnedFd, Erro
 }
 
 /// A copy of the mount tree at `place`, not attached.
-pub(crate) fn clone_place(place: BorrowedFd<'_>, recursive: bool) -> rustix::io::Result<OwnedFd> {
+pub(crate) fn clone_tree_at(place: BorrowedFd<'_>, recursive: bool) -> rustix::io::Result<OwnedFd> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     if recursive {
         flags |= OpenTreeFlags::AT_RECURSIVE;

@@ -78,12 +78,12 @@ impl Role<'_> {
 /// Sets the process up and executes its program. On failure it reports the error and ends the process. `proc` is the
 /// guest's `/proc`.
 pub(crate) fn run(role: &Role<'_>, stdio: &ChildStdio, channel: &Channel, proc: BorrowedFd<'_>) -> ! {
-    let second = priority::raise_for_new_process();
+    let raised = priority::raise_for_new_process();
     if role.awaits_agent() && !channel.wait() {
         // The agent has aborted this process, and knows the reason.
         process::exit();
     }
-    match second.and_then(|()| prepare(role, stdio, channel.as_fd(), proc)) {
+    match raised.and_then(|()| prepare(role, stdio, channel.as_fd(), proc)) {
         Ok(fds) => {
             let Err(error) = fds.execute(role);
             fds.channel.report(&Report::Failed(error.into()));

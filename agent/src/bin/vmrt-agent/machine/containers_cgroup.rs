@@ -3,12 +3,13 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::thread::UnshareFlags;
 
 use super::limits;
 use crate::error::Error;
+use crate::sys::cgroup::{enable_controllers, open_directory};
 use crate::sys::files;
 
 /// Its name below the root. Containers do not see it.
@@ -45,14 +46,14 @@ impl ContainersCgroup {
         let step = || Error::at("make the cgroup of all containers");
         rustix::fs::mkdirat(root, NAME, Mode::from_raw_mode(0o755)).map_err(step())?;
         let directory = open_directory(root, NAME).map_err(step())?;
-        let common = Self { directory, at_start: Memory::now() };
+        let cgroup = Self { directory, at_start: Memory::now() };
         // Moving a process is cheaper while no controllers are enabled.
-        common.make_cgroup_namespace(root).map_err(step())?;
+        cgroup.make_cgroup_namespace(root).map_err(step())?;
         enable_controllers(root).map_err(Error::at("enable cgroup controllers"))?;
-        enable_controllers(common.directory()).map_err(Error::at("enable cgroup controllers"))?;
-        common.limit_processes().map_err(step())?;
-        common.set_memory(common.at_start.available_to_containers(0)).map_err(step())?;
-        Ok(common)
+        enable_controllers(cgroup.directory()).map_err(Error::at("enable cgroup controllers"))?;
+        cgroup.limit_processes().map_err(step())?;
+        cgroup.set_memory(cgroup.at_start.available_to_containers(0)).map_err(step())?;
+        Ok(cgroup)
     }
 
     /// Its directory, which contains the containers' cgroups.
@@ -107,35 +108,6 @@ fn read_number(directory: BorrowedFd<'_>, file: &str) -> rustix::io::Result<u64>
     String::from_utf8_lossy(&file).trim().parse().map_err(|_| Errno::INVAL)
 }
 
-/// Enables every controller of the cgroup `directory` for its child cgroups.
-pub(crate) fn enable_controllers(directory: BorrowedFd<'_>) -> rustix::io::Result<()> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let available = rustix::fs::openat(directory, "cgroup.controllers", flags, Mode::empty())?;
-    let available = read_all(available.as_fd())?;
-    let enabled: Vec<_> = available.split_whitespace().map(|name| format!("+{name}")).collect();
-    files::write_at(directory, "cgroup.subtree_control", enabled.join(" ").as_bytes())
-}
-
-pub(crate) fn open_directory(parent: BorrowedFd<'_>, name: impl rustix::path::Arg) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::openat(parent, name, flags, Mode::empty())
-}
-
-/// Reads a control file from its beginning to its end.
-pub(crate) fn read_all(file: BorrowedFd<'_>) -> rustix::io::Result<String> {
-    let mut content = Vec::new();
-    let mut chunk = [0; CHUNK];
-    loop {
-        match rustix::io::pread(file, &mut chunk, content.len() as u64)? {
-            0 => return String::from_utf8(content).map_err(|_| Errno::ILSEQ),
-            count => content.extend_from_slice(&chunk[..count]),
-        }
-    }
-}
-
-/// Bytes that one read of a control file requests.
-const CHUNK: usize = 4096;
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -156,11 +128,11 @@ mod tests {
         let file = |name: &str| directory.path().join(name);
         std::fs::write(file("memory.max"), "").unwrap();
         let opened = std::fs::File::open(directory.path()).unwrap();
-        let common =
+        let cgroup =
             ContainersCgroup { directory: opened.into(), at_start: Memory { total: 256 * MIB, free: 230 * MIB } };
         let follow = |used: u64, plugged| {
             std::fs::write(file("memory.current"), format!("{used}\n")).unwrap();
-            common.set_plugged_memory(plugged).unwrap();
+            cgroup.set_plugged_memory(plugged).unwrap();
             let text = std::fs::read_to_string(file("memory.max")).unwrap();
             text[..9].parse::<u64>().unwrap() / MIB
         };
