@@ -86,8 +86,8 @@ impl Default for DeviceRules {
 impl DeviceRules {
     /// Checks the rules of a specification. Without rules only [`ALWAYS`] is allowed.
     pub(crate) fn new(rules: &[LinuxDeviceCgroup]) -> Result<Self, Error> {
-        let given = rules.iter().map(parse_rule).collect::<Result<Vec<_>, _>>()?;
-        Ok(Self(given.into_iter().chain(ALWAYS).collect()))
+        let rules = rules.iter().map(parse_rule).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self(rules.into_iter().chain(ALWAYS).collect()))
     }
 
     /// Applies the rules to the cgroup `directory`.
@@ -150,7 +150,7 @@ fn compile_rule(rule: &Rule) -> Vec<Instruction> {
     let conditions: Vec<_> = conditions.into_iter().filter_map(|(register, value)| Some((register, value?))).collect();
     let lengths = (1..=conditions.len()).rev().map(|left| left - 1 + decision.len());
     let jumps = conditions.iter().zip(lengths).map(|(&(register, value), length)| {
-        // A block has eight instructions at most.
+        // A rule has eight instructions at most.
         Instruction::jump_if_not(register, value, i16::try_from(length).unwrap_or(i16::MAX))
     });
     jumps.chain(decision.iter().copied()).collect()

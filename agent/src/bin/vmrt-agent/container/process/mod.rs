@@ -104,7 +104,7 @@ impl ProcessPlan {
     }
 
     /// Gives the caller all attributes of this process except its program. Steps that need privileges come first.
-    /// `seccomp` is a filter to install while the caller still has privileges.
+    /// `seccomp` is a filter to install while the caller still has privileges. Returns the environment.
     pub(crate) fn assume(&self, root: BorrowedFd<'_>, seccomp: Option<&Filter>) -> Result<Vec<CString>, Error> {
         for (resource, limit) in &self.rlimits {
             rustix::process::setrlimit(*resource, *limit).map_err(Error::at(format!("set limit {resource:?}")))?;

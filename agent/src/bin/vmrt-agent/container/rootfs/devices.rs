@@ -25,9 +25,9 @@ pub(crate) struct DevicePlan {
     gid: u32,
 }
 
-/// The agent makes devices for containers that cannot make them below this directory, in one directory for each
+/// Directory in which the agent makes devices for containers that cannot make them: one subdirectory for each
 /// container.
-const NODES: &str = "/dev/containers";
+const NODES_DIRECTORY: &str = "/dev/containers";
 
 /// The default devices of a container: path, major and minor number.
 const DEFAULT: [(&str, u32, u32); 6] = [
@@ -134,7 +134,7 @@ impl Drop for Nodes {
 impl Nodes {
     /// Makes the device nodes of a container. Their owners are mapped by `maps`.
     pub(crate) fn make(container: &str, devices: &[DevicePlan], maps: &IdMaps) -> Result<Self, Error> {
-        let directory = Path::new(NODES).join(container);
+        let directory = Path::new(NODES_DIRECTORY).join(container);
         files::make_directories(&directory)?;
         let nodes = Self(directory);
         for (index, device) in devices.iter().enumerate() {
@@ -150,7 +150,7 @@ impl Nodes {
 
 /// Mounts the devices of [`Nodes::make`] in `root`, and makes links. The guest's own paths have to be accessible.
 pub(crate) fn mount(root: BorrowedFd<'_>, container: &str, devices: &[DevicePlan]) -> Result<(), Error> {
-    let directory = Path::new(NODES).join(container);
+    let directory = Path::new(NODES_DIRECTORY).join(container);
     for (index, device) in devices.iter().enumerate() {
         let tree = mount_trees::clone_tree(&directory.join(index.to_string()), false)?;
         let place = paths::open_or_make(root, &device.path, Missing::File);
