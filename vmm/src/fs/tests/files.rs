@@ -5,9 +5,9 @@ use std::time::{Duration, SystemTime};
 
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::super::FsError;
-use super::super::wire::*;
 use super::guest::{Guest, nul};
+use crate::fs::FsError;
+use crate::fs::protocol::wire::*;
 
 #[test]
 fn reading_and_writing() {
@@ -60,7 +60,7 @@ fn sparse_files_and_copies() {
 fn attributes() {
     let mut guest = Guest::new();
     let (file, open) = guest.create("file", libc::O_RDWR, 0o644).unwrap();
-    let wish = SetattrIn {
+    let args = SetattrIn {
         valid: fattr::UID | fattr::GID | fattr::MODE | fattr::MTIME | fattr::ATIME | fattr::ATIME_NOW | fattr::SIZE,
         uid: 12,
         gid: 13,
@@ -70,7 +70,7 @@ fn attributes() {
         size: 77,
         ..SetattrIn::default()
     };
-    let attr = guest.setattr(file.nodeid, wish).unwrap();
+    let attr = guest.setattr(file.nodeid, args).unwrap();
     assert_eq!((attr.uid, attr.gid, attr.size, attr.mtime, attr.mtimensec), (12, 13, 77, 1_000_000_000, 5));
     assert_eq!(attr.mode & 0o7777, 0o4711);
     for getattr in [GetattrIn::default(), GetattrIn { getattr_flags: GETATTR_FH, dummy: 0, fh: open.fh }] {
@@ -162,7 +162,7 @@ fn setgid_goes_with_an_acl_by_someone_outside_of_the_group() {
     let mut guest = Guest::new();
     let (file, _) = guest.create("program", libc::O_RDWR, 0o755).unwrap();
     let host = guest.host("program");
-    // Version 2: the owner everything, the group and others everything but writing.
+    // ContentVersion 2: the owner everything, the group and others everything but writing.
     let entries = [(1_u16, 7_u16), (4, 5), (0x20, 5)].map(|(tag, permissions)| [tag, permissions, u16::MAX, u16::MAX]);
     let acl: Vec<u8> = [2_u16, 0].iter().chain(entries.as_flattened()).flat_map(|word| word.to_le_bytes()).collect();
     // Such a request does not say whose it is where mounts may map ids.
@@ -192,8 +192,8 @@ fn privileges_are_cleared() {
     guest.write(file.nodeid, open.fh, 0, b"x", WRITE_KILL_SUIDGID).unwrap();
     assert_eq!(mode(), 0o755);
     arm();
-    let wish = SetattrIn { valid: fattr::SIZE | fattr::KILL_SUIDGID, ..SetattrIn::default() };
-    guest.setattr(file.nodeid, wish).unwrap();
+    let args = SetattrIn { valid: fattr::SIZE | fattr::KILL_SUIDGID, ..SetattrIn::default() };
+    guest.setattr(file.nodeid, args).unwrap();
     assert_eq!(mode(), 0o755);
     arm();
     let args = OpenIn { flags: (libc::O_WRONLY | libc::O_TRUNC) as u32, open_flags: OPEN_KILL_SUIDGID };
@@ -265,5 +265,5 @@ fn open_files_without_a_name_cannot_be_restored() {
     let mut guest = Guest::new();
     guest.create("file", libc::O_RDWR, 0o644).unwrap();
     guest.call(op::UNLINK, guest.root, &[&nul("file")]).unwrap();
-    assert!(matches!(guest.restored(), Err(FsError::Nameless { .. })));
+    assert!(matches!(guest.restored(), Err(FsError::NoPath { .. })));
 }

@@ -9,12 +9,12 @@ use tempfile::TempDir;
 use vm_memory::VolatileSlice;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::super::FsError;
-use super::super::buffers::Buffers;
-use super::super::server::{Limits, Server};
-use super::super::shares::{ShareOptions, SharesHandle};
-use super::super::wire::*;
-use super::super::worker::Worker;
+use crate::fs::FsError;
+use crate::fs::protocol::buffers::Buffers;
+use crate::fs::protocol::wire::*;
+use crate::fs::server::{Limits, Server};
+use crate::fs::tables::shares::{ShareOptions, SharesHandle};
+use crate::fs::worker::Worker;
 
 /// A reply's body, or the error number it carried.
 pub(super) type Answer = Result<Vec<u8>, i32>;
@@ -168,8 +168,8 @@ impl Guest {
         self.call(op::READ, node, &[args.as_bytes()])
     }
 
-    pub(super) fn setattr(&mut self, node: u64, wish: SetattrIn) -> Result<Attr, i32> {
-        self.ask::<AttrOut>(op::SETATTR, node, &wish, &[]).map(|out| out.attr)
+    pub(super) fn setattr(&mut self, node: u64, args: SetattrIn) -> Result<Attr, i32> {
+        self.ask::<AttrOut>(op::SETATTR, node, &args, &[]).map(|out| out.attr)
     }
 
     pub(super) fn forget(&mut self, node: u64, nlookup: u64) {

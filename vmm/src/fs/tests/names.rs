@@ -4,9 +4,9 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 
 use zerocopy::IntoBytes;
 
-use super::super::shares::ShareOptions;
-use super::super::wire::*;
 use super::guest::{Guest, nul, open_path};
+use crate::fs::protocol::wire::*;
+use crate::fs::tables::shares::ShareOptions;
 
 #[test]
 fn tree_of_shares() {

@@ -7,82 +7,85 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Statx};
 use rustix::io::Errno;
 
-use super::super::buffers::Reply;
-use super::super::inodes::{Found, Key, Node, Place, kind_of, stat_entry, stat_fd};
-use super::super::request::Request;
-use super::super::server::Server;
-use super::super::shares::is_synthetic;
-use super::super::wire::{EntryOut, LinkIn, MkdirIn, MknodIn, ROOT_ID, Rename2In, RenameIn, op};
-use super::super::worker::{Owner, Worker, name_of};
 use super::CACHE_SECONDS;
+use super::Server;
 use super::attributes::{attr_of, synthetic_attr};
+use crate::fs::protocol::reply::Reply;
+use crate::fs::protocol::request::Owner;
+use crate::fs::protocol::request::Request;
+use crate::fs::protocol::wire::{EntryOut, LinkIn, MkdirIn, MknodIn, ROOT_ID, Rename2In, RenameIn, op};
+use crate::fs::tables::inode::{FoundInode, Inode, InodeFd, InodeKey, file_type, stat_entry, stat_fd};
+use crate::fs::tables::shares::is_synthetic;
+use crate::fs::worker::Worker;
+use crate::fs::worker::proc_fds::fd_name;
 
 impl Server {
-    pub(in crate::fs) fn lookup(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
+    pub(super) fn lookup(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
         let name = request.last_name()?;
         let parent = request.header.nodeid;
         if is_synthetic(parent) {
             return self.lookup_synthetic(parent, name, reply);
         }
-        let (node, stat) = self.child(&self.node(parent)?, name)?;
-        reply.put(&entry_of(&node, &stat))
+        let (inode, stat) = self.lookup_child(&self.inode(parent)?, name)?;
+        reply.put(&entry_of(&inode, &stat))
     }
 
     fn lookup_synthetic(&self, parent: u64, name: &CStr, reply: &mut Reply<'_>) -> Result<(), Errno> {
         let name = name.to_str().map_err(|_| Errno::NOENT)?;
         if parent == ROOT_ID {
             let id = self.shares.container_id(name).ok_or(Errno::NOENT)?;
-            return reply.put(&unkept(entry(id, synthetic_attr(id))));
+            return reply.put(&uncached(entry(id, synthetic_attr(id))));
         }
         let share = self.shares.share_in(parent, name).ok_or(Errno::NOENT)?;
         let stat = stat_fd(&share.root)?;
-        let key = Key::new(&share, &stat);
-        let node = match self.inodes.look_up(&key, (parent, c"")) {
-            Some(node) => node,
+        let key = InodeKey::new(&share, &stat);
+        let inode = match self.inodes.lookup(&key, (parent, c"")) {
+            Some(inode) => inode,
             None => {
                 let fd = share.root.try_clone().map_err(|_| Errno::NFILE)?;
-                let kind = kind_of(&stat);
+                let kind = file_type(&stat);
                 let submount = kind == FileType::Directory;
-                self.inodes.insert(Found { key, fd, kind, share, submount, seen: None })?.node
+                self.inodes.insert(FoundInode { key, fd, kind, share, submount, seen: None })?.inode
             }
         };
-        reply.put(&unkept(entry_of(&node, &stat)))
+        reply.put(&uncached(entry_of(&inode, &stat)))
     }
 
     /// Looks up the entry `name` of a share's directory.
-    pub(super) fn child(&self, parent: &Place, name: &CStr) -> Result<(Arc<Node>, Statx), Errno> {
+    pub(super) fn lookup_child(&self, parent: &InodeFd, name: &CStr) -> Result<(Arc<Inode>, Statx), Errno> {
         if parent.kind != FileType::Directory {
             return Err(Errno::NOTDIR);
         }
         // Most lookups are of what the guest already knows, and then no descriptor is needed.
         let stat = stat_entry(parent, name)?;
-        if let Some(node) = self.inodes.look_up(&Key::new(&parent.share, &stat), (parent.id, name)) {
-            return Ok((node, stat));
+        if let Some(inode) = self.inodes.lookup(&InodeKey::new(&parent.share, &stat), (parent.id, name)) {
+            return Ok((inode, stat));
         }
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(parent, name, flags, Mode::empty())?;
-        self.adopt(fd, (parent, name)).map(|(place, stat)| (place.node, stat))
+        self.insert_fd(fd, (parent, name)).map(|(inode, stat)| (inode.inode, stat))
     }
 
     /// Looks up what the `O_PATH` descriptor `fd` stands for, the entry `name` of a directory.
-    fn adopt(&self, fd: OwnedFd, (parent, name): (&Place, &CStr)) -> Result<(Place, Statx), Errno> {
+    fn insert_fd(&self, fd: OwnedFd, (parent, name): (&InodeFd, &CStr)) -> Result<(InodeFd, Statx), Errno> {
         let stat = stat_fd(&fd)?;
-        let key = Key::new(&parent.share, &stat);
-        let kind = kind_of(&stat);
+        let key = InodeKey::new(&parent.share, &stat);
+        let kind = file_type(&stat);
         let submount = kind == FileType::Directory && !key.same_mount(&parent.key);
-        let seen = key.may_go().then(|| (parent.id, name.to_owned()));
-        let place = self.inodes.insert(Found { key, fd, kind, share: Arc::clone(&parent.share), submount, seen })?;
-        Ok((place, stat))
+        let seen = key.is_unpinned().then(|| (parent.id, name.to_owned()));
+        let inode =
+            self.inodes.insert(FoundInode { key, fd, kind, share: Arc::clone(&parent.share), submount, seen })?;
+        Ok((inode, stat))
     }
 
     /// Looks up the open file `file`, made in the directory `parent`; its name is empty where it has none yet.
-    pub(super) fn adopt_file(&self, file: &OwnedFd, entry: (&Place, &CStr)) -> Result<(Place, Statx), Errno> {
-        let path = rustix::fs::openat(CWD, name_of(file), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-        self.adopt(path, entry)
+    pub(super) fn insert_new_file(&self, file: &OwnedFd, entry: (&InodeFd, &CStr)) -> Result<(InodeFd, Statx), Errno> {
+        let path = rustix::fs::openat(CWD, fd_name(file), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        self.insert_fd(path, entry)
     }
 
     /// Makes an entry in the request's directory, as the caller, and looks it up.
-    fn make(
+    fn create_entry(
         &self,
         worker: &mut Worker,
         request: &Request<'_>,
@@ -90,13 +93,13 @@ impl Server {
         reply: &mut Reply<'_>,
         make: impl FnOnce(BorrowedFd<'_>) -> Result<(), Errno>,
     ) -> Result<(), Errno> {
-        let parent = self.writable_node(request.header.nodeid)?;
+        let parent = self.writable_inode(request.header.nodeid)?;
         worker.create_as(&request.owner()?, umask, || make(parent.as_fd()))?;
-        let (node, stat) = self.child(&parent, name)?;
-        reply.put(&entry_of(&node, &stat))
+        let (inode, stat) = self.lookup_child(&parent, name)?;
+        reply.put(&entry_of(&inode, &stat))
     }
 
-    pub(in crate::fs) fn mknod(
+    pub(super) fn mknod(
         &self,
         worker: &mut Worker,
         request: &mut Request<'_>,
@@ -108,12 +111,14 @@ impl Server {
         if matches!(kind, FileType::Directory | FileType::Symlink | FileType::Unknown) {
             return Err(Errno::INVAL);
         }
-        let mode = creation_mode(&self.writable_node(request.header.nodeid)?, mode, &request.owner()?)?;
+        let mode = creation_mode(&self.writable_inode(request.header.nodeid)?, mode, &request.owner()?)?;
         let device = rustix::fs::makedev((rdev >> 8) & 0xfff, (rdev & 0xff) | ((rdev >> 12) & 0xf_ff00));
-        self.make(worker, request, (name, umask), reply, |parent| rustix::fs::mknodat(parent, name, kind, mode, device))
+        self.create_entry(worker, request, (name, umask), reply, |parent| {
+            rustix::fs::mknodat(parent, name, kind, mode, device)
+        })
     }
 
-    pub(in crate::fs) fn mkdir(
+    pub(super) fn mkdir(
         &self,
         worker: &mut Worker,
         request: &mut Request<'_>,
@@ -122,10 +127,10 @@ impl Server {
         let MkdirIn { mode, umask } = request.take()?;
         let name = request.last_name()?;
         let mode = Mode::from_raw_mode(mode & 0o7777);
-        self.make(worker, request, (name, umask), reply, |parent| rustix::fs::mkdirat(parent, name, mode))
+        self.create_entry(worker, request, (name, umask), reply, |parent| rustix::fs::mkdirat(parent, name, mode))
     }
 
-    pub(in crate::fs) fn symlink(
+    pub(super) fn symlink(
         &self,
         worker: &mut Worker,
         request: &mut Request<'_>,
@@ -133,30 +138,30 @@ impl Server {
     ) -> Result<(), Errno> {
         let name = request.name()?;
         let target = request.target()?;
-        self.make(worker, request, (name, 0), reply, |parent| rustix::fs::symlinkat(target, parent, name))
+        self.create_entry(worker, request, (name, 0), reply, |parent| rustix::fs::symlinkat(target, parent, name))
     }
 
-    pub(in crate::fs) fn link(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
+    pub(super) fn link(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
         let LinkIn { oldnodeid } = request.take()?;
         let name = request.last_name()?;
-        let parent = self.writable_node(request.header.nodeid)?;
-        let node = self.writable_node(oldnodeid)?;
-        if node.share.id != parent.share.id {
+        let parent = self.writable_inode(request.header.nodeid)?;
+        let inode = self.writable_inode(oldnodeid)?;
+        if inode.share.id != parent.share.id {
             return Err(Errno::XDEV);
         }
-        rustix::fs::linkat(CWD, name_of(&node), &parent, name, AtFlags::SYMLINK_FOLLOW)?;
-        let (node, stat) = self.child(&parent, name)?;
-        reply.put(&entry_of(&node, &stat))
+        rustix::fs::linkat(CWD, fd_name(&inode), &parent, name, AtFlags::SYMLINK_FOLLOW)?;
+        let (inode, stat) = self.lookup_child(&parent, name)?;
+        reply.put(&entry_of(&inode, &stat))
     }
 
-    pub(in crate::fs) fn unlink(&self, request: &mut Request<'_>) -> Result<(), Errno> {
+    pub(super) fn unlink(&self, request: &mut Request<'_>) -> Result<(), Errno> {
         let name = request.last_name()?;
-        let parent = self.writable_node(request.header.nodeid)?;
+        let parent = self.writable_inode(request.header.nodeid)?;
         let flags = if request.header.opcode == op::RMDIR { AtFlags::REMOVEDIR } else { AtFlags::empty() };
         rustix::fs::unlinkat(&parent, name, flags)
     }
 
-    pub(in crate::fs) fn rename(&self, request: &mut Request<'_>) -> Result<(), Errno> {
+    pub(super) fn rename(&self, request: &mut Request<'_>) -> Result<(), Errno> {
         let (newdir, flags) = match request.header.opcode {
             op::RENAME => (request.take::<RenameIn>()?.newdir, RenameFlags::empty()),
             _ => {
@@ -166,30 +171,30 @@ impl Server {
         };
         let name = request.name()?;
         let new_name = request.last_name()?;
-        let parent = self.writable_node(request.header.nodeid)?;
-        let new_parent = self.writable_node(newdir)?;
+        let parent = self.writable_inode(request.header.nodeid)?;
+        let new_parent = self.writable_inode(newdir)?;
         if parent.share.id != new_parent.share.id {
             return Err(Errno::XDEV);
         }
         rustix::fs::renameat_with(&parent, name, &new_parent, new_name, flags)?;
-        self.note_move(&new_parent, new_name);
+        self.update_moved_name(&new_parent, new_name);
         if flags.contains(RenameFlags::EXCHANGE) {
-            self.note_move(&parent, name);
+            self.update_moved_name(&parent, name);
         }
         Ok(())
     }
 
     /// What came to be the entry `name` of `parent` may be an inode that is only known by where it was seen.
-    fn note_move(&self, parent: &Place, name: &CStr) {
-        if let (true, Ok(stat)) = (parent.key.may_go(), stat_entry(parent, name)) {
-            self.inodes.moved(&Key::new(&parent.share, &stat), (parent.id, name));
+    fn update_moved_name(&self, parent: &InodeFd, name: &CStr) {
+        if let (true, Ok(stat)) = (parent.key.is_unpinned(), stat_entry(parent, name)) {
+            self.inodes.update_name(&InodeKey::new(&parent.share, &stat), (parent.id, name));
         }
     }
 }
 
 /// The permissions of a file that `owner` makes in `parent`: in a setgid directory of a group it is not in, nobody but
 /// root makes a setgid program.
-pub(super) fn creation_mode(parent: &Place, mode: u32, owner: &Owner) -> Result<Mode, Errno> {
+pub(super) fn creation_mode(parent: &InodeFd, mode: u32, owner: &Owner) -> Result<Mode, Errno> {
     let mode = Mode::from_raw_mode(mode & 0o7777);
     if !mode.contains(Mode::SGID | Mode::XGRP) || owner.uid == 0 {
         return Ok(mode);
@@ -201,15 +206,15 @@ pub(super) fn creation_mode(parent: &Place, mode: u32, owner: &Owner) -> Result<
 }
 
 /// The reply's entry for an inode.
-pub(super) fn entry_of(node: &Node, stat: &Statx) -> EntryOut {
-    entry(node.id, attr_of(stat, node.submount))
+pub(super) fn entry_of(inode: &Inode, stat: &Statx) -> EntryOut {
+    entry(inode.id, attr_of(stat, inode.submount))
 }
 
 /// An entry that the guest asks for every time: what has the name of a share may be another one the next moment.
-fn unkept(entry: EntryOut) -> EntryOut {
+fn uncached(entry: EntryOut) -> EntryOut {
     EntryOut { entry_valid: 0, ..entry }
 }
 
-fn entry(nodeid: u64, attr: super::super::wire::Attr) -> EntryOut {
+fn entry(nodeid: u64, attr: crate::fs::protocol::wire::Attr) -> EntryOut {
     EntryOut { nodeid, entry_valid: CACHE_SECONDS, attr_valid: CACHE_SECONDS, attr, ..EntryOut::default() }
 }

@@ -11,13 +11,14 @@ use std::ffi::{CStr, CString};
 use rustix::fs::{AtFlags, CWD, Mode, XattrFlags};
 use rustix::io::Errno;
 
-use super::super::buffers::Reply;
-use super::super::inodes::Place;
-use super::super::request::Request;
-use super::super::server::Server;
-use super::super::shares::is_synthetic;
-use super::super::wire::{GetxattrIn, GetxattrOut, SETXATTR_ACL_KILL_SGID, SetxattrIn, init};
-use super::super::worker::{Worker, name_of};
+use super::Server;
+use crate::fs::protocol::reply::Reply;
+use crate::fs::protocol::request::Request;
+use crate::fs::protocol::wire::{GetxattrIn, GetxattrOut, SETXATTR_ACL_KILL_SGID, SetxattrIn, init};
+use crate::fs::tables::inode::InodeFd;
+use crate::fs::tables::shares::is_synthetic;
+use crate::fs::worker::Worker;
+use crate::fs::worker::proc_fds::fd_name;
 
 /// Longest value, and longest list of names, in bytes (`XATTR_SIZE_MAX`, `XATTR_LIST_MAX`).
 const MAX_VALUE: usize = 64 << 10;
@@ -27,7 +28,7 @@ const TRUSTED: &[u8] = b"trusted.";
 const GUEST_TRUSTED: &[u8] = b"user.vmrt.trusted.";
 
 impl Server {
-    pub(in crate::fs) fn getxattr(
+    pub(super) fn getxattr(
         &self,
         worker: &mut Worker,
         request: &mut Request<'_>,
@@ -38,17 +39,17 @@ impl Server {
         if is_synthetic(request.header.nodeid) {
             return Err(Errno::NODATA);
         }
-        let node = self.node(request.header.nodeid)?;
+        let inode = self.inode(request.header.nodeid)?;
         let room = usize::try_from(size).map_err(|_| Errno::INVAL)?.min(MAX_VALUE);
         if room == 0 {
-            return put_size(rustix::fs::getxattr_query(name_of(&node), &*name)?, reply);
+            return put_size(rustix::fs::getxattr_query(fd_name(&inode), &*name)?, reply);
         }
         worker.scratch.resize(room, 0);
-        let length = rustix::fs::getxattr(name_of(&node), &*name, worker.scratch.as_mut_slice())?;
+        let length = rustix::fs::getxattr(fd_name(&inode), &*name, worker.scratch.as_mut_slice())?;
         reply.put_bytes(&worker.scratch[..length])
     }
 
-    pub(in crate::fs) fn listxattr(
+    pub(super) fn listxattr(
         &self,
         worker: &mut Worker,
         request: &mut Request<'_>,
@@ -58,7 +59,7 @@ impl Server {
         let names = if is_synthetic(request.header.nodeid) {
             Vec::new()
         } else {
-            visible_names(&self.node(request.header.nodeid)?, &mut worker.scratch)?
+            visible_names(&self.inode(request.header.nodeid)?, &mut worker.scratch)?
         };
         match usize::try_from(size).map_err(|_| Errno::INVAL)? {
             0 => put_size(names.len(), reply),
@@ -67,25 +68,25 @@ impl Server {
         }
     }
 
-    pub(in crate::fs) fn setxattr(&self, request: &mut Request<'_>) -> Result<(), Errno> {
+    pub(super) fn setxattr(&self, request: &mut Request<'_>) -> Result<(), Errno> {
         let SetxattrIn { size, flags, setxattr_flags, .. } = self.take_setxattr(request)?;
         let name = request.string()?;
         let value = request.last_bytes(size)?;
         let name = host_name(name)?;
         let flags = XattrFlags::from_bits_retain(flags);
-        let node = self.writable_node(request.header.nodeid)?;
-        let set = || rustix::fs::setxattr(name_of(&node), &*name, value, flags);
+        let inode = self.writable_inode(request.header.nodeid)?;
+        let set = || rustix::fs::setxattr(fd_name(&inode), &*name, value, flags);
         if setxattr_flags & SETXATTR_ACL_KILL_SGID == 0 {
             return set();
         }
         // For someone outside the file's group without `CAP_FSETID` the kernel clears setgid. The guest has found the caller to be
         // one, and does not tell its ids.
         set()?;
-        let mode = Mode::from_raw_mode(node.stat()?.stx_mode.into());
+        let mode = Mode::from_raw_mode(inode.stat()?.stx_mode.into());
         if !mode.contains(Mode::SGID) {
             return Ok(());
         }
-        rustix::fs::chmodat(CWD, name_of(&node), mode - Mode::SGID, AtFlags::empty())
+        rustix::fs::chmodat(CWD, fd_name(&inode), mode - Mode::SGID, AtFlags::empty())
     }
 
     /// Takes `setxattr_in` off the arguments, which is shorter in older protocol versions.
@@ -97,10 +98,10 @@ impl Server {
         Ok(SetxattrIn { size, flags, ..SetxattrIn::default() })
     }
 
-    pub(in crate::fs) fn removexattr(&self, request: &mut Request<'_>) -> Result<(), Errno> {
+    pub(super) fn removexattr(&self, request: &mut Request<'_>) -> Result<(), Errno> {
         let name = host_name(request.last_string()?)?;
-        let node = self.writable_node(request.header.nodeid)?;
-        rustix::fs::removexattr(name_of(&node), &*name)
+        let inode = self.writable_inode(request.header.nodeid)?;
+        rustix::fs::removexattr(fd_name(&inode), &*name)
     }
 }
 
@@ -128,9 +129,9 @@ fn guest_name(name: &[u8]) -> Option<[&[u8]; 2]> {
 }
 
 /// The names the guest may see, each ended by a NUL.
-fn visible_names(node: &Place, scratch: &mut Vec<u8>) -> Result<Vec<u8>, Errno> {
+fn visible_names(inode: &InodeFd, scratch: &mut Vec<u8>) -> Result<Vec<u8>, Errno> {
     scratch.resize(MAX_VALUE, 0);
-    let length = rustix::fs::listxattr(name_of(node), scratch.as_mut_slice())?;
+    let length = rustix::fs::listxattr(fd_name(inode), scratch.as_mut_slice())?;
     let names = scratch[..length].split(|byte| *byte == 0).filter_map(guest_name);
     Ok(names.flat_map(|[start, rest]| [start, rest, b"\0"]).flatten().copied().collect())
 }

@@ -5,10 +5,10 @@ use virtio_queue::DescriptorChain;
 
 use vm_memory::{GuestMemory, Permissions, VolatileSlice};
 
-use super::buffers::Buffers;
+use crate::fs::protocol::buffers::Buffers;
 use crate::virtio::device::Memory;
 
-/// Most descriptors of a chain. Linux sends one page with each, [`super::wire::MAX_PAGES`] at most, and a few headers.
+/// Most descriptors of a chain. Linux sends one page with each, [`crate::fs::protocol::wire::MAX_PAGES`] at most, and a few headers.
 const MAX_DESCRIPTORS: usize = 1024;
 
 /// The buffers of `chain`: what the driver wrote, and where it wants the reply. `None` where the chain is malformed

@@ -12,12 +12,12 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::FsError;
-use super::directory::DirectoryStream;
-use super::handles::Handle;
-use super::inodes::{Found, Key, Node, kind_of, stat_fd};
-use super::server::Server;
-use super::shares::Share;
+use super::Server;
+use crate::fs::error::FsError;
+use crate::fs::tables::directory_stream::DirectoryStream;
+use crate::fs::tables::handles::Handle;
+use crate::fs::tables::inode::{FoundInode, Inode, InodeKey, file_type, stat_fd};
+use crate::fs::tables::shares::Share;
 
 /// What a guest knows of its file server.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
@@ -64,15 +64,15 @@ enum HandleKind {
 impl Server {
     /// What the guest knows. No worker may be serving. A file it has open that no path leads to any more is saved
     /// without one, and cannot be restored.
-    pub(super) fn save(&self) -> FsState {
+    pub(in crate::fs) fn save(&self) -> FsState {
         let handles = self.handles.all();
         let open: BTreeSet<u64> = handles.iter().map(|(_, handle)| handle.node_id()).collect();
-        let inodes = self.inodes.all().into_iter().filter(|node| !node.share.is_removed()).map(|node| InodeState {
-            id: node.id,
-            lookups: node.lookups(),
-            submount: node.submount,
-            share: node.share.name.clone(),
-            path: self.path_of(Arc::clone(&node)),
+        let inodes = self.inodes.all().into_iter().filter(|inode| !inode.share.is_removed()).map(|inode| InodeState {
+            id: inode.id,
+            lookups: inode.lookups(),
+            submount: inode.submount,
+            share: inode.share.name.clone(),
+            path: self.path_of(Arc::clone(&inode)),
         });
         // What is not open needs no place in the state: the guest is told ESTALE and looks again.
         let inodes: Vec<_> = inodes.filter(|inode| inode.path.is_some() || open.contains(&inode.id)).collect();
@@ -89,17 +89,17 @@ impl Server {
     }
 
     /// The path from a share's root that leads to `node` now.
-    fn path_of(&self, node: Arc<Node>) -> Option<Vec<CString>> {
-        let place = self.inodes.reach(node).ok()?;
-        let share = &place.share;
-        let root = self.descriptors.target(share.root.as_fd()).ok()?;
-        let path = components(&root, &self.descriptors.target(place.as_fd()).ok()?)?;
+    fn path_of(&self, inode: Arc<Inode>) -> Option<Vec<CString>> {
+        let inode = self.inodes.with_fd(inode).ok()?;
+        let share = &inode.share;
+        let root = self.proc_fds.target(share.root.as_fd()).ok()?;
+        let path = components(&root, &self.proc_fds.target(inode.as_fd()).ok()?)?;
         let there = stat_fd(walk(share, &path).ok()?).ok()?;
-        (Key::new(share, &there) == place.key).then_some(path)
+        (InodeKey::new(share, &there) == inode.key).then_some(path)
     }
 
     /// Takes over what a guest knows.
-    pub(super) fn restore(&self, state: &FsState) -> Result<(), FsError> {
+    pub(in crate::fs) fn restore(&self, state: &FsState) -> Result<(), FsError> {
         self.shares.restore_ids(&state.containers);
         self.inodes.reserve_ids(state.next_inode);
         let open: BTreeSet<u64> = state.handles.iter().map(|handle| handle.inode).collect();
@@ -107,11 +107,7 @@ impl Server {
             match self.restore_inode(inode) {
                 Ok(()) => {}
                 Err(errno) if open.contains(&inode.id) => {
-                    return Err(FsError::Nameless {
-                        inode: inode.id,
-                        share: inode.share.clone(),
-                        source: errno.into(),
-                    });
+                    return Err(FsError::NoPath { inode: inode.id, share: inode.share.clone(), source: errno.into() });
                 }
                 Err(errno) => tracing::debug!("inode {} is not restored: {errno}", inode.id),
             }
@@ -128,25 +124,25 @@ impl Server {
         let share = self.shares.share(&saved.share).ok_or(Errno::STALE)?;
         let fd = walk(&share, saved.path.as_ref().ok_or(Errno::NOENT)?)?;
         let stat = stat_fd(&fd)?;
-        let key = Key::new(&share, &stat);
-        let found = Found { key, fd, kind: kind_of(&stat), share, submount: saved.submount, seen: None };
+        let key = InodeKey::new(&share, &stat);
+        let found = FoundInode { key, fd, kind: file_type(&stat), share, submount: saved.submount, seen: None };
         self.inodes.restore(found, saved.id, saved.lookups).map(drop)
     }
 
     fn restore_handle(&self, saved: &HandleState) -> Result<(), Errno> {
-        let place = |id| self.inodes.place(id);
+        let inode = |id| self.inodes.get_with_fd(id);
         let handle = match &saved.kind {
             HandleKind::Synthetic(entries) => Handle::Synthetic { id: saved.inode, entries: entries.clone() },
             HandleKind::Directory => {
-                let place = place(saved.inode)?;
-                let stream = Mutex::new(DirectoryStream::new(self.open_directory(&place)?));
-                Handle::Directory { place, stream }
+                let inode = inode(saved.inode)?;
+                let stream = Mutex::new(DirectoryStream::new(self.open_directory(&inode)?));
+                Handle::Directory { inode, stream }
             }
             HandleKind::File(flags) => {
-                let place = place(saved.inode)?;
+                let inode = inode(saved.inode)?;
                 let flags = flags & !OFlags::TRUNC.bits();
-                let file = self.open_node(&place, flags)?;
-                Handle::File { place, file, flags }
+                let file = self.open_node(&inode, flags)?;
+                Handle::File { inode, file, flags }
             }
         };
         self.handles.restore(saved.id, handle)
@@ -189,7 +185,7 @@ fn walk(share: &Share, path: &[CString]) -> Result<OwnedFd, Errno> {
         if matches!(component.to_bytes(), b"" | b"." | b"..") || component.to_bytes().contains(&b'/') {
             return Err(Errno::INVAL);
         }
-        if kind_of(&stat_fd(&fd)?) != FileType::Directory {
+        if file_type(&stat_fd(&fd)?) != FileType::Directory {
             return Err(Errno::NOTDIR);
         }
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;

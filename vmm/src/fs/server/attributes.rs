@@ -5,87 +5,88 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::super::buffers::Reply;
-use super::super::handles::Handle;
-use super::super::inodes::{Place, stat_fd};
-use super::super::request::Request;
-use super::super::server::Server;
-use super::super::shares::{FIRST_CONTAINER_ID, is_synthetic};
-use super::super::wire::{
+use super::CACHE_SECONDS;
+use super::Server;
+use crate::fs::protocol::reply::Reply;
+use crate::fs::protocol::request::Request;
+use crate::fs::protocol::wire::{
     ATTR_SUBMOUNT, Attr, AttrOut, GETATTR_FH, GetattrIn, ROOT_ID, SetattrIn, StatfsOut, StatxIn, StatxOut, Time, fattr,
 };
-use super::super::worker::{Worker, name_of};
-use super::CACHE_SECONDS;
+use crate::fs::tables::handles::Handle;
+use crate::fs::tables::inode::{InodeFd, stat_fd};
+use crate::fs::tables::shares::{FIRST_CONTAINER_ID, is_synthetic};
+use crate::fs::worker::Worker;
+use crate::fs::worker::proc_fds::fd_name;
 
 impl Server {
-    pub(in crate::fs) fn getattr(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
+    pub(super) fn getattr(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
         let GetattrIn { getattr_flags, fh, .. } = request.take()?;
         let id = request.header.nodeid;
         if is_synthetic(id) {
-            return if self.shares.holds(id) { reply.put(&attr_out(synthetic_attr(id))) } else { Err(Errno::STALE) };
+            return if self.shares.contains(id) { reply.put(&attr_out(synthetic_attr(id))) } else { Err(Errno::STALE) };
         }
-        let (node, stat) = self.stat_open(id, (getattr_flags & GETATTR_FH != 0).then_some(fh))?;
-        reply.put(&attr_out(attr_of(&stat, node.submount)))
+        let (inode, stat) = self.stat_inode(id, (getattr_flags & GETATTR_FH != 0).then_some(fh))?;
+        reply.put(&attr_out(attr_of(&stat, inode.submount)))
     }
 
-    pub(in crate::fs) fn statx(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
+    pub(super) fn statx(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
         let StatxIn { getattr_flags, fh, .. } = request.take()?;
         let id = request.header.nodeid;
         if is_synthetic(id) {
-            return if self.shares.holds(id) { reply.put(&synthetic_statx(id)) } else { Err(Errno::STALE) };
+            return if self.shares.contains(id) { reply.put(&synthetic_statx(id)) } else { Err(Errno::STALE) };
         }
-        let (_, stat) = self.stat_open(id, (getattr_flags & GETATTR_FH != 0).then_some(fh))?;
+        let (_, stat) = self.stat_inode(id, (getattr_flags & GETATTR_FH != 0).then_some(fh))?;
         reply.put(&statx_out(&stat))
     }
 
     /// The attributes of inode `id`, through the handle `fh` where there is one.
-    fn stat_open(&self, id: u64, fh: Option<u64>) -> Result<(Place, Statx), Errno> {
-        let node = self.node(id)?;
+    fn stat_inode(&self, id: u64, fh: Option<u64>) -> Result<(InodeFd, Statx), Errno> {
+        let inode = self.inode(id)?;
         let stat = match fh {
             Some(fh) => match &*self.handles.get(fh, id)? {
                 Handle::File { file, .. } => stat_fd(file)?,
-                Handle::Directory { .. } | Handle::Synthetic { .. } => node.stat()?,
+                Handle::Directory { .. } | Handle::Synthetic { .. } => inode.stat()?,
             },
-            None => node.stat()?,
+            None => inode.stat()?,
         };
-        Ok((node, stat))
+        Ok((inode, stat))
     }
 
     /// Changes attributes. A request that names none is how a guest's kernel, before a change of the contents, has setuid, setgid
     /// and file capabilities cleared by a caller that may not keep them.
-    pub(in crate::fs) fn setattr(
+    pub(super) fn setattr(
         &self,
         worker: &mut Worker,
         request: &mut Request<'_>,
         reply: &mut Reply<'_>,
     ) -> Result<(), Errno> {
-        let wish: SetattrIn = request.take()?;
-        let node = self.writable_node(request.header.nodeid)?;
-        let fh = wish.valid & fattr::FH != 0;
-        let handle = if fh { Some(self.handles.get(wish.fh, node.id)?) } else { None };
-        if wish.valid & fattr::ALL == 0 {
+        let args: SetattrIn = request.take()?;
+        let inode = self.writable_inode(request.header.nodeid)?;
+        let fh = args.valid & fattr::FH != 0;
+        let handle = if fh { Some(self.handles.get(args.fh, inode.id)?) } else { None };
+        if args.valid & fattr::ALL == 0 {
             // The host's kernel does so for a change of the owner that changes nothing.
-            worker.without_fsetid(true, || chown(&node, None, None))??;
+            worker.without_fsetid(true, || chown(&inode, None, None))??;
         }
-        // The owner first: changing it clears setuid and setgid, which the wish may set.
-        set_owner(&node, &wish)?;
-        if wish.valid & fattr::MODE != 0 {
-            rustix::fs::chmodat(CWD, name_of(&node), Mode::from_raw_mode(wish.mode & 0o7777), AtFlags::empty())?;
+        // The owner first: changing it clears setuid and setgid, which the args may set.
+        set_owner(&inode, &args)?;
+        if args.valid & fattr::MODE != 0 {
+            rustix::fs::chmodat(CWD, fd_name(&inode), Mode::from_raw_mode(args.mode & 0o7777), AtFlags::empty())?;
         }
-        if wish.valid & fattr::SIZE != 0 {
-            let kill = wish.valid & fattr::KILL_SUIDGID != 0;
-            worker.without_fsetid(kill, || truncate(&node, handle.as_deref(), wish.size))??;
+        if args.valid & fattr::SIZE != 0 {
+            let kill = args.valid & fattr::KILL_SUIDGID != 0;
+            worker.without_fsetid(kill, || truncate(&inode, handle.as_deref(), args.size))??;
         }
-        set_times(&node, &wish)?;
-        reply.put(&attr_out(attr_of(&node.stat()?, node.submount)))
+        set_times(&inode, &args)?;
+        reply.put(&attr_out(attr_of(&inode.stat()?, inode.submount)))
     }
 
-    pub(in crate::fs) fn statfs(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
+    pub(super) fn statfs(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
         let id = request.header.nodeid;
         if is_synthetic(id) {
             return reply.put(&StatfsOut { bsize: 4096, frsize: 4096, namelen: 255, ..StatfsOut::default() });
         }
-        let host = rustix::fs::fstatvfs(self.node(id)?)?;
+        let host = rustix::fs::fstatvfs(self.inode(id)?)?;
         let small = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
         reply.put(&StatfsOut {
             blocks: host.f_blocks,
@@ -100,63 +101,63 @@ impl Server {
         })
     }
 
-    pub(in crate::fs) fn readlink(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
-        let node = self.node(request.header.nodeid)?;
-        if node.kind != FileType::Symlink {
+    pub(super) fn readlink(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
+        let inode = self.inode(request.header.nodeid)?;
+        if inode.kind != FileType::Symlink {
             return Err(Errno::INVAL);
         }
-        let target = rustix::fs::readlinkat(&node, c"", Vec::new())?;
+        let target = rustix::fs::readlinkat(&inode, c"", Vec::new())?;
         reply.put_bytes(target.to_bytes())
     }
 }
 
-fn set_owner(node: &Place, wish: &SetattrIn) -> Result<(), Errno> {
+fn set_owner(inode: &InodeFd, args: &SetattrIn) -> Result<(), Errno> {
     // The host takes -1 for "no change".
     let wanted = |flag, id: u32| match id {
-        _ if wish.valid & flag == 0 => Ok(None),
+        _ if args.valid & flag == 0 => Ok(None),
         u32::MAX => Err(Errno::INVAL),
         id => Ok(Some(id)),
     };
-    let (uid, gid) = (wanted(fattr::UID, wish.uid)?, wanted(fattr::GID, wish.gid)?);
+    let (uid, gid) = (wanted(fattr::UID, args.uid)?, wanted(fattr::GID, args.gid)?);
     if uid.is_none() && gid.is_none() {
         return Ok(());
     }
-    chown(node, uid, gid)
+    chown(inode, uid, gid)
 }
 
-fn chown(node: &Place, uid: Option<u32>, gid: Option<u32>) -> Result<(), Errno> {
-    rustix::fs::chownat(node, c"", uid.map(Uid::from_raw), gid.map(Gid::from_raw), AtFlags::EMPTY_PATH)
+fn chown(inode: &InodeFd, uid: Option<u32>, gid: Option<u32>) -> Result<(), Errno> {
+    rustix::fs::chownat(inode, c"", uid.map(Uid::from_raw), gid.map(Gid::from_raw), AtFlags::EMPTY_PATH)
 }
 
-fn truncate(node: &Place, handle: Option<&Handle>, size: u64) -> Result<(), Errno> {
+fn truncate(inode: &InodeFd, handle: Option<&Handle>, size: u64) -> Result<(), Errno> {
     if let Some(handle) = handle {
         return rustix::fs::ftruncate(handle.file()?, size);
     }
-    match node.kind {
+    match inode.kind {
         FileType::RegularFile => {}
         FileType::Directory => return Err(Errno::ISDIR),
         _ => return Err(Errno::INVAL),
     }
     let size = i64::try_from(size).map_err(|_| Errno::FBIG)?;
-    let name = name_of(node);
+    let name = fd_name(inode);
     let result = nix::unistd::truncate(name.as_c_str(), size);
     result.map_err(|errno| Errno::from_raw_os_error(errno as i32))
 }
 
-fn set_times(node: &Place, wish: &SetattrIn) -> Result<(), Errno> {
-    if wish.valid & (fattr::ATIME | fattr::MTIME) == 0 {
+fn set_times(inode: &InodeFd, args: &SetattrIn) -> Result<(), Errno> {
+    if args.valid & (fattr::ATIME | fattr::MTIME) == 0 {
         return Ok(());
     }
-    let time = |given: u32, now: u32, seconds: u64, nanoseconds: u32| match wish.valid {
+    let time = |given: u32, now: u32, seconds: u64, nanoseconds: u32| match args.valid {
         valid if valid & given == 0 => Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
         valid if valid & now != 0 => Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
         _ => Timespec { tv_sec: signed(seconds), tv_nsec: nanoseconds.into() },
     };
     let times = Timestamps {
-        last_access: time(fattr::ATIME, fattr::ATIME_NOW, wish.atime, wish.atimensec),
-        last_modification: time(fattr::MTIME, fattr::MTIME_NOW, wish.mtime, wish.mtimensec),
+        last_access: time(fattr::ATIME, fattr::ATIME_NOW, args.atime, args.atimensec),
+        last_modification: time(fattr::MTIME, fattr::MTIME_NOW, args.mtime, args.mtimensec),
     };
-    rustix::fs::utimensat(CWD, name_of(node), &times, AtFlags::empty())
+    rustix::fs::utimensat(CWD, fd_name(inode), &times, AtFlags::empty())
 }
 
 fn attr_out(attr: Attr) -> AttrOut {

@@ -8,39 +8,40 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{CWD, FallocateFlags, FileType, Mode, OFlags, SeekFrom, Statx};
 use rustix::io::Errno;
 
-use super::super::buffers::{Payload, Reply};
-use super::super::handles::Handle;
-use super::super::inodes::{Node, Place, Version, stat_fd};
-use super::super::request::Request;
-use super::super::server::Server;
-use super::super::shares::is_synthetic;
-use super::super::wire::{
+use super::Server;
+use super::names::{creation_mode, entry_of};
+use crate::fs::protocol::reply::{Payload, Reply};
+use crate::fs::protocol::request::Request;
+use crate::fs::protocol::wire::{
     CopyFileRangeIn, CreateIn, FOPEN_KEEP_CACHE, FSYNC_DATA, FallocateIn, FsyncIn, InHeader, LseekIn, LseekOut,
     OPEN_KILL_SUIDGID, OpenIn, OpenOut, ReadIn, ReleaseIn, WRITE_KILL_SUIDGID, WriteIn, WriteOut, op,
 };
-use super::super::worker::{Worker, name_of};
-use super::names::{creation_mode, entry_of};
+use crate::fs::tables::handles::Handle;
+use crate::fs::tables::inode::{ContentVersion, Inode, InodeFd, stat_fd};
+use crate::fs::tables::shares::is_synthetic;
+use crate::fs::worker::Worker;
+use crate::fs::worker::proc_fds::fd_name;
 
 /// How old a file's times must be before they tell its contents apart: two changes within one tick of the coarsest
 /// file system's clock have the same times.
-const SETTLED: Duration = Duration::from_secs(2);
+const MIN_CTIME_AGE: Duration = Duration::from_secs(2);
 
 impl Server {
-    pub(in crate::fs) fn open(
+    pub(super) fn open(
         &self,
         worker: &mut Worker,
         request: &mut Request<'_>,
         reply: &mut Reply<'_>,
     ) -> Result<(), Errno> {
         let OpenIn { flags, open_flags } = request.take()?;
-        let node = self.node(request.header.nodeid)?;
+        let inode = self.inode(request.header.nodeid)?;
         let kill = open_flags & OPEN_KILL_SUIDGID != 0;
-        let file = worker.without_fsetid(kill, || self.open_node(&node, flags))??;
-        let out = self.opened(node, file, flags)?;
+        let file = worker.without_fsetid(kill, || self.open_node(&inode, flags))??;
+        let out = self.insert_file_handle(inode, file, flags)?;
         reply.put(&out)
     }
 
-    pub(in crate::fs) fn create(
+    pub(super) fn create(
         &self,
         worker: &mut Worker,
         request: &mut Request<'_>,
@@ -48,35 +49,35 @@ impl Server {
     ) -> Result<(), Errno> {
         let CreateIn { flags, mode, umask, open_flags } = request.take()?;
         let name = request.last_name()?;
-        let parent = self.writable_node(request.header.nodeid)?;
+        let parent = self.writable_inode(request.header.nodeid)?;
         let owner = request.owner()?;
         let mode = creation_mode(&parent, mode, &owner)?;
         // Exclusive always: what is there already, put there by the host, may be a FIFO or a device.
         let host_flags = host_flags(flags) | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
         let made = worker.create_as(&owner, umask, || rustix::fs::openat(&parent, name, host_flags, mode));
         match made {
-            Ok(file) => self.reply_made((&parent, name), file, flags, reply),
+            Ok(file) => self.reply_new_file((&parent, name), file, flags, reply),
             Err(Errno::EXIST) if !guest_flags(flags).contains(OFlags::EXCL) => {
-                let (node, stat) = self.child(&parent, name)?;
+                let (inode, stat) = self.lookup_child(&parent, name)?;
                 let kill = open_flags & OPEN_KILL_SUIDGID != 0;
-                let opened = self.inodes.reach(node.clone()).and_then(|place| {
-                    let file = worker.without_fsetid(kill, || self.open_node(&place, flags))??;
-                    self.opened(place, file, flags)
+                let opened = self.inodes.with_fd(inode.clone()).and_then(|inode| {
+                    let file = worker.without_fsetid(kill, || self.open_node(&inode, flags))??;
+                    self.insert_file_handle(inode, file, flags)
                 });
-                self.reply_created(&node, &stat, opened, reply)
+                self.reply_created(&inode, &stat, opened, reply)
             }
             Err(errno) => Err(errno),
         }
     }
 
-    pub(in crate::fs) fn tmpfile(
+    pub(super) fn tmpfile(
         &self,
         worker: &mut Worker,
         request: &mut Request<'_>,
         reply: &mut Reply<'_>,
     ) -> Result<(), Errno> {
         let CreateIn { flags, mode, umask, .. } = request.take()?;
-        let parent = self.writable_node(request.header.nodeid)?;
+        let parent = self.writable_inode(request.header.nodeid)?;
         if parent.kind != FileType::Directory {
             return Err(Errno::NOTDIR);
         }
@@ -84,48 +85,48 @@ impl Server {
         let mode = creation_mode(&parent, mode, &owner)?;
         let exclusive = guest_flags(flags) & OFlags::EXCL;
         let host_flags = host_flags(flags) | OFlags::TMPFILE | exclusive;
-        let file = worker.create_as(&owner, umask, || rustix::fs::openat(CWD, name_of(&parent), host_flags, mode))?;
-        self.reply_made((&parent, c""), file, flags, reply)
+        let file = worker.create_as(&owner, umask, || rustix::fs::openat(CWD, fd_name(&parent), host_flags, mode))?;
+        self.reply_new_file((&parent, c""), file, flags, reply)
     }
 
     /// Replies to `CREATE` and `TMPFILE` with the fresh `file`.
-    fn reply_made(
+    fn reply_new_file(
         &self,
-        entry: (&Place, &CStr),
+        entry: (&InodeFd, &CStr),
         file: OwnedFd,
         flags: u32,
         reply: &mut Reply<'_>,
     ) -> Result<(), Errno> {
-        let (place, stat) = self.adopt_file(&file, entry)?;
-        let opened = self.handles.insert(Handle::File { place: place.clone(), file, flags });
-        self.reply_created(&place, &stat, opened.map(|fh| OpenOut { fh, ..OpenOut::default() }), reply)
+        let (inode, stat) = self.insert_new_file(&file, entry)?;
+        let opened = self.handles.insert(Handle::File { inode: inode.clone(), file, flags });
+        self.reply_created(&inode, &stat, opened.map(|fh| OpenOut { fh, ..OpenOut::default() }), reply)
     }
 
     /// Replies with an inode and a handle of it. The lookup is taken back where the guest does not hear of it.
     fn reply_created(
         &self,
-        node: &Node,
+        inode: &Inode,
         stat: &Statx,
         opened: Result<OpenOut, Errno>,
         reply: &mut Reply<'_>,
     ) -> Result<(), Errno> {
-        let entry = entry_of(node, stat);
+        let entry = entry_of(inode, stat);
         let result = opened.and_then(|out| reply.put(&entry).and_then(|()| reply.put(&out)));
         if result.is_err() {
-            self.inodes.forget(node.id, 1);
+            self.inodes.forget(inode.id, 1);
         }
         result
     }
 
-    fn opened(&self, place: Place, file: OwnedFd, flags: u32) -> Result<OpenOut, Errno> {
-        let open_flags = if is_unchanged(&place, &file)? { FOPEN_KEEP_CACHE } else { 0 };
-        let fh = self.handles.insert(Handle::File { place, file, flags })?;
+    fn insert_file_handle(&self, inode: InodeFd, file: OwnedFd, flags: u32) -> Result<OpenOut, Errno> {
+        let open_flags = if contents_unchanged(&inode, &file)? { FOPEN_KEEP_CACHE } else { 0 };
+        let fh = self.handles.insert(Handle::File { inode, file, flags })?;
         Ok(OpenOut { fh, open_flags, ..OpenOut::default() })
     }
 
     /// Opens a regular file of a share. Nothing else is ever opened on the host: a FIFO would block, a device would act.
-    pub(in crate::fs) fn open_node(&self, node: &Place, flags: u32) -> Result<OwnedFd, Errno> {
-        match node.kind {
+    pub(super) fn open_node(&self, inode: &InodeFd, flags: u32) -> Result<OwnedFd, Errno> {
+        match inode.kind {
             FileType::RegularFile => {}
             FileType::Directory => return Err(Errno::ISDIR),
             FileType::Symlink => return Err(Errno::LOOP),
@@ -133,18 +134,18 @@ impl Server {
         }
         let guest = guest_flags(flags);
         let writes = guest.intersects(OFlags::WRONLY | OFlags::RDWR | OFlags::TRUNC);
-        if writes && node.share.options.read_only {
+        if writes && inode.share.options.read_only {
             return Err(Errno::ROFS);
         }
         let truncate = guest & OFlags::TRUNC;
-        self.reopen(node, host_flags(flags) | truncate)
+        self.reopen(inode, host_flags(flags) | truncate)
     }
 
     /// Opens what `node` stands for; in a read-only share without its access time being changed, where that may be: who is not the
     /// host's root can have it of their own files only.
-    pub(super) fn reopen(&self, node: &Place, flags: OFlags) -> Result<OwnedFd, Errno> {
-        let open = |flags| rustix::fs::openat(&self.descriptors, name_of(node), flags, Mode::empty());
-        if !node.share.options.read_only {
+    pub(super) fn reopen(&self, inode: &InodeFd, flags: OFlags) -> Result<OwnedFd, Errno> {
+        let open = |flags| rustix::fs::openat(&self.proc_fds, fd_name(inode), flags, Mode::empty());
+        if !inode.share.options.read_only {
             return open(flags);
         }
         match open(flags | OFlags::NOATIME) {
@@ -153,15 +154,15 @@ impl Server {
         }
     }
 
-    pub(in crate::fs) fn release(&self, request: &mut Request<'_>) -> Result<(), Errno> {
+    pub(super) fn release(&self, request: &mut Request<'_>) -> Result<(), Errno> {
         let ReleaseIn { fh, .. } = request.take()?;
         self.handles.remove(fh, request.header.nodeid)
     }
 
-    pub(in crate::fs) fn read(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
+    pub(super) fn read(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
         let ReadIn { fh, offset, size, .. } = request.take()?;
         let handle = self.handles.get(fh, request.header.nodeid)?;
-        let flags = if request.patient { 0 } else { libc::RWF_NOWAIT };
+        let flags = if request.may_block { 0 } else { libc::RWF_NOWAIT };
         match reply.put_file(handle.file()?, offset, size, flags) {
             // Not every file system can tell whether it would wait.
             Err(Errno::OPNOTSUPP) if flags != 0 => reply.put_file(handle.file()?, offset, size, 0),
@@ -169,16 +170,16 @@ impl Server {
         }
     }
 
-    pub(in crate::fs) fn write(
+    pub(super) fn write(
         &self,
         worker: &mut Worker,
-        (header, args, patient): (&InHeader, &WriteIn, bool),
+        (header, args, may_block): (&InHeader, &WriteIn, bool),
         payload: Payload<'_>,
         reply: &mut Reply<'_>,
     ) -> Result<(), Errno> {
         let handle = self.handles.get(args.fh, header.nodeid)?;
         let file = handle.file()?;
-        if !patient && guest_flags(args.flags).intersects(OFlags::SYNC | OFlags::DSYNC) {
+        if !may_block && guest_flags(args.flags).intersects(OFlags::SYNC | OFlags::DSYNC) {
             return Err(Errno::AGAIN);
         }
         // Appending is asked for write by write, as the guest may turn it off and on (`fcntl`).
@@ -192,7 +193,7 @@ impl Server {
         reply.put(&WriteOut { size, padding: 0 })
     }
 
-    pub(in crate::fs) fn fsync(&self, request: &mut Request<'_>) -> Result<(), Errno> {
+    pub(super) fn fsync(&self, request: &mut Request<'_>) -> Result<(), Errno> {
         let FsyncIn { fh, fsync_flags, .. } = request.take()?;
         let handle = self.handles.get(fh, request.header.nodeid)?;
         match (request.header.opcode, &*handle) {
@@ -203,28 +204,28 @@ impl Server {
         }
     }
 
-    pub(in crate::fs) fn syncfs(&self, request: &mut Request<'_>) -> Result<(), Errno> {
+    pub(super) fn syncfs(&self, request: &mut Request<'_>) -> Result<(), Errno> {
         if is_synthetic(request.header.nodeid) {
             return Ok(());
         }
-        let node = self.node(request.header.nodeid)?;
-        let flags = match node.kind {
+        let inode = self.inode(request.header.nodeid)?;
+        let flags = match inode.kind {
             FileType::Directory => OFlags::DIRECTORY,
             FileType::RegularFile => OFlags::empty(),
             _ => return Err(Errno::INVAL),
         };
         let flags = flags | OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        rustix::fs::syncfs(rustix::fs::openat(CWD, name_of(&node), flags, Mode::empty())?)
+        rustix::fs::syncfs(rustix::fs::openat(CWD, fd_name(&inode), flags, Mode::empty())?)
     }
 
     /// Where the caller has to clear setuid and setgid, the guest has asked for that before: see [`Server::setattr`].
-    pub(in crate::fs) fn fallocate(&self, request: &mut Request<'_>) -> Result<(), Errno> {
+    pub(super) fn fallocate(&self, request: &mut Request<'_>) -> Result<(), Errno> {
         let FallocateIn { fh, offset, length, mode, .. } = request.take()?;
         let handle = self.handles.get(fh, request.header.nodeid)?;
         rustix::fs::fallocate(handle.file()?, FallocateFlags::from_bits_retain(mode), offset, length)
     }
 
-    pub(in crate::fs) fn lseek(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
+    pub(super) fn lseek(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
         let LseekIn { fh, offset, whence, .. } = request.take()?;
         let handle = self.handles.get(fh, request.header.nodeid)?;
         let position = match i32::try_from(whence) {
@@ -238,7 +239,7 @@ impl Server {
     }
 
     /// As for [`Server::fallocate`], setuid and setgid have been cleared before.
-    pub(in crate::fs) fn copy_file_range(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
+    pub(super) fn copy_file_range(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
         let args: CopyFileRangeIn = request.take()?;
         let source = self.handles.get(args.fh_in, request.header.nodeid)?;
         let target = self.handles.get(args.fh_out, args.nodeid_out)?;
@@ -268,22 +269,22 @@ fn host_flags(flags: u32) -> OFlags {
 
 /// Whether the contents of `file`, an open file of `node`, are what the guest may have cached when it last opened it.
 /// Notes what they are now.
-fn is_unchanged(node: &Node, file: &OwnedFd) -> Result<bool, Errno> {
+fn contents_unchanged(inode: &Inode, file: &OwnedFd) -> Result<bool, Errno> {
     let stat = stat_fd(file)?;
-    let version = Version {
+    let version = ContentVersion {
         mtime: (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec),
         ctime: (stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec),
         size: stat.stx_size,
     };
-    let mut cached = node.cached.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut cached = inode.cached.lock().unwrap_or_else(PoisonError::into_inner);
     let unchanged = *cached == Some(version);
-    *cached = is_settled(version.ctime).then_some(version);
+    *cached = is_distinguishable(version.ctime).then_some(version);
     Ok(unchanged)
 }
 
 /// Whether a change now would give a file another change time than `ctime`.
-fn is_settled((seconds, nanoseconds): (i64, u32)) -> bool {
+fn is_distinguishable((seconds, nanoseconds): (i64, u32)) -> bool {
     let since_epoch = u64::try_from(seconds).unwrap_or(0);
     let changed = SystemTime::UNIX_EPOCH + Duration::new(since_epoch, nanoseconds);
-    SystemTime::now().duration_since(changed).is_ok_and(|age| age >= SETTLED)
+    SystemTime::now().duration_since(changed).is_ok_and(|age| age >= MIN_CTIME_AGE)
 }

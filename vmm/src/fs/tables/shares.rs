@@ -16,13 +16,13 @@ use rustix::fs::{AtFlags, FileType, StatxFlags};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::wire::ROOT_ID;
+use crate::fs::protocol::wire::ROOT_ID;
 
 /// Longest name of a container or share in bytes (`NAME_MAX`).
 const MAX_NAME: usize = 255;
 
-/// Node ids from here up are the synthetic directories' of containers.
-pub(super) const FIRST_CONTAINER_ID: u64 = 1 << 63;
+/// Inode ids from here up are the synthetic directories' of containers.
+pub(crate) const FIRST_CONTAINER_ID: u64 = 1 << 63;
 
 /// Why the tree could not be changed.
 #[derive(Debug, Error)]
@@ -56,23 +56,23 @@ pub struct ShareOptions {
 
 /// A directory or file of the host that the guest may use.
 #[derive(Debug)]
-pub(super) struct Share {
+pub(crate) struct Share {
     /// Never used again, unlike its name.
-    pub(super) id: u64,
+    pub(crate) id: u64,
     /// `CONTAINER/SHARE`.
-    pub(super) name: String,
+    pub(crate) name: String,
     /// Its root; nothing above it is ever reached.
-    pub(super) root: OwnedFd,
+    pub(crate) root: OwnedFd,
     /// How it is served.
-    pub(super) options: ShareOptions,
+    pub(crate) options: ShareOptions,
     /// The mount that its root is on.
-    pub(super) mount: u64,
+    pub(crate) mount: u64,
     removed: AtomicBool,
 }
 
 impl Share {
     /// Whether it has been taken away.
-    pub(super) fn is_removed(&self) -> bool {
+    pub(crate) fn is_removed(&self) -> bool {
         self.removed.load(Ordering::Relaxed)
     }
 }
@@ -115,7 +115,7 @@ impl SharesHandle {
     /// The name is malformed or taken, or `root` is something else.
     pub fn add(&self, name: &str, root: OwnedFd, options: ShareOptions) -> Result<(), ShareError> {
         let (container, leaf) = split(name)?;
-        let mount = check_kind(name, &root)?;
+        let mount = check_root(name, &root)?;
         let mut tree = self.lock();
         if tree.containers.get(container).is_some_and(|known| known.shares.contains_key(leaf)) {
             return Err(ShareError::Exists(name.to_owned()));
@@ -151,25 +151,25 @@ impl SharesHandle {
     }
 
     /// The node id of a container's directory.
-    pub(super) fn container_id(&self, name: &str) -> Option<u64> {
+    pub(crate) fn container_id(&self, name: &str) -> Option<u64> {
         self.lock().containers.get(name).map(|container| container.id)
     }
 
     /// The share called `leaf` in the container directory `id`.
-    pub(super) fn share_in(&self, id: u64, leaf: &str) -> Option<Arc<Share>> {
+    pub(crate) fn share_in(&self, id: u64, leaf: &str) -> Option<Arc<Share>> {
         let tree = self.lock();
         tree.containers.values().find(|container| container.id == id)?.shares.get(leaf).cloned()
     }
 
     /// The share of that full name.
-    pub(super) fn share(&self, name: &str) -> Option<Arc<Share>> {
+    pub(crate) fn share(&self, name: &str) -> Option<Arc<Share>> {
         let (container, leaf) = split(name).ok()?;
         self.lock().containers.get(container)?.shares.get(leaf).cloned()
     }
 
     /// Names and node ids of the entries of the synthetic directory `id`; a share's id is not known here, and is 0.
     /// `None` where there is no such directory.
-    pub(super) fn entries(&self, id: u64) -> Option<Vec<(String, u64)>> {
+    pub(crate) fn entries(&self, id: u64) -> Option<Vec<(String, u64)>> {
         let tree = self.lock();
         if id == ROOT_ID {
             return Some(tree.containers.iter().map(|(name, container)| (name.clone(), container.id)).collect());
@@ -179,17 +179,17 @@ impl SharesHandle {
     }
 
     /// Whether `id` is a synthetic directory that exists.
-    pub(super) fn holds(&self, id: u64) -> bool {
+    pub(crate) fn contains(&self, id: u64) -> bool {
         id == ROOT_ID || self.lock().containers.values().any(|container| container.id == id)
     }
 
     /// Containers and the node ids of their directories.
-    pub(super) fn containers(&self) -> Vec<(String, u64)> {
+    pub(crate) fn containers(&self) -> Vec<(String, u64)> {
         self.lock().containers.iter().map(|(name, container)| (name.clone(), container.id)).collect()
     }
 
     /// Gives container directories the node ids a saved guest knows them by.
-    pub(super) fn restore_ids(&self, ids: &[(String, u64)]) {
+    pub(crate) fn restore_ids(&self, ids: &[(String, u64)]) {
         let mut tree = self.lock();
         for (name, id) in ids {
             tree.next_container = tree.next_container.max(id.saturating_add(1));
@@ -216,7 +216,7 @@ impl Tree {
 }
 
 /// Whether `id` is that of a synthetic directory, existing or not.
-pub(super) fn is_synthetic(id: u64) -> bool {
+pub(crate) fn is_synthetic(id: u64) -> bool {
     id == ROOT_ID || id >= FIRST_CONTAINER_ID
 }
 
@@ -229,7 +229,7 @@ fn split(name: &str) -> Result<(&str, &str), ShareError> {
 }
 
 /// The mount that the root is on, which is a directory or a regular file.
-fn check_kind(name: &str, root: &OwnedFd) -> Result<u64, ShareError> {
+fn check_root(name: &str, root: &OwnedFd) -> Result<u64, ShareError> {
     let stat = rustix::fs::statx(root, c"", AtFlags::EMPTY_PATH, StatxFlags::TYPE | StatxFlags::MNT_ID)
         .map_err(|errno| ShareError::Attributes(name.to_owned(), errno.into()))?;
     match FileType::from_raw_mode(stat.stx_mode.into()) {
@@ -261,12 +261,12 @@ mod tests {
         let shares = SharesHandle::new();
         shares.add("c/rootfs", root(), ShareOptions::default()).unwrap();
         let id = shares.container_id("c").unwrap();
-        assert!(shares.holds(id));
+        assert!(shares.contains(id));
         assert!(matches!(shares.add("c/rootfs", root(), ShareOptions::default()), Err(ShareError::Exists(_))));
         let share = shares.share("c/rootfs").unwrap();
         shares.remove("c/rootfs").unwrap();
         assert!(share.is_removed());
-        assert!(!shares.holds(id));
+        assert!(!shares.contains(id));
         assert!(matches!(shares.remove("c/rootfs"), Err(ShareError::Missing(_))));
         shares.add("c/rootfs", root(), ShareOptions::default()).unwrap();
         assert_ne!(shares.container_id("c").unwrap(), id, "node ids are not used again");

@@ -7,16 +7,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use rustix::io::Errno;
 
-use super::directory::DirectoryStream;
-use super::inodes::Place;
+use super::directory_stream::DirectoryStream;
+use super::inode::InodeFd;
 
 /// A file or directory the guest has open.
 #[derive(Debug)]
-pub(super) enum Handle {
+pub(crate) enum Handle {
     /// A regular file.
     File {
         /// Its inode, whose descriptor is held meanwhile.
-        place: Place,
+        inode: InodeFd,
         /// The open file.
         file: OwnedFd,
         /// Flags it was opened with (`open(2)`), as the guest gave them.
@@ -25,7 +25,7 @@ pub(super) enum Handle {
     /// A directory of a share.
     Directory {
         /// Its inode, whose descriptor is held meanwhile.
-        place: Place,
+        inode: InodeFd,
         /// Its entries.
         stream: Mutex<DirectoryStream>,
     },
@@ -40,23 +40,23 @@ pub(super) enum Handle {
 
 impl Handle {
     /// The node id it was opened by.
-    pub(super) fn node_id(&self) -> u64 {
+    pub(crate) fn node_id(&self) -> u64 {
         match self {
-            Self::File { place, .. } | Self::Directory { place, .. } => place.id,
+            Self::File { inode, .. } | Self::Directory { inode, .. } => inode.id,
             Self::Synthetic { id, .. } => *id,
         }
     }
 
     /// Its inode, where it is of a share.
-    pub(super) fn place(&self) -> Option<&Place> {
+    pub(crate) fn inode(&self) -> Option<&InodeFd> {
         match self {
-            Self::File { place, .. } | Self::Directory { place, .. } => Some(place),
+            Self::File { inode, .. } | Self::Directory { inode, .. } => Some(inode),
             Self::Synthetic { .. } => None,
         }
     }
 
     /// The open regular file; `EBADF` where it is a directory.
-    pub(super) fn file(&self) -> Result<BorrowedFd<'_>, Errno> {
+    pub(crate) fn file(&self) -> Result<BorrowedFd<'_>, Errno> {
         match self {
             Self::File { file, .. } => Ok(file.as_fd()),
             Self::Directory { .. } | Self::Synthetic { .. } => Err(Errno::BADF),
@@ -64,7 +64,7 @@ impl Handle {
     }
 
     /// The entries of an open directory of a share; `EBADF` where it is something else.
-    pub(super) fn stream(&self) -> Result<MutexGuard<'_, DirectoryStream>, Errno> {
+    pub(crate) fn stream(&self) -> Result<MutexGuard<'_, DirectoryStream>, Errno> {
         match self {
             Self::Directory { stream, .. } => Ok(stream.lock().unwrap_or_else(PoisonError::into_inner)),
             Self::File { .. } | Self::Synthetic { .. } => Err(Errno::BADF),
@@ -74,7 +74,7 @@ impl Handle {
 
 /// All the guest has open, bounded in number.
 #[derive(Debug)]
-pub(super) struct Handles {
+pub(crate) struct Handles {
     table: RwLock<HashMap<u64, Arc<Handle>>>,
     next: AtomicU64,
     limit: usize,
@@ -82,29 +82,29 @@ pub(super) struct Handles {
 
 impl Handles {
     /// An empty table for at most `limit` handles.
-    pub(super) fn new(limit: usize) -> Self {
+    pub(crate) fn new(limit: usize) -> Self {
         Self { table: RwLock::default(), next: AtomicU64::new(1), limit }
     }
 
     /// Handle `id`, of inode `node`: `EBADF` where there is none such, `ESTALE` where its share was taken away.
-    pub(super) fn get(&self, id: u64, node: u64) -> Result<Arc<Handle>, Errno> {
+    pub(crate) fn get(&self, id: u64, inode: u64) -> Result<Arc<Handle>, Errno> {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
-        let handle = table.get(&id).filter(|handle| handle.node_id() == node).ok_or(Errno::BADF)?;
-        if handle.place().is_some_and(|place| place.share.is_removed()) {
+        let handle = table.get(&id).filter(|handle| handle.node_id() == inode).ok_or(Errno::BADF)?;
+        if handle.inode().is_some_and(|inode| inode.share.is_removed()) {
             return Err(Errno::STALE);
         }
         Ok(Arc::clone(handle))
     }
 
     /// Keeps `handle` and returns its id; `ENFILE` where the table is full.
-    pub(super) fn insert(&self, handle: Handle) -> Result<u64, Errno> {
+    pub(crate) fn insert(&self, handle: Handle) -> Result<u64, Errno> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         self.restore(id, handle)?;
         Ok(id)
     }
 
     /// Puts a saved handle back under its id.
-    pub(super) fn restore(&self, id: u64, handle: Handle) -> Result<(), Errno> {
+    pub(crate) fn restore(&self, id: u64, handle: Handle) -> Result<(), Errno> {
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         if table.len() >= self.limit {
             return Err(Errno::NFILE);
@@ -115,9 +115,9 @@ impl Handles {
     }
 
     /// Closes handle `id` of inode `node`.
-    pub(super) fn remove(&self, id: u64, node: u64) -> Result<(), Errno> {
+    pub(crate) fn remove(&self, id: u64, inode: u64) -> Result<(), Errno> {
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-        if table.get(&id).is_none_or(|handle| handle.node_id() != node) {
+        if table.get(&id).is_none_or(|handle| handle.node_id() != inode) {
             return Err(Errno::BADF);
         }
         let closed = table.remove(&id);
@@ -127,13 +127,13 @@ impl Handles {
     }
 
     /// Closes every handle.
-    pub(super) fn clear(&self) {
+    pub(crate) fn clear(&self) {
         let all = std::mem::take(&mut *self.table.write().unwrap_or_else(PoisonError::into_inner));
         drop(all);
     }
 
     /// All handles with their ids.
-    pub(super) fn all(&self) -> Vec<(u64, Arc<Handle>)> {
+    pub(crate) fn all(&self) -> Vec<(u64, Arc<Handle>)> {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
         table.iter().map(|(id, handle)| (*id, Arc::clone(handle))).collect()
     }

@@ -8,10 +8,11 @@ use std::thread::JoinHandle;
 use virtio_queue::{QueueOwnedT, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::blocking_pool::Submitter;
 use super::chain::buffers;
-use super::server::Server;
-use super::slow_lane::{Entrance, spawn};
-use super::worker::Worker;
+use super::worker_thread::spawn;
+use crate::fs::server::Server;
+use crate::fs::worker::Worker;
 use crate::virtio::device::{ActivateError, Interrupt, Memory, VirtQueue};
 
 /// One thread's share of the device.
@@ -24,7 +25,7 @@ pub(super) struct QueueThread {
     pub(super) broken: Vec<usize>,
     pub(super) stopping: Arc<AtomicBool>,
     pub(super) stop_event: Arc<EventFd>,
-    pub(super) slow_lane: Entrance,
+    pub(super) blocking_pool: Submitter,
 }
 
 impl QueueThread {
@@ -43,20 +44,20 @@ impl QueueThread {
         while !self.stopping.load(Ordering::Acquire) {
             for index in due {
                 let result = self.drain(worker, index);
-                self.rest_if_broken(index, result);
+                self.mark_broken(index, result);
             }
             due = self.wait();
         }
-        for (index, head, length) in self.slow_lane.wait_for_all() {
+        for (index, head, length) in self.blocking_pool.wait_all() {
             let result = self.finish(index, head, length);
-            self.rest_if_broken(index, result);
+            self.mark_broken(index, result);
         }
     }
 
     /// Waits for doorbells, finished slow requests, or the end; the queues that are due.
     fn wait(&mut self) -> Vec<usize> {
         let entry = |event: &EventFd| libc::pollfd { fd: event.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        let mut fds = vec![entry(&self.stop_event), entry(self.slow_lane.finished_event())];
+        let mut fds = vec![entry(&self.stop_event), entry(self.blocking_pool.completion_event())];
         let first = fds.len();
         fds.extend(self.queues.iter().map(|queue| entry(&queue.kick)));
         // SAFETY: the pointer and length are those of a live vector; the descriptors are open while `self` is borrowed.
@@ -66,9 +67,9 @@ impl QueueThread {
             return Vec::new();
         }
         if fds[1].revents != 0 {
-            for (index, head, length) in self.slow_lane.take_finished() {
+            for (index, head, length) in self.blocking_pool.wait_completions() {
                 let result = self.finish(index, head, length);
-                self.rest_if_broken(index, result);
+                self.mark_broken(index, result);
             }
         }
         let due: Vec<usize> = (0..self.queues.len()).filter(|index| fds[index + first].revents != 0).collect();
@@ -90,12 +91,12 @@ impl QueueThread {
                 served = true;
                 let head = chain.head_index();
                 let length = match buffers(chain.clone(), &self.memory) {
-                    Some((request, reply)) => self.server.try_handle(worker, request, reply),
+                    Some((request, reply)) => self.server.handle_nonblocking(worker, request, reply),
                     None => Some(0),
                 };
                 match length {
                     Some(length) => self.finish(index, head, length)?,
-                    None => self.slow_lane.send(index, chain),
+                    None => self.blocking_pool.send(index, chain),
                 }
             }
             let more = self.queues[index].queue.enable_notification(&*self.memory)?;
@@ -120,7 +121,7 @@ impl QueueThread {
         Ok(())
     }
 
-    fn rest_if_broken(&mut self, index: usize, result: Result<(), virtio_queue::Error>) {
+    fn mark_broken(&mut self, index: usize, result: Result<(), virtio_queue::Error>) {
         if let Err(error) = result
             && !self.broken.contains(&index)
         {

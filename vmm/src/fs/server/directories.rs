@@ -8,15 +8,15 @@ use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 use zerocopy::IntoBytes;
 
-use super::super::buffers::Reply;
-use super::super::directory::DirectoryStream;
-use super::super::handles::Handle;
-use super::super::inodes::Place;
-use super::super::request::Request;
-use super::super::server::Server;
-use super::super::shares::is_synthetic;
-use super::super::wire::{Dirent, EntryOut, OpenOut, ROOT_ID, ReadIn, aligned};
+use super::Server;
 use super::names::entry_of;
+use crate::fs::protocol::reply::Reply;
+use crate::fs::protocol::request::Request;
+use crate::fs::protocol::wire::{Dirent, EntryOut, OpenOut, ROOT_ID, ReadIn, aligned};
+use crate::fs::tables::directory_stream::DirectoryStream;
+use crate::fs::tables::handles::Handle;
+use crate::fs::tables::inode::InodeFd;
+use crate::fs::tables::shares::is_synthetic;
 
 /// A reply to `READDIR` or `READDIRPLUS` being filled.
 struct Listing<'r, 'm> {
@@ -39,13 +39,13 @@ impl Listing<'_, '_> {
     }
 
     /// Appends an entry that fits. `inode` all zero says that the guest has to look the name up itself.
-    fn push(&mut self, inode: &EntryOut, dirent: (u64, u64, u8), name: &[u8]) -> Result<(), Errno> {
+    fn push(&mut self, entry_out: &EntryOut, dirent: (u64, u64, u8), name: &[u8]) -> Result<(), Errno> {
         let (ino, off, kind) = dirent;
         let namelen = u32::try_from(name.len()).map_err(|_| Errno::IO)?;
         let dirent = Dirent { ino, off, namelen, kind: kind.into() };
         self.room -= self.length(name);
         if self.plus {
-            self.reply.put(inode)?;
+            self.reply.put(entry_out)?;
         }
         self.reply.put_bytes(dirent.as_bytes())?;
         self.reply.put_bytes(name)?;
@@ -55,49 +55,44 @@ impl Listing<'_, '_> {
 }
 
 impl Server {
-    pub(in crate::fs) fn opendir(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
+    pub(super) fn opendir(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
         let id = request.header.nodeid;
         let handle = if is_synthetic(id) {
             Handle::Synthetic { id, entries: self.shares.entries(id).ok_or(Errno::STALE)? }
         } else {
-            let place = self.node(id)?;
-            let stream = Mutex::new(DirectoryStream::new(self.open_directory(&place)?));
-            Handle::Directory { place, stream }
+            let inode = self.inode(id)?;
+            let stream = Mutex::new(DirectoryStream::new(self.open_directory(&inode)?));
+            Handle::Directory { inode, stream }
         };
         let fh = self.handles.insert(handle)?;
         reply.put(&OpenOut { fh, ..OpenOut::default() })
     }
 
     /// Opens a directory of a share for reading.
-    pub(in crate::fs) fn open_directory(&self, node: &Place) -> Result<OwnedFd, Errno> {
-        if node.kind != FileType::Directory {
+    pub(super) fn open_directory(&self, inode: &InodeFd) -> Result<OwnedFd, Errno> {
+        if inode.kind != FileType::Directory {
             return Err(Errno::NOTDIR);
         }
-        self.reopen(node, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NONBLOCK)
+        self.reopen(inode, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NONBLOCK)
     }
 
-    pub(in crate::fs) fn readdir(
-        &self,
-        request: &mut Request<'_>,
-        reply: &mut Reply<'_>,
-        plus: bool,
-    ) -> Result<(), Errno> {
+    pub(super) fn readdir(&self, request: &mut Request<'_>, reply: &mut Reply<'_>, plus: bool) -> Result<(), Errno> {
         let ReadIn { fh, offset, size, .. } = request.take()?;
-        let room = usize::try_from(size).map_err(|_| Errno::INVAL)?.min(reply.room());
+        let room = usize::try_from(size).map_err(|_| Errno::INVAL)?.min(reply.remaining());
         let handle = self.handles.get(fh, request.header.nodeid)?;
         let mut listing = Listing { reply, room, plus };
         match &*handle {
             Handle::Synthetic { id, entries } => list_synthetic(*id, entries, offset, &mut listing),
-            Handle::Directory { place, .. } => {
+            Handle::Directory { inode, .. } => {
                 let mut stream = handle.stream()?;
                 stream.seek(offset)?;
-                self.list(place, &mut stream, &mut listing)
+                self.list(inode, &mut stream, &mut listing)
             }
             Handle::File { .. } => Err(Errno::NOTDIR),
         }
     }
 
-    fn list(&self, node: &Place, stream: &mut DirectoryStream, listing: &mut Listing<'_, '_>) -> Result<(), Errno> {
+    fn list(&self, inode: &InodeFd, stream: &mut DirectoryStream, listing: &mut Listing<'_, '_>) -> Result<(), Errno> {
         let wanted = listing.room;
         loop {
             let entry = match stream.peek() {
@@ -113,19 +108,19 @@ impl Server {
             }
             // The parent of a share's root is not the guest's to know.
             let ino = if name == b".." { ROOT_ID } else { entry.ino };
-            let inode = if listing.plus { self.inode_of(node, entry.name) } else { EntryOut::default() };
-            listing.push(&inode, (ino, entry.next, entry.kind), name)?;
+            let entry_out = if listing.plus { self.entry_out_of(inode, entry.name) } else { EntryOut::default() };
+            listing.push(&entry_out, (ino, entry.next, entry.kind), name)?;
             stream.advance();
         }
     }
 
     /// The inode of the entry `name`; all zero where there is none to give. The guest then asks for itself, should
     /// it care, and gets the error.
-    fn inode_of(&self, parent: &Place, name: &CStr) -> EntryOut {
+    fn entry_out_of(&self, parent: &InodeFd, name: &CStr) -> EntryOut {
         if matches!(name.to_bytes(), b"." | b"..") {
             return EntryOut::default();
         }
-        self.child(parent, name).map(|(node, stat)| entry_of(&node, &stat)).unwrap_or_default()
+        self.lookup_child(parent, name).map(|(inode, stat)| entry_of(&inode, &stat)).unwrap_or_default()
     }
 }
 

@@ -1,5 +1,10 @@
 //! The virtio-fs device: virtqueues and the threads that serve them.
 
+mod blocking_pool;
+mod chain;
+mod queue_thread;
+mod worker_thread;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -10,12 +15,12 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::FsError;
-use super::queue_thread::QueueThread;
-use super::server::{Limits, Server};
-use super::shares::SharesHandle;
-use super::slow_lane::SlowLane;
-use super::state::FsState;
+use self::blocking_pool::BlockingPool;
+use self::queue_thread::QueueThread;
+use crate::fs::error::FsError;
+use crate::fs::server::state::FsState;
+use crate::fs::server::{Limits, Server};
+use crate::fs::tables::shares::SharesHandle;
 use crate::virtio::device::{ActivateError, Activation, VirtQueue, VirtioDevice};
 
 /// Length of the tag in the configuration space in bytes (virtio 1.2, 5.11.4).
@@ -33,7 +38,7 @@ pub struct FsDevice {
     stop_event: Arc<EventFd>,
     stopping: Arc<AtomicBool>,
     threads: Vec<JoinHandle<Vec<VirtQueue>>>,
-    slow_lane: Option<SlowLane>,
+    blocking_pool: Option<BlockingPool>,
 }
 
 impl FsDevice {
@@ -57,7 +62,7 @@ impl FsDevice {
             stop_event: Arc::new(stop_event),
             stopping: Arc::default(),
             threads: Vec::new(),
-            slow_lane: None,
+            blocking_pool: None,
         };
         device.set_request_queues(1);
         Ok(device)
@@ -79,7 +84,7 @@ impl FsDevice {
     fn start_threads(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let Activation { memory, queues, interrupt, .. } = activation;
         let memory = Arc::new(memory);
-        let slow_lane = self.slow_lane.insert(SlowLane::start(&self.server, &memory)?);
+        let blocking_pool = self.blocking_pool.insert(BlockingPool::start(&self.server, &memory)?);
         let mut queues = queues.into_iter();
         // The first thread serves the queue for FORGET too, which is rarely busy.
         let mut group: Vec<VirtQueue> = queues.by_ref().take(2).collect();
@@ -92,7 +97,7 @@ impl FsDevice {
                 broken: Vec::new(),
                 stopping: Arc::clone(&self.stopping),
                 stop_event: Arc::clone(&self.stop_event),
-                slow_lane: slow_lane.entrance()?,
+                blocking_pool: blocking_pool.submitter()?,
             };
             self.threads.push(thread.spawn(format!("fs{}", self.threads.len()))?);
             group = queues.next().into_iter().collect();
@@ -130,7 +135,7 @@ impl VirtioDevice for FsDevice {
     }
 
     fn quiesce(&mut self) -> Vec<VirtQueue> {
-        if self.slow_lane.is_none() {
+        if self.blocking_pool.is_none() {
             return Vec::new();
         }
         self.stopping.store(true, Ordering::Release);
@@ -143,7 +148,7 @@ impl VirtioDevice for FsDevice {
         });
         let queues = queues.collect();
         // Now that no queue thread can send it anything.
-        self.slow_lane = None;
+        self.blocking_pool = None;
         if let Err(error) = self.stop_event.read() {
             tracing::error!("cannot rearm the file server's threads: {error}");
         }
@@ -183,122 +188,9 @@ fn limits() -> Result<Limits, FsError> {
         _ if raise(maximum).is_ok() => maximum,
         _ => current,
     };
-    let limit = usize::try_from(limit.unwrap_or(1 << 20)).map_err(|_| FsError::Descriptors)?;
+    let limit = usize::try_from(limit.unwrap_or(1 << 20)).map_err(|_| FsError::FdLimit)?;
     Ok(Limits { inodes: limit / 4 * 3, handles: limit / 8 })
 }
 
 #[cfg(test)]
-mod tests {
-    use zerocopy::{FromBytes, IntoBytes};
-
-    use super::*;
-    use crate::fs::ShareOptions;
-    use crate::fs::wire::{
-        EntryOut, FsyncIn, IN_HEADER, InHeader, InitIn, MAJOR, MINOR, OpenOut, OutHeader, ROOT_ID, op,
-    };
-    use crate::virtio::testing::{Driver, life_cycle};
-
-    fn header(opcode: u32, nodeid: u64, body: usize) -> InHeader {
-        let len = u32::try_from(IN_HEADER + body).unwrap();
-        InHeader { len, opcode, nodeid, unique: 7, ..InHeader::default() }
-    }
-
-    fn call(driver: &mut Driver<FsDevice>, opcode: u32, nodeid: u64, body: &[u8]) -> (OutHeader, Vec<u8>) {
-        let reply = driver.request(1, &[header(opcode, nodeid, body.len()).as_bytes(), body], &[16, 4096]);
-        let (out, body) = OutHeader::read_from_prefix(&reply).unwrap();
-        assert_eq!(usize::try_from(out.len).unwrap(), reply.len());
-        (out, body.to_vec())
-    }
-
-    fn init(driver: &mut Driver<FsDevice>) {
-        let args = InitIn { major: MAJOR, minor: MINOR, max_readahead: 0, flags: 0 };
-        assert_eq!(call(driver, op::INIT, 0, args.as_bytes()).0.error, 0);
-    }
-
-    fn shares() -> (tempfile::TempDir, SharesHandle) {
-        let directory = tempfile::tempdir().unwrap();
-        let shares = SharesHandle::new();
-        shares.add("c/share", std::fs::File::open(directory.path()).unwrap().into(), ShareOptions::default()).unwrap();
-        (directory, shares)
-    }
-
-    #[test]
-    fn it_serves_through_its_whole_life() {
-        let (_directory, shares) = shares();
-        let make = |state| FsDevice::new("vmrt", shares.clone(), state).unwrap();
-        let mut inode = None;
-        let mut lives = 0;
-        life_cycle(make, |driver| {
-            lives += 1;
-            // Restored, the session goes on; after a reset the driver begins anew.
-            if lives != 2 {
-                init(driver);
-                inode = None;
-            }
-            let container = call(driver, op::LOOKUP, ROOT_ID, b"c\0").1;
-            let container = EntryOut::read_from_prefix(&container).unwrap().0.nodeid;
-            let (out, share) = call(driver, op::LOOKUP, container, b"share\0");
-            assert_eq!(out.error, 0);
-            let share = EntryOut::read_from_prefix(&share).unwrap().0.nodeid;
-            assert_eq!(*inode.get_or_insert(share), share, "known by the same node id");
-            let (_, open) = call(driver, op::OPENDIR, share, &[0; 8]);
-            let fh = OpenOut::read_from_prefix(&open).unwrap().0.fh;
-            // By way of the slow lane.
-            let sync = FsyncIn { fh, ..FsyncIn::default() };
-            assert_eq!(call(driver, op::FSYNCDIR, share, sync.as_bytes()).0.error, 0);
-        });
-        assert_eq!(lives, 3);
-    }
-
-    #[test]
-    fn requests_before_init_are_refused_and_forgets_not_answered() {
-        let (_directory, shares) = shares();
-        let mut driver = Driver::new(FsDevice::new("vmrt", shares, None).unwrap());
-        driver.set_up();
-        assert_eq!(call(&mut driver, op::LOOKUP, ROOT_ID, b"c\0").0.error, -libc::EIO);
-        assert!(driver.request(0, &[header(op::FORGET, 9, 8).as_bytes(), &[0; 8]], &[]).is_empty());
-        assert!(driver.request(1, &[b"short"], &[4096]).is_empty());
-        assert!(driver.request(1, &[header(op::LOOKUP, ROOT_ID, 2).as_bytes(), b"c\0"], &[15]).is_empty());
-    }
-
-    #[test]
-    fn slow_requests_under_way_are_finished_before_the_device_rests() {
-        let (directory, shares) = shares();
-        let mut driver = Driver::new(FsDevice::new("vmrt", shares, None).unwrap());
-        driver.set_up();
-        init(&mut driver);
-        let container = call(&mut driver, op::LOOKUP, ROOT_ID, b"c\0").1;
-        let container = EntryOut::read_from_prefix(&container).unwrap().0.nodeid;
-        let share = call(&mut driver, op::LOOKUP, container, b"share\0").1;
-        let share = EntryOut::read_from_prefix(&share).unwrap().0.nodeid;
-        let open = call(&mut driver, op::OPENDIR, share, &[0; 8]).1;
-        let sync = FsyncIn { fh: OpenOut::read_from_prefix(&open).unwrap().0.fh, ..FsyncIn::default() };
-        let header = header(op::FSYNCDIR, share, size_of::<FsyncIn>());
-        let heads: Vec<u16> = (0..50).map(|_| driver.offer(1, &[header.as_bytes(), sync.as_bytes()], &[16])).collect();
-        driver.notify(1);
-        let mut seen: Vec<u16> = heads.iter().map(|_| driver.wait_used(1).head).collect();
-        seen.sort_unstable();
-        assert_eq!(seen, heads, "each once");
-        for _ in 0..50 {
-            driver.offer(1, &[header.as_bytes(), sync.as_bytes()], &[16]);
-        }
-        driver.notify(1);
-        driver.reset();
-        drop(directory);
-        driver.set_up();
-        init(&mut driver);
-    }
-
-    #[test]
-    fn configuration_space() {
-        let (_directory, shares) = shares();
-        let device = FsDevice::new("vmrt", shares.clone(), None).unwrap().with_request_queues(3);
-        let config = device.config();
-        assert_eq!(&config[..6], b"vmrt\0\0");
-        assert_eq!(config[36..], [3, 0, 0, 0]);
-        assert_eq!(device.queue_sizes(), [1024; 4]);
-        for tag in ["", &"x".repeat(37)] {
-            assert!(matches!(FsDevice::new(tag, shares.clone(), None), Err(FsError::Tag(_))));
-        }
-    }
-}
+mod tests;

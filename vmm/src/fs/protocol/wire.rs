@@ -6,20 +6,20 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Protocol version spoken: major number.
-pub(super) const MAJOR: u32 = 7;
+pub(crate) const MAJOR: u32 = 7;
 /// Protocol version spoken: the newest minor number known.
-pub(super) const MINOR: u32 = 41;
+pub(crate) const MINOR: u32 = 41;
 /// The oldest minor number accepted; the layout of the messages below has been stable since.
-pub(super) const OLDEST_MINOR: u32 = 31;
+pub(crate) const OLDEST_MINOR: u32 = 31;
 /// The node id of the file system's root.
-pub(super) const ROOT_ID: u64 = 1;
+pub(crate) const ROOT_ID: u64 = 1;
 /// Most bytes of data in one `WRITE` or `READ`.
-pub(super) const MAX_DATA: u32 = 1 << 20;
+pub(crate) const MAX_DATA: u32 = 1 << 20;
 /// Most pages of data in one request: [`MAX_DATA`] in pages.
-pub(super) const MAX_PAGES: u16 = 256;
+pub(crate) const MAX_PAGES: u16 = 256;
 
 /// Operation codes.
-pub(super) mod op {
+pub(crate) mod op {
     pub(crate) const LOOKUP: u32 = 1;
     pub(crate) const FORGET: u32 = 2;
     pub(crate) const GETATTR: u32 = 3;
@@ -62,7 +62,7 @@ pub(super) mod op {
 }
 
 /// `INIT` flags; bits 32 and up travel in `flags2`.
-pub(super) mod init {
+pub(crate) mod init {
     pub(crate) const ASYNC_READ: u64 = 1 << 0;
     pub(crate) const BIG_WRITES: u64 = 1 << 5;
     pub(crate) const DONT_MASK: u64 = 1 << 6;
@@ -85,7 +85,7 @@ pub(super) mod init {
 }
 
 /// `SETATTR`: which attributes are to be set.
-pub(super) mod fattr {
+pub(crate) mod fattr {
     pub(crate) const MODE: u32 = 1 << 0;
     pub(crate) const UID: u32 = 1 << 1;
     pub(crate) const GID: u32 = 1 << 2;
@@ -101,21 +101,21 @@ pub(super) mod fattr {
 }
 
 /// `Attr::flags`: this directory is the root of another file system.
-pub(super) const ATTR_SUBMOUNT: u32 = 1 << 0;
+pub(crate) const ATTR_SUBMOUNT: u32 = 1 << 0;
 /// `OpenOut::open_flags`: what the guest cached of the file is still good.
-pub(super) const FOPEN_KEEP_CACHE: u32 = 1 << 1;
+pub(crate) const FOPEN_KEEP_CACHE: u32 = 1 << 1;
 /// `GetattrIn::getattr_flags` and `StatxIn::getattr_flags`: `fh` is valid.
-pub(super) const GETATTR_FH: u32 = 1 << 0;
+pub(crate) const GETATTR_FH: u32 = 1 << 0;
 /// `WriteIn::write_flags`: clear setuid and setgid, the writer has no `CAP_FSETID`.
-pub(super) const WRITE_KILL_SUIDGID: u32 = 1 << 2;
+pub(crate) const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 /// `OpenIn::open_flags`: clear setuid and setgid when truncating.
-pub(super) const OPEN_KILL_SUIDGID: u32 = 1 << 0;
+pub(crate) const OPEN_KILL_SUIDGID: u32 = 1 << 0;
 /// `SetxattrIn::setxattr_flags`: clear setgid with this access ACL.
-pub(super) const SETXATTR_ACL_KILL_SGID: u32 = 1 << 0;
+pub(crate) const SETXATTR_ACL_KILL_SGID: u32 = 1 << 0;
 /// `FsyncIn::fsync_flags`: data only.
-pub(super) const FSYNC_DATA: u32 = 1 << 0;
+pub(crate) const FSYNC_DATA: u32 = 1 << 0;
 /// `ExtHeader::kind`: supplementary groups.
-pub(super) const EXT_GROUPS: u32 = 32;
+pub(crate) const EXT_GROUPS: u32 = 32;
 
 /// Declares a structure of the protocol.
 macro_rules! message {
@@ -123,8 +123,8 @@ macro_rules! message {
         $(#[$doc])*
         #[repr(C)]
         #[derive(Clone, Copy, Debug, Default, FromBytes, Immutable, IntoBytes, KnownLayout)]
-        pub(super) struct $name {
-            $(pub(super) $field: $type,)*
+        pub(crate) struct $name {
+            $(pub(crate) $field: $type,)*
         }
     };
 }
@@ -262,12 +262,12 @@ message!(
 );
 
 /// Length of a request's header in bytes.
-pub(super) const IN_HEADER: usize = size_of::<InHeader>();
+pub(crate) const IN_HEADER: usize = size_of::<InHeader>();
 /// Length of a reply's header in bytes.
-pub(super) const OUT_HEADER: usize = size_of::<OutHeader>();
+pub(crate) const OUT_HEADER: usize = size_of::<OutHeader>();
 
 /// `length` rounded up to the eight bytes to which directory entries and extensions are aligned.
-pub(super) const fn aligned(length: usize) -> usize {
+pub(crate) const fn aligned(length: usize) -> usize {
     length.next_multiple_of(8)
 }
 

@@ -13,20 +13,20 @@ const NAME_OFFSET: usize = 19;
 
 /// One entry of a directory.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Entry<'s> {
+pub(crate) struct Entry<'s> {
     /// Inode number.
-    pub(super) ino: u64,
+    pub(crate) ino: u64,
     /// Where the entry behind it starts.
-    pub(super) next: u64,
+    pub(crate) next: u64,
     /// `DT_*`.
-    pub(super) kind: u8,
+    pub(crate) kind: u8,
     /// Its name.
-    pub(super) name: &'s CStr,
+    pub(crate) name: &'s CStr,
 }
 
 /// The entries of an open directory, of which one block is kept between requests.
 #[derive(Debug)]
-pub(super) struct DirectoryStream {
+pub(crate) struct DirectoryStream {
     directory: OwnedFd,
     block: Vec<u8>,
     /// Where in `block` the next entry is.
@@ -43,12 +43,12 @@ impl AsFd for DirectoryStream {
 
 impl DirectoryStream {
     /// The entries of `directory`, from the first.
-    pub(super) fn new(directory: OwnedFd) -> Self {
+    pub(crate) fn new(directory: OwnedFd) -> Self {
         Self { directory, block: Vec::new(), at: 0, offset: 0 }
     }
 
     /// Goes to the entry at `offset`: 0 or an [`Entry::next`].
-    pub(super) fn seek(&mut self, offset: u64) -> Result<(), Errno> {
+    pub(crate) fn seek(&mut self, offset: u64) -> Result<(), Errno> {
         // At 0 the directory is read afresh, as `rewinddir` must.
         if offset == self.offset && offset != 0 {
             return Ok(());
@@ -61,7 +61,7 @@ impl DirectoryStream {
     }
 
     /// The next entry, which stays the next until [`Self::advance`]; `None` at the end.
-    pub(super) fn peek(&mut self) -> Result<Option<Entry<'_>>, Errno> {
+    pub(crate) fn peek(&mut self) -> Result<Option<Entry<'_>>, Errno> {
         if self.at >= self.block.len() {
             self.fetch()?;
         }
@@ -72,7 +72,7 @@ impl DirectoryStream {
     }
 
     /// Steps over the next entry.
-    pub(super) fn advance(&mut self) {
+    pub(crate) fn advance(&mut self) {
         if let Some((entry, length)) = self.block.get(self.at..).and_then(parse) {
             let next = entry.next;
             self.at += length;

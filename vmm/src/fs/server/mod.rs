@@ -1,55 +1,34 @@
 //! The FUSE server: one request in, at most one reply out.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+mod attributes;
+mod directories;
+mod files;
+mod names;
+mod session;
+pub(super) mod state;
+mod xattrs;
+
+use std::sync::atomic::AtomicU64;
 
 use rustix::io::Errno;
 
-use super::FsError;
-use super::buffers::{Buffers, Payload, Reply};
-use super::handles::Handles;
-use super::inodes::Inodes;
-use super::request::Request;
-use super::shares::SharesHandle;
-use super::wire::{
-    BatchForgetIn, ForgetIn, ForgetOne, IN_HEADER, InHeader, InitIn, InitOut, MAJOR, MAX_DATA, MAX_PAGES, MINOR,
-    OLDEST_MINOR, WriteIn, init, op,
-};
-use super::worker::{Descriptors, Worker};
+use crate::fs::error::FsError;
+use crate::fs::protocol::buffers::Buffers;
+use crate::fs::protocol::reply::{Payload, Reply};
+use crate::fs::protocol::request::Request;
+use crate::fs::protocol::wire::{IN_HEADER, InHeader, WriteIn, op};
+use crate::fs::tables::handles::Handles;
+use crate::fs::tables::inode::InodeFd;
+use crate::fs::tables::inodes::Inodes;
+use crate::fs::tables::shares::{SharesHandle, is_synthetic};
+use crate::fs::worker::Worker;
+use crate::fs::worker::proc_fds::ProcFds;
 
 /// Most bytes of arguments any request has, data of `WRITE` aside: an extended attribute with its name.
 const MAX_ARGS: usize = (64 << 10) + (4 << 10);
 
-/// What the server asks of a guest kernel that offers it. What is left out, and why:
-/// `WRITEBACK_CACHE` (the guest would not see the host change a file's size and times), `POSIX_LOCKS` and `FLOCK_LOCKS`
-/// (locks are the guest kernel's; sandboxes do not share them), `NO_OPEN_SUPPORT` (an open file outlives its name),
-/// `EXPORT_SUPPORT` (needs lookups of `.` and `..`; `NO_EXPORT_SUPPORT` besides says that file handles, which hold node ids, mean
-/// nothing later: an overlayfs would store them), `ATOMIC_O_TRUNC` (Linux would have a program that runs truncated
-/// before it finds that such a file must not be).
-const WANTED: u64 = init::ASYNC_READ
-    | init::BIG_WRITES
-    | init::DONT_MASK
-    | init::AUTO_INVAL_DATA
-    | init::DO_READDIRPLUS
-    | init::READDIRPLUS_AUTO
-    | init::ASYNC_DIO
-    | init::PARALLEL_DIROPS
-    | init::POSIX_ACL
-    | init::MAX_PAGES
-    | init::CACHE_SYMLINKS
-    | init::SUBMOUNTS
-    | init::HANDLE_KILLPRIV_V2
-    | init::SETXATTR_EXT
-    | init::INIT_EXT
-    | init::CREATE_SUPP_GROUP
-    | init::DIRECT_IO_ALLOW_MMAP
-    | init::NO_EXPORT_SUPPORT
-    | init::ALLOW_IDMAP;
-
-/// Set beside the negotiated flags once a session has begun; no `INIT` flag is as high.
-const STARTED: u64 = 1 << 63;
-
 /// Requests that wait for a disk more often than not, or may work for long.
-const SLOW: [u32; 5] = [op::FSYNC, op::FSYNCDIR, op::SYNCFS, op::FALLOCATE, op::COPY_FILE_RANGE];
+const BLOCKING_OPS: [u32; 5] = [op::FSYNC, op::FSYNCDIR, op::SYNCFS, op::FALLOCATE, op::COPY_FILE_RANGE];
 
 /// How many descriptors a server may hold.
 #[derive(Clone, Copy, Debug)]
@@ -63,12 +42,16 @@ pub struct Limits {
 /// Serves a tree of shares over FUSE. Any number of [`Worker`]s may call [`Server::handle`] at once.
 #[derive(Debug)]
 pub struct Server {
-    pub(super) shares: SharesHandle,
-    pub(super) inodes: Inodes,
-    pub(super) handles: Handles,
-    pub(super) descriptors: Descriptors,
+    shares: SharesHandle,
+    inodes: Inodes,
+    handles: Handles,
+    proc_fds: ProcFds,
     session: AtomicU64,
 }
+
+/// How long the guest may use names and attributes without asking again, in seconds. What the host changes is seen
+/// that much later at most.
+const CACHE_SECONDS: u64 = 1;
 
 impl Server {
     /// A server of `shares` whose guest has not begun a session.
@@ -80,15 +63,15 @@ impl Server {
             shares,
             inodes: Inodes::new(limits.inodes),
             handles: Handles::new(limits.handles),
-            descriptors: Descriptors::open()?,
+            proc_fds: ProcFds::open()?,
             session: AtomicU64::new(0),
         })
     }
 
     /// The process's descriptors, which workers need.
     #[must_use]
-    pub fn descriptors(&self) -> &Descriptors {
-        &self.descriptors
+    pub fn descriptors(&self) -> &ProcFds {
+        &self.proc_fds
     }
 
     /// Serves the request in `request` and writes the reply to `reply`. Returns the reply's length in bytes: 0 where
@@ -98,11 +81,17 @@ impl Server {
     }
 
     /// As [`Server::handle`], but serves nothing that would wait for a disk: `None`, and nothing has been done.
-    pub fn try_handle(&self, worker: &mut Worker, request: Buffers<'_>, reply: Buffers<'_>) -> Option<usize> {
+    pub fn handle_nonblocking(&self, worker: &mut Worker, request: Buffers<'_>, reply: Buffers<'_>) -> Option<usize> {
         self.serve(worker, request, reply, false)
     }
 
-    fn serve(&self, worker: &mut Worker, mut request: Buffers<'_>, reply: Buffers<'_>, patient: bool) -> Option<usize> {
+    fn serve(
+        &self,
+        worker: &mut Worker,
+        mut request: Buffers<'_>,
+        reply: Buffers<'_>,
+        may_block: bool,
+    ) -> Option<usize> {
         let mut header = [0; IN_HEADER];
         if !request.read(&mut header) {
             return Some(0);
@@ -119,8 +108,8 @@ impl Server {
             op::INTERRUPT => Some(0),
             _ => {
                 let Some(mut reply) = Reply::new(reply) else { return Some(0) };
-                match self.answer(worker, header, request, &mut reply, patient) {
-                    Err(Errno::AGAIN) if !patient => None,
+                match self.answer(worker, header, request, &mut reply, may_block) {
+                    Err(Errno::AGAIN) if !may_block => None,
                     result => Some(reply.finish(header.unique, result)),
                 }
             }
@@ -133,13 +122,13 @@ impl Server {
         header: InHeader,
         mut body: Buffers<'_>,
         reply: &mut Reply<'_>,
-        patient: bool,
+        may_block: bool,
     ) -> Result<(), Errno> {
         check_length(&header, &body)?;
         if header.opcode != op::INIT && self.session() == 0 {
             return Err(Errno::IO);
         }
-        if !patient && SLOW.contains(&header.opcode) {
+        if !may_block && BLOCKING_OPS.contains(&header.opcode) {
             return Err(Errno::AGAIN);
         }
         if header.opcode == op::WRITE {
@@ -148,9 +137,9 @@ impl Server {
                 return Err(Errno::INVAL);
             }
             let args: WriteIn = zerocopy::transmute!(args);
-            return self.write(worker, (&header, &args, patient), Payload::new(body, args.size)?, reply);
+            return self.write(worker, (&header, &args, may_block), Payload::new(body, args.size)?, reply);
         }
-        with_args(worker, header, patient, body, |worker, request| self.dispatch(worker, request, reply))
+        with_args(worker, header, may_block, body, |worker, request| self.dispatch(worker, request, reply))
     }
 
     fn dispatch(&self, worker: &mut Worker, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
@@ -191,77 +180,15 @@ impl Server {
         }
     }
 
-    /// Begins a session. A guest that begins a second one has lost the first (it rebooted): what it held is let go.
-    fn init(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
-        let offer: InitIn = request.take()?;
-        if offer.major > MAJOR {
-            return reply.put(&InitOut { major: MAJOR, minor: MINOR, ..InitOut::default() });
-        }
-        if offer.major < MAJOR || offer.minor < OLDEST_MINOR {
-            return Err(Errno::PROTO);
-        }
-        let mut offered = u64::from(offer.flags);
-        if offered & init::INIT_EXT != 0 {
-            offered |= u64::from(request.take::<u32>()?) << 32;
-        }
-        let flags = offered & WANTED;
-        let [low, high] = zerocopy::transmute!(flags.to_le());
-        reply.put(&InitOut {
-            major: MAJOR,
-            minor: MINOR.min(offer.minor),
-            max_readahead: offer.max_readahead,
-            flags: low,
-            max_background: 64,
-            congestion_threshold: 48,
-            max_write: MAX_DATA,
-            time_gran: 1,
-            max_pages: MAX_PAGES,
-            flags2: high,
-            ..InitOut::default()
-        })?;
-        self.destroy()?;
-        self.session.store(flags | STARTED, Ordering::Release);
-        Ok(())
+    /// The inode `id` of a share. A synthetic directory takes no request that ends up here: `EROFS`.
+    fn inode(&self, id: u64) -> Result<InodeFd, Errno> {
+        if is_synthetic(id) { Err(Errno::ROFS) } else { self.inodes.get_with_fd(id) }
     }
 
-    /// Ends the session: every inode and handle is let go.
-    fn destroy(&self) -> Result<(), Errno> {
-        self.session.store(0, Ordering::Release);
-        self.handles.clear();
-        self.inodes.clear();
-        Ok(())
-    }
-
-    fn forget(&self, worker: &mut Worker, header: InHeader, body: Buffers<'_>) -> Result<(), Errno> {
-        check_length(&header, &body)?;
-        with_args(worker, header, true, body, |_, request| {
-            if header.opcode == op::FORGET {
-                let ForgetIn { nlookup } = request.take()?;
-                self.inodes.forget(header.nodeid, nlookup);
-                return Ok(());
-            }
-            let BatchForgetIn { count, .. } = request.take()?;
-            for _ in 0..count {
-                let ForgetOne { nodeid, nlookup } = request.take()?;
-                self.inodes.forget(nodeid, nlookup);
-            }
-            Ok(())
-        })
-    }
-
-    /// The session's negotiated flags and [`STARTED`]; 0 where there is none.
-    pub(super) fn session(&self) -> u64 {
-        self.session.load(Ordering::Acquire)
-    }
-
-    /// Continues a saved session.
-    pub(super) fn restore_session(&self, session: u64) {
-        self.session.store(session, Ordering::Release);
-    }
-
-    /// Whether the session has the `INIT` flag.
-    pub(super) fn negotiated(&self, flag: u64) -> bool {
-        self.session() & flag != 0
+    /// The inode `id` of a share that may be changed.
+    fn writable_inode(&self, id: u64) -> Result<InodeFd, Errno> {
+        let inode = self.inode(id)?;
+        if inode.share.options.read_only { Err(Errno::ROFS) } else { Ok(inode) }
     }
 }
 
@@ -275,7 +202,7 @@ fn check_length(header: &InHeader, body: &Buffers<'_>) -> Result<(), Errno> {
 fn with_args<T>(
     worker: &mut Worker,
     header: InHeader,
-    patient: bool,
+    may_block: bool,
     mut body: Buffers<'_>,
     serve: impl FnOnce(&mut Worker, &mut Request<'_>) -> Result<T, Errno>,
 ) -> Result<T, Errno> {
@@ -285,7 +212,7 @@ fn with_args<T>(
     let mut args = std::mem::take(&mut worker.args);
     args.resize(body.len(), 0);
     body.read(&mut args);
-    let result = Request::new(header, patient, &args).and_then(|mut request| serve(worker, &mut request));
+    let result = Request::new(header, may_block, &args).and_then(|mut request| serve(worker, &mut request));
     worker.args = args;
     result
 }

@@ -7,55 +7,24 @@ use std::thread::JoinHandle;
 use virtio_queue::DescriptorChain;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
 
-use super::FsError;
 use super::chain::buffers;
-use super::server::Server;
-use super::worker::Worker;
+use super::worker_thread::spawn;
+use crate::fs::server::Server;
+use crate::fs::worker::Worker;
 use crate::virtio::device::{ActivateError, Memory};
 
 /// How many slow requests are served at once.
 const THREADS: usize = 4;
-/// Stack of a thread in bytes; requests are small and nothing recurses.
-const STACK: usize = 256 << 10;
-
-/// Starts a thread and makes it a [`Worker`]; waits until it is one.
-pub(super) fn spawn<T: Default + Send + 'static>(
-    name: String,
-    server: &Server,
-    run: impl FnOnce(Worker) -> T + Send + 'static,
-) -> Result<JoinHandle<T>, ActivateError> {
-    let descriptors = server.descriptors().clone();
-    let (ready, adopted) = channel();
-    let body = move || match Worker::adopt(&descriptors) {
-        Ok(worker) => {
-            // The starter waits for this word; it is not gone before.
-            let _ = ready.send(Ok(()));
-            run(worker)
-        }
-        Err(error) => {
-            let _ = ready.send(Err(error));
-            T::default()
-        }
-    };
-    let thread = std::thread::Builder::new().name(name).stack_size(STACK).spawn(body);
-    let thread = thread.map_err(|error| ActivateError::System("start a file server thread", error))?;
-    match adopted.recv() {
-        Ok(Ok(())) => Ok(thread),
-        Ok(Err(FsError::System(step, error))) => Err(ActivateError::System(step, error)),
-        Ok(Err(error)) => Err(ActivateError::System("start a file server thread", std::io::Error::other(error))),
-        Err(_) => Err(ActivateError::System("start a file server thread", std::io::ErrorKind::BrokenPipe.into())),
-    }
-}
 
 /// A chain to serve, and who wants to hear of its end.
 struct Job {
     queue: usize,
     chain: DescriptorChain<Arc<Memory>>,
-    finished: Arc<Finished>,
+    finished: Arc<Completions>,
 }
 
 /// What of a queue thread's slow requests is done.
-struct Finished {
+struct Completions {
     /// Queue, head and reply length of each.
     chains: Mutex<Vec<(usize, u16, usize)>>,
     event: EventFd,
@@ -63,12 +32,12 @@ struct Finished {
 
 /// The threads. They end when it is dropped, which waits for what they are at.
 #[derive(Debug)]
-pub(super) struct SlowLane {
+pub(super) struct BlockingPool {
     jobs: Option<Sender<Job>>,
     threads: Vec<JoinHandle<()>>,
 }
 
-impl SlowLane {
+impl BlockingPool {
     /// Starts the threads.
     pub(super) fn start(server: &Arc<Server>, memory: &Arc<Memory>) -> Result<Self, ActivateError> {
         let (sender, receiver) = channel();
@@ -76,22 +45,22 @@ impl SlowLane {
         let mut lane = Self { jobs: Some(sender), threads: Vec::new() };
         for number in 0..THREADS {
             let (receiver, memory) = (Arc::clone(&receiver), Arc::clone(memory));
-            let its_server = Arc::clone(server);
-            let run = move |mut worker: Worker| serve(&its_server, &memory, &receiver, &mut worker);
+            let thread_server = Arc::clone(server);
+            let run = move |mut worker: Worker| serve(&thread_server, &memory, &receiver, &mut worker);
             lane.threads.push(spawn(format!("fs-slow{number}"), server, run)?);
         }
         Ok(lane)
     }
 
     /// A way in for one queue thread.
-    pub(super) fn entrance(&self) -> Result<Entrance, ActivateError> {
+    pub(super) fn submitter(&self) -> Result<Submitter, ActivateError> {
         let event = EventFd::new(EFD_CLOEXEC).map_err(|error| ActivateError::System("make an eventfd", error))?;
-        let finished = Arc::new(Finished { chains: Mutex::default(), event });
-        Ok(Entrance { jobs: self.jobs.clone(), finished, outstanding: 0 })
+        let finished = Arc::new(Completions { chains: Mutex::default(), event });
+        Ok(Submitter { jobs: self.jobs.clone(), finished, outstanding: 0 })
     }
 }
 
-impl Drop for SlowLane {
+impl Drop for BlockingPool {
     fn drop(&mut self) {
         drop(self.jobs.take());
         for thread in self.threads.drain(..) {
@@ -119,14 +88,14 @@ fn serve(server: &Server, memory: &Memory, jobs: &Mutex<Receiver<Job>>, worker: 
 }
 
 /// A queue thread's way into the slow lane.
-pub(super) struct Entrance {
+pub(super) struct Submitter {
     /// There as long as the lane is.
     jobs: Option<Sender<Job>>,
-    finished: Arc<Finished>,
+    finished: Arc<Completions>,
     outstanding: usize,
 }
 
-impl Entrance {
+impl Submitter {
     /// Has a chain of queue number `queue` served.
     pub(super) fn send(&mut self, queue: usize, chain: DescriptorChain<Arc<Memory>>) {
         let job = Job { queue, chain, finished: Arc::clone(&self.finished) };
@@ -138,12 +107,12 @@ impl Entrance {
     }
 
     /// Readable when a request is done.
-    pub(super) fn finished_event(&self) -> &EventFd {
+    pub(super) fn completion_event(&self) -> &EventFd {
         &self.finished.event
     }
 
     /// Queue, head and reply length of the requests that are done. Waits for one where none is.
-    pub(super) fn take_finished(&mut self) -> Vec<(usize, u16, usize)> {
+    pub(super) fn wait_completions(&mut self) -> Vec<(usize, u16, usize)> {
         if let Err(error) = self.finished.event.read() {
             tracing::error!("cannot hear of the end of a request: {error}");
         }
@@ -153,10 +122,10 @@ impl Entrance {
     }
 
     /// Waits for every request under way.
-    pub(super) fn wait_for_all(&mut self) -> Vec<(usize, u16, usize)> {
+    pub(super) fn wait_all(&mut self) -> Vec<(usize, u16, usize)> {
         let mut all = Vec::new();
         while self.outstanding > 0 {
-            all.extend(self.take_finished());
+            all.extend(self.wait_completions());
         }
         all
     }

@@ -6,7 +6,6 @@ use rustix::io::Errno;
 use zerocopy::FromBytes;
 
 use super::wire::{EXT_GROUPS, ExtHeader, InHeader, aligned};
-use super::worker::Owner;
 
 /// Longest name in bytes (`NAME_MAX`).
 const MAX_NAME: usize = 255;
@@ -15,43 +14,43 @@ const MAX_TARGET: usize = 4095;
 
 /// A request, its payload aside.
 #[derive(Debug)]
-pub(super) struct Request<'b> {
+pub(crate) struct Request<'b> {
     /// Its header.
-    pub(super) header: InHeader,
+    pub(crate) header: InHeader,
     /// Whether it may wait for a disk; where not, and it had to, it fails with `EAGAIN`.
-    pub(super) patient: bool,
+    pub(crate) may_block: bool,
     args: &'b [u8],
     extensions: &'b [u8],
 }
 
 impl<'b> Request<'b> {
     /// The request of `header` with `body` behind it; `EINVAL` where the extensions are longer than the body.
-    pub(super) fn new(header: InHeader, patient: bool, body: &'b [u8]) -> Result<Self, Errno> {
+    pub(crate) fn new(header: InHeader, may_block: bool, body: &'b [u8]) -> Result<Self, Errno> {
         let extensions = usize::from(header.total_extlen) * 8;
         let args = body.len().checked_sub(extensions).ok_or(Errno::INVAL)?;
         let (args, extensions) = body.split_at(args);
-        Ok(Self { header, patient, args, extensions })
+        Ok(Self { header, may_block, args, extensions })
     }
 
     /// Takes a structure off the arguments.
-    pub(super) fn take<T: FromBytes>(&mut self) -> Result<T, Errno> {
+    pub(crate) fn take<T: FromBytes>(&mut self) -> Result<T, Errno> {
         let (value, rest) = T::read_from_prefix(self.args).map_err(|_| Errno::INVAL)?;
         self.args = rest;
         Ok(value)
     }
 
     /// Takes a file name off the arguments; more follows it.
-    pub(super) fn name(&mut self) -> Result<&'b CStr, Errno> {
+    pub(crate) fn name(&mut self) -> Result<&'b CStr, Errno> {
         checked_name(self.string()?)
     }
 
     /// The file name that ends the arguments.
-    pub(super) fn last_name(&mut self) -> Result<&'b CStr, Errno> {
+    pub(crate) fn last_name(&mut self) -> Result<&'b CStr, Errno> {
         checked_name(self.last_string()?)
     }
 
     /// The symbolic link's target that ends the arguments.
-    pub(super) fn target(&mut self) -> Result<&'b CStr, Errno> {
+    pub(crate) fn target(&mut self) -> Result<&'b CStr, Errno> {
         let target = self.last_string()?;
         match target.count_bytes() {
             0 => Err(Errno::NOENT),
@@ -61,25 +60,25 @@ impl<'b> Request<'b> {
     }
 
     /// Takes an attribute name off the arguments.
-    pub(super) fn string(&mut self) -> Result<&'b CStr, Errno> {
+    pub(crate) fn string(&mut self) -> Result<&'b CStr, Errno> {
         let string = CStr::from_bytes_until_nul(self.args).map_err(|_| Errno::INVAL)?;
         self.args = &self.args[string.count_bytes() + 1..];
         Ok(string)
     }
 
     /// The string that ends the arguments.
-    pub(super) fn last_string(&mut self) -> Result<&'b CStr, Errno> {
+    pub(crate) fn last_string(&mut self) -> Result<&'b CStr, Errno> {
         CStr::from_bytes_with_nul(std::mem::take(&mut self.args)).map_err(|_| Errno::INVAL)
     }
 
     /// The `size` bytes that end the arguments.
-    pub(super) fn last_bytes(&mut self, size: u32) -> Result<&'b [u8], Errno> {
+    pub(crate) fn last_bytes(&mut self, size: u32) -> Result<&'b [u8], Errno> {
         let bytes = std::mem::take(&mut self.args);
         if usize::try_from(size) == Ok(bytes.len()) { Ok(bytes) } else { Err(Errno::INVAL) }
     }
 
     /// Whom the caller makes files as.
-    pub(super) fn owner(&self) -> Result<Owner, Errno> {
+    pub(crate) fn owner(&self) -> Result<Owner, Errno> {
         let InHeader { uid, gid, .. } = self.header;
         let supplementary = supplementary_group(self.extensions)?;
         // The host takes -1 for "no change", which would mean root.
@@ -87,6 +86,24 @@ impl<'b> Request<'b> {
             return Err(Errno::INVAL);
         }
         Ok(Owner { uid, gid, supplementary })
+    }
+}
+
+/// Who a new file shall belong to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Owner {
+    /// The user.
+    pub(crate) uid: u32,
+    /// The group, where the parent directory does not hand down its own.
+    pub(crate) gid: u32,
+    /// The parent directory's group, where the caller is in it.
+    pub(crate) supplementary: Option<u32>,
+}
+
+impl Owner {
+    /// Whether `gid` is one of the owner's groups.
+    pub(crate) fn in_group(&self, gid: u32) -> bool {
+        self.gid == gid || self.supplementary == Some(gid)
     }
 }
 

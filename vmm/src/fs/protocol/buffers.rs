@@ -7,9 +7,6 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::io::Errno;
 use vm_memory::VolatileSlice;
-use zerocopy::{Immutable, IntoBytes};
-
-use super::wire::{OUT_HEADER, OutHeader};
 
 /// Most segments one system call takes (`IOV_MAX`).
 const MAX_SEGMENTS: usize = 1024;
@@ -43,7 +40,7 @@ impl<'m> Buffers<'m> {
     }
 
     /// Takes the first `count` bytes away as buffers of their own; `None` where there are fewer.
-    fn split_front(&mut self, count: usize) -> Option<Self> {
+    pub(crate) fn split_front(&mut self, count: usize) -> Option<Self> {
         if count > self.length {
             return None;
         }
@@ -63,7 +60,7 @@ impl<'m> Buffers<'m> {
     }
 
     /// Copies the first bytes to `target` and takes them away; false, with nothing taken, where there are fewer.
-    pub(super) fn read(&mut self, target: &mut [u8]) -> bool {
+    pub(crate) fn read(&mut self, target: &mut [u8]) -> bool {
         let Some(front) = self.split_front(target.len()) else { return false };
         let mut done = 0;
         for segment in &front.segments {
@@ -73,7 +70,7 @@ impl<'m> Buffers<'m> {
     }
 
     /// Copies `source` to the first bytes and takes them away; false, with nothing written, where there are fewer.
-    fn write(&mut self, source: &[u8]) -> bool {
+    pub(crate) fn write(&mut self, source: &[u8]) -> bool {
         let Some(front) = self.split_front(source.len()) else { return false };
         let mut rest = source;
         for segment in &front.segments {
@@ -100,7 +97,7 @@ impl<'m> Buffers<'m> {
 
     /// Fills the first bytes from `file`, without a copy in between, until they are full or the file ends.
     /// `flags` are those of `preadv2`.
-    fn fill_from(&mut self, file: BorrowedFd<'_>, offset: u64, flags: i32) -> Result<usize, Errno> {
+    pub(crate) fn fill_from(&mut self, file: BorrowedFd<'_>, offset: u64, flags: i32) -> Result<usize, Errno> {
         self.transfer(offset, |vectors, count, at| {
             // SAFETY: the vectors describe segments of guest memory that `self` borrows, valid for writes for its
             // lifetime; the guest may change them meanwhile, but no Rust reference to them exists.
@@ -109,7 +106,7 @@ impl<'m> Buffers<'m> {
     }
 
     /// Writes all bytes to `file`, without a copy in between. `flags` are those of `pwritev2`.
-    fn drain_to(&mut self, file: BorrowedFd<'_>, offset: u64, flags: i32) -> Result<usize, Errno> {
+    pub(crate) fn drain_to(&mut self, file: BorrowedFd<'_>, offset: u64, flags: i32) -> Result<usize, Errno> {
         self.transfer(offset, |vectors, count, at| {
             // SAFETY: the vectors describe segments of guest memory that `self` borrows, valid for reads for its
             // lifetime; the kernel copes with contents that change meanwhile.
@@ -143,82 +140,6 @@ impl<'m> Buffers<'m> {
     }
 }
 
-/// The data behind a `WRITE` request's arguments.
-#[derive(Debug)]
-pub(super) struct Payload<'m>(Buffers<'m>);
-
-impl<'m> Payload<'m> {
-    /// The first `size` bytes of `buffers`; `EINVAL` where there are fewer.
-    pub(super) fn new(mut buffers: Buffers<'m>, size: u32) -> Result<Self, Errno> {
-        let size = usize::try_from(size).map_err(|_| Errno::INVAL)?;
-        buffers.split_front(size).map(Self).ok_or(Errno::INVAL)
-    }
-
-    /// Writes it to `file` and returns how many bytes were written.
-    pub(super) fn write_to(mut self, file: BorrowedFd<'_>, offset: u64, flags: i32) -> Result<usize, Errno> {
-        self.0.drain_to(file, offset, flags)
-    }
-}
-
-/// A reply being written: room for the header is kept, the body is appended.
-#[derive(Debug)]
-pub(super) struct Reply<'m> {
-    header: Buffers<'m>,
-    body: Buffers<'m>,
-    written: usize,
-}
-
-impl<'m> Reply<'m> {
-    /// A reply into `buffers`; `None` where not even the header fits.
-    pub(super) fn new(mut buffers: Buffers<'m>) -> Option<Self> {
-        let header = buffers.split_front(OUT_HEADER)?;
-        Some(Self { header, body: buffers, written: 0 })
-    }
-
-    /// Room left for the body in bytes.
-    pub(super) fn room(&self) -> usize {
-        self.body.len()
-    }
-
-    /// Appends a structure; `EIO` where it does not fit.
-    pub(super) fn put<T: IntoBytes + Immutable>(&mut self, value: &T) -> Result<(), Errno> {
-        self.put_bytes(value.as_bytes())
-    }
-
-    /// Appends bytes; `EIO` where they do not fit.
-    pub(super) fn put_bytes(&mut self, bytes: &[u8]) -> Result<(), Errno> {
-        if !self.body.write(bytes) {
-            return Err(Errno::IO);
-        }
-        self.written += bytes.len();
-        Ok(())
-    }
-
-    /// Appends up to `size` bytes of `file` from `offset`; fewer only at its end. `EINVAL` where there is no room.
-    pub(super) fn put_file(&mut self, file: BorrowedFd<'_>, offset: u64, size: u32, flags: i32) -> Result<(), Errno> {
-        let size = usize::try_from(size).map_err(|_| Errno::INVAL)?;
-        if size > self.body.len() {
-            return Err(Errno::INVAL);
-        }
-        let mut target = self.body.clone().split_front(size).ok_or(Errno::INVAL)?;
-        let read = target.fill_from(file, offset, flags)?;
-        self.body.split_front(read).ok_or(Errno::IO)?;
-        self.written += read;
-        Ok(())
-    }
-
-    /// Writes the header and returns the reply's length in bytes. A failure's body is left out.
-    pub(super) fn finish(mut self, unique: u64, result: Result<(), Errno>) -> usize {
-        let (length, error) = match result {
-            Ok(()) => (OUT_HEADER + self.written, 0),
-            Err(errno) => (OUT_HEADER, -errno.raw_os_error()),
-        };
-        let header = OutHeader { len: u32::try_from(length).unwrap_or(u32::MAX), error, unique };
-        self.header.write(header.as_bytes());
-        length
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -232,19 +153,6 @@ mod tests {
         assert_eq!(four, [1, 2, 3, 4]);
         assert!(!buffers.read(&mut four), "only one byte is left");
         assert_eq!(buffers.len(), 1);
-    }
-
-    #[test]
-    fn reply_too_small_is_told_apart() {
-        let mut little = [0_u8; 8];
-        assert!(Reply::new(std::iter::once(VolatileSlice::from(&mut little[..])).collect()).is_none());
-        let mut space = [0_u8; 20];
-        let mut reply = Reply::new(std::iter::once(VolatileSlice::from(&mut space[..])).collect()).unwrap();
-        assert_eq!(reply.put(&7_u64), Err(Errno::IO));
-        assert_eq!(reply.put(&7_u32), Ok(()));
-        assert_eq!(reply.finish(9, Ok(())), 20);
-        assert_eq!(space[0], 20);
-        assert_eq!(space[16], 7);
     }
 
     #[test]

@@ -1,0 +1,183 @@
+//! The inodes the guest knows: node id ↔ `O_PATH` descriptor.
+//!
+//! A descriptor keeps the mount that it is on from being unmounted. So none is held on mounts that the host has below a share that
+//! follows it: there an inode is known by where it was seen last, and opened there when it is needed. What the guest has open, it
+//! holds.
+
+use std::collections::HashMap;
+use std::ffi::CStr;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use super::inode::{FoundInode, Inode, InodeFd, InodeKey, stat_fd};
+use crate::fs::protocol::wire::ROOT_ID;
+
+/// Directories on the way from an inode to one whose descriptor is held, at most.
+const MAX_DEPTH: usize = 1024;
+
+#[derive(Debug, Default)]
+struct Table {
+    by_id: HashMap<u64, Arc<Inode>>,
+    by_key: HashMap<InodeKey, Arc<Inode>>,
+}
+
+/// All inodes the guest knows, bounded in number.
+#[derive(Debug)]
+pub(crate) struct Inodes {
+    table: RwLock<Table>,
+    next: AtomicU64,
+    limit: usize,
+}
+
+impl Inodes {
+    /// An empty table for at most `limit` inodes.
+    pub(crate) fn new(limit: usize) -> Self {
+        Self { table: RwLock::default(), next: AtomicU64::new(ROOT_ID + 1), limit }
+    }
+
+    /// The inode `id`: `ENOENT` where there never was one, `ESTALE` where it is forgotten or its share taken away.
+    pub(crate) fn get(&self, id: u64) -> Result<Arc<Inode>, Errno> {
+        let inode = self.read().by_id.get(&id).cloned();
+        match inode {
+            Some(inode) if !inode.share.is_removed() => Ok(inode),
+            None if id == 0 || id >= self.next.load(Ordering::Relaxed) => Err(Errno::NOENT),
+            _ => Err(Errno::STALE),
+        }
+    }
+
+    /// The inode `id` with its descriptor: errors as of [`Inodes::get`], and `ESTALE` where it cannot be reached any more.
+    pub(crate) fn get_with_fd(&self, id: u64) -> Result<InodeFd, Errno> {
+        self.with_fd(self.get(id)?)
+    }
+
+    /// The inode with its descriptor: `ESTALE` where it cannot be reached any more.
+    pub(crate) fn with_fd(&self, inode: Arc<Inode>) -> Result<InodeFd, Errno> {
+        let fd = match inode.open_fd() {
+            Some(fd) => fd,
+            None => self.open_by_name(&inode)?,
+        };
+        Ok(InodeFd { inode, fd })
+    }
+
+    /// Goes to where the inode was seen last, from the nearest directory whose descriptor is held.
+    fn open_by_name(&self, inode: &Arc<Inode>) -> Result<Arc<OwnedFd>, Errno> {
+        let mut names = Vec::new();
+        let mut above = Arc::clone(inode);
+        let mut fd = loop {
+            let Some(seen) = above.last_name() else { break above.open_fd().ok_or(Errno::STALE)? };
+            if let Some(fd) = seen.fd.upgrade() {
+                break fd;
+            }
+            names.push(seen.name.clone());
+            let parent = seen.parent;
+            drop(seen);
+            // What was seen, and moved since, can be a circle.
+            above = if names.len() < MAX_DEPTH { self.get(parent)? } else { return Err(Errno::STALE) };
+        };
+        for name in names.iter().rev() {
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let next = rustix::fs::openat(&fd, name, flags, Mode::empty());
+            fd = Arc::new(next.map_err(|errno| if errno == Errno::NFILE { errno } else { Errno::STALE })?);
+        }
+        if InodeKey::new(&inode.share, &stat_fd(&fd)?) != inode.key {
+            return Err(Errno::STALE);
+        }
+        inode.cache_fd(&fd);
+        Ok(fd)
+    }
+
+    /// The inode with that key, seen as `name` of the directory `parent`, looked up once more.
+    pub(crate) fn lookup(&self, key: &InodeKey, (parent, name): (u64, &CStr)) -> Option<Arc<Inode>> {
+        let table = self.read();
+        let inode = table.by_key.get(key)?;
+        inode.add_lookup();
+        inode.set_last_name(parent, name);
+        Some(Arc::clone(inode))
+    }
+
+    /// Notes that the inode with that key, if it is known, was moved to `name` of the directory `parent`.
+    pub(crate) fn update_name(&self, key: &InodeKey, (parent, name): (u64, &CStr)) {
+        if let Some(inode) = self.read().by_key.get(key) {
+            inode.set_last_name(parent, name);
+        }
+    }
+
+    /// The inode that was found, looked up once more, or for the first time. `ENFILE` where the table is full.
+    pub(crate) fn insert(&self, found: FoundInode) -> Result<InodeFd, Errno> {
+        let mut table = self.write();
+        if let Some(inode) = table.by_key.get(&found.key) {
+            inode.add_lookup();
+            if let Some((parent, name)) = &found.seen {
+                inode.set_last_name(*parent, name);
+            }
+            return Ok(InodeFd { inode: Arc::clone(inode), fd: Arc::new(found.fd) });
+        }
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        self.insert_as(&mut table, found, id, 1)
+    }
+
+    /// Puts a saved inode back under the id and with the lookups it had.
+    pub(crate) fn restore(&self, found: FoundInode, id: u64, lookups: u64) -> Result<InodeFd, Errno> {
+        self.next.fetch_max(id.saturating_add(1), Ordering::Relaxed);
+        self.insert_as(&mut self.write(), found, id, lookups)
+    }
+
+    fn insert_as(&self, table: &mut Table, found: FoundInode, id: u64, lookups: u64) -> Result<InodeFd, Errno> {
+        if table.by_id.len() >= self.limit {
+            return Err(Errno::NFILE);
+        }
+        let InodeFd { inode, fd } = found.into_inode(id, lookups);
+        table.by_id.insert(id, Arc::clone(&inode));
+        table.by_key.insert(inode.key, Arc::clone(&inode));
+        Ok(InodeFd { inode, fd })
+    }
+
+    /// Takes back `count` lookups of inode `id`, at most all; without any it leaves the table.
+    pub(crate) fn forget(&self, id: u64, count: u64) {
+        let Some(inode) = self.read().by_id.get(&id).cloned() else { return };
+        if !inode.forget(count) {
+            return;
+        }
+        let mut table = self.write();
+        if inode.lookups() == 0 {
+            table.by_id.remove(&id);
+            // A node that was replaced under its key, by one restored, must not take its successor along.
+            if table.by_key.get(&inode.key).is_some_and(|current| current.id == id) {
+                table.by_key.remove(&inode.key);
+            }
+        }
+    }
+
+    /// Forgets every inode.
+    pub(crate) fn clear(&self) {
+        let all = std::mem::take(&mut *self.write());
+        drop(all);
+    }
+
+    /// The id the next new inode will get.
+    pub(crate) fn next_id(&self) -> u64 {
+        self.next.load(Ordering::Relaxed)
+    }
+
+    /// Lets no new inode have an id below `id`.
+    pub(crate) fn reserve_ids(&self, id: u64) {
+        self.next.fetch_max(id, Ordering::Relaxed);
+    }
+
+    /// All inodes.
+    pub(crate) fn all(&self) -> Vec<Arc<Inode>> {
+        self.read().by_id.values().cloned().collect()
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Table> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Table> {
+        self.table.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
