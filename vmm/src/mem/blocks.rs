@@ -17,7 +17,7 @@ pub(super) enum State {
 /// Plugged blocks one behind the other, by number, as saved.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Run {
+pub(super) struct PluggedRun {
     first: usize,
     count: usize,
 }
@@ -72,12 +72,12 @@ impl Blocks {
         self.count * BLOCK_SIZE
     }
 
-    pub(super) fn save(&self) -> Vec<Run> {
+    pub(super) fn save(&self) -> Vec<PluggedRun> {
         let mut first = 0;
         let mut runs = Vec::new();
         for same in self.plugged.chunk_by(|one, next| one == next) {
             if same[0] {
-                runs.push(Run { first, count: same.len() });
+                runs.push(PluggedRun { first, count: same.len() });
             }
             first += same.len();
         }
@@ -85,10 +85,10 @@ impl Blocks {
     }
 
     /// Plugs what was plugged when `runs` were saved, as far as this region has it.
-    pub(super) fn restore(&mut self, runs: &[Run]) {
-        let most = self.plugged.len();
+    pub(super) fn restore(&mut self, runs: &[PluggedRun]) {
+        let max = self.plugged.len();
         for run in runs {
-            self.set(run.first.min(most)..run.first.saturating_add(run.count).min(most), true);
+            self.set(run.first.min(max)..run.first.saturating_add(run.count).min(max), true);
         }
     }
 }
@@ -146,7 +146,7 @@ mod tests {
         after.restore(&before.save());
         assert_eq!((after.plugged, after.count), (before.plugged, 5));
         let mut small = Blocks::new(START, 6 * BLOCK_SIZE);
-        small.restore(&[Run { first: 5, count: usize::MAX }, Run { first: usize::MAX, count: 2 }]);
-        assert_eq!(small.save(), [Run { first: 5, count: 1 }]);
+        small.restore(&[PluggedRun { first: 5, count: usize::MAX }, PluggedRun { first: usize::MAX, count: 2 }]);
+        assert_eq!(small.save(), [PluggedRun { first: 5, count: 1 }]);
     }
 }

@@ -9,7 +9,7 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT, Reader, Writer};
 
 use super::blocks::State;
-use super::request::{Answer, Named, RawRequest, RawResponse, Request};
+use super::request::{BlockRange, RawRequest, RawResponse, Request, ResponseType};
 use super::resizer::Pluggable;
 use crate::virtio::device::{Activation, Interrupt, Memory, VirtQueue};
 
@@ -43,11 +43,11 @@ impl Handler {
     }
 
     /// Tells the driver how much it is asked to have.
-    fn tell_requested(&self) {
+    fn notify_requested(&self) {
         let sizes = &self.pluggable.sizes;
         // Nothing to read means that it was told already; to be told twice does no harm.
-        let _ = sizes.asked.read();
-        if let Err(error) = self.interrupt.config_changed(&sizes.config()) {
+        let _ = sizes.requested_event.read();
+        if let Err(error) = self.interrupt.notify_config_change(&sizes.config()) {
             tracing::error!(%error, "cannot tell the guest how much memory it may have");
         }
     }
@@ -57,7 +57,7 @@ impl Handler {
     fn serve(&mut self) -> Result<(), ServeError> {
         let Self { memory, queues, interrupt, pluggable } = self;
         let memory = &*memory;
-        let Some(VirtQueue { queue, kick }) = queues.first_mut() else { return Ok(()) };
+        let Some(VirtQueue { queue, notify }) = queues.first_mut() else { return Ok(()) };
         let mut used = false;
         for _ in 0..queue.size() {
             let Some(chain) = queue.iter(memory)?.next() else { break };
@@ -66,23 +66,23 @@ impl Handler {
             let written = pluggable.answer(memory, &chain);
             if pluggable.blocks.plugged() != before {
                 // Before the driver sees the answer: it compares.
-                pluggable.tell_plugged(interrupt).map_err(ServeError::Wake)?;
+                pluggable.publish_plugged(interrupt).map_err(ServeError::Wake)?;
             }
             queue.add_used(memory, head, written)?;
             used = true;
         }
         if queue.avail_idx(memory, Ordering::Acquire)?.0 != queue.next_avail() {
-            kick.write(1).map_err(ServeError::Wake)?;
+            notify.write(1).map_err(ServeError::Wake)?;
         }
         if used && queue.needs_notification(memory)? {
-            interrupt.used_buffers().map_err(ServeError::Interrupt)?;
+            interrupt.notify_used_buffers().map_err(ServeError::Interrupt)?;
         }
         Ok(())
     }
 }
 
 impl Pluggable {
-    fn tell_plugged(&self, interrupt: &Interrupt) -> io::Result<()> {
+    fn publish_plugged(&self, interrupt: &Interrupt) -> io::Result<()> {
         let told = self.sizes.set_plugged(self.blocks.plugged());
         interrupt.set_config(&self.sizes.config());
         told
@@ -104,54 +104,54 @@ impl Pluggable {
     }
 
     /// The answer to `request`, and the state where it asks for one (section 5.15.6).
-    fn execute(&mut self, request: Request) -> (Answer, u16) {
+    fn execute(&mut self, request: Request) -> (ResponseType, u16) {
         match request {
-            Request::Plug(named) => (self.plug(named), 0),
-            Request::Unplug(named) => (self.unplug_named(named), 0),
+            Request::Plug(range) => (self.plug(range), 0),
+            Request::Unplug(range) => (self.unplug_range(range), 0),
             Request::UnplugAll => (self.unplug(self.blocks.all()), 0),
             Request::State((address, count)) => match self.blocks.range(address, count) {
-                Some(range) => (Answer::Ack, self.blocks.state(range) as u16),
-                None => (Answer::Error, 0),
+                Some(range) => (ResponseType::Ack, self.blocks.state(range) as u16),
+                None => (ResponseType::Error, 0),
             },
-            Request::Unknown => (Answer::Error, 0),
+            Request::Unknown => (ResponseType::Error, 0),
         }
     }
 
-    fn plug(&mut self, (address, count): Named) -> Answer {
+    fn plug(&mut self, (address, count): BlockRange) -> ResponseType {
         let range = self.blocks.range(address, count);
         let Some(range) = range.filter(|range| self.blocks.state(range.clone()) == State::Unplugged) else {
-            return Answer::Error;
+            return ResponseType::Error;
         };
         let more = u64::from(count) * super::BLOCK_SIZE;
         if self.blocks.plugged() + more > self.sizes.requested() {
-            return Answer::Nack;
+            return ResponseType::Nack;
         }
         self.blocks.set(range, true);
-        Answer::Ack
+        ResponseType::Ack
     }
 
-    fn unplug_named(&mut self, (address, count): Named) -> Answer {
+    fn unplug_range(&mut self, (address, count): BlockRange) -> ResponseType {
         let range = self.blocks.range(address, count);
         match range.filter(|range| self.blocks.state(range.clone()) == State::Plugged) {
             Some(range) => self.unplug(range),
-            None => Answer::Error,
+            None => ResponseType::Error,
         }
     }
 
-    fn unplug(&mut self, range: Range<usize>) -> Answer {
+    fn unplug(&mut self, range: Range<usize>) -> ResponseType {
         if let Err(error) = self.region.discard(range.clone()) {
             tracing::error!(%error, "the host does not take back memory of the guest");
-            return Answer::Error;
+            return ResponseType::Error;
         }
         self.blocks.set(range, false);
-        Answer::Ack
+        ResponseType::Ack
     }
 }
 
 impl MutEventSubscriber for Handler {
     fn init(&mut self, ops: &mut EventOps) {
-        let queues = self.queues.iter().map(|queue| queue.kick.as_raw_fd());
-        for fd in queues.chain([self.pluggable.sizes.asked.as_raw_fd()]) {
+        let queues = self.queues.iter().map(|queue| queue.notify.as_raw_fd());
+        for fd in queues.chain([self.pluggable.sizes.requested_event.as_raw_fd()]) {
             if let Err(error) = ops.add(Events::new_raw(fd, EventSet::IN)) {
                 tracing::error!(%error, "cannot watch the memory device's queue");
             }
@@ -159,10 +159,10 @@ impl MutEventSubscriber for Handler {
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
-        if events.fd() == self.pluggable.sizes.asked.as_raw_fd() {
-            return self.tell_requested();
+        if events.fd() == self.pluggable.sizes.requested_event.as_raw_fd() {
+            return self.notify_requested();
         }
-        self.queues.iter().for_each(VirtQueue::drain);
+        self.queues.iter().for_each(VirtQueue::clear_notification);
         if let Err(error) = self.serve() {
             // A driver that breaks its queue gets nothing more until it resets the device. It may do both for ever, and the
             // log is not its to fill.

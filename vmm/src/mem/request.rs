@@ -35,26 +35,26 @@ pub(super) struct RawResponse {
 unsafe impl ByteValued for RawResponse {}
 
 /// A range of blocks as the driver names it: address of the first, and their number.
-pub(super) type Named = (u64, u16);
+pub(super) type BlockRange = (u64, u16);
 
 /// What the driver wants.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Request {
-    Plug(Named),
-    Unplug(Named),
+    Plug(BlockRange),
+    Unplug(BlockRange),
     UnplugAll,
-    State(Named),
+    State(BlockRange),
     Unknown,
 }
 
 impl From<RawRequest> for Request {
     fn from(raw: RawRequest) -> Self {
-        let named = (raw.address.to_native(), raw.count.to_native());
+        let range = (raw.address.to_native(), raw.count.to_native());
         match raw.kind.to_native() {
-            PLUG => Self::Plug(named),
-            UNPLUG => Self::Unplug(named),
+            PLUG => Self::Plug(range),
+            UNPLUG => Self::Unplug(range),
             UNPLUG_ALL => Self::UnplugAll,
-            STATE => Self::State(named),
+            STATE => Self::State(range),
             _ => Self::Unknown,
         }
     }
@@ -62,7 +62,7 @@ impl From<RawRequest> for Request {
 
 /// `VIRTIO_MEM_RESP_*`. The device is never busy.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Answer {
+pub(super) enum ResponseType {
     Ack = 0,
     /// Not now: it would be more than was asked for.
     Nack = 1,
@@ -72,7 +72,7 @@ pub(super) enum Answer {
 
 impl RawResponse {
     /// An answer, and the state that a request for one is told.
-    pub(super) fn new(answer: Answer, state: u16) -> Self {
+    pub(super) fn new(answer: ResponseType, state: u16) -> Self {
         Self { kind: (answer as u16).into(), padding: Default::default(), state: state.into() }
     }
 }
@@ -95,10 +95,10 @@ mod tests {
             bytes[16] = 7;
             Request::from(*RawRequest::from_slice(&bytes).unwrap())
         };
-        let named = (0x1_0020_0000, 7);
+        let range = (0x1_0020_0000, 7);
         assert_eq!(
             [parse(0), parse(1), parse(2), parse(3), parse(4)],
-            [Request::Plug(named), Request::Unplug(named), Request::UnplugAll, Request::State(named), Request::Unknown]
+            [Request::Plug(range), Request::Unplug(range), Request::UnplugAll, Request::State(range), Request::Unknown]
         );
     }
 }

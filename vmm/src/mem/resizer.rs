@@ -18,12 +18,12 @@ const MIB: u64 = 1 << 20;
 #[derive(Debug, Error)]
 pub enum ResizeError {
     /// Its region ends there, or the host's memory does.
-    #[error("this machine can have {} MiB at most, not {}", most / MIB, asked.div_ceil(MIB))]
+    #[error("this machine can have {} MiB at most, not {}", max / MIB, requested.div_ceil(MIB))]
     TooLarge {
         /// Bytes asked for.
-        asked: u64,
+        requested: u64,
         /// Bytes it can have.
-        most: u64,
+        max: u64,
     },
     /// The region cannot be made memory of the guest.
     #[error(transparent)]
@@ -35,17 +35,17 @@ pub enum ResizeError {
 
 /// What both ends know.
 #[derive(Debug)]
-pub(super) struct Sizes {
+pub(super) struct SharedSizes {
     region: Region,
     requested: AtomicU64,
     plugged: AtomicU64,
     /// Readable when another size was requested.
-    pub(super) asked: EventFd,
+    pub(super) requested_event: EventFd,
     /// Readable when the driver has plugged or unplugged something.
     changed: EventFd,
 }
 
-impl Sizes {
+impl SharedSizes {
     pub(super) fn requested(&self) -> u64 {
         self.requested.load(Ordering::SeqCst)
     }
@@ -71,15 +71,15 @@ pub type Connect = Box<dyn Fn() -> Result<(), KvmError> + Send>;
 
 /// The sandbox's end.
 pub struct Resizer {
-    sizes: Arc<Sizes>,
+    sizes: Arc<SharedSizes>,
     boot_size: u64,
-    most: u64,
+    max: u64,
     connect: Option<Connect>,
 }
 
 impl std::fmt::Debug for Resizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Resizer").field("boot_size", &self.boot_size).field("most", &self.most).finish_non_exhaustive()
+        f.debug_struct("Resizer").field("boot_size", &self.boot_size).field("max", &self.max).finish_non_exhaustive()
     }
 }
 
@@ -88,25 +88,25 @@ impl std::fmt::Debug for Resizer {
 pub struct Pluggable {
     pub(super) blocks: Blocks,
     pub(super) region: Region,
-    pub(super) sizes: Arc<Sizes>,
+    pub(super) sizes: Arc<SharedSizes>,
 }
 
 /// Both ends of the memory device of a machine that boots with `boot_size` bytes and may have `most`.
 ///
 /// # Errors
 /// There is no descriptor left.
-pub fn pluggable(region: Region, boot_size: u64, most: u64, connect: Connect) -> io::Result<(Resizer, Pluggable)> {
+pub fn pluggable(region: Region, boot_size: u64, max: u64, connect: Connect) -> io::Result<(Resizer, Pluggable)> {
     let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
-    let sizes = Arc::new(Sizes {
+    let sizes = Arc::new(SharedSizes {
         region: region.clone(),
         requested: AtomicU64::new(0),
         plugged: AtomicU64::new(0),
-        asked: event()?,
+        requested_event: event()?,
         changed: event()?,
     });
-    let most = most.min(boot_size + region.length());
+    let max = max.min(boot_size + region.length());
     let blocks = Blocks::new(region.start().0, region.length());
-    let resizer = Resizer { sizes: Arc::clone(&sizes), boot_size, most, connect: Some(connect) };
+    let resizer = Resizer { sizes: Arc::clone(&sizes), boot_size, max, connect: Some(connect) };
     Ok((resizer, Pluggable { blocks, region, sizes }))
 }
 
@@ -117,8 +117,8 @@ impl Resizer {
     /// # Errors
     /// It cannot be that large, or the region cannot be made memory of the guest.
     pub fn request(&mut self, size: u64) -> Result<u64, ResizeError> {
-        if size > self.most {
-            return Err(ResizeError::TooLarge { asked: size, most: self.most });
+        if size > self.max {
+            return Err(ResizeError::TooLarge { requested: size, max: self.max });
         }
         let requested = size.saturating_sub(self.boot_size).next_multiple_of(BLOCK_SIZE);
         if requested > 0
@@ -127,7 +127,7 @@ impl Resizer {
             connect()?;
             self.connect = None;
         }
-        self.ask(requested).map_err(ResizeError::Wake)?;
+        self.set_requested(requested).map_err(ResizeError::Wake)?;
         Ok(self.boot_size + requested)
     }
 
@@ -136,12 +136,12 @@ impl Resizer {
     /// # Errors
     /// The device cannot be told.
     pub fn settle(&self) -> io::Result<()> {
-        self.ask(self.plugged())
+        self.set_requested(self.plugged())
     }
 
-    fn ask(&self, requested: u64) -> io::Result<()> {
+    fn set_requested(&self, requested: u64) -> io::Result<()> {
         self.sizes.requested.store(requested, Ordering::SeqCst);
-        self.sizes.asked.write(1)
+        self.sizes.requested_event.write(1)
     }
 
     /// The bytes the guest has now.

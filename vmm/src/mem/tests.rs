@@ -34,7 +34,7 @@ fn ends(mapping: Arc<GuestRegionMmap<()>>) -> (Resizer, Pluggable) {
 }
 
 /// A working driver, and who asks it to have more memory.
-fn driven(event_loop: &LoopThread) -> (Driver<Mem>, Resizer) {
+fn set_up_driver(event_loop: &LoopThread) -> (Driver<Mem>, Resizer) {
     let (resizer, pluggable) = ends(mapping());
     let mut driver = Driver::new(Mem::new(pluggable, event_loop.handle(), None));
     driver.set_up();
@@ -113,7 +113,7 @@ fn it_plugs_memory_through_its_whole_life() {
 #[test]
 fn the_driver_is_told_of_the_region_and_of_what_it_is_asked_for() {
     let event_loop = LoopThread::start();
-    let (driver, mut resizer) = driven(&event_loop);
+    let (driver, mut resizer) = set_up_driver(&event_loop);
     let (generation, length) = (driver.register(0xfc), BLOCKS * BLOCK_SIZE);
     assert_eq!(
         [0, 1, 2, 3, 4, 5, 6].map(|number| field(&driver, number)),
@@ -130,8 +130,8 @@ fn the_driver_is_told_of_the_region_and_of_what_it_is_asked_for() {
 #[test]
 fn no_more_is_plugged_than_was_asked_for() {
     let event_loop = LoopThread::start();
-    let (mut driver, mut resizer) = driven(&event_loop);
-    assert_eq!(ask(&mut driver, PLUG, 0, 1), NACK, "before anything was asked for");
+    let (mut driver, mut resizer) = set_up_driver(&event_loop);
+    assert_eq!(ask(&mut driver, PLUG, 0, 1), NACK, "before anything was requested");
     grow(&driver, &mut resizer, 3);
     assert_eq!(ask(&mut driver, PLUG, 0, 4), NACK);
     assert_eq!(ask(&mut driver, PLUG, 5, 3), ACK);
@@ -145,7 +145,7 @@ fn no_more_is_plugged_than_was_asked_for() {
 #[test]
 fn requests_that_make_no_sense_are_errors_and_change_nothing() {
     let event_loop = LoopThread::start();
-    let (mut driver, mut resizer) = driven(&event_loop);
+    let (mut driver, mut resizer) = set_up_driver(&event_loop);
     grow(&driver, &mut resizer, BLOCKS);
     assert_eq!(ask(&mut driver, PLUG, 2, 4), ACK);
     for (kind, block, count) in [
@@ -198,16 +198,16 @@ fn what_was_in_an_unplugged_block_is_gone() {
 #[test]
 fn chains_that_are_no_requests_are_given_back_untouched() {
     let event_loop = LoopThread::start();
-    let (mut driver, mut resizer) = driven(&event_loop);
+    let (mut driver, mut resizer) = set_up_driver(&event_loop);
     grow(&driver, &mut resizer, 1);
     let whole = request(PLUG, START, 1);
     assert!(driver.request(0, &[&whole[..23]], &[10]).is_empty());
     assert!(driver.request(0, &[&whole], &[9]).is_empty());
     assert!(driver.request(0, &[&whole], &[]).is_empty());
     assert!(driver.request(0, &[], &[64]).is_empty());
-    let outside = driver.offer_at(0, u64::MAX - 10, 64);
+    let outside = driver.make_available_at(0, u64::MAX - 10, 64);
     driver.notify(0);
-    assert_eq!(driver.take_used_unread(0), (outside, 0));
+    assert_eq!(driver.take_used_element(0), (outside, 0));
     assert_eq!(resizer.size(), BOOT_SIZE);
     let split = driver.request(0, &[&whole[..5], &whole[5..]], &[3, 7]);
     assert_eq!(split, [0; 10], "a request may be in as many pieces as the driver likes");
@@ -219,9 +219,9 @@ fn a_size_is_whole_blocks_between_that_at_boot_and_the_most() {
     let (mut resizer, _pluggable) = ends(mapping());
     assert_eq!(resizer.request(0).unwrap(), BOOT_SIZE);
     assert_eq!(resizer.request(BOOT_SIZE + 1).unwrap(), BOOT_SIZE + BLOCK_SIZE);
-    let most = BOOT_SIZE + BLOCKS * BLOCK_SIZE;
-    assert_eq!(resizer.request(most).unwrap(), most);
-    let error = resizer.request(most + 1).unwrap_err().to_string();
+    let max = BOOT_SIZE + BLOCKS * BLOCK_SIZE;
+    assert_eq!(resizer.request(max).unwrap(), max);
+    let error = resizer.request(max + 1).unwrap_err().to_string();
     assert_eq!(error, "this machine can have 96 MiB at most, not 97");
     let region = Region::new(mapping()).unwrap();
     let (mut poor, _pluggable) = pluggable(region, BOOT_SIZE, BOOT_SIZE + BLOCK_SIZE, Box::new(|| Ok(()))).unwrap();

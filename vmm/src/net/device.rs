@@ -17,7 +17,7 @@ use super::handler::{Handler, RX, TX};
 use super::slot::{Link, Slot};
 use crate::event_loop::LoopHandle;
 use crate::virtio::device::{ActivateError, Activation, VirtQueue, VirtioDevice};
-use crate::virtio::work::Work;
+use crate::virtio::event_loop_backend::EventLoopBackend;
 
 /// Frames that can wait in a queue. Linux fills the receive queue with a page or less for each.
 const QUEUE_SIZES: [u16; 2] = [256, 256];
@@ -51,9 +51,9 @@ pub struct NetState {}
 pub struct Net {
     address: [u8; 6],
     link: Arc<Link>,
-    work: Work<Slot, Handler>,
+    backend: EventLoopBackend<Slot, Handler>,
     /// The driver remembers a link that was another machine's.
-    stale: bool,
+    notify_link: bool,
 }
 
 impl Net {
@@ -61,7 +61,7 @@ impl Net {
     #[must_use]
     pub fn new(slot: Slot, event_loop: LoopHandle, state: Option<NetState>) -> Self {
         let (address, link) = (slot.address(), Arc::clone(&slot.link));
-        Self { address, link, work: Work::new(event_loop, slot), stale: state.is_some() }
+        Self { address, link, backend: EventLoopBackend::new(event_loop, slot), notify_link: state.is_some() }
     }
 }
 
@@ -90,12 +90,12 @@ impl VirtioDevice for Net {
                 return Err(ActivateError::QueueDisabled(index));
             }
         }
-        let stale = &mut self.stale;
-        self.work.begin(|slot| Handler::new(activation, slot, std::mem::take(stale)))
+        let notify_link = &mut self.notify_link;
+        self.backend.activate(|slot| Handler::new(activation, slot, std::mem::take(notify_link)))
     }
 
-    fn quiesce(&mut self) -> Vec<VirtQueue> {
-        self.work.end("network", Handler::into_parts)
+    fn deactivate(&mut self) -> Vec<VirtQueue> {
+        self.backend.deactivate("network", Handler::into_parts)
     }
 
     fn save(&self) -> NetState {

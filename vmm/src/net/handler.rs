@@ -12,7 +12,7 @@ use super::chain::{self, Access};
 use super::header::{self, HEADER_LEN, MAX_FRAME};
 use super::slot::Slot;
 use super::tap::Tap;
-use super::used::{self, UsedChain};
+use super::used_ring::{self, UsedChain};
 use crate::virtio::device::{Activation, Interrupt, Memory, VirtQueue};
 
 /// Index of the queue that carries frames to the guest.
@@ -31,19 +31,19 @@ pub(super) struct Handler {
     features: u64,
     slot: Slot,
     /// The driver has to look at the link.
-    stale: bool,
+    notify_link: bool,
     /// A frame from the tap, as long as `held` says; 0 where there is none that waits for buffers.
     frame: Box<[u8]>,
-    held: usize,
+    pending: usize,
     /// Why the tap cannot be read any more.
     failed: Option<io::Error>,
 }
 
 impl Handler {
-    pub(super) fn new(activation: Activation, slot: Slot, stale: bool) -> Self {
+    pub(super) fn new(activation: Activation, slot: Slot, notify_link: bool) -> Self {
         let Activation { memory, queues, interrupt, features } = activation;
         let frame = vec![0; MAX_FRAME].into_boxed_slice();
-        Self { memory, queues, interrupt, features, slot, stale, frame, held: 0, failed: None }
+        Self { memory, queues, interrupt, features, slot, notify_link, frame, pending: 0, failed: None }
     }
 
     pub(super) fn into_parts(self) -> (Vec<VirtQueue>, Slot) {
@@ -51,7 +51,7 @@ impl Handler {
     }
 
     /// Begins to work with a tap that was attached, or that a reset driver left.
-    fn bring_up(&mut self, ops: &mut EventOps) {
+    fn start_tap(&mut self, ops: &mut EventOps) {
         let Some(tap) = &self.slot.tap else { return };
         if let Err(error) = tap.set_offloads(self.features) {
             // The tap does that work itself then, which is slower and no less right.
@@ -62,42 +62,42 @@ impl Handler {
             return tracing::error!(%error, "cannot watch a tap");
         }
         self.slot.link.set_up();
-        self.tell_link();
+        self.notify_link_state();
     }
 
     /// A tap that fails is gone: somebody has deleted the interface.
-    fn lose_failed(&mut self, ops: &mut EventOps) {
+    fn detach_failed_tap(&mut self, ops: &mut EventOps) {
         let Some(error) = self.failed.take() else { return };
         let Some(tap) = self.slot.tap.take() else { return };
         tracing::info!(slot = self.slot.number, %error, "a network interface is gone");
         if let Err(error) = ops.remove(Events::empty(&tap)) {
             tracing::error!(%error, "cannot stop watching a tap");
         }
-        self.held = 0;
+        self.pending = 0;
         self.slot.link.set_down();
-        self.tell_link();
+        self.notify_link_state();
     }
 
-    fn tell_link(&self) {
-        if let Err(error) = self.interrupt.config_changed(&self.slot.link.config(self.slot.address())) {
+    fn notify_link_state(&self) {
+        if let Err(error) = self.interrupt.notify_config_change(&self.slot.link.config(self.slot.address())) {
             tracing::error!(%error, "cannot tell the guest of its network link");
         }
     }
 
     /// Does what there is to do, and tells the driver once.
     fn serve(&mut self) {
-        let told = [RX, TX].map(|index| self.queues[index].queue.next_used());
+        let notified = [RX, TX].map(|index| self.queues[index].queue.next_used());
         for (index, moved) in [(TX, self.transmit()), (RX, self.receive())] {
             if moved == BATCH {
                 // There may be more; the loop comes back to it after it looked at everybody else.
-                let _ = self.queues[index].kick.write(1);
+                let _ = self.queues[index].notify.write(1);
             }
         }
         let wanted = [RX, TX].into_iter().any(|index| {
             let queue = &self.queues[index].queue;
-            queue.next_used() != told[index] && used::wants_interrupt(queue, &self.memory, told[index])
+            queue.next_used() != notified[index] && used_ring::needs_notification(queue, &self.memory, notified[index])
         });
-        if wanted && let Err(error) = self.interrupt.used_buffers() {
+        if wanted && let Err(error) = self.interrupt.notify_used_buffers() {
             tracing::error!(%error, "cannot interrupt the guest");
         }
     }
@@ -122,7 +122,7 @@ impl Handler {
     /// Moves frames from the tap to the guest, as long as it has buffers for them.
     fn receive(&mut self) -> usize {
         for moved in 0..BATCH {
-            if !self.hold_frame() || !self.deliver() {
+            if !self.read_frame() || !self.deliver() {
                 return moved;
             }
         }
@@ -130,11 +130,11 @@ impl Handler {
     }
 
     /// Sees to it that there is a frame to deliver; false where there is none.
-    fn hold_frame(&mut self) -> bool {
-        while self.held == 0 {
+    fn read_frame(&mut self) -> bool {
+        while self.pending == 0 {
             let Some(tap) = &self.slot.tap else { return false };
             match tap.read(&mut self.frame) {
-                Ok(length) if length > HEADER_LEN => self.held = length,
+                Ok(length) if length > HEADER_LEN => self.pending = length,
                 Ok(0) => self.failed = Some(io::ErrorKind::UnexpectedEof.into()),
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
@@ -150,13 +150,13 @@ impl Handler {
 
     /// Puts the held frame into the guest's buffers; false where they do not suffice yet.
     fn deliver(&mut self) -> bool {
-        let Self { memory, queues, features, frame, held, .. } = self;
+        let Self { memory, queues, features, frame, pending, .. } = self;
         let queue = &mut queues[RX].queue;
         let most = if *features & (1 << VIRTIO_NET_F_MRG_RXBUF) != 0 { queue.size() } else { 1 };
-        let Some(room) = Room::find(queue, memory, *held, most) else { return false };
-        let used = room.fill(&mut frame[..*held]);
-        *held = 0;
-        if let Err(error) = used::publish(queue, memory, &used) {
+        let Some(buffers) = ReceiveBuffers::find(queue, memory, *pending, most) else { return false };
+        let used = buffers.fill(&mut frame[..*pending]);
+        *pending = 0;
+        if let Err(error) = used_ring::add_used(queue, memory, &used) {
             tracing::debug!(%error, "cannot give chains back to the guest");
         }
         true
@@ -164,20 +164,20 @@ impl Handler {
 }
 
 /// Buffers of the guest that take a frame together, or that turned out to be none.
-struct Room<'m> {
+struct ReceiveBuffers<'m> {
     chains: Vec<(u16, Vec<VolatileSlice<'m>>)>,
-    enough: bool,
+    sufficient: bool,
 }
 
-impl<'m> Room<'m> {
+impl<'m> ReceiveBuffers<'m> {
     /// Takes chains until they hold `length` bytes. `None`, with nothing taken, where the driver has to offer more;
     /// room that is not enough, where `most` chains do not suffice.
     fn find(queue: &mut Queue, memory: &'m Memory, length: usize, most: u16) -> Option<Self> {
-        let mut room = Self { chains: Vec::new(), enough: false };
+        let mut buffers = Self { chains: Vec::new(), sufficient: false };
         let mut found = 0;
-        while !room.enough && room.chains.len() < usize::from(most) {
+        while !buffers.sufficient && buffers.chains.len() < usize::from(most) {
             let Some(mut chain) = next_chain(queue, memory) else {
-                room.chains.iter().for_each(|_| queue.go_to_previous_position());
+                buffers.chains.iter().for_each(|_| queue.go_to_previous_position());
                 return None;
             };
             let slices = chain::slices(&mut chain, memory, Access::Write).unwrap_or_else(|| {
@@ -185,17 +185,17 @@ impl<'m> Room<'m> {
                 Vec::new()
             });
             found += chain::length(&slices);
-            room.chains.push((chain.head_index(), slices));
-            room.enough = found >= length;
+            buffers.chains.push((chain.head_index(), slices));
+            buffers.sufficient = found >= length;
         }
-        Some(room)
+        Some(buffers)
     }
 
     /// Copies the frame in: the chains and how much is in each. A frame there is not enough room for is dropped, and the
     /// chains are given back empty.
     fn fill(&self, frame: &mut [u8]) -> Vec<UsedChain> {
         header::set_buffers(frame, u16::try_from(self.chains.len()).unwrap_or(u16::MAX));
-        let mut rest = if self.enough { &*frame } else { &[] };
+        let mut rest = if self.sufficient { &*frame } else { &[] };
         let fill_one = |(head, slices): &(u16, Vec<VolatileSlice<'m>>)| {
             let before = rest.len();
             for slice in slices {
@@ -217,32 +217,32 @@ fn send(tap: Option<&Tap>, frame: &[VolatileSlice<'_>]) {
 
 impl MutEventSubscriber for Handler {
     fn init(&mut self, ops: &mut EventOps) {
-        let queues = self.queues.iter().map(|queue| queue.kick.as_raw_fd());
-        for fd in queues.chain([self.slot.link.attached.as_raw_fd()]) {
+        let queues = self.queues.iter().map(|queue| queue.notify.as_raw_fd());
+        for fd in queues.chain([self.slot.link.attach_event.as_raw_fd()]) {
             if let Err(error) = ops.add(Events::new_raw(fd, EventSet::IN)) {
                 tracing::error!(%error, "cannot watch a network queue");
             }
         }
-        if std::mem::take(&mut self.stale) {
-            self.tell_link();
+        if std::mem::take(&mut self.notify_link) {
+            self.notify_link_state();
         }
-        self.bring_up(ops);
+        self.start_tap(ops);
         self.serve();
-        self.lose_failed(ops);
+        self.detach_failed_tap(ops);
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
-        if events.fd() == self.slot.link.attached.as_raw_fd() {
+        if events.fd() == self.slot.link.attach_event.as_raw_fd() {
             // Nothing to read means that somebody has read it: the channel is looked at all the same.
-            let _ = self.slot.link.attached.read();
+            let _ = self.slot.link.attach_event.read();
             if self.slot.take_attached().is_some() {
-                self.bring_up(ops);
+                self.start_tap(ops);
             }
-        } else if let Some(queue) = self.queues.iter().find(|queue| queue.kick.as_raw_fd() == events.fd()) {
-            queue.drain();
+        } else if let Some(queue) = self.queues.iter().find(|queue| queue.notify.as_raw_fd() == events.fd()) {
+            queue.clear_notification();
         }
         self.serve();
-        self.lose_failed(ops);
+        self.detach_failed_tap(ops);
     }
 }
 

@@ -19,7 +19,7 @@ mod slot;
 mod tap;
 #[cfg(test)]
 mod tests;
-mod used;
+mod used_ring;
 
 pub use device::{Net, NetState};
 pub use slot::{AttachError, Slot, SlotHandle, Slots, slot};

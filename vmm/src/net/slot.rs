@@ -32,11 +32,11 @@ pub enum AttachError {
 #[derive(Debug)]
 pub(super) struct Link {
     /// From the moment a tap is on its way until it is lost.
-    taken: AtomicBool,
+    in_use: AtomicBool,
     /// Whether the driver is to see a carrier.
     up: AtomicBool,
     /// Readable when a tap is on its way.
-    pub(super) attached: EventFd,
+    pub(super) attach_event: EventFd,
 }
 
 impl Link {
@@ -59,7 +59,7 @@ impl Link {
     /// The tap is lost: the slot can be used again.
     pub(super) fn set_down(&self) {
         self.up.store(false, Ordering::SeqCst);
-        self.taken.store(false, Ordering::SeqCst);
+        self.in_use.store(false, Ordering::SeqCst);
     }
 }
 
@@ -86,8 +86,8 @@ pub struct Slot {
 /// # Errors
 /// There is no descriptor left.
 pub fn slot(number: u8) -> io::Result<(SlotHandle, Slot)> {
-    let attached = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-    let link = Arc::new(Link { taken: AtomicBool::new(false), up: AtomicBool::new(false), attached });
+    let attach_event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+    let link = Arc::new(Link { in_use: AtomicBool::new(false), up: AtomicBool::new(false), attach_event });
     let (sender, taps) = channel();
     Ok((SlotHandle { link: Arc::clone(&link), taps: sender }, Slot { number, link, taps, tap: None }))
 }
@@ -95,7 +95,7 @@ pub fn slot(number: u8) -> io::Result<(SlotHandle, Slot)> {
 impl SlotHandle {
     /// Whether no tap is attached or on its way.
     fn is_free(&self) -> bool {
-        !self.link.taken.load(Ordering::SeqCst)
+        !self.link.in_use.load(Ordering::SeqCst)
     }
 
     /// Hands `tap` to the device, which takes it when its driver works.
@@ -103,9 +103,9 @@ impl SlotHandle {
     /// # Errors
     /// The device is gone or cannot be told.
     pub fn attach(&self, tap: Tap) -> Result<(), AttachError> {
-        self.link.taken.store(true, Ordering::SeqCst);
+        self.link.in_use.store(true, Ordering::SeqCst);
         self.taps.send(tap).map_err(|_| AttachError::Gone)?;
-        self.link.attached.write(1).map_err(AttachError::Wake)
+        self.link.attach_event.write(1).map_err(AttachError::Wake)
     }
 }
 

@@ -35,7 +35,7 @@ pub struct VirtQueue {
     /// The virtqueue.
     pub queue: Queue,
     /// Readable when the driver notified.
-    pub kick: EventFd,
+    pub notify: EventFd,
 }
 
 impl VirtQueue {
@@ -44,20 +44,20 @@ impl VirtQueue {
     /// # Panics
     /// `size` is not a power of two up to 32768: a device asked for what virtio does not have.
     #[must_use]
-    pub fn new(size: u16, kick: EventFd) -> Self {
-        Self { queue: Queue::new(size).expect("the size of a virtqueue is a power of two"), kick }
+    pub fn new(size: u16, notify: EventFd) -> Self {
+        Self { queue: Queue::new(size).expect("the size of a virtqueue is a power of two"), notify }
     }
 
     /// Forgets what the driver set up, and that it notified.
     pub(super) fn reset(&mut self) {
         self.queue.reset();
-        self.drain();
+        self.clear_notification();
     }
 
     /// Takes note of the driver's notifications so far: from here on, `kick` is readable only when a new one comes.
-    pub fn drain(&self) {
+    pub fn clear_notification(&self) {
         // It has nothing to read where the driver did not notify.
-        let _ = self.kick.read();
+        let _ = self.notify.read();
     }
 }
 
@@ -85,7 +85,7 @@ impl Interrupt {
     }
 
     /// Tells the driver that a queue has used buffers.
-    pub fn used_buffers(&self) -> std::io::Result<()> {
+    pub fn notify_used_buffers(&self) -> std::io::Result<()> {
         self.line.write(1)
     }
 
@@ -95,14 +95,14 @@ impl Interrupt {
     }
 
     /// Tells the driver that the device's configuration space is `config` from now on. At most one field changes.
-    pub fn config_changed(&self, config: &[u8]) -> std::io::Result<()> {
+    pub fn notify_config_change(&self, config: &[u8]) -> std::io::Result<()> {
         self.registers.store_config(config);
         self.registers.at(register::CONFIG_GENERATION).fetch_add(1, Ordering::SeqCst);
-        self.status_changed()
+        self.notify_status_change()
     }
 
     /// Tells the driver that the device needs a reset.
-    pub(super) fn status_changed(&self) -> std::io::Result<()> {
+    pub(super) fn notify_status_change(&self) -> std::io::Result<()> {
         self.registers.at(register::INTERRUPT_STATUS).fetch_or(VIRTIO_MMIO_INT_CONFIG, Ordering::SeqCst);
         self.line.write(1)
     }
@@ -174,7 +174,7 @@ pub trait VirtioDevice: Send {
     fn queue_sizes(&self) -> &[u16];
 
     /// The device configuration space; bytes past its end read as zero. While the device is active, changes are told with
-    /// [`Interrupt::config_changed`]. Drivers write none of it.
+    /// [`Interrupt::notify_config_change`]. Drivers write none of it.
     fn config(&self) -> Vec<u8> {
         Vec::new()
     }
@@ -187,7 +187,7 @@ pub trait VirtioDevice: Send {
 
     /// Stops working and hands the queues back, as they were given; empty where the device was inactive. When this
     /// returns, nothing touches guest memory on the device's behalf any more.
-    fn quiesce(&mut self) -> Vec<VirtQueue>;
+    fn deactivate(&mut self) -> Vec<VirtQueue>;
 
     /// The backend's state. Called while the device is inactive.
     fn save(&self) -> Self::State;

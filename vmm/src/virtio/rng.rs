@@ -58,7 +58,7 @@ impl VirtioDevice for Rng {
         Ok(())
     }
 
-    fn quiesce(&mut self) -> Vec<VirtQueue> {
+    fn deactivate(&mut self) -> Vec<VirtQueue> {
         let handler = self.active.take().map(|registration| self.event_loop.remove(registration));
         match handler {
             Some(Ok(handler)) => vec![handler.queue],
@@ -95,10 +95,10 @@ impl RngHandler {
             used = true;
         }
         if queue.avail_idx(&self.memory, Ordering::Acquire)?.0 != queue.next_avail() {
-            self.queue.kick.write(1).map_err(ServeError::Kick)?;
+            self.queue.notify.write(1).map_err(ServeError::Notify)?;
         }
         if used && queue.needs_notification(&self.memory)? {
-            self.interrupt.used_buffers().map_err(ServeError::Interrupt)?;
+            self.interrupt.notify_used_buffers().map_err(ServeError::Interrupt)?;
         }
         Ok(())
     }
@@ -140,14 +140,14 @@ enum ServeError {
     #[error("the host gives no random bytes")]
     Random(#[source] std::io::Error),
     #[error("cannot go on with the queue later")]
-    Kick(#[source] std::io::Error),
+    Notify(#[source] std::io::Error),
     #[error("cannot interrupt the guest")]
     Interrupt(#[source] std::io::Error),
 }
 
 impl MutEventSubscriber for RngHandler {
     fn process(&mut self, events: Events, ops: &mut EventOps) {
-        self.queue.drain();
+        self.queue.clear_notification();
         if let Err(error) = self.serve() {
             // A driver that breaks its queue gets nothing more until it resets the device. It may do both for ever, and the
             // log is not its to fill.
@@ -159,7 +159,7 @@ impl MutEventSubscriber for RngHandler {
     }
 
     fn init(&mut self, ops: &mut EventOps) {
-        if let Err(error) = ops.add(Events::new(&self.queue.kick, EventSet::IN)) {
+        if let Err(error) = ops.add(Events::new(&self.queue.notify, EventSet::IN)) {
             tracing::error!(%error, "cannot listen to the entropy device's queue");
         }
     }
@@ -192,7 +192,7 @@ mod tests {
         let mut driver = Driver::new(Rng::new(event_loop.handle(), None));
         driver.set_up();
         for _ in 0..3 {
-            let heads: Vec<u16> = (0..QUEUE_SIZES[0]).map(|_| driver.offer(0, &[], &[16])).collect();
+            let heads: Vec<u16> = (0..QUEUE_SIZES[0]).map(|_| driver.make_available(0, &[], &[16])).collect();
             driver.notify(0);
             assert_eq!(heads, heads.iter().map(|_| driver.wait_used(0).head).collect::<Vec<_>>());
         }
@@ -203,10 +203,10 @@ mod tests {
         let event_loop = LoopThread::start();
         let mut driver = Driver::new(Rng::new(event_loop.handle(), None));
         driver.set_up();
-        driver.offer_at(0, u64::MAX - 10, 64);
+        driver.make_available_at(0, u64::MAX - 10, 64);
         driver.notify(0);
         std::thread::sleep(Duration::from_millis(50));
-        driver.offer(0, &[], &[16]);
+        driver.make_available(0, &[], &[16]);
         driver.notify(0);
         std::thread::sleep(Duration::from_millis(50));
         assert_eq!(driver.take_used(0), None);

@@ -69,7 +69,7 @@ pub enum RestoreError {
     Queue(usize, #[source] virtio_queue::Error),
     /// A doorbell cannot be rung.
     #[error("cannot notify queue {0}")]
-    Kick(usize, #[source] std::io::Error),
+    Notify(usize, #[source] std::io::Error),
 }
 
 /// Gives `queues` the positions of `saved`, and rings the doorbells of those in use.
@@ -80,7 +80,7 @@ pub(super) fn restore_queues(queues: &mut [VirtQueue], saved: &[SavedQueue]) -> 
     for (index, (queue, SavedQueue(state))) in queues.iter_mut().zip(saved).enumerate() {
         queue.queue = Queue::try_from(*state).map_err(|error| RestoreError::Queue(index, error))?;
         if state.ready {
-            queue.kick.write(1).map_err(|error| RestoreError::Kick(index, error))?;
+            queue.notify.write(1).map_err(|error| RestoreError::Notify(index, error))?;
         }
     }
     Ok(())

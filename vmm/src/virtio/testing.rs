@@ -17,7 +17,7 @@ use crate::event_loop::{EventLoop, LoopHandle};
 use crate::machine::bus::Registers;
 
 /// How long a device may take to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where the driver puts a queue's rings, and behind them its buffers.
 const QUEUE_AREA: u64 = 1 << 20;
@@ -38,7 +38,7 @@ pub(crate) fn life_cycle<D: VirtioDevice>(
 
     let saved = serde_json::to_string(&driver.transport.save()).expect("a saved device is serialised");
     let state: super::state::TransportState<D::State> = serde_json::from_str(&saved).expect("and read again");
-    assert_eq!(state.queues.len(), driver.kicks.len(), "the device did not hand all its queues back");
+    assert_eq!(state.queues.len(), driver.notify_events.len(), "the device did not hand all its queues back");
     let device = serde_json::from_value(serde_json::to_value(&state.device).unwrap()).unwrap();
     let mut driver = driver.restored(make(Some(device)), &state);
     work(&mut driver);
@@ -91,8 +91,8 @@ impl Drop for LoopThread {
 
 /// What the device did with a chain.
 #[derive(Debug, Eq, PartialEq)]
-pub(crate) struct Used {
-    /// Number of the chain's first descriptor, as [`Driver::offer`] returned it.
+pub(crate) struct UsedChain {
+    /// Number of the chain's first descriptor, as [`Driver::make_available`] returned it.
     pub(crate) head: u16,
     /// What it wrote, of the writable buffers one after the other.
     pub(crate) data: Vec<u8>,
@@ -103,7 +103,7 @@ pub(crate) struct Driver<D: VirtioDevice> {
     pub(crate) transport: MmioTransport<D>,
     registers: RegisterPage,
     pub(crate) memory: Memory,
-    kicks: Vec<EventFd>,
+    notify_events: Vec<EventFd>,
     line: Arc<EventFd>,
     rings: Vec<Ring>,
     event_idx: bool,
@@ -138,21 +138,21 @@ impl<D: VirtioDevice> Driver<D> {
         let count = device.queue_sizes().len() as u64;
         let size = usize::try_from(QUEUE_AREA * (count + 1)).unwrap();
         let memory = Memory::from_ranges(&[(GuestAddress(0), size)]).unwrap();
-        let (queues, kicks) = queues(&device);
+        let (queues, notify_events) = queues(&device);
         let line = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
         let registers = RegisterPage::map(1).unwrap()[0];
         let interrupt = Interrupt::new(registers, Arc::clone(&line));
         let transport = MmioTransport::new(device, queues, memory.clone(), interrupt);
-        Self { transport, registers, memory, kicks, line, rings: Vec::new(), event_idx: false }
+        Self { transport, registers, memory, notify_events, line, rings: Vec::new(), event_idx: false }
     }
 
     /// The same driver in a restored machine.
     fn restored(self, device: D, state: &super::state::TransportState<D::State>) -> Self {
-        let (queues, kicks) = queues(&device);
+        let (queues, notify_events) = queues(&device);
         let registers = RegisterPage::map(1).unwrap()[0];
         let interrupt = Interrupt::new(registers, Arc::clone(&self.line));
         let transport = MmioTransport::restore(device, queues, self.memory.clone(), interrupt, state).unwrap();
-        Self { transport, registers, kicks, ..self }
+        Self { transport, registers, notify_events, ..self }
     }
 
     /// Reads a register.
@@ -178,7 +178,7 @@ impl<D: VirtioDevice> Driver<D> {
         }
         self.set_register(0x70, 1 | 2 | 8);
         assert_eq!(self.register(0x70), 1 | 2 | 8, "the device does not accept its own features");
-        self.rings = (0..self.kicks.len()).map(|index| self.set_up_queue(index)).collect();
+        self.rings = (0..self.notify_events.len()).map(|index| self.set_up_queue(index)).collect();
         self.set_register(0x70, 1 | 2 | 8 | 4);
         assert_eq!(self.register(0x70), 1 | 2 | 8 | 4, "the device was not activated");
     }
@@ -208,12 +208,12 @@ impl<D: VirtioDevice> Driver<D> {
 
     /// Puts a chain into a queue: buffers for the device to read, then buffers of so many bytes for it to write. The
     /// device is not notified.
-    pub(crate) fn offer(&mut self, queue: usize, readable: &[&[u8]], writable: &[u32]) -> u16 {
+    pub(crate) fn make_available(&mut self, queue: usize, readable: &[&[u8]], writable: &[u32]) -> u16 {
         let ring = &mut self.rings[queue];
         let head = ring.next_descriptor % ring.size;
         let count = readable.len() + writable.len();
         let lengths = readable.iter().map(|bytes| u32::try_from(bytes.len()).unwrap()).chain(writable.iter().copied());
-        let mut places = Vec::new();
+        let mut buffers = Vec::new();
         for (position, length) in lengths.enumerate() {
             let address = ring.next_buffer;
             ring.next_buffer += u64::from(length);
@@ -230,10 +230,10 @@ impl<D: VirtioDevice> Driver<D> {
             self.memory.write_obj(next, GuestAddress(descriptor.0 + 14)).unwrap();
             match readable.get(position) {
                 Some(bytes) => self.memory.write_slice(bytes, GuestAddress(address)).unwrap(),
-                None => places.push((address, length)),
+                None => buffers.push((address, length)),
             }
         }
-        ring.writable.insert(head, places);
+        ring.writable.insert(head, buffers);
         let slot = ring.avail() + 4 + 2 * u64::from(ring.avail_idx % ring.size);
         self.memory.write_obj(head, GuestAddress(slot)).unwrap();
         ring.avail_idx = ring.avail_idx.wrapping_add(1);
@@ -242,8 +242,8 @@ impl<D: VirtioDevice> Driver<D> {
     }
 
     /// Puts a buffer for the device to write at any address into a queue, as no honest driver does.
-    pub(crate) fn offer_at(&mut self, queue: usize, address: u64, length: u32) -> u16 {
-        let head = self.offer(queue, &[], &[length]);
+    pub(crate) fn make_available_at(&mut self, queue: usize, address: u64, length: u32) -> u16 {
+        let head = self.make_available(queue, &[], &[length]);
         let descriptor = self.rings[queue].base + 16 * u64::from(head);
         self.memory.write_obj(address, GuestAddress(descriptor)).unwrap();
         head
@@ -251,14 +251,14 @@ impl<D: VirtioDevice> Driver<D> {
 
     /// Rings a queue's doorbell.
     pub(crate) fn notify(&self, queue: usize) {
-        self.kicks[queue].write(1).unwrap();
+        self.notify_events[queue].write(1).unwrap();
     }
 
     /// The next chain the device is done with; waits for an interrupt where there is none yet.
-    pub(crate) fn wait_used(&mut self, queue: usize) -> Used {
-        let deadline = Instant::now() + PATIENCE;
+    pub(crate) fn wait_used(&mut self, queue: usize) -> UsedChain {
+        let deadline = Instant::now() + TIMEOUT;
         loop {
-            self.ask_for_interrupt(queue);
+            self.set_used_event(queue);
             if let Some(used) = self.take_used(queue) {
                 return used;
             }
@@ -272,8 +272,8 @@ impl<D: VirtioDevice> Driver<D> {
     }
 
     /// Head and length of the next used chain, whose buffers are nowhere to be read; waits for it.
-    pub(crate) fn take_used_unread(&mut self, queue: usize) -> (u16, u32) {
-        let deadline = Instant::now() + PATIENCE;
+    pub(crate) fn take_used_element(&mut self, queue: usize) -> (u16, u32) {
+        let deadline = Instant::now() + TIMEOUT;
         let ring = &mut self.rings[queue];
         while self.memory.load::<u16>(GuestAddress(ring.used() + 2), Ordering::SeqCst).unwrap() == ring.used_idx {
             assert!(Instant::now() < deadline, "the device did not use a buffer of queue {queue}");
@@ -289,7 +289,7 @@ impl<D: VirtioDevice> Driver<D> {
 
     /// Offers a chain, rings the doorbell and waits until the device is done with it.
     pub(crate) fn request(&mut self, queue: usize, readable: &[&[u8]], writable: &[u32]) -> Vec<u8> {
-        let head = self.offer(queue, readable, writable);
+        let head = self.make_available(queue, readable, writable);
         self.notify(queue);
         let used = self.wait_used(queue);
         assert_eq!(used.head, head, "the device used another chain first");
@@ -302,7 +302,7 @@ impl<D: VirtioDevice> Driver<D> {
     }
 
     /// With `VIRTIO_F_EVENT_IDX`, says in the available ring that the next used buffer is worth an interrupt.
-    fn ask_for_interrupt(&self, queue: usize) {
+    fn set_used_event(&self, queue: usize) {
         if self.event_idx {
             let ring = &self.rings[queue];
             let used_event = ring.avail() + 4 + 2 * u64::from(ring.size);
@@ -311,7 +311,7 @@ impl<D: VirtioDevice> Driver<D> {
     }
 
     /// The next chain the device is done with, if it is done with one now.
-    pub(crate) fn take_used(&mut self, queue: usize) -> Option<Used> {
+    pub(crate) fn take_used(&mut self, queue: usize) -> Option<UsedChain> {
         let ring = &mut self.rings[queue];
         let device_idx: u16 = self.memory.load(GuestAddress(ring.used() + 2), Ordering::SeqCst).unwrap();
         if device_idx == ring.used_idx {
@@ -330,16 +330,16 @@ impl<D: VirtioDevice> Driver<D> {
             data.extend(part);
         }
         assert_eq!(left, 0, "the device claims to have written more than there was room for");
-        Some(Used { head, data })
+        Some(UsedChain { head, data })
     }
 }
 
 /// Queues for `device`, and the other ends of their doorbells.
 fn queues<D: VirtioDevice>(device: &D) -> (Vec<VirtQueue>, Vec<EventFd>) {
     let queue = |size: &u16| {
-        let kick = EventFd::new(EFD_NONBLOCK).unwrap();
-        let ring = kick.try_clone().unwrap();
-        (VirtQueue::new(*size, kick), ring)
+        let notify = EventFd::new(EFD_NONBLOCK).unwrap();
+        let ring = notify.try_clone().unwrap();
+        (VirtQueue::new(*size, notify), ring)
     };
     device.queue_sizes().iter().map(queue).unzip()
 }

@@ -5,10 +5,10 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use super::connection::{Connection, Violation};
-use super::descriptor::Watcher;
+use super::connection::{Connection, ProtocolViolation};
 use super::header::{OP_CREDIT_REQUEST, OP_CREDIT_UPDATE, OP_REQUEST, OP_RST, OP_RW, OP_SHUTDOWN, TYPE_STREAM};
-use super::packet::Incoming;
+use super::host_fd::Watcher;
+use super::packet::GuestPacket;
 use super::{GUEST_CID, HOST_CID, Packet, Ports};
 
 /// Resets that wait for a receive buffer. While there are this many, the guest's packets are left in its queue, so that a
@@ -30,7 +30,7 @@ pub(super) struct Backend {
     connections: HashMap<u64, Connection>,
     resets: VecDeque<Reset>,
     /// Keys of the connections that have something to send, in turn.
-    turns: VecDeque<u64>,
+    send_queue: VecDeque<u64>,
 }
 
 /// What tells connections apart: both their ports. The host's come from a small counter, which leaves the highest bit for the
@@ -50,7 +50,7 @@ impl Backend {
             watcher: Arc::new(Watcher::new()?),
             connections: HashMap::new(),
             resets: VecDeque::new(),
-            turns: VecDeque::new(),
+            send_queue: VecDeque::new(),
         })
     }
 
@@ -70,7 +70,7 @@ impl Backend {
             } else {
                 connection.sink_ready(events);
             }
-            self.settle(key);
+            self.update_schedule(key);
         })
     }
 
@@ -81,24 +81,24 @@ impl Backend {
 
     /// Whether [`Backend::fill`] is worth a receive buffer.
     pub(super) fn has_output(&self) -> bool {
-        !self.resets.is_empty() || !self.turns.is_empty()
+        !self.resets.is_empty() || !self.send_queue.is_empty()
     }
 
     /// A packet from the guest.
-    pub(super) fn receive(&mut self, packet: &Incoming) {
+    pub(super) fn receive(&mut self, packet: &GuestPacket) {
         let ours = packet.src_cid() == GUEST_CID && packet.dst_cid() == HOST_CID && packet.kind() == TYPE_STREAM;
         let key = key(packet.dst_port(), packet.src_port());
         match self.connections.get_mut(&key).filter(|connection| ours && connection.is_open()) {
             Some(connection) => {
-                if let Err(Violation(what)) = Self::advance(connection, packet) {
+                if let Err(ProtocolViolation(what)) = Self::handle_packet(connection, packet) {
                     tracing::debug!(port = packet.dst_port(), what, "guest broke the vsock protocol: connection reset");
                     connection.close();
                     self.reset(packet);
-                } else if connection.is_shut() {
+                } else if connection.is_shut_down() {
                     connection.close();
                     self.reset(packet);
                 }
-                self.settle(key);
+                self.update_schedule(key);
             }
             None if ours && packet.op() == OP_REQUEST => self.request(packet),
             None => self.reset(packet),
@@ -113,11 +113,11 @@ impl Backend {
             packet.set_len(0).set_flags(0).set_buf_alloc(0).set_fwd_cnt(0);
             return true;
         }
-        while let Some(key) = self.turns.pop_front() {
+        while let Some(key) = self.send_queue.pop_front() {
             let Some(connection) = self.connections.get_mut(&key) else { continue };
             connection.queued = false;
             let filled = connection.fill(packet.set_src_port(host_port(key)));
-            self.settle(key);
+            self.update_schedule(key);
             if filled {
                 return true;
             }
@@ -128,10 +128,10 @@ impl Backend {
     /// Number of connections, pending resets and pending turns.
     #[cfg(test)]
     pub(super) fn sizes(&self) -> (usize, usize, usize) {
-        (self.connections.len(), self.resets.len(), self.turns.len())
+        (self.connections.len(), self.resets.len(), self.send_queue.len())
     }
 
-    fn advance(connection: &mut Connection, packet: &Incoming) -> Result<(), Violation> {
+    fn handle_packet(connection: &mut Connection, packet: &GuestPacket) -> Result<(), ProtocolViolation> {
         connection.update_credit(packet);
         match packet.op() {
             OP_RW => connection.receive(packet)?,
@@ -139,12 +139,12 @@ impl Backend {
             OP_CREDIT_UPDATE => {}
             OP_CREDIT_REQUEST => connection.credit_request(),
             OP_RST => connection.close(),
-            _ => return Err(Violation("operation that no open connection has")),
+            _ => return Err(ProtocolViolation("operation that no open connection has")),
         }
         Ok(())
     }
 
-    fn request(&mut self, packet: &Incoming) {
+    fn request(&mut self, packet: &GuestPacket) {
         let (port, key) = (packet.dst_port(), key(packet.dst_port(), packet.src_port()));
         if self.connections.contains_key(&key) {
             // What the guest sent on an earlier connection of that name still waits for its reader.
@@ -154,7 +154,7 @@ impl Backend {
         match accepted {
             Some(Ok(connection)) => {
                 self.connections.insert(key, connection);
-                self.settle(key);
+                self.update_schedule(key);
             }
             Some(Err(error)) => {
                 tracing::warn!(port, %error, "cannot serve a stream's descriptor");
@@ -164,7 +164,7 @@ impl Backend {
         }
     }
 
-    fn reset(&mut self, packet: &Incoming) {
+    fn reset(&mut self, packet: &GuestPacket) {
         // A reset is never answered, or both sides would go on for ever.
         if packet.op() != OP_RST {
             self.resets.push_back(Reset { host_port: packet.dst_port(), guest_port: packet.src_port() });
@@ -172,13 +172,13 @@ impl Backend {
     }
 
     /// Puts a connection in line, or away.
-    fn settle(&mut self, key: u64) {
+    fn update_schedule(&mut self, key: u64) {
         let Some(connection) = self.connections.get_mut(&key) else { return };
         if connection.is_finished() {
             self.connections.remove(&key);
-        } else if !connection.queued && connection.wants_to_send() {
+        } else if !connection.queued && connection.has_output() {
             connection.queued = true;
-            self.turns.push_back(key);
+            self.send_queue.push_back(key);
         }
     }
 }

@@ -9,25 +9,25 @@ use vm_memory::VolatileSlice;
 use vm_memory::volatile_memory::PtrGuard;
 
 use super::backlog::Backlog;
-use super::descriptor::{Descriptor, Direction, Watcher};
 use super::header::{OP_CREDIT_UPDATE, OP_RESPONSE, OP_RW, OP_SHUTDOWN, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
-use super::packet::Incoming;
+use super::host_fd::{Direction, HostFd, Watcher};
+use super::packet::GuestPacket;
 use super::ports::{Flow, Listener};
 use super::{BUFFER_SIZE, MAX_PAYLOAD, Packet};
 
 /// The guest broke the protocol; its connection has to be reset.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Violation(pub(super) &'static str);
+pub(super) struct ProtocolViolation(pub(super) &'static str);
 
 /// A descriptor and whether trying it makes sense.
 #[derive(Debug)]
-struct End {
-    descriptor: Descriptor,
+struct Endpoint {
+    fd: HostFd,
     /// False from the moment it would have blocked until the watcher tells.
     ready: bool,
 }
 
-impl End {
+impl Endpoint {
     fn new(
         fd: Option<std::os::fd::OwnedFd>,
         way: Direction,
@@ -36,13 +36,13 @@ impl End {
     ) -> io::Result<Option<Self>> {
         let Some(fd) = fd else { return Ok(None) };
         let token = key << 1 | u64::from(way == Direction::Write);
-        Ok(Some(Self { descriptor: Descriptor::new(fd, way, token, watcher)?, ready: true }))
+        Ok(Some(Self { fd: HostFd::new(fd, way, token, watcher)?, ready: true }))
     }
 }
 
 /// What the guest has to be told.
 #[derive(Debug, Default)]
-struct Pending {
+struct PendingPackets {
     response: bool,
     credit: bool,
     shutdown: bool,
@@ -51,15 +51,15 @@ struct Pending {
 #[derive(Debug)]
 pub(super) struct Connection {
     guest_port: u32,
-    source: Option<End>,
-    sink: Option<End>,
+    source: Option<Endpoint>,
+    sink: Option<Endpoint>,
     /// The sink is a socket of this connection's own.
-    own_socket: bool,
+    exclusive_socket: bool,
     backlog: Backlog,
     flow: Arc<Flow>,
-    pending: Pending,
+    pending: PendingPackets,
     /// Flags of our last `OP_SHUTDOWN`, or of the one that is pending.
-    our_shutdown: u32,
+    host_shutdown: u32,
     guest_shutdown: u32,
     /// The guest's side is gone; only the backlog is left to be written.
     closed: bool,
@@ -67,7 +67,7 @@ pub(super) struct Connection {
     received: Wrapping<u32>,
     forwarded: Wrapping<u32>,
     /// `forwarded` as the guest knows it.
-    told_forwarded: Wrapping<u32>,
+    advertised_forwarded: Wrapping<u32>,
     sent: Wrapping<u32>,
     guest_forwarded: Wrapping<u32>,
     guest_buffer: u32,
@@ -77,22 +77,27 @@ pub(super) struct Connection {
 
 impl Connection {
     /// Accepts the guest's request. `key` is the connection's, see [`super::backend::Backend`].
-    pub(super) fn accept(request: &Incoming, listener: Listener, key: u64, watcher: &Arc<Watcher>) -> io::Result<Self> {
+    pub(super) fn accept(
+        request: &GuestPacket,
+        listener: Listener,
+        key: u64,
+        watcher: &Arc<Watcher>,
+    ) -> io::Result<Self> {
         let Listener { bridge, flow } = listener;
         Ok(Self {
             guest_port: request.src_port(),
-            source: End::new(bridge.source, Direction::Read, key, watcher)?,
-            sink: End::new(bridge.sink, Direction::Write, key, watcher)?,
-            own_socket: bridge.own_socket,
+            source: Endpoint::new(bridge.source, Direction::Read, key, watcher)?,
+            sink: Endpoint::new(bridge.sink, Direction::Write, key, watcher)?,
+            exclusive_socket: bridge.exclusive_socket,
             backlog: Backlog::default(),
             flow,
-            pending: Pending { response: true, ..Pending::default() },
-            our_shutdown: 0,
+            pending: PendingPackets { response: true, ..PendingPackets::default() },
+            host_shutdown: 0,
             guest_shutdown: 0,
             closed: false,
             received: Wrapping(0),
             forwarded: Wrapping(0),
-            told_forwarded: Wrapping(0),
+            advertised_forwarded: Wrapping(0),
             sent: Wrapping(0),
             guest_forwarded: Wrapping(request.fwd_cnt()),
             guest_buffer: request.buf_alloc(),
@@ -111,7 +116,7 @@ impl Connection {
     }
 
     /// Every packet carries the guest's credit.
-    pub(super) fn update_credit(&mut self, packet: &Incoming) {
+    pub(super) fn update_credit(&mut self, packet: &GuestPacket) {
         self.guest_buffer = packet.buf_alloc();
         self.guest_forwarded = Wrapping(packet.fwd_cnt());
     }
@@ -122,22 +127,22 @@ impl Connection {
     }
 
     /// The guest sent data.
-    pub(super) fn receive(&mut self, packet: &Incoming) -> Result<(), Violation> {
+    pub(super) fn receive(&mut self, packet: &GuestPacket) -> Result<(), ProtocolViolation> {
         if self.guest_shutdown & SHUTDOWN_SEND != 0 {
-            return Err(Violation("data after the end of data"));
+            return Err(ProtocolViolation("data after the end of data"));
         }
         if packet.len() > BUFFER_SIZE - (self.received - self.forwarded).0 {
-            return Err(Violation("more data than its credit allows"));
+            return Err(ProtocolViolation("more data than its credit allows"));
         }
         self.received += packet.len();
-        let written = if self.backlog.is_empty() { self.write_through(packet.payload()) } else { 0 };
+        let written = if self.backlog.is_empty() { self.write_payload(packet.payload()) } else { 0 };
         if self.sink.is_none() {
             // Dropped; the guest was told that nobody receives, or nobody ever did.
             self.forwarded = self.received;
         } else if written < packet.len() as usize {
-            self.keep(packet.payload(), written);
+            self.push_backlog(packet.payload(), written);
         }
-        self.offer_credit();
+        self.schedule_credit_update();
         Ok(())
     }
 
@@ -151,7 +156,7 @@ impl Connection {
     }
 
     /// Whether the guest has ended both directions: it waits for a reset.
-    pub(super) fn is_shut(&self) -> bool {
+    pub(super) fn is_shut_down(&self) -> bool {
         self.guest_shutdown == SHUTDOWN_RECEIVE | SHUTDOWN_SEND
     }
 
@@ -175,7 +180,7 @@ impl Connection {
         let Some(sink) = &mut self.sink else { return };
         sink.ready = true;
         if events.contains(EpollFlags::EPOLLERR) {
-            return self.lose_sink();
+            return self.drop_sink();
         }
         while !self.backlog.is_empty() {
             let bytes = self.backlog.as_slice();
@@ -185,13 +190,13 @@ impl Connection {
             self.backlog.consume(count);
         }
         self.flow.set_unwritten(self.backlog.len());
-        self.offer_credit();
+        self.schedule_credit_update();
         self.close_drained_sink();
     }
 
     /// Whether [`Connection::fill`] may have something to say.
-    pub(super) fn wants_to_send(&self) -> bool {
-        let Pending { response, credit, shutdown } = self.pending;
+    pub(super) fn has_output(&self) -> bool {
+        let PendingPackets { response, credit, shutdown } = self.pending;
         let readable = self.source.as_ref().is_some_and(|source| source.ready) && self.credit() > 0;
         !self.closed && (response || credit || shutdown || readable)
     }
@@ -209,7 +214,7 @@ impl Connection {
         {
             packet.set_op(OP_RW).set_len(count);
         } else if std::mem::take(&mut self.pending.shutdown) {
-            packet.set_op(OP_SHUTDOWN).set_flags(self.our_shutdown);
+            packet.set_op(OP_SHUTDOWN).set_flags(self.host_shutdown);
         } else if self.pending.credit {
             packet.set_op(OP_CREDIT_UPDATE);
         } else {
@@ -217,7 +222,7 @@ impl Connection {
         }
         // Every packet carries our credit.
         self.pending.credit = false;
-        self.told_forwarded = self.forwarded;
+        self.advertised_forwarded = self.forwarded;
         packet.set_dst_port(self.guest_port).set_buf_alloc(BUFFER_SIZE).set_fwd_cnt(self.forwarded.0);
         true
     }
@@ -237,7 +242,7 @@ impl Connection {
             return None;
         }
         // SAFETY: the slice is guest memory of at least `len` bytes, which stays mapped while the guard lives.
-        match unsafe { source.descriptor.read(data.ptr_guard_mut().as_ptr(), len) } {
+        match unsafe { source.fd.read(data.ptr_guard_mut().as_ptr(), len) } {
             Ok(count @ 1..) => {
                 let count = u32::try_from(count).ok()?;
                 self.sent += count;
@@ -247,14 +252,14 @@ impl Connection {
             // A terminal that was hung up says EIO; for the guest all of these are the end of its input.
             Ok(0) | Err(_) => {
                 self.source = None;
-                self.announce(SHUTDOWN_SEND);
+                self.queue_shutdown(SHUTDOWN_SEND);
             }
         }
         None
     }
 
     /// Writes a payload to the sink straight from guest memory, as far as it goes.
-    fn write_through(&mut self, payload: &[VolatileSlice]) -> usize {
+    fn write_payload(&mut self, payload: &[VolatileSlice]) -> usize {
         let guards: Vec<_> = payload.iter().map(VolatileSlice::ptr_guard).collect();
         let part = |guard: &PtrGuard| libc::iovec { iov_base: guard.as_ptr().cast_mut().cast(), iov_len: guard.len() };
         let mut parts: Vec<_> = guards.iter().map(part).collect();
@@ -264,13 +269,13 @@ impl Connection {
             // SAFETY: the parts are slices of guest memory, which stay mapped while the guards live; they are only read.
             let Some(count) = (unsafe { self.write(left) }) else { break };
             written += count;
-            left = advance(left, count);
+            left = skip_bytes(left, count);
         }
         written
     }
 
     /// Keeps what the sink did not take of a payload.
-    fn keep(&mut self, payload: &[VolatileSlice], mut written: usize) {
+    fn push_backlog(&mut self, payload: &[VolatileSlice], mut written: usize) {
         for part in payload {
             let skipped = written.min(part.len());
             written -= skipped;
@@ -288,10 +293,10 @@ impl Connection {
     unsafe fn write(&mut self, parts: &[libc::iovec]) -> Option<usize> {
         let sink = self.sink.as_mut().filter(|sink| sink.ready)?;
         // SAFETY: the caller's.
-        match unsafe { sink.descriptor.write(parts) } {
+        match unsafe { sink.fd.write(parts) } {
             Ok(0) => {
                 tracing::debug!(port = self.guest_port, "a stream's device takes nothing");
-                self.lose_sink();
+                self.drop_sink();
                 None
             }
             Ok(count) => {
@@ -304,46 +309,46 @@ impl Connection {
             }
             Err(error) => {
                 tracing::debug!(port = self.guest_port, %error, "a stream's reader is gone");
-                self.lose_sink();
+                self.drop_sink();
                 None
             }
         }
     }
 
     /// Nobody reads any more: as for a pipe, the guest's writers shall get `EPIPE`.
-    fn lose_sink(&mut self) {
+    fn drop_sink(&mut self) {
         self.sink = None;
         self.backlog.clear();
         self.forwarded = self.received;
         self.flow.set_unwritten(0);
-        self.announce(SHUTDOWN_RECEIVE);
+        self.queue_shutdown(SHUTDOWN_RECEIVE);
     }
 
     fn close_drained_sink(&mut self) {
         if self.guest_shutdown & SHUTDOWN_SEND == 0 || !self.backlog.is_empty() {
             return;
         }
-        if let Some(sink) = self.sink.take().filter(|_| self.own_socket) {
-            sink.descriptor.end_sending();
+        if let Some(sink) = self.sink.take().filter(|_| self.exclusive_socket) {
+            sink.fd.shutdown_write();
         }
     }
 
-    fn announce(&mut self, flags: u32) {
-        self.our_shutdown |= flags;
+    fn queue_shutdown(&mut self, flags: u32) {
+        self.host_shutdown |= flags;
         self.pending.shutdown = true;
     }
 
     /// Tells the guest of the room it has again, before it runs dry but not for every packet.
-    fn offer_credit(&mut self) {
-        let guest_sees = BUFFER_SIZE - (self.received - self.told_forwarded).0;
-        if guest_sees < BUFFER_SIZE / 2 && self.forwarded != self.told_forwarded {
+    fn schedule_credit_update(&mut self) {
+        let guest_sees = BUFFER_SIZE - (self.received - self.advertised_forwarded).0;
+        if guest_sees < BUFFER_SIZE / 2 && self.forwarded != self.advertised_forwarded {
             self.pending.credit = true;
         }
     }
 }
 
 /// What is left of `parts` after `count` bytes of them were written.
-fn advance(parts: &mut [libc::iovec], mut count: usize) -> &mut [libc::iovec] {
+fn skip_bytes(parts: &mut [libc::iovec], mut count: usize) -> &mut [libc::iovec] {
     let whole = parts.iter().take_while(|part| {
         let taken = part.iov_len <= count;
         count -= if taken { part.iov_len } else { 0 };

@@ -7,7 +7,7 @@ use virtio_vsock::packet::{PKT_HEADER_SIZE, VsockPacket};
 use vm_memory::Bytes;
 
 use super::backend::Backend;
-use super::packet::Incoming;
+use super::packet::GuestPacket;
 use crate::virtio::device::{Activation, Interrupt, Memory, VirtQueue};
 
 /// Index of the queue that carries packets to the guest.
@@ -31,7 +31,7 @@ pub(super) struct Handler {
     interrupt: Interrupt,
     backend: Backend,
     /// The guest does not know yet that its connections are gone.
-    reset_due: bool,
+    transport_reset_due: bool,
 }
 
 /// What one round of work put into the used rings.
@@ -43,13 +43,13 @@ struct Used {
 }
 
 impl Handler {
-    pub(super) fn new(activation: Activation, backend: Backend, reset_due: bool) -> Self {
+    pub(super) fn new(activation: Activation, backend: Backend, transport_reset_due: bool) -> Self {
         let Activation { memory, queues, interrupt, .. } = activation;
-        Self { memory, queues, interrupt, backend, reset_due }
+        Self { memory, queues, interrupt, backend, transport_reset_due }
     }
 
     pub(super) fn into_parts(self) -> (Vec<VirtQueue>, Backend, bool) {
-        (self.queues, self.backend, self.reset_due)
+        (self.queues, self.backend, self.transport_reset_due)
     }
 
     /// Takes note of host descriptors that became ready.
@@ -65,12 +65,12 @@ impl Handler {
     /// Does all there is to do, and tells the driver once.
     pub(super) fn serve(&mut self) {
         let mut used = Used::default();
-        self.announce_reset(&mut used);
+        self.send_transport_reset(&mut used);
         let mut left = BATCH;
         while self.transmit(&mut used, &mut left) | self.deliver(&mut used) {}
         if left == 0 {
             // There may be more; the loop comes back to it after it looked at everybody else.
-            let _ = self.queues[TX].kick.write(1);
+            let _ = self.queues[TX].notify.write(1);
         }
         self.interrupt(&used);
     }
@@ -83,11 +83,11 @@ impl Handler {
         while *left > 0 && backend.accepts_packets() {
             let Some(mut chain) = next_chain(queue, memory) else { break };
             *left -= 1;
-            match Incoming::parse(memory, &mut chain) {
+            match GuestPacket::parse(memory, &mut chain) {
                 Ok(packet) => backend.receive(&packet),
                 Err(error) => tracing::debug!(%error, "guest sent a chain that is no vsock packet"),
             }
-            used.tx |= give_back(queue, memory, chain.head_index(), 0);
+            used.tx |= add_used(queue, memory, chain.head_index(), 0);
         }
         *left < before
     }
@@ -112,22 +112,22 @@ impl Handler {
                     0
                 }
             };
-            used.rx |= give_back(queue, memory, chain.head_index(), length);
+            used.rx |= add_used(queue, memory, chain.head_index(), length);
             progress = true;
         }
         progress
     }
 
-    fn announce_reset(&mut self, used: &mut Used) {
-        if !self.reset_due {
+    fn send_transport_reset(&mut self, used: &mut Used) {
+        if !self.transport_reset_due {
             return;
         }
         let queue = &mut self.queues[EVENT].queue;
         let Some(mut chain) = next_chain(queue, &self.memory) else { return };
         let buffer = chain.next().filter(|buffer| buffer.is_write_only() && buffer.len() >= 4);
         let written = buffer.is_some_and(|buffer| self.memory.write_slice(&TRANSPORT_RESET, buffer.addr()).is_ok());
-        self.reset_due = !written;
-        used.event = give_back(queue, &self.memory, chain.head_index(), if written { 4 } else { 0 });
+        self.transport_reset_due = !written;
+        used.event = add_used(queue, &self.memory, chain.head_index(), if written { 4 } else { 0 });
     }
 
     fn interrupt(&mut self, used: &Used) {
@@ -135,7 +135,7 @@ impl Handler {
         for (index, used) in [(RX, used.rx), (TX, used.tx), (EVENT, used.event)] {
             needed |= used && self.queues[index].queue.needs_notification(&self.memory).unwrap_or(true);
         }
-        if needed && let Err(error) = self.interrupt.used_buffers() {
+        if needed && let Err(error) = self.interrupt.notify_used_buffers() {
             tracing::error!(%error, "cannot interrupt the guest");
         }
     }
@@ -146,7 +146,7 @@ const HEADER_SIZE: u32 = PKT_HEADER_SIZE as u32;
 
 impl MutEventSubscriber for Handler {
     fn init(&mut self, ops: &mut EventOps) {
-        let mut fds: Vec<_> = self.queues.iter().map(|queue| queue.kick.as_raw_fd()).collect();
+        let mut fds: Vec<_> = self.queues.iter().map(|queue| queue.notify.as_raw_fd()).collect();
         fds.push(self.backend.events().as_raw_fd());
         for fd in fds {
             if let Err(error) = ops.add(Events::new_raw(fd, EventSet::IN)) {
@@ -161,9 +161,9 @@ impl MutEventSubscriber for Handler {
             if let Err(error) = self.dispatch() {
                 tracing::error!(%error, "cannot learn which streams are ready");
             }
-        } else if let Some(queue) = self.queues.iter().find(|queue| queue.kick.as_raw_fd() == events.fd()) {
+        } else if let Some(queue) = self.queues.iter().find(|queue| queue.notify.as_raw_fd() == events.fd()) {
             // Nothing to read means that somebody has read it: the queue is looked at all the same.
-            let _ = queue.kick.read();
+            let _ = queue.notify.read();
         }
         self.serve();
     }
@@ -179,7 +179,7 @@ fn next_chain<'m>(queue: &mut Queue, memory: &'m Memory) -> Option<DescriptorCha
     })
 }
 
-fn give_back(queue: &mut Queue, memory: &Memory, head: u16, length: u32) -> bool {
+fn add_used(queue: &mut Queue, memory: &Memory, head: u16, length: u32) -> bool {
     match queue.add_used(memory, head, length) {
         Ok(()) => true,
         Err(error) => {

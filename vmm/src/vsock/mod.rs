@@ -15,9 +15,9 @@
 mod backend;
 mod backlog;
 mod connection;
-mod descriptor;
 mod device;
 mod handler;
+mod host_fd;
 mod packet;
 mod ports;
 #[cfg(test)]

@@ -47,12 +47,12 @@ const _: () = assert!(size_of::<Header>() == PKT_HEADER_SIZE);
 
 /// A packet from the guest: a copy of its header, and its payload in guest memory.
 #[derive(Debug)]
-pub(super) struct Incoming<'m> {
+pub(super) struct GuestPacket<'m> {
     header: Header,
     payload: Vec<VolatileSlice<'m>>,
 }
 
-impl<'m> Incoming<'m> {
+impl<'m> GuestPacket<'m> {
     /// Reads a chain of the transmit queue.
     pub(super) fn parse(memory: &'m Memory, chain: &mut DescriptorChain<&'m Memory>) -> Result<Self, PacketError> {
         let mut parts = Vec::with_capacity(2);
@@ -116,7 +116,7 @@ impl<'m> Incoming<'m> {
         self.header.len.into()
     }
 
-    /// The payload's parts, together [`Incoming::len`] bytes.
+    /// The payload's parts, together [`GuestPacket::len`] bytes.
     pub(super) fn payload(&self) -> &[VolatileSlice<'m>] {
         &self.payload
     }

@@ -23,20 +23,20 @@ pub struct Bridge {
     /// Gets what the guest sends; without one, that is dropped.
     pub sink: Option<OwnedFd>,
     /// The sink is a socket that nobody else has: the end of what the guest sends is passed on as a half-close.
-    pub own_socket: bool,
+    pub exclusive_socket: bool,
 }
 
 impl Bridge {
     /// To descriptors that others may have, too.
     #[must_use]
     pub fn new(source: Option<OwnedFd>, sink: Option<OwnedFd>) -> Self {
-        Self { source, sink, own_socket: false }
+        Self { source, sink, exclusive_socket: false }
     }
 
     /// To a socket of this connection's own.
     fn to_socket(socket: OwnedFd) -> io::Result<Self> {
         let sink = socket.try_clone()?;
-        Ok(Self { source: Some(socket), sink: Some(sink), own_socket: true })
+        Ok(Self { source: Some(socket), sink: Some(sink), exclusive_socket: true })
     }
 }
 

@@ -42,14 +42,14 @@ impl BlockingPool {
     pub(super) fn start(server: &Arc<Server>, memory: &Arc<Memory>) -> Result<Self, ActivateError> {
         let (sender, receiver) = channel();
         let receiver = Arc::new(Mutex::new(receiver));
-        let mut lane = Self { jobs: Some(sender), threads: Vec::new() };
+        let mut pool = Self { jobs: Some(sender), threads: Vec::new() };
         for number in 0..THREADS {
             let (receiver, memory) = (Arc::clone(&receiver), Arc::clone(memory));
             let thread_server = Arc::clone(server);
             let run = move |mut worker: Worker| serve(&thread_server, &memory, &receiver, &mut worker);
-            lane.threads.push(spawn(format!("fs-slow{number}"), server, run)?);
+            pool.threads.push(spawn(format!("fs-slow{number}"), server, run)?);
         }
-        Ok(lane)
+        Ok(pool)
     }
 
     /// A way in for one queue thread.
@@ -97,7 +97,7 @@ pub(super) struct Submitter {
 
 impl Submitter {
     /// Has a chain of queue number `queue` served.
-    pub(super) fn send(&mut self, queue: usize, chain: DescriptorChain<Arc<Memory>>) {
+    pub(super) fn submit(&mut self, queue: usize, chain: DescriptorChain<Arc<Memory>>) {
         let job = Job { queue, chain, finished: Arc::clone(&self.finished) };
         if self.jobs.as_ref().is_some_and(|jobs| jobs.send(job).is_ok()) {
             self.outstanding += 1;

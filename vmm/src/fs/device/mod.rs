@@ -129,12 +129,12 @@ impl VirtioDevice for FsDevice {
         self.stopping.store(false, Ordering::Release);
         let result = self.start_threads(activation);
         if result.is_err() {
-            self.quiesce();
+            self.deactivate();
         }
         result
     }
 
-    fn quiesce(&mut self) -> Vec<VirtQueue> {
+    fn deactivate(&mut self) -> Vec<VirtQueue> {
         if self.blocking_pool.is_none() {
             return Vec::new();
         }
@@ -162,7 +162,7 @@ impl VirtioDevice for FsDevice {
 
 impl Drop for FsDevice {
     fn drop(&mut self) {
-        self.quiesce();
+        self.deactivate();
     }
 }
 

@@ -40,16 +40,16 @@ impl QueueThread {
 
     fn serve(&mut self, worker: &mut Worker) {
         // What the driver made available before this activation has no doorbell to come.
-        let mut due: Vec<usize> = (0..self.queues.len()).collect();
+        let mut ready: Vec<usize> = (0..self.queues.len()).collect();
         while !self.stopping.load(Ordering::Acquire) {
-            for index in due {
-                let result = self.drain(worker, index);
+            for index in ready {
+                let result = self.serve_queue(worker, index);
                 self.mark_broken(index, result);
             }
-            due = self.wait();
+            ready = self.wait();
         }
         for (index, head, length) in self.blocking_pool.wait_all() {
-            let result = self.finish(index, head, length);
+            let result = self.add_used(index, head, length);
             self.mark_broken(index, result);
         }
     }
@@ -59,7 +59,7 @@ impl QueueThread {
         let entry = |event: &EventFd| libc::pollfd { fd: event.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         let mut fds = vec![entry(&self.stop_event), entry(self.blocking_pool.completion_event())];
         let first = fds.len();
-        fds.extend(self.queues.iter().map(|queue| entry(&queue.kick)));
+        fds.extend(self.queues.iter().map(|queue| entry(&queue.notify)));
         // SAFETY: the pointer and length are those of a live vector; the descriptors are open while `self` is borrowed.
         let count = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, -1) };
         if count < 0 {
@@ -68,17 +68,17 @@ impl QueueThread {
         }
         if fds[1].revents != 0 {
             for (index, head, length) in self.blocking_pool.wait_completions() {
-                let result = self.finish(index, head, length);
+                let result = self.add_used(index, head, length);
                 self.mark_broken(index, result);
             }
         }
-        let due: Vec<usize> = (0..self.queues.len()).filter(|index| fds[index + first].revents != 0).collect();
-        due.iter().for_each(|index| self.queues[*index].drain());
-        due
+        let ready: Vec<usize> = (0..self.queues.len()).filter(|index| fds[index + first].revents != 0).collect();
+        ready.iter().for_each(|index| self.queues[*index].clear_notification());
+        ready
     }
 
     /// Serves what is available in a queue.
-    fn drain(&mut self, worker: &mut Worker, index: usize) -> Result<(), virtio_queue::Error> {
+    fn serve_queue(&mut self, worker: &mut Worker, index: usize) -> Result<(), virtio_queue::Error> {
         if !self.queues[index].queue.ready() || self.broken.contains(&index) {
             return Ok(());
         }
@@ -95,8 +95,8 @@ impl QueueThread {
                     None => Some(0),
                 };
                 match length {
-                    Some(length) => self.finish(index, head, length)?,
-                    None => self.blocking_pool.send(index, chain),
+                    Some(length) => self.add_used(index, head, length)?,
+                    None => self.blocking_pool.submit(index, chain),
                 }
             }
             let more = self.queues[index].queue.enable_notification(&*self.memory)?;
@@ -110,11 +110,11 @@ impl QueueThread {
     }
 
     /// Gives a chain back to the driver, with a reply of `length` bytes.
-    fn finish(&mut self, index: usize, head: u16, length: usize) -> Result<(), virtio_queue::Error> {
+    fn add_used(&mut self, index: usize, head: u16, length: usize) -> Result<(), virtio_queue::Error> {
         let queue = &mut self.queues[index].queue;
         queue.add_used(&*self.memory, head, u32::try_from(length).unwrap_or(u32::MAX))?;
         if queue.needs_notification(&*self.memory)?
-            && let Err(error) = self.interrupt.used_buffers()
+            && let Err(error) = self.interrupt.notify_used_buffers()
         {
             tracing::error!("cannot interrupt the guest for virtio-fs: {error}");
         }

@@ -85,13 +85,14 @@ fn slow_requests_under_way_are_finished_before_the_device_rests() {
     let open = call(&mut driver, op::OPENDIR, share, &[0; 8]).1;
     let sync = FsyncIn { fh: OpenOut::read_from_prefix(&open).unwrap().0.fh, ..FsyncIn::default() };
     let header = header(op::FSYNCDIR, share, size_of::<FsyncIn>());
-    let heads: Vec<u16> = (0..50).map(|_| driver.offer(1, &[header.as_bytes(), sync.as_bytes()], &[16])).collect();
+    let heads: Vec<u16> =
+        (0..50).map(|_| driver.make_available(1, &[header.as_bytes(), sync.as_bytes()], &[16])).collect();
     driver.notify(1);
     let mut seen: Vec<u16> = heads.iter().map(|_| driver.wait_used(1).head).collect();
     seen.sort_unstable();
     assert_eq!(seen, heads, "each once");
     for _ in 0..50 {
-        driver.offer(1, &[header.as_bytes(), sync.as_bytes()], &[16]);
+        driver.make_available(1, &[header.as_bytes(), sync.as_bytes()], &[16]);
     }
     driver.notify(1);
     driver.reset();

@@ -95,7 +95,7 @@ impl Ring {
         memory.write_obj(descriptor, GuestAddress(self.base + u64::from(index) * 16)).unwrap();
     }
 
-    fn offer(&mut self, memory: &Memory, head: u16) {
+    fn make_available(&mut self, memory: &Memory, head: u16) {
         let slot = self.base + 0x1000 + 4 + u64::from(self.avail % QUEUE_SIZE) * 2;
         memory.write_obj(head, GuestAddress(slot)).unwrap();
         self.avail = self.avail.wrapping_add(1);
@@ -131,7 +131,7 @@ impl Driver {
     /// A driver whose receive buffers are all offered.
     pub(super) fn new() -> Self {
         let mut driver = Self::without_buffers(false);
-        driver.offer_receive_buffers(QUEUE_SIZE);
+        driver.add_receive_buffers(QUEUE_SIZE);
         driver
     }
 
@@ -139,33 +139,33 @@ impl Driver {
         let memory = Memory::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
         let ports = Ports::new().unwrap();
         let rings = [RX, TX, EVENT].map(Ring::new);
-        let kick = || EventFd::new(EFD_NONBLOCK).unwrap();
-        let queues = rings.iter().map(|ring| VirtQueue { queue: ring.queue(), kick: kick() }).collect();
-        let line = Arc::new(kick());
+        let notify = || EventFd::new(EFD_NONBLOCK).unwrap();
+        let queues = rings.iter().map(|ring| VirtQueue { queue: ring.queue(), notify: notify() }).collect();
+        let line = Arc::new(notify());
         let interrupt = Interrupt::new(RegisterPage::map(1).unwrap()[0], Arc::clone(&line));
         let activation = Activation { memory: memory.clone(), queues, interrupt, features: 0 };
         let handler = Handler::new(activation, Backend::new(ports.clone()).unwrap(), restored);
         Self { memory, ports, line, rings, next: 0, handler }
     }
 
-    pub(super) fn offer_receive_buffers(&mut self, count: u16) {
+    pub(super) fn add_receive_buffers(&mut self, count: u16) {
         for index in 0..count {
-            self.offer_receive_buffer(index);
+            self.add_receive_buffer(index);
         }
     }
 
-    fn offer_receive_buffer(&mut self, index: u16) {
+    fn add_receive_buffer(&mut self, index: u16) {
         let flags = u16::try_from(VRING_DESC_F_WRITE).unwrap();
         let buffer = Descriptor { addr: Self::buffer(RX, index), len: 4096, flags, next: 0 };
         self.rings[RX].describe(&self.memory, index, buffer);
-        self.rings[RX].offer(&self.memory, index);
+        self.rings[RX].make_available(&self.memory, index);
     }
 
-    pub(super) fn offer_event_buffer(&mut self) {
+    pub(super) fn add_event_buffer(&mut self) {
         let flags = u16::try_from(VRING_DESC_F_WRITE).unwrap();
         let buffer = Descriptor { addr: Self::buffer(EVENT, 0), len: 4, flags, next: 0 };
         self.rings[EVENT].describe(&self.memory, 0, buffer);
-        self.rings[EVENT].offer(&self.memory, 0);
+        self.rings[EVENT].make_available(&self.memory, 0);
     }
 
     pub(super) fn take_event(&mut self) -> Option<u32> {
@@ -178,7 +178,7 @@ impl Driver {
     }
 
     /// Puts a packet into the transmit queue, in one, two or three descriptors.
-    pub(super) fn put(&mut self, mut header: Header, data: &[u8]) {
+    pub(super) fn send(&mut self, mut header: Header, data: &[u8]) {
         header.len = data.len().try_into().unwrap();
         let head = self.next_head();
         let addr = Self::buffer(TX, head);
@@ -197,7 +197,7 @@ impl Driver {
             let descriptor = Descriptor { addr, len, flags: more, next: head + index + 1 };
             self.rings[TX].describe(&self.memory, head + index, descriptor);
         }
-        self.rings[TX].offer(&self.memory, head);
+        self.rings[TX].make_available(&self.memory, head);
     }
 
     /// The first of four descriptors that are free.
@@ -206,12 +206,12 @@ impl Driver {
         self.next
     }
 
-    pub(super) fn put_raw(&mut self, head: u16, descriptor: Descriptor) {
+    pub(super) fn add_descriptor(&mut self, head: u16, descriptor: Descriptor) {
         self.rings[TX].describe(&self.memory, head, descriptor);
-        self.rings[TX].offer(&self.memory, head);
+        self.rings[TX].make_available(&self.memory, head);
     }
 
-    pub(super) fn claim_available(&mut self, queue: usize, index: u16) {
+    pub(super) fn set_available_index(&mut self, queue: usize, index: u16) {
         self.rings[queue].set_avail(&self.memory, index);
     }
 
@@ -229,7 +229,7 @@ impl Driver {
         self.handler.backend()
     }
 
-    pub(super) fn sent_back(&mut self) -> usize {
+    pub(super) fn take_transmitted(&mut self) -> usize {
         std::iter::from_fn(|| self.rings[TX].take_used(&self.memory)).count()
     }
 
@@ -244,16 +244,16 @@ impl Driver {
             let mut data = vec![0; header.len as usize];
             self.memory.read_slice(&mut data, GuestAddress(addr + 44)).unwrap();
             packets.push((header, data));
-            self.offer_receive_buffer(head);
+            self.add_receive_buffer(head);
         }
         packets
     }
 
     /// Sends one packet and returns what comes back at once.
     pub(super) fn exchange(&mut self, header: Header, data: &[u8]) -> Vec<(Header, Vec<u8>)> {
-        self.put(header, data);
+        self.send(header, data);
         self.serve();
-        self.sent_back();
+        self.take_transmitted();
         self.receive()
     }
 }

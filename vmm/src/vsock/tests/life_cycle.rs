@@ -21,12 +21,12 @@ fn op(packet: &[u8]) -> u16 {
 fn work(ports: &Ports, driver: &mut testing::Driver<Vsock>) {
     let (mut reader, writer) = std::io::pipe().unwrap();
     let (port, _) = ports.listen(bridge(NONE, Some(writer)));
-    driver.offer(RX, &[], &[44, 100]);
+    driver.make_available(RX, &[], &[44, 100]);
     driver.request(TX, &[Header::new(port, OP_REQUEST).as_slice()], &[]);
     assert_eq!(op(&driver.wait_used(RX).data), OP_RESPONSE);
     let line = Header { len: 5, ..Header::new(port, OP_RW) };
     driver.request(TX, &[line.as_slice(), b"line\n"], &[]);
-    driver.offer(RX, &[], &[44, 100]);
+    driver.make_available(RX, &[], &[44, 100]);
     let end = Header { flags: SHUTDOWN_RECEIVE | SHUTDOWN_SEND, ..Header::new(port, OP_SHUTDOWN) };
     driver.request(TX, &[end.as_slice()], &[]);
     assert_eq!(op(&driver.wait_used(RX).data), OP_RST);
@@ -70,5 +70,5 @@ fn a_queue_that_is_not_enabled_is_an_error() {
     let interrupt = Interrupt::new(RegisterPage::map(1).unwrap()[0], std::sync::Arc::new(event()));
     let result = device.activate(Activation { memory, queues, interrupt, features: 0 });
     assert!(matches!(result, Err(ActivateError::QueueDisabled(TX))));
-    assert!(device.quiesce().is_empty());
+    assert!(device.deactivate().is_empty());
 }

@@ -1,8 +1,8 @@
 //! The device against a raw driver: no kernel in the way, so it can be as hostile as it likes.
 
 mod driver;
-mod hostile;
 mod life_cycle;
+mod protocol_violations;
 mod streams;
 
 use std::os::fd::OwnedFd;

@@ -39,7 +39,7 @@ fn input_stops_at_the_guests_credit_and_goes_on() {
     std::io::Seek::rewind(&mut (&file)).unwrap();
     let mut driver = Driver::new();
     let (port, _) = driver.ports.listen(bridge(Some(file), NONE));
-    driver.put(Header::new(port, OP_REQUEST), b"");
+    driver.send(Header::new(port, OP_REQUEST), b"");
     let mut got: Vec<u8> = Vec::new();
     let mut ended = false;
     for round in 1..=4 {
@@ -53,7 +53,7 @@ fn input_stops_at_the_guests_credit_and_goes_on() {
         }
         assert_eq!(got.len(), content.len().min(round * (64 << 10)));
         let fwd_cnt = got.len().try_into().unwrap();
-        driver.put(Header { fwd_cnt, ..Header::new(port, OP_CREDIT_UPDATE) }, b"");
+        driver.send(Header { fwd_cnt, ..Header::new(port, OP_CREDIT_UPDATE) }, b"");
     }
     assert!(ended && got == content);
 }
@@ -80,7 +80,7 @@ fn a_slow_reader_gets_everything_and_the_guest_its_credit_back() {
             forwarded = header.fwd_cnt;
         }
     }
-    driver.put(Header { flags: SHUTDOWN_RECEIVE | SHUTDOWN_SEND, ..Header::new(port, OP_SHUTDOWN) }, b"");
+    driver.send(Header { flags: SHUTDOWN_RECEIVE | SHUTDOWN_SEND, ..Header::new(port, OP_SHUTDOWN) }, b"");
     driver.serve();
     assert_eq!(driver.receive().last().unwrap().0.op, OP_RST, "the guest does not wait for our reader");
     while sum < sent as usize {
@@ -198,7 +198,7 @@ fn devices_without_readiness_are_always_ready() {
 fn one_interrupt_tells_of_a_whole_batch() {
     let mut driver = Driver::new();
     for _ in 0..8 {
-        driver.put(Header::new(5, OP_REQUEST), b"");
+        driver.send(Header::new(5, OP_REQUEST), b"");
     }
     driver.serve();
     assert_eq!(driver.receive().len(), 8);
@@ -210,10 +210,10 @@ fn a_restored_guest_is_told_that_its_connections_are_gone() {
     let mut driver = Driver::without_buffers(true);
     driver.serve();
     assert_eq!(driver.take_event(), None);
-    driver.offer_event_buffer();
+    driver.add_event_buffer();
     driver.serve();
     assert_eq!(driver.take_event(), Some(0));
-    driver.offer_event_buffer();
+    driver.add_event_buffer();
     driver.serve();
     assert_eq!(driver.take_event(), None, "once");
 }

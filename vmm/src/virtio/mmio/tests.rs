@@ -40,7 +40,7 @@ impl VirtioDevice for Idle {
         Ok(())
     }
 
-    fn quiesce(&mut self) -> Vec<VirtQueue> {
+    fn deactivate(&mut self) -> Vec<VirtQueue> {
         std::mem::take(&mut self.queues)
     }
 
@@ -121,7 +121,7 @@ fn a_reset_gives_the_queues_back_to_the_driver() {
     driver.notify(1);
     driver.reset();
     assert_eq!(driver.register(register::QUEUE_READY), 0);
-    assert!(driver.transport.lock().queues[1].kick.read().is_err(), "an old notification survived the reset");
+    assert!(driver.transport.lock().queues[1].notify.read().is_err(), "an old notification survived the reset");
     driver.set_up();
     assert_eq!(activations(&driver), 2);
 }
@@ -162,11 +162,11 @@ fn a_device_that_cannot_work_needs_a_reset() {
 fn used_buffers_are_always_told_and_changes_until_acknowledged() {
     let driver = driver();
     let interrupt = &driver.transport.interrupt;
-    interrupt.used_buffers().unwrap();
+    interrupt.notify_used_buffers().unwrap();
     assert!(driver.interrupted());
     driver.set_register(register::INTERRUPT_ACK, 1);
     assert_eq!(driver.register(register::INTERRUPT_STATUS), 1);
-    interrupt.config_changed(&[9]).unwrap();
+    interrupt.notify_config_change(&[9]).unwrap();
     assert!(driver.interrupted());
     assert_eq!(driver.register(register::INTERRUPT_STATUS), 3);
     assert_eq!((driver.register(register::CONFIG), driver.register(register::CONFIG + 4)), (9, 0));

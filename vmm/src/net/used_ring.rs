@@ -21,7 +21,7 @@ const ENTRY: u64 = 8;
 pub(super) type UsedChain = (u16, u32);
 
 /// Gives `chains` back in one step. An empty list is nothing to do.
-pub(super) fn publish(queue: &mut Queue, memory: &Memory, chains: &[UsedChain]) -> Result<(), virtio_queue::Error> {
+pub(super) fn add_used(queue: &mut Queue, memory: &Memory, chains: &[UsedChain]) -> Result<(), virtio_queue::Error> {
     let Some(((last_head, last_length), before)) = chains.split_last() else { return Ok(()) };
     let mut next = Wrapping(queue.next_used());
     for (head, length) in before {
@@ -39,7 +39,7 @@ fn write_entry(memory: &Memory, place: u64, head: u16, length: u32) -> Result<()
 }
 
 /// Whether the driver wants to hear of what became used since the index was `told` (virtio 1.2, 2.7.10).
-pub(super) fn wants_interrupt(queue: &Queue, memory: &Memory, told: u16) -> bool {
+pub(super) fn needs_notification(queue: &Queue, memory: &Memory, notified: u16) -> bool {
     // What was published has to be seen before the driver's wish is read.
     fence(Ordering::SeqCst);
     let avail = queue.avail_ring();
@@ -50,5 +50,5 @@ pub(super) fn wants_interrupt(queue: &Queue, memory: &Memory, told: u16) -> bool
     let place = avail + RING + u64::from(VRING_AVAIL_ALIGN_SIZE) * u64::from(queue.size());
     let Ok(event) = memory.load::<u16>(GuestAddress(place), Ordering::Relaxed) else { return true };
     let (next, event) = (Wrapping(queue.next_used()), Wrapping(u16::from_le(event)));
-    next - event - Wrapping(1) < next - Wrapping(told)
+    next - event - Wrapping(1) < next - Wrapping(notified)
 }

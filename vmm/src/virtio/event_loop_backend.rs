@@ -7,12 +7,12 @@ use crate::event_loop::{LoopHandle, Registration, Subscriber};
 
 /// A backend `B`, which is with the device while that is inactive, and in the event loop while a handler `H` works
 /// with it and the device's queues.
-pub(crate) struct Work<B, H> {
+pub(crate) struct EventLoopBackend<B, H> {
     event_loop: LoopHandle,
-    place: Place<B, H>,
+    state: State<B, H>,
 }
 
-enum Place<B, H> {
+enum State<B, H> {
     /// Boxed, since it is moved about.
     Inactive(Box<B>),
     Active(Registration<H>),
@@ -20,17 +20,17 @@ enum Place<B, H> {
     Lost,
 }
 
-impl<B, H: Subscriber> Work<B, H> {
+impl<B, H: Subscriber> EventLoopBackend<B, H> {
     /// A backend that does not work yet.
     pub(crate) fn new(event_loop: LoopHandle, backend: B) -> Self {
-        Self { event_loop, place: Place::Inactive(Box::new(backend)) }
+        Self { event_loop, state: State::Inactive(Box::new(backend)) }
     }
 
     /// The backend, while it does not work.
-    pub(crate) fn backend(&self) -> Option<&B> {
-        match &self.place {
-            Place::Inactive(backend) => Some(backend),
-            Place::Active(_) | Place::Lost => None,
+    pub(crate) fn inactive(&self) -> Option<&B> {
+        match &self.state {
+            State::Inactive(backend) => Some(backend),
+            State::Active(_) | State::Lost => None,
         }
     }
 
@@ -38,26 +38,26 @@ impl<B, H: Subscriber> Work<B, H> {
     ///
     /// # Errors
     /// It works already, or the event loop is gone.
-    pub(crate) fn begin(&mut self, handler: impl FnOnce(B) -> H) -> Result<(), ActivateError> {
-        match std::mem::replace(&mut self.place, Place::Lost) {
-            Place::Inactive(backend) => {
-                self.place = Place::Active(self.event_loop.add(handler(*backend))?);
+    pub(crate) fn activate(&mut self, handler: impl FnOnce(B) -> H) -> Result<(), ActivateError> {
+        match std::mem::replace(&mut self.state, State::Lost) {
+            State::Inactive(backend) => {
+                self.state = State::Active(self.event_loop.add(handler(*backend))?);
                 Ok(())
             }
             other => {
-                self.place = other;
+                self.state = other;
                 Err(ActivateError::System("activate a device twice", io::ErrorKind::ResourceBusy.into()))
             }
         }
     }
 
     /// Takes the handler back and apart: the queues, none where it did not work. `device` is whose they are.
-    pub(crate) fn end(&mut self, device: &str, parts: impl FnOnce(H) -> (Vec<VirtQueue>, B)) -> Vec<VirtQueue> {
-        match std::mem::replace(&mut self.place, Place::Lost) {
-            Place::Active(registration) => match self.event_loop.remove(registration) {
+    pub(crate) fn deactivate(&mut self, device: &str, parts: impl FnOnce(H) -> (Vec<VirtQueue>, B)) -> Vec<VirtQueue> {
+        match std::mem::replace(&mut self.state, State::Lost) {
+            State::Active(registration) => match self.event_loop.remove(registration) {
                 Ok(handler) => {
                     let (queues, backend) = parts(handler);
-                    self.place = Place::Inactive(Box::new(backend));
+                    self.state = State::Inactive(Box::new(backend));
                     queues
                 }
                 Err(error) => {
@@ -66,7 +66,7 @@ impl<B, H: Subscriber> Work<B, H> {
                 }
             },
             inactive => {
-                self.place = inactive;
+                self.state = inactive;
                 Vec::new()
             }
         }

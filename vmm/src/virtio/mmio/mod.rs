@@ -4,7 +4,7 @@
 //! transport's while the driver sets them up, and the device's from `DRIVER_OK` until reset. In between, queue registers
 //! do not change.
 //!
-//! The driver reads registers from the device's [`RegisterPage`](super::registers::RegisterPage) without the transport's help, so it is the transport's to
+//! The driver reads registers from the device's [`RegisterPage`](crate::virtio::registers::RegisterPage) without the transport's help, so it is the transport's to
 //! say there what they say after every write. Once a device works, interrupts are all there is, and they take no lock.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -16,11 +16,11 @@ use virtio_bindings::virtio_config::{
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::QueueT;
 
-use super::device::{ActivateError, Activation, Interrupt, Memory, VirtQueue, VirtioDevice};
-use super::registers::register;
-use super::state::{self, RestoreError, SavedQueue, TransportState};
 use crate::chain;
 use crate::machine::bus::Registers;
+use crate::virtio::device::{ActivateError, Activation, Interrupt, Memory, VirtQueue, VirtioDevice};
+use crate::virtio::registers::register;
+use crate::virtio::state::{self, RestoreError, SavedQueue, TransportState};
 
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VERSION: u32 = 2;
@@ -46,7 +46,7 @@ struct Inner<D> {
     driver_features: u64,
     queue_sel: u32,
     /// A driver may fail as often as it likes; it is logged once.
-    complained: bool,
+    activation_failure_logged: bool,
     /// Empty while the device owns them.
     queues: Vec<VirtQueue>,
 }
@@ -63,18 +63,18 @@ impl<D: VirtioDevice> MmioTransport<D> {
             driver_features_sel: 0,
             driver_features: 0,
             queue_sel: 0,
-            complained: false,
+            activation_failure_logged: false,
             queues,
         };
-        inner.introduce();
+        inner.init_registers();
         Self { interrupt, inner: Mutex::new(inner) }
     }
 
     /// Quiesces the device and saves it. It stays inactive: a machine that goes on is restored from what was saved.
     pub fn save(&self) -> TransportState<D::State> {
         let mut inner = self.lock();
-        let quiesced = inner.device.quiesce();
-        inner.queues.extend(quiesced);
+        let queues = inner.device.deactivate();
+        inner.queues.extend(queues);
         TransportState {
             status: inner.status,
             features_sel: (inner.device_features_sel, inner.driver_features_sel),
@@ -110,7 +110,7 @@ impl<D: VirtioDevice> MmioTransport<D> {
             if state.status & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
                 inner.activate();
             }
-            inner.publish();
+            inner.update_registers();
         }
         Ok(transport)
     }
@@ -132,7 +132,7 @@ impl<D: VirtioDevice> Registers for MmioTransport<D> {
 
 impl<D: VirtioDevice> Inner<D> {
     /// Stores what never changes, and the rest as it is before a driver comes.
-    fn introduce(&self) {
+    fn init_registers(&self) {
         for (offset, value) in [
             (register::MAGIC, MAGIC),
             (register::VERSION, VERSION),
@@ -146,13 +146,13 @@ impl<D: VirtioDevice> Inner<D> {
             self.interrupt.registers().store(offset, u32::MAX);
         }
         self.interrupt.registers().store_config(&self.device.config());
-        self.publish();
+        self.update_registers();
     }
 
     /// Stores what a write to a register may have changed.
-    fn publish(&self) {
+    fn update_registers(&self) {
         for (offset, value) in [
-            (register::DEVICE_FEATURES, half(self.device.features(), self.device_features_sel)),
+            (register::DEVICE_FEATURES, feature_word(self.device.features(), self.device_features_sel)),
             (register::QUEUE_NUM_MAX, self.queue_num_max()),
             (register::QUEUE_READY, u32::from(self.queue_ready())),
             (register::STATUS, self.status),
@@ -171,20 +171,20 @@ impl<D: VirtioDevice> Inner<D> {
             _ if self.status & VIRTIO_CONFIG_S_DRIVER_OK == 0 => self.write_queue(offset, value),
             _ => {} // the queues are the device's
         }
-        self.publish();
+        self.update_registers();
     }
 
-    fn selected(&self) -> Option<usize> {
+    fn selected_queue(&self) -> Option<usize> {
         usize::try_from(self.queue_sel).ok()
     }
 
     fn queue_num_max(&self) -> u32 {
-        self.selected().and_then(|index| self.device.queue_sizes().get(index)).map_or(0, |size| u32::from(*size))
+        self.selected_queue().and_then(|index| self.device.queue_sizes().get(index)).map_or(0, |size| u32::from(*size))
     }
 
     /// A queue the device owns is ready, or the device would not have taken it.
     fn queue_ready(&self) -> bool {
-        match self.selected().and_then(|index| self.queues.get(index)) {
+        match self.selected_queue().and_then(|index| self.queues.get(index)) {
             Some(queue) => queue.queue.ready(),
             None => self.queues.is_empty() && self.queue_num_max() != 0,
         }
@@ -203,7 +203,7 @@ impl<D: VirtioDevice> Inner<D> {
     }
 
     fn write_queue(&mut self, offset: u64, value: u32) {
-        let Some(queue) = self.selected().and_then(|index| self.queues.get_mut(index)) else { return };
+        let Some(queue) = self.selected_queue().and_then(|index| self.queues.get_mut(index)) else { return };
         let queue = &mut queue.queue;
         match offset {
             register::QUEUE_NUM => queue.set_size(u16::try_from(value).unwrap_or(0)),
@@ -250,18 +250,18 @@ impl<D: VirtioDevice> Inner<D> {
 
     /// Moves the queues into the device. Where that fails, the device is broken until the driver resets it.
     fn activate(&mut self) {
-        let Err(error) = self.hand_over_queues() else { return };
+        let Err(error) = self.activate_device() else { return };
         self.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
-        if !std::mem::replace(&mut self.complained, true) {
+        if !std::mem::replace(&mut self.activation_failure_logged, true) {
             tracing::error!(device = self.device.device_type(), "cannot activate a virtio device: {}", chain(&error));
         }
-        self.publish();
-        if let Err(error) = self.interrupt.status_changed() {
+        self.update_registers();
+        if let Err(error) = self.interrupt.notify_status_change() {
             tracing::debug!(%error, "cannot interrupt the guest");
         }
     }
 
-    fn hand_over_queues(&mut self) -> Result<(), ActivateError> {
+    fn activate_device(&mut self) -> Result<(), ActivateError> {
         for (index, queue) in self.queues.iter_mut().enumerate() {
             if queue.queue.ready() && !queue.queue.is_valid(&self.memory) {
                 return Err(ActivateError::QueueInvalid(index));
@@ -277,8 +277,8 @@ impl<D: VirtioDevice> Inner<D> {
     }
 
     fn reset(&mut self) {
-        let quiesced = self.device.quiesce();
-        self.queues.extend(quiesced);
+        let queues = self.device.deactivate();
+        self.queues.extend(queues);
         self.queues.iter_mut().for_each(VirtQueue::reset);
         self.interrupt.restore(0, self.interrupt.generation());
         self.status = 0;
@@ -289,7 +289,7 @@ impl<D: VirtioDevice> Inner<D> {
 }
 
 /// The half of `features` that a selector register names.
-fn half(features: u64, selector: u32) -> u32 {
+fn feature_word(features: u64, selector: u32) -> u32 {
     let [a, b, c, d, e, f, g, h] = features.to_le_bytes();
     match selector {
         0 => u32::from_le_bytes([a, b, c, d]),
@@ -299,5 +299,4 @@ fn half(features: u64, selector: u32) -> u32 {
 }
 
 #[cfg(test)]
-#[path = "mmio_tests.rs"]
 mod tests;

@@ -17,7 +17,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 use nix::sys::stat::{Mode, SFlag, fstat, major};
 
 /// What a pipe or terminal takes without blocking once it polls as writable (`PIPE_BUF`).
-const SMALL: usize = 4096;
+const POLLED_TRANSFER: usize = 4096;
 
 /// Major device numbers of the slave ends of Unix98 pseudo-terminals.
 const PTS_MAJORS: std::ops::RangeInclusive<u64> = 136..=143;
@@ -59,14 +59,14 @@ impl Direction {
 pub(super) struct Watcher {
     epoll: Epoll,
     /// `/proc/self/fd`, opened once so that it works when the VMM has locked itself in; absent where there is no procfs.
-    descriptors: Option<OwnedFd>,
+    proc_fds: Option<OwnedFd>,
 }
 
 impl Watcher {
     pub(super) fn new() -> io::Result<Self> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let descriptors = nix::fcntl::open("/proc/self/fd", flags, Mode::empty()).ok();
-        Ok(Self { epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?, descriptors })
+        let proc_fds = nix::fcntl::open("/proc/self/fd", flags, Mode::empty()).ok();
+        Ok(Self { epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?, proc_fds })
     }
 
     /// Calls `ready` with the token and the events of each descriptor that changed.
@@ -89,7 +89,7 @@ impl Watcher {
     fn reopen(&self, fd: &OwnedFd, direction: Direction) -> Option<OwnedFd> {
         let flags = direction.access() | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
         let name = fd.as_raw_fd().to_string();
-        openat(self.descriptors.as_ref()?, name.as_str(), flags, Mode::empty()).ok()
+        openat(self.proc_fds.as_ref()?, name.as_str(), flags, Mode::empty()).ok()
     }
 }
 
@@ -112,14 +112,14 @@ enum Kind {
 
 /// One descriptor, used in one direction.
 #[derive(Debug)]
-pub(super) struct Descriptor {
+pub(super) struct HostFd {
     fd: OwnedFd,
     kind: Kind,
     direction: Direction,
     watcher: Arc<Watcher>,
 }
 
-impl Descriptor {
+impl HostFd {
     /// Takes a descriptor over; its readiness is told under `token`.
     pub(super) fn new(fd: OwnedFd, direction: Direction, token: u64, watcher: &Arc<Watcher>) -> io::Result<Self> {
         let (fd, mut kind) = Self::classify(fd, direction, watcher)?;
@@ -191,7 +191,7 @@ impl Descriptor {
     }
 
     /// Tells a socket's other side that no more will come.
-    pub(super) fn end_sending(&self) {
+    pub(super) fn shutdown_write(&self) {
         // One whose other side is gone has nobody to be told.
         let _ = shutdown(self.fd.as_raw_fd(), Shutdown::Write);
     }
@@ -202,12 +202,12 @@ impl Descriptor {
         }
         match poll(&mut [PollFd::new(self.fd.as_fd(), self.direction.poll())], PollTimeout::ZERO)? {
             0 => Err(io::ErrorKind::WouldBlock.into()),
-            _ => Ok(len.min(SMALL)),
+            _ => Ok(len.min(POLLED_TRANSFER)),
         }
     }
 }
 
-impl Drop for Descriptor {
+impl Drop for HostFd {
     fn drop(&mut self) {
         // Closing is not enough: other processes may keep the description open, and epoll watches descriptions.
         // One that was never watched makes this fail, which changes nothing.

@@ -55,18 +55,18 @@ fn a_guest_that_takes_no_answers_is_not_listened_to() {
     let mut driver = Driver::without_buffers(false);
     for _ in 0..100 {
         for _ in 0..QUEUE_SIZE / 4 {
-            driver.put(Header::new(5, OP_REQUEST), b"");
+            driver.send(Header::new(5, OP_REQUEST), b"");
         }
         driver.serve();
-        if driver.sent_back() == 0 {
+        if driver.take_transmitted() == 0 {
             break;
         }
     }
     let (_, resets, _) = driver.backend().sizes();
     assert_eq!(resets, 256, "the bound of pending answers");
-    driver.offer_receive_buffers(QUEUE_SIZE);
+    driver.add_receive_buffers(QUEUE_SIZE);
     driver.serve();
-    assert!(driver.sent_back() > 0, "and then it is again");
+    assert!(driver.take_transmitted() > 0, "and then it is again");
 }
 
 #[test]
@@ -117,24 +117,24 @@ fn chains_that_are_no_packets_are_given_back() {
     ];
     for descriptor in hostile {
         let head = driver.next_head();
-        driver.put_raw(head, descriptor);
+        driver.add_descriptor(head, descriptor);
     }
     // One that is its own successor, with a header that announces 4 GiB.
     let head = driver.next_head();
     let header = Header { len: u32::MAX, ..Header::new(5, OP_RW) };
     vm_memory::Bytes::write_obj(&driver.memory, header, vm_memory::GuestAddress(0x20_0000)).unwrap();
-    driver.put_raw(head, Descriptor { addr: 0x20_0000, len: 44, flags: 1, next: head });
+    driver.add_descriptor(head, Descriptor { addr: 0x20_0000, len: 44, flags: 1, next: head });
     driver.serve();
-    assert_eq!(driver.sent_back(), hostile.len() + 1);
+    assert_eq!(driver.take_transmitted(), hostile.len() + 1);
 }
 
 #[test]
 fn an_index_that_jumps_is_ignored() {
     for queue in [0, 1, 2] {
         let mut driver = Driver::without_buffers(true);
-        driver.claim_available(queue, 30_000);
-        driver.put(Header::new(5, OP_REQUEST), b"");
-        driver.claim_available(queue, 30_000);
+        driver.set_available_index(queue, 30_000);
+        driver.send(Header::new(5, OP_REQUEST), b"");
+        driver.set_available_index(queue, 30_000);
         driver.serve();
         assert!(driver.receive().is_empty());
     }
