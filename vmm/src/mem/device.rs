@@ -1,4 +1,4 @@
-//! The device as the transport sees it.
+//! The [`VirtioDevice`] implementation.
 
 use std::sync::Arc;
 
@@ -14,17 +14,17 @@ use crate::event_loop::LoopHandle;
 use crate::virtio::device::{ActivateError, Activation, VirtQueue, VirtioDevice};
 use crate::virtio::event_loop_backend::EventLoopBackend;
 
-/// The driver sends one request at a time.
+/// Descriptors of the queue. The driver sends one request at a time.
 const QUEUE_SIZES: [u16; 1] = [16];
 
-/// `VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE`: the driver leaves blocks alone that are not plugged.
+/// `VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE`: the driver does not access unplugged blocks.
 const UNPLUGGED_INACCESSIBLE: u32 = 1;
 
-/// What a snapshot keeps of the device.
+/// The saved state of the device.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct MemState {
-    /// Bytes of the region that the driver is asked to plug.
+    /// Bytes of the region that the driver is requested to plug.
     pub(super) requested: u64,
     pub(super) plugged: Vec<PluggedRun>,
 }
@@ -36,7 +36,7 @@ pub struct Mem {
 }
 
 impl Mem {
-    /// The device of `pluggable`, served by `event_loop`, with what was plugged when it was saved.
+    /// The device of `pluggable`, served by `event_loop`. With a state, the saved blocks are plugged.
     #[must_use]
     pub fn new(mut pluggable: Pluggable, event_loop: LoopHandle, state: Option<&MemState>) -> Self {
         if let Some(state) = state {

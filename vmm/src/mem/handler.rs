@@ -1,4 +1,4 @@
-//! The device's work while it is active: plugging and unplugging what the driver names.
+//! The active device: plugs and unplugs blocks at the driver's request.
 
 use std::io;
 use std::ops::Range;
@@ -21,12 +21,12 @@ pub(super) struct Handler {
     pluggable: Pluggable,
 }
 
-/// Why the driver's queue cannot be served any more.
+/// Why the driver's queue cannot be served any longer.
 #[derive(Debug, thiserror::Error)]
 enum ServeError {
     #[error("the driver's queue is broken")]
     Queue(#[from] virtio_queue::Error),
-    #[error("cannot tell who waits for memory, or go on with the queue later")]
+    #[error("cannot report the plugged memory, or reschedule the queue")]
     Wake(#[source] io::Error),
     #[error("cannot interrupt the guest")]
     Interrupt(#[source] io::Error),
@@ -42,18 +42,18 @@ impl Handler {
         (self.queues, self.pluggable)
     }
 
-    /// Tells the driver how much it is asked to have.
+    /// Notifies the driver of the requested size.
     fn notify_requested(&self) {
         let sizes = &self.pluggable.sizes;
-        // Nothing to read means that it was told already; to be told twice does no harm.
+        // The read fails if the driver was notified already. A second notification does no harm.
         let _ = sizes.requested_event.read();
         if let Err(error) = self.interrupt.notify_config_change(&sizes.config()) {
-            tracing::error!(%error, "cannot tell the guest how much memory it may have");
+            tracing::error!(%error, "cannot notify the guest of the requested memory size");
         }
     }
 
-    /// Answers what the driver asks for, a queueful at a time: a driver that never stops must not keep the event loop from
-    /// everything else.
+    /// Answers requests, at most a queue's size of them per call, so that a driver that always adds requests does not
+    /// block the event loop.
     fn serve(&mut self) -> Result<(), ServeError> {
         let Self { memory, queues, interrupt, pluggable } = self;
         let memory = &*memory;
@@ -65,7 +65,7 @@ impl Handler {
             let before = pluggable.blocks.plugged();
             let written = pluggable.answer(memory, &chain);
             if pluggable.blocks.plugged() != before {
-                // Before the driver sees the answer: it compares.
+                // The driver compares the plugged size after it sees the response, so the size is stored before.
                 pluggable.publish_plugged(interrupt).map_err(ServeError::Wake)?;
             }
             queue.add_used(memory, head, written)?;
@@ -88,14 +88,15 @@ impl Pluggable {
         told
     }
 
-    /// Carries out the request in `chain` and writes the answer there: its length, 0 where it is no request.
+    /// Executes the request in `chain` and writes its response. Returns the response's length in bytes: 0 if the chain
+    /// is not a request.
     fn answer(&mut self, memory: &Memory, chain: &DescriptorChain<&Memory>) -> u32 {
         let read = |mut reader: Reader<'_>| reader.read_obj::<RawRequest>().ok();
         let request = Reader::new(memory, chain.clone()).ok().and_then(read);
         let writer = Writer::new(memory, chain.clone()).ok();
         let room = writer.filter(|writer| writer.available_bytes() >= size_of::<RawResponse>());
         let (Some(request), Some(mut room)) = (request, room) else {
-            tracing::debug!("the guest sent a chain that is no request for memory");
+            tracing::debug!("the guest sent an invalid memory request");
             return 0;
         };
         let (answer, state) = self.execute(request.into());
@@ -103,7 +104,7 @@ impl Pluggable {
         written.map_or(0, |()| u32::try_from(size_of::<RawResponse>()).expect("10 bytes"))
     }
 
-    /// The answer to `request`, and the state where it asks for one (section 5.15.6).
+    /// The response to `request`, and the state for a `STATE` request (section 5.15.6).
     fn execute(&mut self, request: Request) -> (ResponseType, u16) {
         match request {
             Request::Plug(range) => (self.plug(range), 0),
@@ -140,7 +141,7 @@ impl Pluggable {
 
     fn unplug(&mut self, range: Range<usize>) -> ResponseType {
         if let Err(error) = self.region.discard(range.clone()) {
-            tracing::error!(%error, "the host does not take back memory of the guest");
+            tracing::error!(%error, "cannot return memory of the guest to the host");
             return ResponseType::Error;
         }
         self.blocks.set(range, false);
@@ -164,11 +165,11 @@ impl MutEventSubscriber for Handler {
         }
         self.queues.iter().for_each(VirtQueue::clear_notification);
         if let Err(error) = self.serve() {
-            // A driver that breaks its queue gets nothing more until it resets the device. It may do both for ever, and the
-            // log is not its to fill.
+            // After a driver breaks its queue, the device does not serve it until reset. A driver can repeat this
+            // without end, so it is only logged at debug level.
             tracing::debug!("the memory device stops: {}", crate::chain(&error));
             if let Err(error) = ops.remove(events) {
-                tracing::error!(%error, "cannot stop listening to the memory device's queue");
+                tracing::error!(%error, "cannot stop watching the memory device's queue");
             }
         }
     }

@@ -1,4 +1,4 @@
-//! What the driver asks for, and the answers (virtio 1.2, section 5.15.6).
+//! The driver's requests and their responses (virtio 1.2, section 5.15.6).
 
 use vm_memory::{ByteValued, Le16, Le64};
 
@@ -8,7 +8,7 @@ const UNPLUG: u16 = 1;
 const UNPLUG_ALL: u16 = 2;
 const STATE: u16 = 3;
 
-/// `struct virtio_mem_req`. All kinds that concern a range of blocks have the same form.
+/// `struct virtio_mem_req`. All types of requests for a range of blocks have the same layout.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub(super) struct RawRequest {
@@ -19,7 +19,7 @@ pub(super) struct RawRequest {
     more_padding: [Le16; 3],
 }
 
-// SAFETY: integers without gaps between them, of which every value is valid.
+// SAFETY: the structure consists of integers without padding, and all values are valid.
 unsafe impl ByteValued for RawRequest {}
 
 /// `struct virtio_mem_resp`.
@@ -31,13 +31,13 @@ pub(super) struct RawResponse {
     state: Le16,
 }
 
-// SAFETY: integers without gaps between them, of which every value is valid.
+// SAFETY: the structure consists of integers without padding, and all values are valid.
 unsafe impl ByteValued for RawResponse {}
 
-/// A range of blocks as the driver names it: address of the first, and their number.
+/// A range of blocks: the guest-physical address of the first, and their number.
 pub(super) type BlockRange = (u64, u16);
 
-/// What the driver wants.
+/// A request.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Request {
     Plug(BlockRange),
@@ -60,18 +60,18 @@ impl From<RawRequest> for Request {
     }
 }
 
-/// `VIRTIO_MEM_RESP_*`. The device is never busy.
+/// `VIRTIO_MEM_RESP_*`. The device never answers `VIRTIO_MEM_RESP_BUSY`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum ResponseType {
     Ack = 0,
-    /// Not now: it would be more than was asked for.
+    /// Refused now: it would exceed the requested size.
     Nack = 1,
-    /// Never.
+    /// Invalid.
     Error = 3,
 }
 
 impl RawResponse {
-    /// An answer, and the state that a request for one is told.
+    /// A response, with the state that a `STATE` request asks for.
     pub(super) fn new(answer: ResponseType, state: u16) -> Self {
         Self { kind: (answer as u16).into(), padding: Default::default(), state: state.into() }
     }
@@ -82,12 +82,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn they_have_the_sizes_of_the_specification() {
+    fn structures_have_the_sizes_of_the_specification() {
         assert_eq!((size_of::<RawRequest>(), size_of::<RawResponse>()), (24, 10));
     }
 
     #[test]
-    fn each_kind_is_understood() {
+    fn each_request_type_is_parsed() {
         let parse = |kind: u8| {
             let mut bytes = [0; 24];
             bytes[0] = kind;

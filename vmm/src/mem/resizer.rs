@@ -1,4 +1,4 @@
-//! Both ends of the device: who asks for memory, and what the driver finds in it.
+//! The two ends of the device: the sandbox's [`Resizer`], and the device's [`Pluggable`].
 
 use std::io;
 use std::sync::Arc;
@@ -14,34 +14,34 @@ use crate::machine::kvm::KvmError;
 
 const MIB: u64 = 1 << 20;
 
-/// Why a machine is not resized.
+/// Why a machine cannot be resized.
 #[derive(Debug, Error)]
 pub enum ResizeError {
-    /// Its region ends there, or the host's memory does.
+    /// The size exceeds the machine's maximum.
     #[error("this machine can have {} MiB at most, not {}", max / MIB, requested.div_ceil(MIB))]
     TooLarge {
-        /// Bytes asked for.
+        /// Requested size in bytes.
         requested: u64,
-        /// Bytes it can have.
+        /// Maximum size in bytes.
         max: u64,
     },
-    /// The region cannot be made memory of the guest.
+    /// The region cannot be added to the guest's memory.
     #[error(transparent)]
     Connect(#[from] KvmError),
-    /// The device cannot be told.
+    /// The device's eventfd cannot be written.
     #[error("cannot wake the memory device")]
     Wake(#[source] io::Error),
 }
 
-/// What both ends know.
+/// The state that both ends share.
 #[derive(Debug)]
 pub(super) struct SharedSizes {
     region: Region,
     requested: AtomicU64,
     plugged: AtomicU64,
-    /// Readable when another size was requested.
+    /// Readable after another size was requested.
     pub(super) requested_event: EventFd,
-    /// Readable when the driver has plugged or unplugged something.
+    /// Readable after the driver has plugged or unplugged blocks.
     changed: EventFd,
 }
 
@@ -50,14 +50,14 @@ impl SharedSizes {
         self.requested.load(Ordering::SeqCst)
     }
 
-    /// Notes how many bytes are plugged, and wakes who asked.
+    /// Stores the number of plugged bytes and notifies the sandbox.
     pub(super) fn set_plugged(&self, bytes: u64) -> io::Result<()> {
         self.plugged.store(bytes, Ordering::SeqCst);
         self.changed.write(1)
     }
 
-    /// `struct virtio_mem_config` (section 5.15.4). All of the region is usable at all times: how much of it the driver
-    /// may have is what counts.
+    /// `struct virtio_mem_config` (section 5.15.4). The usable region is the whole region at all times. The requested
+    /// size is what limits the driver.
     pub(super) fn config(&self) -> Vec<u8> {
         let (node, length) = (0, self.region.length());
         let (plugged, requested) = (self.plugged.load(Ordering::SeqCst), self.requested());
@@ -66,7 +66,7 @@ impl SharedSizes {
     }
 }
 
-/// Has KVM take the region for the guest's memory.
+/// Adds the region to KVM's memory slots.
 pub type Connect = Box<dyn Fn() -> Result<(), KvmError> + Send>;
 
 /// The sandbox's end.
@@ -91,10 +91,10 @@ pub struct Pluggable {
     pub(super) sizes: Arc<SharedSizes>,
 }
 
-/// Both ends of the memory device of a machine that boots with `boot_size` bytes and may have `most`.
+/// Both ends of the memory device of a machine that boots with `boot_size` bytes and can have `max` bytes.
 ///
 /// # Errors
-/// There is no descriptor left.
+/// The process has no free file descriptor.
 pub fn pluggable(region: Region, boot_size: u64, max: u64, connect: Connect) -> io::Result<(Resizer, Pluggable)> {
     let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
     let sizes = Arc::new(SharedSizes {
@@ -111,11 +111,11 @@ pub fn pluggable(region: Region, boot_size: u64, max: u64, connect: Connect) -> 
 }
 
 impl Resizer {
-    /// Asks for a machine of `size` bytes, which the driver may or may not make of it: the size it will be then, in whole
-    /// blocks, and not less than it booted with.
+    /// Requests a machine of `size` bytes. Returns the size that the machine will have if the driver complies, in
+    /// bytes: whole blocks, and not less than the boot size.
     ///
     /// # Errors
-    /// It cannot be that large, or the region cannot be made memory of the guest.
+    /// `size` exceeds the maximum, or the region cannot be added to the guest's memory.
     pub fn request(&mut self, size: u64) -> Result<u64, ResizeError> {
         if size > self.max {
             return Err(ResizeError::TooLarge { requested: size, max: self.max });
@@ -131,10 +131,10 @@ impl Resizer {
         Ok(self.boot_size + requested)
     }
 
-    /// Asks for nothing more than what the driver has made of the last request.
+    /// Cancels the last request: requests only what is plugged now.
     ///
     /// # Errors
-    /// The device cannot be told.
+    /// The device's eventfd cannot be written.
     pub fn settle(&self) -> io::Result<()> {
         self.set_requested(self.plugged())
     }
@@ -144,19 +144,19 @@ impl Resizer {
         self.sizes.requested_event.write(1)
     }
 
-    /// The bytes the guest has now.
+    /// The memory of the guest in bytes.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.boot_size + self.plugged()
     }
 
-    /// The bytes the guest has now beyond those it booted with.
+    /// The memory of the guest in bytes, without what it booted with.
     #[must_use]
     pub fn plugged(&self) -> u64 {
         self.sizes.plugged.load(Ordering::SeqCst)
     }
 
-    /// Readable when [`Resizer::size`] may have changed.
+    /// Readable after [`Resizer::size`] may have changed.
     #[must_use]
     pub fn changed(&self) -> &EventFd {
         &self.sizes.changed
@@ -164,12 +164,12 @@ impl Resizer {
 }
 
 impl Pluggable {
-    /// What a snapshot keeps.
+    /// The state to be saved.
     pub(super) fn save(&self) -> MemState {
         MemState { requested: self.sizes.requested(), plugged: self.blocks.save() }
     }
 
-    /// Takes on what a snapshot kept; the blocks' contents are restored as all memory is.
+    /// Restores the saved state. The blocks' contents are restored with the rest of guest memory.
     pub(super) fn restore(&mut self, state: &MemState) {
         self.blocks.restore(&state.plugged);
         self.sizes.requested.store(state.requested, Ordering::SeqCst);

@@ -1,4 +1,4 @@
-//! Requests through the device, by honest drivers and by others.
+//! Tests of the device with valid and invalid requests.
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
@@ -33,7 +33,7 @@ fn ends(mapping: Arc<GuestRegionMmap<()>>) -> (Resizer, Pluggable) {
     pluggable(Region::new(mapping).unwrap(), BOOT_SIZE, 1 << 40, Box::new(|| Ok(()))).unwrap()
 }
 
-/// A working driver, and who asks it to have more memory.
+/// An active driver, and the resizer that requests memory of it.
 fn set_up_driver(event_loop: &LoopThread) -> (Driver<Mem>, Resizer) {
     let (resizer, pluggable) = ends(mapping());
     let mut driver = Driver::new(Mem::new(pluggable, event_loop.handle(), None));
@@ -41,7 +41,7 @@ fn set_up_driver(event_loop: &LoopThread) -> (Driver<Mem>, Resizer) {
     (driver, resizer)
 }
 
-/// Bytes of a request.
+/// The bytes of a request.
 fn request(kind: u16, address: u64, count: u16) -> [u8; 24] {
     let mut bytes = [0; 24];
     bytes[..2].copy_from_slice(&kind.to_le_bytes());
@@ -50,7 +50,7 @@ fn request(kind: u16, address: u64, count: u16) -> [u8; 24] {
     bytes
 }
 
-/// The answer, and the state that comes with it.
+/// Sends a request. Returns the response's type and state.
 fn ask_for(driver: &mut Driver<Mem>, kind: u16, address: u64, count: u16) -> (u16, u16) {
     let answer = driver.request(0, &[&request(kind, address, count)], &[10]);
     assert_eq!(answer.len(), 10);
@@ -67,7 +67,7 @@ fn state(driver: &mut Driver<Mem>, block: u64, count: u16) -> u16 {
     state
 }
 
-/// A field of the device's configuration.
+/// A 64-bit field of the device configuration space.
 fn field(driver: &Driver<Mem>, number: u64) -> u64 {
     let half = |offset| u64::from(driver.register(0x100 + 8 * number + offset));
     half(0) | half(4) << 32
@@ -81,14 +81,14 @@ fn await_requested(driver: &Driver<Mem>, bytes: u64) {
     }
 }
 
-/// Asks for a machine with this many plugged blocks, and waits until the driver can know of it.
+/// Requests a machine with this many plugged blocks, and waits until the driver can read the request.
 fn grow(driver: &Driver<Mem>, resizer: &mut Resizer, blocks: u64) {
     assert_eq!(resizer.request(BOOT_SIZE + blocks * BLOCK_SIZE).unwrap(), BOOT_SIZE + blocks * BLOCK_SIZE);
     await_requested(driver, blocks * BLOCK_SIZE);
 }
 
 #[test]
-fn it_plugs_memory_through_its_whole_life() {
+fn the_device_passes_the_life_cycle_test() {
     let event_loop = LoopThread::start();
     let resizer = RefCell::new(None);
     let make = |state: Option<MemState>| {
@@ -101,7 +101,7 @@ fn it_plugs_memory_through_its_whole_life() {
         let mut resizer = resizer.borrow_mut();
         let resizer = resizer.as_mut().unwrap();
         let had = blocks.replace(blocks.get() + 2);
-        assert_eq!(resizer.size(), BOOT_SIZE + had * BLOCK_SIZE, "what was plugged stays so");
+        assert_eq!(resizer.size(), BOOT_SIZE + had * BLOCK_SIZE, "plugged blocks stay plugged");
         grow(driver, resizer, had + 2);
         assert_eq!(ask(driver, PLUG, had, 2), ACK);
         assert_eq!(field(driver, 5), (had + 2) * BLOCK_SIZE);
@@ -111,7 +111,7 @@ fn it_plugs_memory_through_its_whole_life() {
 }
 
 #[test]
-fn the_driver_is_told_of_the_region_and_of_what_it_is_asked_for() {
+fn the_configuration_space_describes_the_region_and_the_requested_size() {
     let event_loop = LoopThread::start();
     let (driver, mut resizer) = set_up_driver(&event_loop);
     let (generation, length) = (driver.register(0xfc), BLOCKS * BLOCK_SIZE);
@@ -128,7 +128,7 @@ fn the_driver_is_told_of_the_region_and_of_what_it_is_asked_for() {
 }
 
 #[test]
-fn no_more_is_plugged_than_was_asked_for() {
+fn no_more_than_the_requested_size_is_plugged() {
     let event_loop = LoopThread::start();
     let (mut driver, mut resizer) = set_up_driver(&event_loop);
     assert_eq!(ask(&mut driver, PLUG, 0, 1), NACK, "before anything was requested");
@@ -143,7 +143,7 @@ fn no_more_is_plugged_than_was_asked_for() {
 }
 
 #[test]
-fn requests_that_make_no_sense_are_errors_and_change_nothing() {
+fn invalid_requests_are_errors_and_change_nothing() {
     let event_loop = LoopThread::start();
     let (mut driver, mut resizer) = set_up_driver(&event_loop);
     grow(&driver, &mut resizer, BLOCKS);
@@ -176,7 +176,7 @@ fn requests_that_make_no_sense_are_errors_and_change_nothing() {
 }
 
 #[test]
-fn what_was_in_an_unplugged_block_is_gone() {
+fn the_contents_of_an_unplugged_block_are_discarded() {
     let event_loop = LoopThread::start();
     let mapping = mapping();
     let (mut resizer, pluggable) = ends(Arc::clone(&mapping));
@@ -196,7 +196,7 @@ fn what_was_in_an_unplugged_block_is_gone() {
 }
 
 #[test]
-fn chains_that_are_no_requests_are_given_back_untouched() {
+fn chains_that_are_not_requests_are_used_with_length_0() {
     let event_loop = LoopThread::start();
     let (mut driver, mut resizer) = set_up_driver(&event_loop);
     grow(&driver, &mut resizer, 1);
@@ -210,12 +210,12 @@ fn chains_that_are_no_requests_are_given_back_untouched() {
     assert_eq!(driver.take_used_element(0), (outside, 0));
     assert_eq!(resizer.size(), BOOT_SIZE);
     let split = driver.request(0, &[&whole[..5], &whole[5..]], &[3, 7]);
-    assert_eq!(split, [0; 10], "a request may be in as many pieces as the driver likes");
+    assert_eq!(split, [0; 10], "a request may be split into any number of descriptors");
     assert_eq!(resizer.size(), BOOT_SIZE + BLOCK_SIZE);
 }
 
 #[test]
-fn a_size_is_whole_blocks_between_that_at_boot_and_the_most() {
+fn a_size_is_whole_blocks_between_boot_size_and_maximum() {
     let (mut resizer, _pluggable) = ends(mapping());
     assert_eq!(resizer.request(0).unwrap(), BOOT_SIZE);
     assert_eq!(resizer.request(BOOT_SIZE + 1).unwrap(), BOOT_SIZE + BLOCK_SIZE);
@@ -229,7 +229,7 @@ fn a_size_is_whole_blocks_between_that_at_boot_and_the_most() {
 }
 
 #[test]
-fn kvm_is_told_of_the_region_once_and_not_before_it_is_needed() {
+fn the_region_is_added_to_kvm_once_and_at_the_first_request() {
     let calls = Arc::new(AtomicU32::new(0));
     let counted = Arc::clone(&calls);
     let connect = move || match counted.fetch_add(1, Ordering::SeqCst) {
@@ -247,7 +247,7 @@ fn kvm_is_told_of_the_region_once_and_not_before_it_is_needed() {
 }
 
 #[test]
-fn a_mapping_that_is_not_whole_blocks_is_no_region() {
+fn a_mapping_that_is_not_whole_blocks_is_rejected() {
     let odd = map_pluggable(GuestAddress(START), BLOCK_SIZE + 4096, 4096).unwrap();
     assert!(Region::new(odd).is_err());
     assert!(Region::new(map_pluggable(GuestAddress(START + 4096), BLOCK_SIZE, 4096).unwrap()).is_err());

@@ -1,11 +1,11 @@
-//! The device's work while it is active: moving frames between its queues and the tap.
+//! The active device: moves frames between its queues and the tap.
 
 use std::io;
 use std::os::fd::AsRawFd;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::VolatileSlice;
 
 use super::chain::{self, Access};
@@ -13,14 +13,14 @@ use super::header::{self, HEADER_LEN, MAX_FRAME};
 use super::slot::Slot;
 use super::tap::Tap;
 use super::used_ring::{self, UsedChain};
-use crate::virtio::device::{Activation, Interrupt, Memory, VirtQueue};
+use crate::virtio::device::{Activation, Interrupt, Memory, VirtQueue, next_chain};
 
-/// Index of the queue that carries frames to the guest.
+/// Index of the receive queue, which carries frames to the guest.
 pub(super) const RX: usize = 0;
-/// Index of the queue that carries frames from the guest.
+/// Index of the transmit queue, which carries frames from the guest.
 pub(super) const TX: usize = 1;
 
-/// Frames moved each way before the event loop serves others.
+/// The most frames moved in each direction before the event loop serves other subscribers.
 const BATCH: usize = 256;
 
 /// The active device, in the event loop.
@@ -30,12 +30,12 @@ pub(super) struct Handler {
     interrupt: Interrupt,
     features: u64,
     slot: Slot,
-    /// The driver has to look at the link.
+    /// Whether the driver must be notified of the link's state.
     notify_link: bool,
-    /// A frame from the tap, as long as `held` says; 0 where there is none that waits for buffers.
+    /// A frame from the tap that waits for receive buffers, of `pending` bytes. 0 means that there is none.
     frame: Box<[u8]>,
     pending: usize,
-    /// Why the tap cannot be read any more.
+    /// The error that a read of the tap failed with.
     failed: Option<io::Error>,
 }
 
@@ -50,14 +50,14 @@ impl Handler {
         (self.queues, self.slot)
     }
 
-    /// Begins to work with a tap that was attached, or that a reset driver left.
+    /// Starts to use a tap that was attached now, or before the driver's last reset.
     fn start_tap(&mut self, ops: &mut EventOps) {
         let Some(tap) = &self.slot.tap else { return };
         if let Err(error) = tap.set_offloads(self.features) {
-            // The tap does that work itself then, which is slower and no less right.
-            tracing::debug!(%error, "cannot set what a tap leaves to the guest");
+            // The tap then does this work itself, which is slower but correct.
+            tracing::debug!(%error, "cannot set the offloads of a tap");
         }
-        // Edge-triggered: a frame that the guest has no buffer for must not keep the loop busy.
+        // Edge-triggered, so that a frame without a receive buffer does not keep the loop busy.
         if let Err(error) = ops.add(Events::new(tap, EventSet::IN | EventSet::EDGE_TRIGGERED)) {
             return tracing::error!(%error, "cannot watch a tap");
         }
@@ -65,7 +65,7 @@ impl Handler {
         self.notify_link_state();
     }
 
-    /// A tap that fails is gone: somebody has deleted the interface.
+    /// Detaches a tap after a failed read: the interface was deleted.
     fn detach_failed_tap(&mut self, ops: &mut EventOps) {
         let Some(error) = self.failed.take() else { return };
         let Some(tap) = self.slot.tap.take() else { return };
@@ -80,16 +80,16 @@ impl Handler {
 
     fn notify_link_state(&self) {
         if let Err(error) = self.interrupt.notify_config_change(&self.slot.link.config(self.slot.address())) {
-            tracing::error!(%error, "cannot tell the guest of its network link");
+            tracing::error!(%error, "cannot notify the guest of its network link");
         }
     }
 
-    /// Does what there is to do, and tells the driver once.
+    /// Serves both queues and sends at most one used buffer notification.
     fn serve(&mut self) {
         let notified = [RX, TX].map(|index| self.queues[index].queue.next_used());
         for (index, moved) in [(TX, self.transmit()), (RX, self.receive())] {
             if moved == BATCH {
-                // There may be more; the loop comes back to it after it looked at everybody else.
+                // The queue may hold more frames. The event loop calls again after it has served its other subscribers.
                 let _ = self.queues[index].notify.write(1);
             }
         }
@@ -102,7 +102,7 @@ impl Handler {
         }
     }
 
-    /// Moves frames from the guest to the tap; without one they are lost, as on a cable that is not plugged in.
+    /// Moves frames from the guest to the tap. Without a tap the frames are dropped, as on an unplugged cable.
     fn transmit(&mut self) -> usize {
         let Self { memory, queues, slot, .. } = self;
         let queue = &mut queues[TX].queue;
@@ -110,16 +110,16 @@ impl Handler {
             let Some(mut chain) = next_chain(queue, memory) else { return moved };
             match chain::slices(&mut chain, memory, Access::Read).filter(|frame| chain::is_frame(frame)) {
                 Some(frame) => send(slot.tap.as_ref(), &frame),
-                None => tracing::debug!("the guest sent a chain that is no frame"),
+                None => tracing::debug!("the guest sent an invalid frame"),
             }
             if let Err(error) = queue.add_used(memory, chain.head_index(), 0) {
-                tracing::debug!(%error, "cannot give a chain back to the guest");
+                tracing::debug!(%error, "cannot add a chain to the used ring");
             }
         }
         BATCH
     }
 
-    /// Moves frames from the tap to the guest, as long as it has buffers for them.
+    /// Moves frames from the tap to the guest while there are receive buffers.
     fn receive(&mut self) -> usize {
         for moved in 0..BATCH {
             if !self.read_frame() || !self.deliver() {
@@ -129,7 +129,7 @@ impl Handler {
         BATCH
     }
 
-    /// Sees to it that there is a frame to deliver; false where there is none.
+    /// Reads a frame from the tap unless one is pending. Returns false if there is none.
     fn read_frame(&mut self) -> bool {
         while self.pending == 0 {
             let Some(tap) = &self.slot.tap else { return false };
@@ -148,7 +148,7 @@ impl Handler {
         true
     }
 
-    /// Puts the held frame into the guest's buffers; false where they do not suffice yet.
+    /// Copies the pending frame to receive buffers. Returns false if there are not enough yet.
     fn deliver(&mut self) -> bool {
         let Self { memory, queues, features, frame, pending, .. } = self;
         let queue = &mut queues[RX].queue;
@@ -157,21 +157,21 @@ impl Handler {
         let used = buffers.fill(&mut frame[..*pending]);
         *pending = 0;
         if let Err(error) = used_ring::add_used(queue, memory, &used) {
-            tracing::debug!(%error, "cannot give chains back to the guest");
+            tracing::debug!(%error, "cannot add chains to the used ring");
         }
         true
     }
 }
 
-/// Buffers of the guest that take a frame together, or that turned out to be none.
+/// Receive buffers for one frame.
 struct ReceiveBuffers<'m> {
     chains: Vec<(u16, Vec<VolatileSlice<'m>>)>,
     sufficient: bool,
 }
 
 impl<'m> ReceiveBuffers<'m> {
-    /// Takes chains until they hold `length` bytes. `None`, with nothing taken, where the driver has to offer more;
-    /// room that is not enough, where `most` chains do not suffice.
+    /// Takes chains until they hold `length` bytes, at most `most` of them. `None` means that the driver has to add
+    /// more buffers; then no chain is taken. If `most` chains do not suffice, the result is not `sufficient`.
     fn find(queue: &mut Queue, memory: &'m Memory, length: usize, most: u16) -> Option<Self> {
         let mut buffers = Self { chains: Vec::new(), sufficient: false };
         let mut found = 0;
@@ -181,7 +181,7 @@ impl<'m> ReceiveBuffers<'m> {
                 return None;
             };
             let slices = chain::slices(&mut chain, memory, Access::Write).unwrap_or_else(|| {
-                tracing::debug!("the guest offers a chain that takes no frame");
+                tracing::debug!("the guest added an invalid receive buffer");
                 Vec::new()
             });
             found += chain::length(&slices);
@@ -191,8 +191,8 @@ impl<'m> ReceiveBuffers<'m> {
         Some(buffers)
     }
 
-    /// Copies the frame in: the chains and how much is in each. A frame there is not enough room for is dropped, and the
-    /// chains are given back empty.
+    /// Copies the frame to the buffers. Returns the chains with the number of bytes written to each. If the buffers are
+    /// not sufficient, the frame is dropped and 0 bytes are written.
     fn fill(&self, frame: &mut [u8]) -> Vec<UsedChain> {
         header::set_buffers(frame, u16::try_from(self.chains.len()).unwrap_or(u16::MAX));
         let mut rest = if self.sufficient { &*frame } else { &[] };
@@ -208,10 +208,10 @@ impl<'m> ReceiveBuffers<'m> {
     }
 }
 
-/// A frame the tap does not take is lost, as any network may lose frames.
+/// Writes a frame to the tap. A frame that the tap does not take is dropped, as any network may drop frames.
 fn send(tap: Option<&Tap>, frame: &[VolatileSlice<'_>]) {
     if let Some(Err(error)) = tap.map(|tap| tap.write(frame)) {
-        tracing::debug!(%error, "a tap does not take a frame");
+        tracing::debug!(%error, "cannot write a frame to a tap");
     }
 }
 
@@ -233,7 +233,7 @@ impl MutEventSubscriber for Handler {
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
         if events.fd() == self.slot.link.attach_event.as_raw_fd() {
-            // Nothing to read means that somebody has read it: the channel is looked at all the same.
+            // The read fails if another call has read the eventfd already. The channel is checked in any case.
             let _ = self.slot.link.attach_event.read();
             if self.slot.take_attached().is_some() {
                 self.start_tap(ops);
@@ -244,14 +244,4 @@ impl MutEventSubscriber for Handler {
         self.serve();
         self.detach_failed_tap(ops);
     }
-}
-
-/// The next chain; when there is none, the driver will notify.
-fn next_chain<'m>(queue: &mut Queue, memory: &'m Memory) -> Option<DescriptorChain<&'m Memory>> {
-    queue.pop_descriptor_chain(memory).or_else(|| match queue.enable_notification(memory) {
-        // One more came just before notifications were on. Only one more look: a driver whose index is nonsense
-        // always seems to have something.
-        Ok(true) => queue.pop_descriptor_chain(memory),
-        _ => None,
-    })
 }

@@ -1,8 +1,8 @@
-//! Giving several chains back at once.
+//! Adding several chains to the used ring at once.
 //!
-//! A frame that fills several buffers is one frame to the driver only if it sees all of them used together: Linux
-//! drops a frame whose later buffers it does not find yet. `virtio_queue` publishes each chain by itself, so the entries
-//! before the last are written here.
+//! With `VIRTIO_NET_F_MRG_RXBUF`, a frame may fill several chains. The driver must see all of them used at the same
+//! time: Linux drops a frame if it does not find the later chains yet. `virtio_queue` makes each chain visible by
+//! itself, so this module writes all entries except the last.
 
 use std::num::Wrapping;
 use std::sync::atomic::{Ordering, fence};
@@ -13,14 +13,14 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::virtio::device::Memory;
 
-/// Where a used ring's entries begin, and how long each is (virtio 1.2, 2.7.8).
+/// Offset of a used ring's entries, and their length, in bytes (virtio 1.2, 2.7.8).
 const RING: u64 = 4;
 const ENTRY: u64 = 8;
 
-/// A used chain: its head and the bytes written to it.
+/// A used chain: its head and the number of bytes written to it.
 pub(super) type UsedChain = (u16, u32);
 
-/// Gives `chains` back in one step. An empty list is nothing to do.
+/// Adds `chains` to the used ring in one step.
 pub(super) fn add_used(queue: &mut Queue, memory: &Memory, chains: &[UsedChain]) -> Result<(), virtio_queue::Error> {
     let Some(((last_head, last_length), before)) = chains.split_last() else { return Ok(()) };
     let mut next = Wrapping(queue.next_used());
@@ -38,9 +38,9 @@ fn write_entry(memory: &Memory, place: u64, head: u16, length: u32) -> Result<()
     memory.write_obj(length.to_le(), GuestAddress(place + 4))
 }
 
-/// Whether the driver wants to hear of what became used since the index was `told` (virtio 1.2, 2.7.10).
+/// Whether the driver wants a notification of the chains used since index `notified` (virtio 1.2, 2.7.10).
 pub(super) fn needs_notification(queue: &Queue, memory: &Memory, notified: u16) -> bool {
-    // What was published has to be seen before the driver's wish is read.
+    // The used index must be visible before the driver's `used_event` or flags are read.
     fence(Ordering::SeqCst);
     let avail = queue.avail_ring();
     if !queue.event_idx_enabled() {

@@ -1,32 +1,32 @@
-//! Where the backend of a device is that works in the event loop.
+//! The backend of a device that is served in the event loop.
 
 use std::io;
 
 use super::device::{ActivateError, VirtQueue};
 use crate::event_loop::{LoopHandle, Registration, Subscriber};
 
-/// A backend `B`, which is with the device while that is inactive, and in the event loop while a handler `H` works
-/// with it and the device's queues.
+/// A backend `B`. While the device is inactive, the device owns it. While the device is active, the event loop owns it
+/// as part of a handler `H`, together with the device's queues.
 pub(crate) struct EventLoopBackend<B, H> {
     event_loop: LoopHandle,
     state: State<B, H>,
 }
 
 enum State<B, H> {
-    /// Boxed, since it is moved about.
+    /// Boxed because the value is moved often.
     Inactive(Box<B>),
     Active(Registration<H>),
-    /// The event loop failed while it held the backend.
+    /// The event loop failed while it owned the backend.
     Lost,
 }
 
 impl<B, H: Subscriber> EventLoopBackend<B, H> {
-    /// A backend that does not work yet.
+    /// An inactive backend.
     pub(crate) fn new(event_loop: LoopHandle, backend: B) -> Self {
         Self { event_loop, state: State::Inactive(Box::new(backend)) }
     }
 
-    /// The backend, while it does not work.
+    /// The backend, if it is inactive.
     pub(crate) fn inactive(&self) -> Option<&B> {
         match &self.state {
             State::Inactive(backend) => Some(backend),
@@ -34,10 +34,10 @@ impl<B, H: Subscriber> EventLoopBackend<B, H> {
         }
     }
 
-    /// Has the event loop serve the handler that is made of the backend.
+    /// Makes a handler of the backend and moves it into the event loop.
     ///
     /// # Errors
-    /// It works already, or the event loop is gone.
+    /// The backend is active already, or the event loop has ended.
     pub(crate) fn activate(&mut self, handler: impl FnOnce(B) -> H) -> Result<(), ActivateError> {
         match std::mem::replace(&mut self.state, State::Lost) {
             State::Inactive(backend) => {
@@ -51,7 +51,8 @@ impl<B, H: Subscriber> EventLoopBackend<B, H> {
         }
     }
 
-    /// Takes the handler back and apart: the queues, none where it did not work. `device` is whose they are.
+    /// Takes the handler out of the event loop and splits it into queues and backend. Returns the queues; none if the
+    /// backend was inactive. `device` names the device in log messages.
     pub(crate) fn deactivate(&mut self, device: &str, parts: impl FnOnce(H) -> (Vec<VirtQueue>, B)) -> Vec<VirtQueue> {
         match std::mem::replace(&mut self.state, State::Lost) {
             State::Active(registration) => match self.event_loop.remove(registration) {
@@ -61,7 +62,7 @@ impl<B, H: Subscriber> EventLoopBackend<B, H> {
                     queues
                 }
                 Err(error) => {
-                    tracing::error!(%error, "the event loop does not hand the {device} queues back");
+                    tracing::error!(%error, "the event loop does not return the {device} queues");
                     Vec::new()
                 }
             },

@@ -1,4 +1,4 @@
-//! Virtio devices (specification 1.2) and what they share.
+//! Virtio devices (specification 1.2): the transport, the device trait, the entropy device, and what all devices share.
 
 pub mod device;
 pub(crate) mod event_loop_backend;

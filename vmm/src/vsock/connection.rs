@@ -1,4 +1,4 @@
-//! One connection: the stream protocol's state machine and credit, between the guest and two descriptors.
+//! One connection between the guest and two host descriptors: the stream protocol's state machine and its credit.
 
 use std::io;
 use std::num::Wrapping;
@@ -15,15 +15,15 @@ use super::packet::GuestPacket;
 use super::ports::{Flow, Listener};
 use super::{BUFFER_SIZE, MAX_PAYLOAD, Packet};
 
-/// The guest broke the protocol; its connection has to be reset.
+/// The guest violated the protocol. Its connection is reset.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct ProtocolViolation(pub(super) &'static str);
 
-/// A descriptor and whether trying it makes sense.
+/// A host descriptor and its readiness.
 #[derive(Debug)]
 struct Endpoint {
     fd: HostFd,
-    /// False from the moment it would have blocked until the watcher tells.
+    /// False after a call would have blocked, until the watcher reports readiness.
     ready: bool,
 }
 
@@ -40,7 +40,7 @@ impl Endpoint {
     }
 }
 
-/// What the guest has to be told.
+/// Packets to be sent to the guest.
 #[derive(Debug, Default)]
 struct PendingPackets {
     response: bool,
@@ -53,30 +53,30 @@ pub(super) struct Connection {
     guest_port: u32,
     source: Option<Endpoint>,
     sink: Option<Endpoint>,
-    /// The sink is a socket of this connection's own.
+    /// Whether the sink is a socket of this connection only.
     exclusive_socket: bool,
     backlog: Backlog,
     flow: Arc<Flow>,
     pending: PendingPackets,
-    /// Flags of our last `OP_SHUTDOWN`, or of the one that is pending.
+    /// Flags of the host's last `OP_SHUTDOWN`, sent or pending.
     host_shutdown: u32,
     guest_shutdown: u32,
-    /// The guest's side is gone; only the backlog is left to be written.
+    /// The guest has closed the connection. Only the backlog remains to be written.
     closed: bool,
-    /// Bytes received, and of those the bytes handed over or dropped (virtio 1.2, 5.10.6.3).
+    /// Bytes received, and the part of them that was written or dropped (`fwd_cnt`, virtio 1.2, 5.10.6.3).
     received: Wrapping<u32>,
     forwarded: Wrapping<u32>,
-    /// `forwarded` as the guest knows it.
+    /// The value of `forwarded` that was last sent to the guest.
     advertised_forwarded: Wrapping<u32>,
     sent: Wrapping<u32>,
     guest_forwarded: Wrapping<u32>,
     guest_buffer: u32,
-    /// Whether the backend has it in its list of connections with something to send.
+    /// Whether the connection is in the backend's send queue.
     pub(super) queued: bool,
 }
 
 impl Connection {
-    /// Accepts the guest's request. `key` is the connection's, see [`super::backend::Backend`].
+    /// Accepts the guest's request. `key` identifies the connection, see [`super::backend::Backend`].
     pub(super) fn accept(
         request: &GuestPacket,
         listener: Listener,
@@ -105,28 +105,28 @@ impl Connection {
         })
     }
 
-    /// Whether the guest's packets may still belong to it.
+    /// Whether packets from the guest can still belong to this connection.
     pub(super) fn is_open(&self) -> bool {
         !self.closed
     }
 
-    /// Nothing is left to do.
+    /// Whether the connection can be removed.
     pub(super) fn is_finished(&self) -> bool {
         self.closed && self.backlog.is_empty()
     }
 
-    /// Every packet carries the guest's credit.
+    /// Updates the guest's credit, which every packet carries.
     pub(super) fn update_credit(&mut self, packet: &GuestPacket) {
         self.guest_buffer = packet.buf_alloc();
         self.guest_forwarded = Wrapping(packet.fwd_cnt());
     }
 
-    /// The guest asks how much it may send.
+    /// The guest requests a credit update.
     pub(super) fn credit_request(&mut self) {
         self.pending.credit = true;
     }
 
-    /// The guest sent data.
+    /// Handles data from the guest.
     pub(super) fn receive(&mut self, packet: &GuestPacket) -> Result<(), ProtocolViolation> {
         if self.guest_shutdown & SHUTDOWN_SEND != 0 {
             return Err(ProtocolViolation("data after the end of data"));
@@ -137,7 +137,7 @@ impl Connection {
         self.received += packet.len();
         let written = if self.backlog.is_empty() { self.write_payload(packet.payload()) } else { 0 };
         if self.sink.is_none() {
-            // Dropped; the guest was told that nobody receives, or nobody ever did.
+            // The data is dropped. The guest was told that the host receives no more, or the bridge has no sink.
             self.forwarded = self.received;
         } else if written < packet.len() as usize {
             self.push_backlog(packet.payload(), written);
@@ -146,7 +146,7 @@ impl Connection {
         Ok(())
     }
 
-    /// The guest receives or sends no more.
+    /// The guest receives no more, sends no more, or both.
     pub(super) fn shutdown(&mut self, flags: u32) {
         self.guest_shutdown |= flags & (SHUTDOWN_RECEIVE | SHUTDOWN_SEND);
         if self.guest_shutdown & SHUTDOWN_RECEIVE != 0 {
@@ -155,12 +155,12 @@ impl Connection {
         self.close_drained_sink();
     }
 
-    /// Whether the guest has ended both directions: it waits for a reset.
+    /// Whether the guest has shut down both directions. It then waits for a reset.
     pub(super) fn is_shut_down(&self) -> bool {
         self.guest_shutdown == SHUTDOWN_RECEIVE | SHUTDOWN_SEND
     }
 
-    /// The guest's side is gone; what it sent before is still written.
+    /// Closes the guest's side. The backlog is still written.
     pub(super) fn close(&mut self) {
         self.closed = true;
         self.source = None;
@@ -168,14 +168,14 @@ impl Connection {
         self.close_drained_sink();
     }
 
-    /// The source may have something to read.
+    /// The source may be readable.
     pub(super) fn source_ready(&mut self) {
         if let Some(source) = &mut self.source {
             source.ready = true;
         }
     }
 
-    /// The sink may take more, or lost its reader.
+    /// The sink may be writable, or its reader has closed it.
     pub(super) fn sink_ready(&mut self, events: EpollFlags) {
         let Some(sink) = &mut self.sink else { return };
         sink.ready = true;
@@ -185,7 +185,7 @@ impl Connection {
         while !self.backlog.is_empty() {
             let bytes = self.backlog.as_slice();
             let part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-            // SAFETY: the part is one slice, and only read.
+            // SAFETY: the vector describes one live slice, which is only read.
             let Some(count) = (unsafe { self.write(&[part]) }) else { break };
             self.backlog.consume(count);
         }
@@ -194,14 +194,15 @@ impl Connection {
         self.close_drained_sink();
     }
 
-    /// Whether [`Connection::fill`] may have something to say.
+    /// Whether [`Connection::fill`] may have a packet.
     pub(super) fn has_output(&self) -> bool {
         let PendingPackets { response, credit, shutdown } = self.pending;
         let readable = self.source.as_ref().is_some_and(|source| source.ready) && self.credit() > 0;
         !self.closed && (response || credit || shutdown || readable)
     }
 
-    /// Makes `packet` the next packet to the guest: its operation, flags, payload and credit. False if there is none.
+    /// Fills `packet` with the next packet to the guest: operation, flags, payload and credit. Returns false if there
+    /// is none.
     pub(super) fn fill(&mut self, packet: &mut Packet) -> bool {
         if self.closed {
             return false;
@@ -220,19 +221,20 @@ impl Connection {
         } else {
             return false;
         }
-        // Every packet carries our credit.
+        // Every packet carries the host's credit.
         self.pending.credit = false;
         self.advertised_forwarded = self.forwarded;
         packet.set_dst_port(self.guest_port).set_buf_alloc(BUFFER_SIZE).set_fwd_cnt(self.forwarded.0);
         true
     }
 
-    /// Bytes the guest has room for. A guest that claims to have forwarded what was never sent has none.
+    /// The number of bytes that the guest has buffer space for. It is 0 if the guest claims to have forwarded more than
+    /// was sent.
     fn credit(&self) -> u32 {
         self.guest_buffer.saturating_sub((self.sent - self.guest_forwarded).0)
     }
 
-    /// Reads the source straight into the packet's buffer.
+    /// Reads from the source into the packet's buffer in guest memory.
     fn read_to(&mut self, packet: &Packet) -> Option<u32> {
         let credit = self.credit();
         let source = self.source.as_mut().filter(|source| source.ready)?;
@@ -249,7 +251,8 @@ impl Connection {
                 return Some(count);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => source.ready = false,
-            // A terminal that was hung up says EIO; for the guest all of these are the end of its input.
+            // A terminal that was hung up fails with EIO. To the guest, the end of file and all errors are the end of
+            // input.
             Ok(0) | Err(_) => {
                 self.source = None;
                 self.queue_shutdown(SHUTDOWN_SEND);
@@ -258,7 +261,7 @@ impl Connection {
         None
     }
 
-    /// Writes a payload to the sink straight from guest memory, as far as it goes.
+    /// Writes a payload from guest memory to the sink. Returns the number of bytes that the sink took.
     fn write_payload(&mut self, payload: &[VolatileSlice]) -> usize {
         let guards: Vec<_> = payload.iter().map(VolatileSlice::ptr_guard).collect();
         let part = |guard: &PtrGuard| libc::iovec { iov_base: guard.as_ptr().cast_mut().cast(), iov_len: guard.len() };
@@ -266,7 +269,8 @@ impl Connection {
         let mut left = &mut parts[..];
         let mut written = 0;
         while !left.is_empty() {
-            // SAFETY: the parts are slices of guest memory, which stay mapped while the guards live; they are only read.
+            // SAFETY: the vectors describe guest memory, which stays mapped while the guards live, and which is only
+            // read.
             let Some(count) = (unsafe { self.write(left) }) else { break };
             written += count;
             left = skip_bytes(left, count);
@@ -274,7 +278,7 @@ impl Connection {
         written
     }
 
-    /// Keeps what the sink did not take of a payload.
+    /// Copies the part of a payload that the sink did not take to the backlog.
     fn push_backlog(&mut self, payload: &[VolatileSlice], mut written: usize) {
         for part in payload {
             let skipped = written.min(part.len());
@@ -286,16 +290,16 @@ impl Connection {
         self.flow.set_unwritten(self.backlog.len());
     }
 
-    /// Writes to the sink; `None` if it takes nothing now, or is gone.
+    /// Writes to the sink. `None` means that the sink takes nothing now, or is closed.
     ///
     /// # Safety
-    /// `parts` are readable memory.
+    /// `parts` describe readable memory.
     unsafe fn write(&mut self, parts: &[libc::iovec]) -> Option<usize> {
         let sink = self.sink.as_mut().filter(|sink| sink.ready)?;
-        // SAFETY: the caller's.
+        // SAFETY: the caller guarantees that `parts` are readable.
         match unsafe { sink.fd.write(parts) } {
             Ok(0) => {
-                tracing::debug!(port = self.guest_port, "a stream's device takes nothing");
+                tracing::debug!(port = self.guest_port, "a stream's device accepts no data");
                 self.drop_sink();
                 None
             }
@@ -308,14 +312,14 @@ impl Connection {
                 None
             }
             Err(error) => {
-                tracing::debug!(port = self.guest_port, %error, "a stream's reader is gone");
+                tracing::debug!(port = self.guest_port, %error, "a stream's reader has closed it");
                 self.drop_sink();
                 None
             }
         }
     }
 
-    /// Nobody reads any more: as for a pipe, the guest's writers shall get `EPIPE`.
+    /// Closes a sink without a reader. The guest's writers get `EPIPE`, as for a pipe.
     fn drop_sink(&mut self) {
         self.sink = None;
         self.backlog.clear();
@@ -338,7 +342,7 @@ impl Connection {
         self.pending.shutdown = true;
     }
 
-    /// Tells the guest of the room it has again, before it runs dry but not for every packet.
+    /// Schedules a credit update before the guest runs out of credit, but not after every packet.
     fn schedule_credit_update(&mut self) {
         let guest_sees = BUFFER_SIZE - (self.received - self.advertised_forwarded).0;
         if guest_sees < BUFFER_SIZE / 2 && self.forwarded != self.advertised_forwarded {
@@ -347,7 +351,7 @@ impl Connection {
     }
 }
 
-/// What is left of `parts` after `count` bytes of them were written.
+/// The part of `parts` after the first `count` bytes.
 fn skip_bytes(parts: &mut [libc::iovec], mut count: usize) -> &mut [libc::iovec] {
     let whole = parts.iter().take_while(|part| {
         let taken = part.iov_len <= count;

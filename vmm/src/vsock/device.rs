@@ -1,4 +1,4 @@
-//! The device as the transport sees it.
+//! The [`VirtioDevice`] implementation.
 
 use std::io;
 
@@ -18,11 +18,11 @@ use crate::virtio::event_loop_backend::EventLoopBackend;
 /// `VIRTIO_VSOCK_F_STREAM` (virtio 1.2, 5.10.3).
 const F_STREAM: u32 = 0;
 
-/// Packets that can wait in a queue. Linux fills the receive queue with 4 KiB buffers, which the guest pays for.
+/// Packets per queue. Linux fills the receive queue with 4 KiB buffers, which use the guest's memory.
 const QUEUE_SIZES: [u16; 3] = [128, 128, 8];
 
-/// What a snapshot keeps of the device: nothing. Connections lead to descriptors of this process and end with it; a
-/// guest that is restored is told so.
+/// The saved state of the device, which is empty. Connections use descriptors of this process and end with it; a
+/// restored guest gets a transport reset event.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct VsockState {}
@@ -34,10 +34,10 @@ pub struct Vsock {
 }
 
 impl Vsock {
-    /// A device whose guest may connect to `ports`. With a state, its guest's earlier connections are reset.
+    /// A device whose guest may connect to `ports`. With a state, the guest gets a transport reset event.
     ///
     /// # Errors
-    /// No epoll descriptor can be made.
+    /// The epoll descriptor cannot be created.
     pub fn new(ports: Ports, event_loop: LoopHandle, state: Option<VsockState>) -> io::Result<Self> {
         let backend = EventLoopBackend::new(event_loop, Backend::new(ports)?);
         Ok(Self { backend, transport_reset_due: state.is_some() })

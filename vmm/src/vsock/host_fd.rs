@@ -1,9 +1,10 @@
-//! Reading and writing descriptors that were handed to the VMM, without ever blocking and without touching their flags.
+//! Reads and writes of descriptors that another process passed to the VMM. They never block, and they never change the
+//! descriptors' flags.
 //!
 //! The open file description behind a passed descriptor is shared with other processes (a shell's terminal, an engine's
-//! log pipe), so `O_NONBLOCK` must not be set on it. Pipes and pseudo-terminals are opened a second time through
-//! `/proc/self/fd`, which makes a description of our own that is non-blocking; sockets have `MSG_DONTWAIT`; regular
-//! files are always ready. Whatever else there is gets polled before each small transfer.
+//! log pipe), so `O_NONBLOCK` must not be set on it. Pipes and pseudo-terminals are opened again through
+//! `/proc/self/fd`, which creates a separate non-blocking description. Sockets are used with `MSG_DONTWAIT`. Regular
+//! files are always ready. Other files are polled before each small transfer.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -16,13 +17,13 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::socket::{Shutdown, shutdown};
 use nix::sys::stat::{Mode, SFlag, fstat, major};
 
-/// What a pipe or terminal takes without blocking once it polls as writable (`PIPE_BUF`).
+/// The number of bytes that a pipe or terminal takes without blocking after it polls as writable (`PIPE_BUF`).
 const POLLED_TRANSFER: usize = 4096;
 
 /// Major device numbers of the slave ends of Unix98 pseudo-terminals.
 const PTS_MAJORS: std::ops::RangeInclusive<u64> = 136..=143;
 
-/// Which way the bytes go.
+/// The direction of a transfer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Direction {
     /// From the descriptor to the guest.
@@ -54,11 +55,11 @@ impl Direction {
     }
 }
 
-/// Tells when descriptors become ready, edge-triggered, and opens those that can be opened again.
+/// Reports when descriptors become ready (edge-triggered epoll), and opens descriptors again.
 #[derive(Debug)]
 pub(super) struct Watcher {
     epoll: Epoll,
-    /// `/proc/self/fd`, opened once so that it works when the VMM has locked itself in; absent where there is no procfs.
+    /// `/proc/self/fd`. It is opened once, so that it works after the VMM has confined itself. `None` without procfs.
     proc_fds: Option<OwnedFd>,
 }
 
@@ -69,7 +70,7 @@ impl Watcher {
         Ok(Self { epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?, proc_fds })
     }
 
-    /// Calls `ready` with the token and the events of each descriptor that changed.
+    /// Calls `ready` with the token and the events of each descriptor whose readiness changed.
     pub(super) fn dispatch(&self, mut ready: impl FnMut(u64, EpollFlags)) -> io::Result<()> {
         let mut events = [EpollEvent::empty(); 32];
         loop {
@@ -101,16 +102,16 @@ impl AsFd for Watcher {
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Kind {
-    /// Reads and writes never block for another process's sake.
+    /// Reads and writes never wait for another process.
     Ready,
-    /// The description is ours, and non-blocking.
+    /// The description belongs to this process only and is non-blocking.
     NonBlocking,
     Socket,
-    /// Only polling tells whether a small transfer would block.
+    /// Only `poll` tells whether a small transfer would block.
     Polled,
 }
 
-/// One descriptor, used in one direction.
+/// A descriptor that is used in one direction.
 #[derive(Debug)]
 pub(super) struct HostFd {
     fd: OwnedFd,
@@ -120,7 +121,7 @@ pub(super) struct HostFd {
 }
 
 impl HostFd {
-    /// Takes a descriptor over; its readiness is told under `token`.
+    /// Takes ownership of a descriptor. The watcher reports its readiness under `token`.
     pub(super) fn new(fd: OwnedFd, direction: Direction, token: u64, watcher: &Arc<Watcher>) -> io::Result<Self> {
         let (fd, mut kind) = Self::classify(fd, direction, watcher)?;
         if kind != Kind::Ready {
@@ -139,7 +140,7 @@ impl HostFd {
         let again = match file_type {
             SFlag::S_IFREG | SFlag::S_IFDIR | SFlag::S_IFBLK => return Ok((fd, Kind::Ready)),
             SFlag::S_IFSOCK => return Ok((fd, Kind::Socket)),
-            // Opening other devices again may have effects: a new terminal pair, a tape that rewinds.
+            // Opening other devices again may have side effects: a new terminal pair, a rewound tape.
             SFlag::S_IFCHR if !PTS_MAJORS.contains(&major(stat.st_rdev)) => None,
             _ => watcher.reopen(&fd, direction),
         };
@@ -149,50 +150,53 @@ impl HostFd {
         })
     }
 
-    /// Reads up to `len` bytes to `to`; 0 is the end of file, `WouldBlock` means that the watcher will tell.
+    /// Reads up to `len` bytes to `to`. 0 is the end of file. `WouldBlock` means that the watcher will report
+    /// readiness.
     ///
     /// # Safety
-    /// `to` points to `len` bytes of memory that may be written, by others too.
+    /// `to` points to `len` bytes of writable memory, which others may write at the same time.
     pub(super) unsafe fn read(&self, to: *mut u8, len: usize) -> io::Result<usize> {
         let len = self.transfer_size(len)?;
         let fd = self.fd.as_raw_fd();
         retry(|| match self.kind {
-            // SAFETY: the caller vouches for the memory, and `transfer_size` only makes `len` smaller.
+            // SAFETY: the caller guarantees that the memory is writable, and `transfer_size` only makes `len` smaller.
             Kind::Socket => unsafe { libc::recv(fd, to.cast(), len, libc::MSG_DONTWAIT) },
             // SAFETY: as above.
             _ => unsafe { libc::read(fd, to.cast(), len) },
         })
     }
 
-    /// Writes some of `parts`, in order; `WouldBlock` means that the watcher will tell.
+    /// Writes a part of `parts`, in order. `WouldBlock` means that the watcher will report readiness.
     ///
     /// # Safety
-    /// `parts` are memory that may be read; others may write it meanwhile.
+    /// `parts` describe readable memory, which others may write at the same time.
     pub(super) unsafe fn write(&self, parts: &[libc::iovec]) -> io::Result<usize> {
         let fd = self.fd.as_raw_fd();
         let count = libc::c_int::try_from(parts.len()).unwrap_or(libc::c_int::MAX);
         match (self.kind, parts) {
             (Kind::Socket, _) => {
-                // SAFETY: zero is a valid value for every field.
+                // SAFETY: all zeros is a valid value of every field.
                 let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
                 message.msg_iov = parts.as_ptr().cast_mut();
                 message.msg_iovlen = parts.len();
-                // SAFETY: the message has no address and no control data; the caller vouches for its parts.
+                // SAFETY: the message has no address and no control data, and the caller guarantees that its parts are
+                // readable.
                 retry(|| unsafe { libc::sendmsg(fd, &raw const message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) })
             }
             (Kind::Polled, [first, ..]) => {
                 let len = self.transfer_size(first.iov_len)?;
-                // SAFETY: the caller's, and `transfer_size` only makes it smaller.
+                // SAFETY: the caller guarantees that `parts` are readable, and `transfer_size` only makes the length
+                // smaller.
                 retry(|| unsafe { libc::write(fd, first.iov_base, len) })
             }
-            // SAFETY: the caller's.
+            // SAFETY: the caller guarantees that `parts` are readable.
             _ => retry(|| unsafe { libc::writev(fd, parts.as_ptr(), count) }),
         }
     }
 
-    /// Tells a socket's other side that no more will come.
+    /// Shuts down the write direction of a socket.
     pub(super) fn shutdown_write(&self) {
-        // One whose other side is gone has nobody to be told.
+        // The call fails if the peer has closed the socket, and then there is nothing to do.
         let _ = shutdown(self.fd.as_raw_fd(), Shutdown::Write);
     }
 
@@ -209,8 +213,8 @@ impl HostFd {
 
 impl Drop for HostFd {
     fn drop(&mut self) {
-        // Closing is not enough: other processes may keep the description open, and epoll watches descriptions.
-        // One that was never watched makes this fail, which changes nothing.
+        // Closing the descriptor is not enough: epoll watches open file descriptions, which other processes may keep
+        // open. The call fails for a descriptor that was never watched, and then there is nothing to do.
         let _ = self.watcher.epoll.delete(&self.fd);
     }
 }

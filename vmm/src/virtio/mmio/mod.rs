@@ -1,11 +1,12 @@
 //! The virtio-mmio transport (virtio 1.2, section 4.2), version 2.
 //!
-//! Feature negotiation, the status register and the queue registers live here, once for all devices. The queues are the
-//! transport's while the driver sets them up, and the device's from `DRIVER_OK` until reset. In between, queue registers
-//! do not change.
+//! It implements feature negotiation, the status register and the queue registers for all devices. The transport owns
+//! the queues until the driver sets `DRIVER_OK`, and the device owns them from then until reset. While the device owns
+//! the queues, the queue registers do not change.
 //!
-//! The driver reads registers from the device's [`RegisterPage`](crate::virtio::registers::RegisterPage) without the transport's help, so it is the transport's to
-//! say there what they say after every write. Once a device works, interrupts are all there is, and they take no lock.
+//! The driver reads registers from the device's [`RegisterPage`](crate::virtio::registers::RegisterPage) without an
+//! exit to the transport. So the transport stores their new values there after every write. While a device is active,
+//! only interrupts access the registers, and they take no lock.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -26,7 +27,7 @@ const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VERSION: u32 = 2;
 const VENDOR: u32 = u32::from_le_bytes(*b"vmrt");
 
-/// Status bits in the order in which a driver sets them.
+/// Status bits, in the order in which a driver sets them (section 3.1.1).
 const STATUS_ORDER: [u32; 4] =
     [VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_DRIVER_OK];
 
@@ -45,9 +46,9 @@ struct Inner<D> {
     driver_features_sel: u32,
     driver_features: u64,
     queue_sel: u32,
-    /// A driver may fail as often as it likes; it is logged once.
+    /// Set after the first failed activation is logged, since a driver can cause any number of them.
     activation_failure_logged: bool,
-    /// Empty while the device owns them.
+    /// Empty while the device owns the queues.
     queues: Vec<VirtQueue>,
 }
 
@@ -70,7 +71,8 @@ impl<D: VirtioDevice> MmioTransport<D> {
         Self { interrupt, inner: Mutex::new(inner) }
     }
 
-    /// Quiesces the device and saves it. It stays inactive: a machine that goes on is restored from what was saved.
+    /// Deactivates the device and saves it. The device stays inactive: to continue, the machine is restored from the
+    /// saved state.
     pub fn save(&self) -> TransportState<D::State> {
         let mut inner = self.lock();
         let queues = inner.device.deactivate();
@@ -87,8 +89,8 @@ impl<D: VirtioDevice> MmioTransport<D> {
         }
     }
 
-    /// A transport whose driver had set it up as `state` says. A device that was active is activated again and finds its
-    /// doorbells rung, because what rang them before is lost.
+    /// A transport in the state that its driver had set up. An active device is activated again, with a notification
+    /// pending on each queue because earlier notifications are lost.
     ///
     /// # Errors
     /// The state does not fit the device.
@@ -131,7 +133,7 @@ impl<D: VirtioDevice> Registers for MmioTransport<D> {
 }
 
 impl<D: VirtioDevice> Inner<D> {
-    /// Stores what never changes, and the rest as it is before a driver comes.
+    /// Stores the registers that never change, and the initial values of the others.
     fn init_registers(&self) {
         for (offset, value) in [
             (register::MAGIC, MAGIC),
@@ -141,7 +143,7 @@ impl<D: VirtioDevice> Inner<D> {
         ] {
             self.interrupt.registers().store(offset, value);
         }
-        // No shared memory regions: their length reads as -1 (section 4.2.2).
+        // The device has no shared memory regions: their length reads as -1 (section 4.2.2).
         for offset in [register::SHM_LEN_LOW, register::SHM_LEN_HIGH, register::SHM_BASE_LOW, register::SHM_BASE_HIGH] {
             self.interrupt.registers().store(offset, u32::MAX);
         }
@@ -149,7 +151,7 @@ impl<D: VirtioDevice> Inner<D> {
         self.update_registers();
     }
 
-    /// Stores what a write to a register may have changed.
+    /// Stores the registers that a write may have changed.
     fn update_registers(&self) {
         for (offset, value) in [
             (register::DEVICE_FEATURES, feature_word(self.device.features(), self.device_features_sel)),
@@ -169,7 +171,7 @@ impl<D: VirtioDevice> Inner<D> {
             register::QUEUE_SEL => self.queue_sel = value,
             register::STATUS => self.set_status(value),
             _ if self.status & VIRTIO_CONFIG_S_DRIVER_OK == 0 => self.write_queue(offset, value),
-            _ => {} // the queues are the device's
+            _ => {} // the device owns the queues
         }
         self.update_registers();
     }
@@ -182,7 +184,7 @@ impl<D: VirtioDevice> Inner<D> {
         self.selected_queue().and_then(|index| self.device.queue_sizes().get(index)).map_or(0, |size| u32::from(*size))
     }
 
-    /// A queue the device owns is ready, or the device would not have taken it.
+    /// Whether the selected queue is ready. Queues that the device owns are ready.
     fn queue_ready(&self) -> bool {
         match self.selected_queue().and_then(|index| self.queues.get(index)) {
             Some(queue) => queue.queue.ready(),
@@ -218,8 +220,8 @@ impl<D: VirtioDevice> Inner<D> {
         }
     }
 
-    /// A driver only adds bits, in the order of section 3.1.1, or writes 0 to reset the device. A step it may not take is
-    /// not taken, which it sees when it reads the register.
+    /// A driver only adds bits, in the order of section 3.1.1, or writes 0 to reset the device. The transport ignores a
+    /// step out of order; the driver finds out when it reads the register.
     fn set_status(&mut self, value: u32) {
         if value == 0 {
             return self.reset();
@@ -248,7 +250,7 @@ impl<D: VirtioDevice> Inner<D> {
         self.driver_features & !self.device.features() == 0 && self.driver_features & needed != 0
     }
 
-    /// Moves the queues into the device. Where that fails, the device is broken until the driver resets it.
+    /// Moves the queues into the device. If that fails, the device needs a reset.
     fn activate(&mut self) {
         let Err(error) = self.activate_device() else { return };
         self.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
@@ -288,7 +290,7 @@ impl<D: VirtioDevice> Inner<D> {
     }
 }
 
-/// The half of `features` that a selector register names.
+/// The 32 bits of `features` that a selector register selects.
 fn feature_word(features: u64, selector: u32) -> u32 {
     let [a, b, c, d, e, f, g, h] = features.to_le_bytes();
     match selector {

@@ -1,9 +1,9 @@
-//! The transport against a raw driver.
+//! Tests of the transport with a raw driver.
 
 use super::*;
 use crate::virtio::testing::Driver;
 
-/// A device that only counts how often it was activated.
+/// A device that only counts its activations.
 #[derive(Default)]
 struct Idle {
     queues: Vec<VirtQueue>,
@@ -60,7 +60,7 @@ fn activations(driver: &Driver<Idle>) -> u32 {
 }
 
 #[test]
-fn the_device_says_what_it_is() {
+fn identification_registers_describe_the_device() {
     let driver = driver();
     assert_eq!(driver.register(register::MAGIC), 0x7472_6976);
     assert_eq!(driver.register(register::VERSION), 2);
@@ -75,7 +75,7 @@ fn the_device_says_what_it_is() {
 }
 
 #[test]
-fn features_are_accepted_only_if_offered_and_modern() {
+fn features_ok_needs_offered_features_and_version_1() {
     for (low, high, accepted) in [(1, 1, true), (0, 1, true), (1, 0, false), (2, 1, false), (1, 3, false)] {
         let driver = driver();
         driver.set_register(register::STATUS, 1 | 2);
@@ -89,7 +89,7 @@ fn features_are_accepted_only_if_offered_and_modern() {
 }
 
 #[test]
-fn steps_cannot_be_skipped() {
+fn status_bits_cannot_be_set_out_of_order() {
     let driver = driver();
     driver.set_register(register::STATUS, 4);
     assert_eq!(driver.register(register::STATUS), 0);
@@ -99,7 +99,7 @@ fn steps_cannot_be_skipped() {
 }
 
 #[test]
-fn queues_and_features_stay_as_they_are_while_the_device_works() {
+fn queue_and_feature_registers_do_not_change_while_the_device_is_active() {
     let mut driver = driver();
     driver.set_up();
     let before = driver.transport.lock().device.queues[1].queue.state();
@@ -111,11 +111,11 @@ fn queues_and_features_stay_as_they_are_while_the_device_works() {
     driver.set_register(register::STATUS, READY | 4);
     assert_eq!(driver.transport.lock().device.queues[1].queue.state(), before);
     assert_eq!(driver.register(register::QUEUE_READY), 1);
-    assert_eq!(activations(&driver), 1, "DRIVER_OK twice activates once");
+    assert_eq!(activations(&driver), 1, "a second DRIVER_OK does not activate again");
 }
 
 #[test]
-fn a_reset_gives_the_queues_back_to_the_driver() {
+fn after_a_reset_the_driver_can_set_up_the_queues_again() {
     let mut driver = driver();
     driver.set_up();
     driver.notify(1);
@@ -127,7 +127,7 @@ fn a_reset_gives_the_queues_back_to_the_driver() {
 }
 
 #[test]
-fn a_queue_outside_memory_breaks_the_device_until_reset() {
+fn a_queue_outside_guest_memory_sets_device_needs_reset() {
     let mut driver = driver();
     driver.set_up();
     driver.reset();
@@ -140,7 +140,7 @@ fn a_queue_outside_memory_breaks_the_device_until_reset() {
     driver.set_register(register::QUEUE_READY, 1);
     driver.set_register(register::STATUS, READY | 4);
     assert_eq!(driver.register(register::STATUS), READY | 4 | 0x40);
-    assert_eq!(driver.register(register::INTERRUPT_STATUS), 3, "it says so with a configuration change");
+    assert_eq!(driver.register(register::INTERRUPT_STATUS), 3, "the interrupt reports a configuration change");
     assert!(driver.interrupted());
     driver.reset();
     driver.set_up();
@@ -148,7 +148,7 @@ fn a_queue_outside_memory_breaks_the_device_until_reset() {
 }
 
 #[test]
-fn a_device_that_cannot_work_needs_a_reset() {
+fn a_failed_activation_sets_device_needs_reset() {
     let driver = Driver::new(Idle { refuse: true, ..Idle::default() });
     driver.set_register(register::STATUS, 1 | 2);
     driver.set_register(register::DRIVER_FEATURES_SEL, 1);
@@ -159,7 +159,7 @@ fn a_device_that_cannot_work_needs_a_reset() {
 }
 
 #[test]
-fn used_buffers_are_always_told_and_changes_until_acknowledged() {
+fn used_buffer_status_is_always_set_and_config_change_until_acknowledged() {
     let driver = driver();
     let interrupt = &driver.transport.interrupt;
     interrupt.notify_used_buffers().unwrap();
@@ -176,14 +176,14 @@ fn used_buffers_are_always_told_and_changes_until_acknowledged() {
 }
 
 #[test]
-fn writes_of_other_widths_do_nothing() {
+fn writes_that_are_not_32_bits_wide_are_ignored() {
     let driver = driver();
     driver.transport.write(register::STATUS, &[1, 0]);
     assert_eq!(driver.register(register::STATUS), 0);
 }
 
 #[test]
-fn a_saved_device_goes_on_where_it_was() {
+fn a_device_passes_the_life_cycle_test() {
     crate::virtio::testing::life_cycle(
         |state| Idle { activations: state.unwrap_or(0), ..Idle::default() },
         |driver| assert!(activations(driver) > 0),
@@ -191,7 +191,7 @@ fn a_saved_device_goes_on_where_it_was() {
 }
 
 #[test]
-fn state_of_another_device_is_refused() {
+fn state_with_another_number_of_queues_is_rejected() {
     let mut driver = driver();
     driver.set_up();
     let state = driver.transport.save();

@@ -1,4 +1,4 @@
-//! A vsock driver in a hundred lines.
+//! A minimal vsock driver.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ const MEMORY: usize = 32 << 20;
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub(super) struct Header {
-    /// Low and high half, so that the structure has no padding.
+    /// Low and high 32 bits, so that the structure has no padding.
     pub(super) src_cid: [u32; 2],
     pub(super) dst_cid: [u32; 2],
     pub(super) src_port: u32,
@@ -35,11 +35,11 @@ pub(super) struct Header {
     pub(super) fwd_cnt: u32,
 }
 
-// SAFETY: plain integers without padding.
+// SAFETY: the structure consists of integers without padding.
 unsafe impl ByteValued for Header {}
 
 impl Header {
-    /// From guest port 9, with 64 KiB of credit.
+    /// A header from guest port 9 with 64 KiB of credit.
     pub(super) fn new(dst_port: u32, op: u16) -> Self {
         Self {
             src_cid: cid(GUEST_CID),
@@ -63,14 +63,14 @@ pub(super) struct Descriptor {
     pub(super) next: u16,
 }
 
-// SAFETY: plain integers without padding.
+// SAFETY: the structure consists of integers without padding.
 unsafe impl ByteValued for Descriptor {}
 
 fn cid(cid: u64) -> [u32; 2] {
     [u32::try_from(cid).unwrap(), 0]
 }
 
-/// The rings of one queue, from the driver's side.
+/// The rings of one queue, as the driver uses them.
 struct Ring {
     base: u64,
     avail: u16,
@@ -128,7 +128,7 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    /// A driver whose receive buffers are all offered.
+    /// A driver whose receive buffers are all available.
     pub(super) fn new() -> Self {
         let mut driver = Self::without_buffers(false);
         driver.add_receive_buffers(QUEUE_SIZE);
@@ -177,7 +177,7 @@ impl Driver {
         0x10_0000 + (queue as u64 * u64::from(QUEUE_SIZE) + u64::from(index)) * BUFFER
     }
 
-    /// Puts a packet into the transmit queue, in one, two or three descriptors.
+    /// Adds a packet to the transmit queue, in one, two or three descriptors.
     pub(super) fn send(&mut self, mut header: Header, data: &[u8]) {
         header.len = data.len().try_into().unwrap();
         let head = self.next_head();
@@ -200,7 +200,7 @@ impl Driver {
         self.rings[TX].make_available(&self.memory, head);
     }
 
-    /// The first of four descriptors that are free.
+    /// The first of four free descriptors.
     pub(super) fn next_head(&mut self) -> u16 {
         self.next = (self.next + 4) % QUEUE_SIZE;
         self.next
@@ -219,7 +219,7 @@ impl Driver {
         self.handler.serve();
     }
 
-    /// What the event loop does when a host descriptor became ready.
+    /// Does what the event loop does when a host descriptor becomes ready.
     pub(super) fn host_events(&mut self) {
         self.handler.dispatch().unwrap();
         self.handler.serve();
@@ -233,7 +233,7 @@ impl Driver {
         std::iter::from_fn(|| self.rings[TX].take_used(&self.memory)).count()
     }
 
-    /// Takes what the device delivered, and offers the buffers again.
+    /// Takes the used receive buffers and makes them available again.
     pub(super) fn receive(&mut self) -> Vec<(Header, Vec<u8>)> {
         let mut packets = Vec::new();
         while let Some((head, written)) = self.rings[RX].take_used(&self.memory) {
@@ -249,7 +249,7 @@ impl Driver {
         packets
     }
 
-    /// Sends one packet and returns what comes back at once.
+    /// Sends one packet and returns the packets that the device has sent after it.
     pub(super) fn exchange(&mut self, header: Header, data: &[u8]) -> Vec<(Header, Vec<u8>)> {
         self.send(header, data);
         self.serve();

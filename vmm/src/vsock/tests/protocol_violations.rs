@@ -1,4 +1,4 @@
-//! A guest that does not keep to the protocol (row 7 and 9 of the first list in the threat model).
+//! A guest that violates the protocol (rows 7 and 9 of the first list in the threat model).
 
 use super::driver::{Descriptor, QUEUE_SIZE};
 use super::*;
@@ -8,7 +8,7 @@ fn ops(packets: &[(Header, Vec<u8>)]) -> Vec<u16> {
 }
 
 #[test]
-fn unknown_ports_and_wrong_addresses_are_reset() {
+fn packets_to_unknown_ports_or_addresses_are_reset() {
     let mut driver = Driver::new();
     let (port, _) = driver.ports.listen(bridge(NONE, NONE));
     let wrong = [
@@ -25,20 +25,32 @@ fn unknown_ports_and_wrong_addresses_are_reset() {
         assert_eq!(answer[0].0.dst_port, 9);
     }
     assert!(driver.exchange(Header::new(port + 1, OP_RST), b"").is_empty(), "a reset is never answered");
-    assert_eq!(ops(&driver.exchange(Header::new(port, OP_REQUEST), b"")), [OP_RESPONSE], "the port is still there");
+    assert_eq!(
+        ops(&driver.exchange(Header::new(port, OP_REQUEST), b"")),
+        [OP_RESPONSE],
+        "the port still accepts a connection"
+    );
 }
 
 #[test]
-fn a_port_takes_one_connection() {
+fn a_port_accepts_one_connection() {
     let (mut driver, port, _) = connected(bridge(NONE, NONE));
     let other = Header { src_port: 10, ..Header::new(port, OP_REQUEST) };
     assert_eq!(ops(&driver.exchange(other, b"")), [OP_RST]);
-    assert_eq!(ops(&driver.exchange(Header::new(port, OP_REQUEST), b"")), [OP_RST], "asking twice ends it");
-    assert_eq!(ops(&driver.exchange(Header::new(port, OP_REQUEST), b"")), [OP_RST], "and it stays ended");
+    assert_eq!(
+        ops(&driver.exchange(Header::new(port, OP_REQUEST), b"")),
+        [OP_RST],
+        "a second request resets the connection"
+    );
+    assert_eq!(
+        ops(&driver.exchange(Header::new(port, OP_REQUEST), b"")),
+        [OP_RST],
+        "the port accepts no new connection"
+    );
 }
 
 #[test]
-fn a_hundred_thousand_connects_and_resets_leave_nothing() {
+fn a_hundred_thousand_connects_and_resets_leave_no_state() {
     let mut driver = Driver::new();
     let mut answered = 0;
     for round in 0..100_000 {
@@ -51,7 +63,7 @@ fn a_hundred_thousand_connects_and_resets_leave_nothing() {
 }
 
 #[test]
-fn a_guest_that_takes_no_answers_is_not_listened_to() {
+fn the_transmit_queue_stalls_while_the_guest_takes_no_resets() {
     let mut driver = Driver::without_buffers(false);
     for _ in 0..100 {
         for _ in 0..QUEUE_SIZE / 4 {
@@ -63,10 +75,10 @@ fn a_guest_that_takes_no_answers_is_not_listened_to() {
         }
     }
     let (_, resets, _) = driver.backend().sizes();
-    assert_eq!(resets, 256, "the bound of pending answers");
+    assert_eq!(resets, 256, "the bound of pending resets");
     driver.add_receive_buffers(QUEUE_SIZE);
     driver.serve();
-    assert!(driver.take_transmitted() > 0, "and then it is again");
+    assert!(driver.take_transmitted() > 0, "the transmit queue is served again");
 }
 
 #[test]
@@ -75,12 +87,12 @@ fn data_beyond_the_credit_resets_the_connection() {
     let (mut driver, port, flow) = connected(bridge(NONE, Some(writer)));
     let data = vec![1; 64 << 10];
     let mut answers = Vec::new();
-    // Nobody reads: the pipe takes 64 KiB, the device 256 KiB.
+    // Nothing reads from the pipe. The pipe takes 64 KiB, and the device 256 KiB.
     for _ in 0..6 {
         answers.extend(driver.exchange(Header::new(port, OP_RW), &data));
     }
     assert_eq!(ops(&answers).last(), Some(&OP_RST), "{answers:?}");
-    assert!(!flow.is_drained(), "what was within the credit is still written");
+    assert!(!flow.is_drained(), "data within the credit is still written");
     drop(reader);
     driver.host_events();
     assert!(flow.is_drained());
@@ -88,23 +100,23 @@ fn data_beyond_the_credit_resets_the_connection() {
 }
 
 #[test]
-fn false_credit_stops_the_device_and_nothing_else() {
+fn false_credit_only_stops_the_device_from_sending() {
     let (reader, mut writer) = std::io::pipe().unwrap();
     std::io::Write::write_all(&mut writer, b"input").unwrap();
     let mut driver = Driver::new();
     let (port, _) = driver.ports.listen(bridge(Some(reader), NONE));
-    // It claims to have forwarded what it never got.
+    // The guest claims to have forwarded a byte that it never received.
     let lie = Header { fwd_cnt: 1, buf_alloc: 4096, ..Header::new(port, OP_REQUEST) };
     assert_eq!(ops(&driver.exchange(lie, b"")), [OP_RESPONSE]);
     let truth = Header { buf_alloc: 3, ..Header::new(port, OP_CREDIT_UPDATE) };
     let answer = driver.exchange(truth, b"");
-    assert_eq!(answer[0].1, b"inp", "never more than there is room for");
+    assert_eq!(answer[0].1, b"inp", "never more than the guest's credit");
     let shrunk = Header { buf_alloc: 0, fwd_cnt: u32::MAX, ..Header::new(port, OP_CREDIT_UPDATE) };
     assert!(driver.exchange(shrunk, b"").is_empty());
 }
 
 #[test]
-fn chains_that_are_no_packets_are_given_back() {
+fn chains_that_are_not_packets_are_used_without_an_answer() {
     let mut driver = Driver::new();
     let hostile = [
         Descriptor { addr: 0x10_0000, len: 10, flags: 0, next: 0 },
@@ -119,7 +131,7 @@ fn chains_that_are_no_packets_are_given_back() {
         let head = driver.next_head();
         driver.add_descriptor(head, descriptor);
     }
-    // One that is its own successor, with a header that announces 4 GiB.
+    // A descriptor that is its own successor, with a header that announces 4 GiB.
     let head = driver.next_head();
     let header = Header { len: u32::MAX, ..Header::new(5, OP_RW) };
     vm_memory::Bytes::write_obj(&driver.memory, header, vm_memory::GuestAddress(0x20_0000)).unwrap();
@@ -129,7 +141,7 @@ fn chains_that_are_no_packets_are_given_back() {
 }
 
 #[test]
-fn an_index_that_jumps_is_ignored() {
+fn an_invalid_available_index_is_ignored() {
     for queue in [0, 1, 2] {
         let mut driver = Driver::without_buffers(true);
         driver.set_available_index(queue, 30_000);
