@@ -1,4 +1,4 @@
-//! A sandbox's configuration after it was checked: every file in it is open.
+//! The checked configuration of a machine, with open files.
 
 use std::fs::File;
 use std::io;
@@ -11,87 +11,87 @@ use crate::net::MAX_SLOTS;
 
 const MIB: u64 = 1 << 20;
 
-/// What a machine is built from.
+/// The resources that a machine is built from.
 #[derive(Debug)]
 pub struct Resources {
-    /// The kernel and where it was.
+    /// The kernel, an uncompressed ELF file.
     pub kernel: OpenFile,
-    /// The initramfs and where it was.
+    /// The initramfs, an uncompressed cpio archive.
     pub initramfs: OpenFile,
-    /// Guest RAM in bytes.
+    /// Guest memory at boot in bytes.
     pub memory_size: u64,
-    /// Most bytes of RAM the guest may be given while it runs: the host's.
+    /// Most guest memory at run time in bytes: the host's memory.
     pub memory_most: u64,
-    /// What the host lets one of its processes allocate at once, in bytes: all of its memory and swap.
+    /// Most bytes that one process of the host may allocate at once: the host's memory and swap.
     pub overcommit_most: u64,
-    /// Number of vCPUs, 1 to 64.
+    /// Number of vCPUs at boot, 1 to [`MAX_VCPUS`].
     pub vcpus: u8,
-    /// Most vCPUs it may be given while it runs; not less than `vcpus`.
+    /// Most vCPUs at run time; at least `vcpus`.
     pub vcpus_most: u8,
     /// Number of network devices.
     pub network_slots: u8,
-    /// Open for appending.
+    /// The console log, open for appending.
     pub console_log: Option<File>,
 }
 
 /// A file that is open for reading.
 #[derive(Debug)]
 pub struct OpenFile {
-    /// For errors.
+    /// Its path, for errors.
     pub path: PathBuf,
-    /// The file.
+    /// The open file.
     pub file: File,
-    /// Its length in bytes when it was opened; not 0.
+    /// Its length in bytes when it was opened; at least 1.
     pub length: u64,
 }
 
-/// What is wrong with a configuration.
+/// Why a configuration is invalid.
 #[derive(Debug, Error)]
 pub enum ResourcesError {
-    /// A machine needs a vCPU, and Linux is told of at most so many.
+    /// The number of vCPUs is not 1 to [`MAX_VCPUS`].
     #[error("a guest has 1 to {MAX_VCPUS} vCPUs, not {0}")]
     Vcpus(u8),
-    /// There are only so many interrupt lines.
+    /// More network devices than there are interrupt lines for.
     #[error("a guest has at most {MAX_SLOTS} network devices, {0} were asked for")]
     NetworkSlots(u8),
-    /// Linux and the agent do not boot in less.
+    /// The memory is too small to boot Linux and the agent.
     #[error("a guest needs at least {MIN_MEMORY_MIB} MiB of memory, {0} MiB were asked for")]
     MemoryTooSmall(u64),
-    /// The host has less.
+    /// The host has less memory.
     #[error("{asked} MiB of guest memory were asked for, this host has {host} MiB")]
     MemoryTooLarge {
-        /// MiB asked for.
+        /// The memory asked for in MiB.
         asked: u64,
-        /// MiB the host has.
+        /// The host's memory in MiB.
         host: u64,
     },
     /// A file cannot be opened.
     #[error("cannot open the {what} {}", path.display())]
     Open {
-        /// What the file is.
+        /// The kind of the file.
         what: &'static str,
-        /// Where it should be.
+        /// The configured path.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// A file is of the wrong type.
+    /// A path leads to something else than a regular file.
     #[error("the {what} {} is not a regular file", path.display())]
     NotAFile {
-        /// What the file is.
+        /// The kind of the file.
         what: &'static str,
-        /// Where it is.
+        /// The configured path.
         path: PathBuf,
     },
     /// A file is empty.
     #[error("the {what} {} is empty", path.display())]
     Empty {
-        /// What the file is.
+        /// The kind of the file.
         what: &'static str,
-        /// Where it is.
+        /// The configured path.
         path: PathBuf,
     },
-    /// The host does not say how much memory it has.
+    /// `sysinfo` failed.
     #[error("cannot find out how much memory this host has")]
     HostMemory(#[source] nix::Error),
 }
@@ -100,7 +100,7 @@ impl Resources {
     /// Checks `config` and opens its files.
     ///
     /// # Errors
-    /// The first thing that is wrong, with the file's name and the cause.
+    /// The first invalid value, or the first file that cannot be opened, with its path and the cause.
     pub fn open(config: &SandboxConfig) -> Result<Self, ResourcesError> {
         if !(1..=MAX_VCPUS).contains(&config.vcpus) {
             return Err(ResourcesError::Vcpus(config.vcpus));
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_good_configuration_has_every_file_open() {
+    fn a_valid_configuration_opens_every_file() {
         let directory = tempfile::tempdir().unwrap();
         let resources = Resources::open(&config(directory.path())).unwrap();
         assert!(resources.memory_most > resources.memory_size);
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_can_have_the_vcpus_it_has_and_no_more_than_linux_knows() {
+    fn the_most_vcpus_are_between_those_at_boot_and_the_limit() {
         let directory = tempfile::tempdir().unwrap();
         let most = |vcpus, vcpus_most| {
             let config = SandboxConfig { vcpus, vcpus_most, ..config(directory.path()) };
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn each_mistake_is_named() {
+    fn errors_name_the_invalid_value() {
         assert_eq!(error(|_, config| config.vcpus = 0), "a guest has 1 to 64 vCPUs, not 0");
         assert_eq!(error(|_, config| config.vcpus = 65), "a guest has 1 to 64 vCPUs, not 65");
         let small = error(|_, config| config.memory_mib = 63);

@@ -1,4 +1,4 @@
-//! x86-64: a machine that Linux boots through the PVH entry, described by an MPTable.
+//! x86-64: Linux boots through its PVH entry and reads the machine's description from an MPTable.
 
 mod boot;
 mod counting;
