@@ -1,16 +1,21 @@
-//! The virtio-fs device (virtio 1.2, 5.11) and the FUSE server behind it.
+//! The virtio-fs device (virtio 1.2, 5.11) and its FUSE server.
 //!
 //! ```text
-//!  control server ── SharesHandle ──┐
-//!                                   ▼
-//!  guest ─ virtqueues ─ FsDevice ─ Server ─ host's file systems
-//!            device, chain      server, ops/*
+//!                                     control server ── SharesHandle ──┐
+//!                                                                      ▼
+//! guest ── virtqueues ──► device ── buffers ──► server ── inodes ──► tables
+//!                                                  │
+//!                                                  └── worker ──► host's file systems
 //! ```
 //!
-//! `device` moves requests between virtqueues and the server on threads of its own (`queue_thread`); those that wait
-//! for a disk are served beside (`blocking_pool`). The server knows no transport:
-//! [`Server::handle`] takes the bytes of a request and the space for its reply. `docs/virtio-fs.md` tells how it is
-//! made safe and fast.
+//! - `device`: the virtqueues and the threads that serve them.
+//! - `server`: [`Server`], which handles one request at a time for each worker. It does not know the transport:
+//!   [`Server::handle`] takes the buffers of a request and of its reply.
+//! - `worker`: the thread state that a request needs: umask, file-system ids, capabilities and working directory.
+//! - `tables`: shares, inodes and file handles.
+//! - `protocol`: the layout of FUSE messages, and how they are read and written.
+//!
+//! `docs/virtio-fs.md` describes the design.
 
 mod device;
 mod error;

@@ -83,9 +83,9 @@ impl Handler {
 
 impl Pluggable {
     fn publish_plugged(&self, interrupt: &Interrupt) -> io::Result<()> {
-        let told = self.sizes.set_plugged(self.blocks.plugged());
+        let result = self.sizes.set_plugged(self.blocks.plugged());
         interrupt.set_config(&self.sizes.config());
-        told
+        result
     }
 
     /// Executes the request in `chain` and writes its response. Returns the response's length in bytes: 0 if the chain
@@ -94,13 +94,13 @@ impl Pluggable {
         let read = |mut reader: Reader<'_>| reader.read_obj::<RawRequest>().ok();
         let request = Reader::new(memory, chain.clone()).ok().and_then(read);
         let writer = Writer::new(memory, chain.clone()).ok();
-        let room = writer.filter(|writer| writer.available_bytes() >= size_of::<RawResponse>());
-        let (Some(request), Some(mut room)) = (request, room) else {
+        let writer = writer.filter(|writer| writer.available_bytes() >= size_of::<RawResponse>());
+        let (Some(request), Some(mut writer)) = (request, writer) else {
             tracing::debug!("the guest sent an invalid memory request");
             return 0;
         };
         let (answer, state) = self.execute(request.into());
-        let written = room.write_obj(RawResponse::new(answer, state));
+        let written = writer.write_obj(RawResponse::new(answer, state));
         written.map_or(0, |()| u32::try_from(size_of::<RawResponse>()).expect("10 bytes"))
     }
 

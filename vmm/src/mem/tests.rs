@@ -29,13 +29,13 @@ fn mapping() -> Arc<GuestRegionMmap<()>> {
     map_pluggable(GuestAddress(START), BLOCKS * BLOCK_SIZE, BLOCK_SIZE).unwrap()
 }
 
-fn ends(mapping: Arc<GuestRegionMmap<()>>) -> (Resizer, Pluggable) {
+fn resizer_and_pluggable(mapping: Arc<GuestRegionMmap<()>>) -> (Resizer, Pluggable) {
     pluggable(Region::new(mapping).unwrap(), BOOT_SIZE, 1 << 40, Box::new(|| Ok(()))).unwrap()
 }
 
 /// An active driver, and the resizer that requests memory of it.
 fn set_up_driver(event_loop: &LoopThread) -> (Driver<Mem>, Resizer) {
-    let (resizer, pluggable) = ends(mapping());
+    let (resizer, pluggable) = resizer_and_pluggable(mapping());
     let mut driver = Driver::new(Mem::new(pluggable, event_loop.handle(), None));
     driver.set_up();
     (driver, resizer)
@@ -51,18 +51,18 @@ fn request(kind: u16, address: u64, count: u16) -> [u8; 24] {
 }
 
 /// Sends a request. Returns the response's type and state.
-fn ask_for(driver: &mut Driver<Mem>, kind: u16, address: u64, count: u16) -> (u16, u16) {
+fn send_request(driver: &mut Driver<Mem>, kind: u16, address: u64, count: u16) -> (u16, u16) {
     let answer = driver.request(0, &[&request(kind, address, count)], &[10]);
     assert_eq!(answer.len(), 10);
     (u16::from_le_bytes([answer[0], answer[1]]), u16::from_le_bytes([answer[8], answer[9]]))
 }
 
-fn ask(driver: &mut Driver<Mem>, kind: u16, block: u64, count: u16) -> u16 {
-    ask_for(driver, kind, START + block * BLOCK_SIZE, count).0
+fn request_blocks(driver: &mut Driver<Mem>, kind: u16, block: u64, count: u16) -> u16 {
+    send_request(driver, kind, START + block * BLOCK_SIZE, count).0
 }
 
 fn state(driver: &mut Driver<Mem>, block: u64, count: u16) -> u16 {
-    let (answer, state) = ask_for(driver, STATE, START + block * BLOCK_SIZE, count);
+    let (answer, state) = send_request(driver, STATE, START + block * BLOCK_SIZE, count);
     assert_eq!(answer, ACK);
     state
 }
@@ -92,7 +92,7 @@ fn the_device_passes_the_life_cycle_test() {
     let event_loop = LoopThread::start();
     let resizer = RefCell::new(None);
     let make = |state: Option<MemState>| {
-        let (new, pluggable) = ends(mapping());
+        let (new, pluggable) = resizer_and_pluggable(mapping());
         resizer.replace(Some(new));
         Mem::new(pluggable, event_loop.handle(), state.as_ref())
     };
@@ -100,12 +100,12 @@ fn the_device_passes_the_life_cycle_test() {
     life_cycle(make, |driver| {
         let mut resizer = resizer.borrow_mut();
         let resizer = resizer.as_mut().unwrap();
-        let had = blocks.replace(blocks.get() + 2);
-        assert_eq!(resizer.size(), BOOT_SIZE + had * BLOCK_SIZE, "plugged blocks stay plugged");
-        grow(driver, resizer, had + 2);
-        assert_eq!(ask(driver, PLUG, had, 2), ACK);
-        assert_eq!(field(driver, 5), (had + 2) * BLOCK_SIZE);
-        assert_eq!(resizer.size(), BOOT_SIZE + (had + 2) * BLOCK_SIZE);
+        let plugged = blocks.replace(blocks.get() + 2);
+        assert_eq!(resizer.size(), BOOT_SIZE + plugged * BLOCK_SIZE, "plugged blocks stay plugged");
+        grow(driver, resizer, plugged + 2);
+        assert_eq!(request_blocks(driver, PLUG, plugged, 2), ACK);
+        assert_eq!(field(driver, 5), (plugged + 2) * BLOCK_SIZE);
+        assert_eq!(resizer.size(), BOOT_SIZE + (plugged + 2) * BLOCK_SIZE);
         assert_eq!(resizer.changed().read().unwrap(), 1);
     });
 }
@@ -131,14 +131,14 @@ fn the_configuration_space_describes_the_region_and_the_requested_size() {
 fn no_more_than_the_requested_size_is_plugged() {
     let event_loop = LoopThread::start();
     let (mut driver, mut resizer) = set_up_driver(&event_loop);
-    assert_eq!(ask(&mut driver, PLUG, 0, 1), NACK, "before anything was requested");
+    assert_eq!(request_blocks(&mut driver, PLUG, 0, 1), NACK, "before anything was requested");
     grow(&driver, &mut resizer, 3);
-    assert_eq!(ask(&mut driver, PLUG, 0, 4), NACK);
-    assert_eq!(ask(&mut driver, PLUG, 5, 3), ACK);
-    assert_eq!(ask(&mut driver, PLUG, 0, 1), NACK);
+    assert_eq!(request_blocks(&mut driver, PLUG, 0, 4), NACK);
+    assert_eq!(request_blocks(&mut driver, PLUG, 5, 3), ACK);
+    assert_eq!(request_blocks(&mut driver, PLUG, 0, 1), NACK);
     grow(&driver, &mut resizer, 1);
-    assert_eq!(ask(&mut driver, UNPLUG, 6, 2), ACK);
-    assert_eq!(ask(&mut driver, PLUG, 6, 1), NACK);
+    assert_eq!(request_blocks(&mut driver, UNPLUG, 6, 2), ACK);
+    assert_eq!(request_blocks(&mut driver, PLUG, 6, 1), NACK);
     assert_eq!(resizer.size(), BOOT_SIZE + BLOCK_SIZE);
 }
 
@@ -147,7 +147,7 @@ fn invalid_requests_are_errors_and_change_nothing() {
     let event_loop = LoopThread::start();
     let (mut driver, mut resizer) = set_up_driver(&event_loop);
     grow(&driver, &mut resizer, BLOCKS);
-    assert_eq!(ask(&mut driver, PLUG, 2, 4), ACK);
+    assert_eq!(request_blocks(&mut driver, PLUG, 2, 4), ACK);
     for (kind, block, count) in [
         (PLUG, 5, 1),
         (PLUG, 0, 3),
@@ -162,16 +162,16 @@ fn invalid_requests_are_errors_and_change_nothing() {
         (4, 0, 1),
         (u16::MAX, 0, 1),
     ] {
-        assert_eq!(ask(&mut driver, kind, block, count), ERROR, "{kind}, {block}, {count}");
+        assert_eq!(request_blocks(&mut driver, kind, block, count), ERROR, "{kind}, {block}, {count}");
     }
     for address in [0, START - BLOCK_SIZE, START + 4096, u64::MAX, u64::MAX - (BLOCK_SIZE - 1)] {
         for kind in [PLUG, UNPLUG, STATE] {
-            assert_eq!(ask_for(&mut driver, kind, address, 1).0, ERROR, "{kind}, {address:#x}");
+            assert_eq!(send_request(&mut driver, kind, address, 1).0, ERROR, "{kind}, {address:#x}");
         }
     }
     assert_eq!((state(&mut driver, 2, 4), state(&mut driver, 6, 10), state(&mut driver, 1, 2)), (0, 1, 2));
     assert_eq!(resizer.size(), BOOT_SIZE + 4 * BLOCK_SIZE);
-    assert_eq!(ask(&mut driver, UNPLUG_ALL, 0, 0), ACK);
+    assert_eq!(request_blocks(&mut driver, UNPLUG_ALL, 0, 0), ACK);
     assert_eq!((resizer.size(), state(&mut driver, 0, 16)), (BOOT_SIZE, 1));
 }
 
@@ -179,19 +179,19 @@ fn invalid_requests_are_errors_and_change_nothing() {
 fn the_contents_of_an_unplugged_block_are_discarded() {
     let event_loop = LoopThread::start();
     let mapping = mapping();
-    let (mut resizer, pluggable) = ends(Arc::clone(&mapping));
+    let (mut resizer, pluggable) = resizer_and_pluggable(Arc::clone(&mapping));
     let mut driver = Driver::new(Mem::new(pluggable, event_loop.handle(), None));
     driver.set_up();
     grow(&driver, &mut resizer, 3);
-    assert_eq!(ask(&mut driver, PLUG, 0, 3), ACK);
+    assert_eq!(request_blocks(&mut driver, PLUG, 0, 3), ACK);
     let places = [0, BLOCK_SIZE - 1, BLOCK_SIZE, 2 * BLOCK_SIZE - 1, 2 * BLOCK_SIZE];
     for place in places {
         mapping.write_obj(7_u8, MemoryRegionAddress(place)).unwrap();
     }
-    assert_eq!(ask(&mut driver, UNPLUG, 1, 1), ACK);
+    assert_eq!(request_blocks(&mut driver, UNPLUG, 1, 1), ACK);
     let read = || places.map(|place| mapping.read_obj::<u8>(MemoryRegionAddress(place)).unwrap());
     assert_eq!(read(), [7, 7, 0, 0, 7]);
-    assert_eq!(ask(&mut driver, UNPLUG_ALL, 0, 0), ACK);
+    assert_eq!(request_blocks(&mut driver, UNPLUG_ALL, 0, 0), ACK);
     assert_eq!(read(), [0; 5]);
 }
 
@@ -216,7 +216,7 @@ fn chains_that_are_not_requests_are_used_with_length_0() {
 
 #[test]
 fn a_size_is_whole_blocks_between_boot_size_and_maximum() {
-    let (mut resizer, _pluggable) = ends(mapping());
+    let (mut resizer, _pluggable) = resizer_and_pluggable(mapping());
     assert_eq!(resizer.request(0).unwrap(), BOOT_SIZE);
     assert_eq!(resizer.request(BOOT_SIZE + 1).unwrap(), BOOT_SIZE + BLOCK_SIZE);
     let max = BOOT_SIZE + BLOCKS * BLOCK_SIZE;
@@ -224,8 +224,8 @@ fn a_size_is_whole_blocks_between_boot_size_and_maximum() {
     let error = resizer.request(max + 1).unwrap_err().to_string();
     assert_eq!(error, "this machine can have 96 MiB at most, not 97");
     let region = Region::new(mapping()).unwrap();
-    let (mut poor, _pluggable) = pluggable(region, BOOT_SIZE, BOOT_SIZE + BLOCK_SIZE, Box::new(|| Ok(()))).unwrap();
-    assert!(poor.request(BOOT_SIZE + BLOCK_SIZE).is_ok() && poor.request(BOOT_SIZE + 2 * BLOCK_SIZE).is_err());
+    let (mut limited, _pluggable) = pluggable(region, BOOT_SIZE, BOOT_SIZE + BLOCK_SIZE, Box::new(|| Ok(()))).unwrap();
+    assert!(limited.request(BOOT_SIZE + BLOCK_SIZE).is_ok() && limited.request(BOOT_SIZE + 2 * BLOCK_SIZE).is_err());
 }
 
 #[test]

@@ -35,7 +35,7 @@ pub(super) struct Handler {
     /// A frame from the tap that waits for receive buffers, of `pending` bytes. 0 means that there is none.
     frame: Box<[u8]>,
     pending: usize,
-    /// The error that a read of the tap failed with.
+    /// The error of a failed read from the tap.
     failed: Option<io::Error>,
 }
 
@@ -69,7 +69,7 @@ impl Handler {
     fn detach_failed_tap(&mut self, ops: &mut EventOps) {
         let Some(error) = self.failed.take() else { return };
         let Some(tap) = self.slot.tap.take() else { return };
-        tracing::info!(slot = self.slot.number, %error, "a network interface is gone");
+        tracing::info!(slot = self.slot.number, %error, "a network interface was deleted");
         if let Err(error) = ops.remove(Events::empty(&tap)) {
             tracing::error!(%error, "cannot stop watching a tap");
         }
@@ -152,8 +152,8 @@ impl Handler {
     fn deliver(&mut self) -> bool {
         let Self { memory, queues, features, frame, pending, .. } = self;
         let queue = &mut queues[RX].queue;
-        let most = if *features & (1 << VIRTIO_NET_F_MRG_RXBUF) != 0 { queue.size() } else { 1 };
-        let Some(buffers) = ReceiveBuffers::find(queue, memory, *pending, most) else { return false };
+        let max_chains = if *features & (1 << VIRTIO_NET_F_MRG_RXBUF) != 0 { queue.size() } else { 1 };
+        let Some(buffers) = ReceiveBuffers::find(queue, memory, *pending, max_chains) else { return false };
         let used = buffers.fill(&mut frame[..*pending]);
         *pending = 0;
         if let Err(error) = used_ring::add_used(queue, memory, &used) {
@@ -170,12 +170,12 @@ struct ReceiveBuffers<'m> {
 }
 
 impl<'m> ReceiveBuffers<'m> {
-    /// Takes chains until they hold `length` bytes, at most `most` of them. `None` means that the driver has to add
-    /// more buffers; then no chain is taken. If `most` chains do not suffice, the result is not `sufficient`.
-    fn find(queue: &mut Queue, memory: &'m Memory, length: usize, most: u16) -> Option<Self> {
+    /// Takes chains until they hold `length` bytes, at most `max_chains` of them. `None` means that the driver has to
+    /// add more buffers; then no chain is taken. If `max_chains` chains do not suffice, the result is not `sufficient`.
+    fn find(queue: &mut Queue, memory: &'m Memory, length: usize, max_chains: u16) -> Option<Self> {
         let mut buffers = Self { chains: Vec::new(), sufficient: false };
         let mut found = 0;
-        while !buffers.sufficient && buffers.chains.len() < usize::from(most) {
+        while !buffers.sufficient && buffers.chains.len() < usize::from(max_chains) {
             let Some(mut chain) = next_chain(queue, memory) else {
                 buffers.chains.iter().for_each(|_| queue.go_to_previous_position());
                 return None;

@@ -24,7 +24,7 @@ pub enum AttachError {
     #[error("cannot wake the network device")]
     Wake(#[source] io::Error),
     /// The device has ended, which happens only at the end of the machine.
-    #[error("the network device is gone")]
+    #[error("the network device has ended")]
     Gone,
 }
 

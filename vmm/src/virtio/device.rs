@@ -168,7 +168,7 @@ pub enum ActivateError {
     #[error("queue {0} does not lie in guest memory")]
     QueueInvalid(usize),
     /// The event loop does not accept the device's handler.
-    #[error("cannot hand the device's queues to the event loop")]
+    #[error("cannot move the device's queues to the event loop")]
     EventLoop(#[from] event_manager::Error),
 }
 

@@ -86,9 +86,9 @@ impl Backend {
 
     /// Handles a packet from the guest.
     pub(super) fn receive(&mut self, packet: &GuestPacket) {
-        let ours = packet.src_cid() == GUEST_CID && packet.dst_cid() == HOST_CID && packet.kind() == TYPE_STREAM;
+        let is_for_host = packet.src_cid() == GUEST_CID && packet.dst_cid() == HOST_CID && packet.kind() == TYPE_STREAM;
         let key = key(packet.dst_port(), packet.src_port());
-        match self.connections.get_mut(&key).filter(|connection| ours && connection.is_open()) {
+        match self.connections.get_mut(&key).filter(|connection| is_for_host && connection.is_open()) {
             Some(connection) => {
                 if let Err(ProtocolViolation(what)) = Self::handle_packet(connection, packet) {
                     tracing::debug!(port = packet.dst_port(), what, "guest broke the vsock protocol: connection reset");
@@ -100,7 +100,7 @@ impl Backend {
                 }
                 self.update_schedule(key);
             }
-            None if ours && packet.op() == OP_REQUEST => self.request(packet),
+            None if is_for_host && packet.op() == OP_REQUEST => self.request(packet),
             None => self.reset(packet),
         }
     }

@@ -30,13 +30,13 @@ struct Endpoint {
 impl Endpoint {
     fn new(
         fd: Option<std::os::fd::OwnedFd>,
-        way: Direction,
+        direction: Direction,
         key: u64,
         watcher: &Arc<Watcher>,
     ) -> io::Result<Option<Self>> {
         let Some(fd) = fd else { return Ok(None) };
-        let token = key << 1 | u64::from(way == Direction::Write);
-        Ok(Some(Self { fd: HostFd::new(fd, way, token, watcher)?, ready: true }))
+        let token = key << 1 | u64::from(direction == Direction::Write);
+        Ok(Some(Self { fd: HostFd::new(fd, direction, token, watcher)?, ready: true }))
     }
 }
 
@@ -61,7 +61,7 @@ pub(super) struct Connection {
     /// Flags of the host's last `OP_SHUTDOWN`, sent or pending.
     host_shutdown: u32,
     guest_shutdown: u32,
-    /// The guest has closed the connection. Only the backlog remains to be written.
+    /// The guest's side is closed. Only the backlog remains to be written.
     closed: bool,
     /// Bytes received, and the part of them that was written or dropped (`fwd_cnt`, virtio 1.2, 5.10.6.3).
     received: Wrapping<u32>,

@@ -1,4 +1,4 @@
-//! Requests that wait for a disk, served on threads of their own so that others overtake them.
+//! A pool of threads for requests that wait for a disk, so that the queue threads can serve other requests meanwhile.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,24 +13,33 @@ use crate::fs::server::Server;
 use crate::fs::worker::Worker;
 use crate::virtio::device::{ActivateError, Memory};
 
-/// How many slow requests are served at once.
+/// The number of threads, and so of requests that can wait at the same time.
 const THREADS: usize = 4;
 
-/// A chain to serve, and who wants to hear of its end.
+/// A descriptor chain to be served, and where its completion is reported.
 struct Job {
     queue: usize,
     chain: DescriptorChain<Arc<Memory>>,
-    finished: Arc<Completions>,
+    completions: Arc<Completions>,
 }
 
-/// What of a queue thread's slow requests is done.
+/// A completed request.
+pub(super) struct Completion {
+    /// Queue index.
+    pub(super) queue: usize,
+    /// Head of the descriptor chain.
+    pub(super) head: u16,
+    /// Length of the reply in bytes.
+    pub(super) length: usize,
+}
+
+/// The completed requests of one queue thread.
 struct Completions {
-    /// Queue, head and reply length of each.
-    chains: Mutex<Vec<(usize, u16, usize)>>,
+    list: Mutex<Vec<Completion>>,
     event: EventFd,
 }
 
-/// The threads. They end when it is dropped, which waits for what they are at.
+/// The pool. Dropping it waits for the current requests and ends the threads.
 #[derive(Debug)]
 pub(super) struct BlockingPool {
     jobs: Option<Sender<Job>>,
@@ -47,16 +56,16 @@ impl BlockingPool {
             let (receiver, memory) = (Arc::clone(&receiver), Arc::clone(memory));
             let thread_server = Arc::clone(server);
             let run = move |mut worker: Worker| serve(&thread_server, &memory, &receiver, &mut worker);
-            pool.threads.push(spawn(format!("fs-slow{number}"), server, run)?);
+            pool.threads.push(spawn(format!("fs-blocking{number}"), server, run)?);
         }
         Ok(pool)
     }
 
-    /// A way in for one queue thread.
+    /// A submitter for one queue thread.
     pub(super) fn submitter(&self) -> Result<Submitter, ActivateError> {
         let event = EventFd::new(EFD_CLOEXEC).map_err(|error| ActivateError::System("make an eventfd", error))?;
-        let finished = Arc::new(Completions { chains: Mutex::default(), event });
-        Ok(Submitter { jobs: self.jobs.clone(), finished, outstanding: 0 })
+        let completions = Arc::new(Completions { list: Mutex::default(), event });
+        Ok(Submitter { jobs: self.jobs.clone(), completions, outstanding: 0 })
     }
 }
 
@@ -74,55 +83,55 @@ impl Drop for BlockingPool {
 fn serve(server: &Server, memory: &Memory, jobs: &Mutex<Receiver<Job>>, worker: &mut Worker) {
     loop {
         let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(Job { queue, chain, finished }) = job else { return };
+        let Ok(Job { queue, chain, completions }) = job else { return };
         let head = chain.head_index();
         let length = match buffers(chain, memory) {
             Some((request, reply)) => server.handle(worker, request, reply),
             None => 0,
         };
-        finished.chains.lock().unwrap_or_else(PoisonError::into_inner).push((queue, head, length));
-        if let Err(error) = finished.event.write(1) {
-            tracing::error!("cannot tell the end of a request: {error}");
+        completions.list.lock().unwrap_or_else(PoisonError::into_inner).push(Completion { queue, head, length });
+        if let Err(error) = completions.event.write(1) {
+            tracing::error!("cannot report the completion of a request: {error}");
         }
     }
 }
 
-/// A queue thread's way into the slow lane.
+/// Submits the requests of one queue thread to the pool.
 pub(super) struct Submitter {
-    /// There as long as the lane is.
+    /// `None` after the pool was dropped.
     jobs: Option<Sender<Job>>,
-    finished: Arc<Completions>,
+    completions: Arc<Completions>,
     outstanding: usize,
 }
 
 impl Submitter {
-    /// Has a chain of queue number `queue` served.
+    /// Submits a chain of queue number `queue`.
     pub(super) fn submit(&mut self, queue: usize, chain: DescriptorChain<Arc<Memory>>) {
-        let job = Job { queue, chain, finished: Arc::clone(&self.finished) };
+        let job = Job { queue, chain, completions: Arc::clone(&self.completions) };
         if self.jobs.as_ref().is_some_and(|jobs| jobs.send(job).is_ok()) {
             self.outstanding += 1;
         } else {
-            tracing::error!("the file server's threads for slow requests are gone");
+            tracing::error!("the file server's threads for blocking requests have ended");
         }
     }
 
-    /// Readable when a request is done.
+    /// Readable after a request was completed.
     pub(super) fn completion_event(&self) -> &EventFd {
-        &self.finished.event
+        &self.completions.event
     }
 
-    /// Queue, head and reply length of the requests that are done. Waits for one where none is.
-    pub(super) fn wait_completions(&mut self) -> Vec<(usize, u16, usize)> {
-        if let Err(error) = self.finished.event.read() {
-            tracing::error!("cannot hear of the end of a request: {error}");
+    /// Takes the completed requests. Waits for one if there is none.
+    pub(super) fn wait_completions(&mut self) -> Vec<Completion> {
+        if let Err(error) = self.completions.event.read() {
+            tracing::error!("cannot wait for the completion of a request: {error}");
         }
-        let chains = std::mem::take(&mut *self.finished.chains.lock().unwrap_or_else(PoisonError::into_inner));
-        self.outstanding -= chains.len();
-        chains
+        let list = std::mem::take(&mut *self.completions.list.lock().unwrap_or_else(PoisonError::into_inner));
+        self.outstanding -= list.len();
+        list
     }
 
-    /// Waits for every request under way.
-    pub(super) fn wait_all(&mut self) -> Vec<(usize, u16, usize)> {
+    /// Waits for all submitted requests.
+    pub(super) fn wait_all(&mut self) -> Vec<Completion> {
         let mut all = Vec::new();
         while self.outstanding > 0 {
             all.extend(self.wait_completions());

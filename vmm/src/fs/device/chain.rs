@@ -1,4 +1,4 @@
-//! From a descriptor chain to the buffers of a request and its reply.
+//! Conversion of descriptor chains to the buffers of a request and its reply.
 
 use std::ops::Deref;
 use virtio_queue::DescriptorChain;
@@ -8,12 +8,13 @@ use vm_memory::{GuestMemory, Permissions, VolatileSlice};
 use crate::fs::protocol::buffers::Buffers;
 use crate::virtio::device::Memory;
 
-/// Most descriptors of a chain. Linux sends one page with each, [`crate::fs::protocol::wire::MAX_PAGES`] at most, and a few headers.
+/// The most descriptors of a chain. Linux uses one for each page, at most [`crate::fs::protocol::wire::MAX_PAGES`], and
+/// a few for headers.
 const MAX_DESCRIPTORS: usize = 1024;
 
-/// The buffers of `chain`: what the driver wrote, and where it wants the reply. `None` where the chain is malformed
-/// (virtio 1.2, 2.7.4 and 2.7.5): it is cut short, has readable descriptors behind writable ones, is too long, or
-/// leaves guest memory.
+/// The readable and the writable buffers of `chain`: the request, and the space for its reply. `None` if the chain is
+/// malformed (virtio 1.2, 2.7.4 and 2.7.5): it is cut short, it has a readable descriptor after a writable one, it is
+/// too long, or it leaves guest memory.
 pub(super) fn buffers<'m>(
     chain: DescriptorChain<impl Deref<Target = Memory>>,
     memory: &'m Memory,
@@ -36,7 +37,7 @@ pub(super) fn buffers<'m>(
         }
         more = descriptor.has_next();
     }
-    // The iterator ends a chain early that loops or leaves the table.
+    // The iterator ends early if the chain loops or leaves the descriptor table.
     (!more).then(|| (readable.into_iter().collect(), writable.into_iter().collect()))
 }
 
@@ -60,7 +61,7 @@ mod tests {
     /// Address, length, flags, next.
     type Fields = (u64, u32, u16, u16);
 
-    /// Lengths of both sides of a chain.
+    /// The lengths in bytes of the readable and the writable buffers.
     fn lengths(descriptors: &[Fields]) -> Option<(usize, usize)> {
         let memory = memory();
         let mock = MockSplitQueue::new(&memory, 16);
@@ -76,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn good_chains() {
+    fn valid_chains_become_buffers() {
         assert_eq!(lengths(&[(0x4000, 40, 0, 0)]), Some((40, 0)));
         assert_eq!(lengths(&[(0x4000, 40, NEXT, 1), (0x5000, 16, WRITE, 0)]), Some((40, 16)));
         assert_eq!(lengths(&[(0xfff0, 0x20, 0, 0)]), Some((0x20, 0)), "spanning regions");
@@ -84,8 +85,8 @@ mod tests {
     }
 
     #[test]
-    fn hostile_chains() {
-        let hostile: [(&str, &[Fields]); 9] = [
+    fn malformed_chains_are_rejected() {
+        let malformed: [(&str, &[Fields]); 9] = [
             ("loop of one", &[(0x4000, 8, NEXT, 0)]),
             ("loop of two", &[(0x4000, 8, NEXT, 1), (0x5000, 8, NEXT, 0)]),
             ("next out of range", &[(0x4000, 8, NEXT, 99)]),
@@ -96,7 +97,7 @@ mod tests {
             ("indirect table of odd length", &[(0x4000, 17, INDIRECT, 0)]),
             ("indirect table beyond memory", &[(0x8_0000, 16, INDIRECT, 0)]),
         ];
-        for (what, descriptors) in hostile {
+        for (what, descriptors) in malformed {
             assert_eq!(lengths(descriptors), None, "{what}");
         }
     }

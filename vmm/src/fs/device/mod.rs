@@ -1,4 +1,4 @@
-//! The virtio-fs device: virtqueues and the threads that serve them.
+//! The virtio-fs device: its virtqueues, and the threads that serve them.
 
 mod blocking_pool;
 mod chain;
@@ -23,18 +23,18 @@ use crate::fs::server::{Limits, Server};
 use crate::fs::tables::shares::SharesHandle;
 use crate::virtio::device::{ActivateError, Activation, VirtQueue, VirtioDevice};
 
-/// Length of the tag in the configuration space in bytes (virtio 1.2, 5.11.4).
+/// Length of the tag in the device configuration space in bytes (virtio 1.2, 5.11.4).
 const TAG_LENGTH: usize = 36;
-/// Largest size of each queue. A request of 1 MiB takes about 260 descriptors where the driver uses no indirect ones.
+/// Largest size of each queue. A request of 1 MiB takes about 260 descriptors if the driver uses no indirect ones.
 const QUEUE_SIZE: u16 = 1024;
 
-/// The virtio-fs device (virtio 1.2, 5.11): one queue for `FORGET`, one or more for requests.
+/// The virtio-fs device (virtio 1.2, 5.11): a high priority queue for `FORGET`, and one or more request queues.
 #[derive(Debug)]
 pub struct FsDevice {
     config: [u8; TAG_LENGTH + 4],
     queue_sizes: Vec<u16>,
     server: Arc<Server>,
-    /// Readable while threads shall end.
+    /// Readable while the threads are to end.
     stop_event: Arc<EventFd>,
     stopping: Arc<AtomicBool>,
     threads: Vec<JoinHandle<Vec<VirtQueue>>>,
@@ -42,13 +42,13 @@ pub struct FsDevice {
 }
 
 impl FsDevice {
-    /// A device that the guest mounts by `tag` and that shows it `shares`; restored, where there is a `state`, with
-    /// the inodes and files open that the guest knows. All shares of the state must have been added.
+    /// A device that the guest mounts by `tag` and that serves `shares`. With a `state`, the device has the inodes and
+    /// open files that the guest knows; all shares of the state must have been added.
     ///
-    /// Raises the process's limit of open descriptors as far as it may.
+    /// Raises the process's limit of open file descriptors as far as it may.
     ///
     /// # Errors
-    /// The tag is empty or longer than 36 bytes, a system call fails, or an open file of `state` is not to be found.
+    /// The tag is empty or longer than 36 bytes, a system call fails, or an open file of `state` is not found.
     pub fn new(tag: &str, shares: SharesHandle, state: Option<FsState>) -> Result<Self, FsError> {
         let server = Server::new(shares, limits()?)?;
         if let Some(state) = state {
@@ -68,7 +68,7 @@ impl FsDevice {
         Ok(device)
     }
 
-    /// The device with `count` request queues, each served by a thread of its own: as many as vCPUs are good.
+    /// Gives the device `count` request queues, each with its own thread. A good count is the number of vCPUs.
     #[must_use]
     pub fn with_request_queues(mut self, count: u16) -> Self {
         self.set_request_queues(count);
@@ -86,7 +86,7 @@ impl FsDevice {
         let memory = Arc::new(memory);
         let blocking_pool = self.blocking_pool.insert(BlockingPool::start(&self.server, &memory)?);
         let mut queues = queues.into_iter();
-        // The first thread serves the queue for FORGET too, which is rarely busy.
+        // The first thread also serves the high priority queue, which is rarely busy.
         let mut group: Vec<VirtQueue> = queues.by_ref().take(2).collect();
         while !group.is_empty() {
             let thread = QueueThread {
@@ -147,10 +147,10 @@ impl VirtioDevice for FsDevice {
             Err(panic) => std::panic::resume_unwind(panic),
         });
         let queues = queues.collect();
-        // Now that no queue thread can send it anything.
+        // No queue thread can submit requests any longer.
         self.blocking_pool = None;
         if let Err(error) = self.stop_event.read() {
-            tracing::error!("cannot rearm the file server's threads: {error}");
+            tracing::error!("cannot reset the file server's stop event: {error}");
         }
         queues
     }
@@ -175,8 +175,8 @@ fn config(tag: &str) -> Result<[u8; TAG_LENGTH + 4], FsError> {
     Ok(config)
 }
 
-/// Raises the limit of open descriptors as far as it goes, and shares it out: an eighth is left to the rest of the
-/// process.
+/// Raises the limit of open file descriptors as far as possible, and divides it between inodes and file handles. An
+/// eighth is left to the rest of the process.
 fn limits() -> Result<Limits, FsError> {
     let Rlimit { current, maximum } = rustix::process::getrlimit(Resource::Nofile);
     let possible = std::fs::read_to_string("/proc/sys/fs/nr_open").ok().and_then(|text| text.trim().parse().ok());
@@ -184,7 +184,7 @@ fn limits() -> Result<Limits, FsError> {
     let raise = |limit| rustix::process::setrlimit(Resource::Nofile, Rlimit { current: limit, maximum: limit });
     let limit = match wanted {
         Some(wanted) if raise(Some(wanted)).is_ok() => Some(wanted),
-        // Only the privileged raise the hard limit.
+        // Only a privileged process can raise the hard limit.
         _ if raise(maximum).is_ok() => maximum,
         _ => current,
     };

@@ -8,20 +8,20 @@ use std::thread::JoinHandle;
 use virtio_queue::{QueueOwnedT, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::blocking_pool::Submitter;
+use super::blocking_pool::{Completion, Submitter};
 use super::chain::buffers;
 use super::worker_thread::spawn;
 use crate::fs::server::Server;
 use crate::fs::worker::Worker;
 use crate::virtio::device::{ActivateError, Interrupt, Memory, VirtQueue};
 
-/// One thread's share of the device.
+/// The queues of one thread, and what it needs to serve them.
 pub(super) struct QueueThread {
     pub(super) server: Arc<Server>,
     pub(super) memory: Arc<Memory>,
     pub(super) interrupt: Interrupt,
     pub(super) queues: Vec<VirtQueue>,
-    /// Indices of queues whose driver broke the rules; they rest until the device is reset.
+    /// Indices of queues on which the driver violated the specification. They are not served until reset.
     pub(super) broken: Vec<usize>,
     pub(super) stopping: Arc<AtomicBool>,
     pub(super) stop_event: Arc<EventFd>,
@@ -29,7 +29,7 @@ pub(super) struct QueueThread {
 }
 
 impl QueueThread {
-    /// Starts it. It ends with its queues when it is told to stop and owes the driver nothing.
+    /// Starts the thread. When the device stops, it finishes the requests that it has taken, and returns its queues.
     pub(super) fn spawn(mut self, name: String) -> Result<JoinHandle<Vec<VirtQueue>>, ActivateError> {
         let server = Arc::clone(&self.server);
         spawn(name, &server, move |mut worker| {
@@ -39,7 +39,7 @@ impl QueueThread {
     }
 
     fn serve(&mut self, worker: &mut Worker) {
-        // What the driver made available before this activation has no doorbell to come.
+        // Chains that were added before this activation have no notification pending.
         let mut ready: Vec<usize> = (0..self.queues.len()).collect();
         while !self.stopping.load(Ordering::Acquire) {
             for index in ready {
@@ -48,28 +48,26 @@ impl QueueThread {
             }
             ready = self.wait();
         }
-        for (index, head, length) in self.blocking_pool.wait_all() {
-            let result = self.add_used(index, head, length);
-            self.mark_broken(index, result);
+        for completion in self.blocking_pool.wait_all() {
+            self.complete(&completion);
         }
     }
 
-    /// Waits for doorbells, finished slow requests, or the end; the queues that are due.
+    /// Waits for queue notifications, completed requests or the end. Returns the queues to be served.
     fn wait(&mut self) -> Vec<usize> {
         let entry = |event: &EventFd| libc::pollfd { fd: event.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         let mut fds = vec![entry(&self.stop_event), entry(self.blocking_pool.completion_event())];
         let first = fds.len();
         fds.extend(self.queues.iter().map(|queue| entry(&queue.notify)));
-        // SAFETY: the pointer and length are those of a live vector; the descriptors are open while `self` is borrowed.
+        // SAFETY: pointer and length are those of a live vector, and the descriptors are open while `self` is borrowed.
         let count = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, -1) };
         if count < 0 {
             tracing::debug!("poll: {}", std::io::Error::last_os_error());
             return Vec::new();
         }
         if fds[1].revents != 0 {
-            for (index, head, length) in self.blocking_pool.wait_completions() {
-                let result = self.add_used(index, head, length);
-                self.mark_broken(index, result);
+            for completion in self.blocking_pool.wait_completions() {
+                self.complete(&completion);
             }
         }
         let ready: Vec<usize> = (0..self.queues.len()).filter(|index| fds[index + first].revents != 0).collect();
@@ -77,7 +75,7 @@ impl QueueThread {
         ready
     }
 
-    /// Serves what is available in a queue.
+    /// Serves all available chains of a queue.
     fn serve_queue(&mut self, worker: &mut Worker, index: usize) -> Result<(), virtio_queue::Error> {
         if !self.queues[index].queue.ready() || self.broken.contains(&index) {
             return Ok(());
@@ -109,7 +107,12 @@ impl QueueThread {
         }
     }
 
-    /// Gives a chain back to the driver, with a reply of `length` bytes.
+    fn complete(&mut self, completion: &Completion) {
+        let result = self.add_used(completion.queue, completion.head, completion.length);
+        self.mark_broken(completion.queue, result);
+    }
+
+    /// Adds a chain to the used ring, with a reply of `length` bytes.
     fn add_used(&mut self, index: usize, head: u16, length: usize) -> Result<(), virtio_queue::Error> {
         let queue = &mut self.queues[index].queue;
         queue.add_used(&*self.memory, head, u32::try_from(length).unwrap_or(u32::MAX))?;
@@ -125,7 +128,7 @@ impl QueueThread {
         if let Err(error) = result
             && !self.broken.contains(&index)
         {
-            tracing::warn!(%error, "the driver broke virtqueue {index} of virtio-fs; it rests until reset");
+            tracing::warn!(%error, "the driver broke virtqueue {index} of virtio-fs; it is not served until reset");
             self.broken.push(index);
         }
     }

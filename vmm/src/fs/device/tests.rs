@@ -1,4 +1,4 @@
-//! The device, driven through its virtqueues.
+//! Tests of the device through its virtqueues.
 
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -34,14 +34,14 @@ fn shares() -> (tempfile::TempDir, SharesHandle) {
 }
 
 #[test]
-fn it_serves_through_its_whole_life() {
+fn the_device_passes_the_life_cycle_test() {
     let (_directory, shares) = shares();
     let make = |state| FsDevice::new("vmrt", shares.clone(), state).unwrap();
     let mut inode = None;
     let mut lives = 0;
     life_cycle(make, |driver| {
         lives += 1;
-        // Restored, the session goes on; after a reset the driver begins anew.
+        // A restored device continues the session. After a reset, the driver starts a new one.
         if lives != 2 {
             init(driver);
             inode = None;
@@ -54,7 +54,7 @@ fn it_serves_through_its_whole_life() {
         assert_eq!(*inode.get_or_insert(share), share, "known by the same node id");
         let (_, open) = call(driver, op::OPENDIR, share, &[0; 8]);
         let fh = OpenOut::read_from_prefix(&open).unwrap().0.fh;
-        // By way of the slow lane.
+        // The blocking pool serves this request.
         let sync = FsyncIn { fh, ..FsyncIn::default() };
         assert_eq!(call(driver, op::FSYNCDIR, share, sync.as_bytes()).0.error, 0);
     });
@@ -62,7 +62,7 @@ fn it_serves_through_its_whole_life() {
 }
 
 #[test]
-fn requests_before_init_are_refused_and_forgets_not_answered() {
+fn requests_before_init_fail_and_forgets_have_no_reply() {
     let (_directory, shares) = shares();
     let mut driver = Driver::new(FsDevice::new("vmrt", shares, None).unwrap());
     driver.set_up();
@@ -73,7 +73,7 @@ fn requests_before_init_are_refused_and_forgets_not_answered() {
 }
 
 #[test]
-fn slow_requests_under_way_are_finished_before_the_device_rests() {
+fn blocking_requests_are_completed_before_the_device_is_deactivated() {
     let (directory, shares) = shares();
     let mut driver = Driver::new(FsDevice::new("vmrt", shares, None).unwrap());
     driver.set_up();
@@ -102,7 +102,7 @@ fn slow_requests_under_way_are_finished_before_the_device_rests() {
 }
 
 #[test]
-fn configuration_space() {
+fn the_configuration_space_holds_tag_and_queue_count() {
     let (_directory, shares) = shares();
     let device = FsDevice::new("vmrt", shares.clone(), None).unwrap().with_request_queues(3);
     let config = device.config();

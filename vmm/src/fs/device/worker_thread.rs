@@ -1,4 +1,4 @@
-//! Threads of the file server.
+//! Worker threads of the file server.
 
 use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
@@ -8,10 +8,13 @@ use crate::fs::server::Server;
 use crate::fs::worker::Worker;
 use crate::virtio::device::ActivateError;
 
-/// Stack of a thread in bytes; requests are small and nothing recurses.
+/// Size of a thread's stack in bytes. Requests are small, and nothing recurses.
 const STACK: usize = 256 << 10;
 
-/// Starts a thread and makes it a [`Worker`]; waits until it is one.
+/// Starts a thread, makes it a [`Worker`] and calls `run` on it. Waits until the thread is a worker.
+///
+/// # Errors
+/// The thread cannot be started, or cannot become a worker.
 pub(super) fn spawn<T: Default + Send + 'static>(
     name: String,
     server: &Server,
@@ -21,7 +24,7 @@ pub(super) fn spawn<T: Default + Send + 'static>(
     let (ready, adopted) = channel();
     let body = move || match Worker::adopt(&proc_fds) {
         Ok(worker) => {
-            // The starter waits for this word; it is not gone before.
+            // The receiver exists until it has received this message.
             let _ = ready.send(Ok(()));
             run(worker)
         }

@@ -1,6 +1,7 @@
-//! The bytes of a request and of its reply, scattered over guest memory.
+//! The bytes of a request and of its reply, in segments of guest memory.
 //!
-//! A transport makes [`Buffers`] of whatever it has (a descriptor chain, a test's arrays); the server never learns.
+//! A transport makes [`Buffers`] of a descriptor chain, and a test makes them of arrays. The server does not need to
+//! know.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -8,10 +9,10 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use rustix::io::Errno;
 use vm_memory::VolatileSlice;
 
-/// Most segments one system call takes (`IOV_MAX`).
+/// The most segments that one system call accepts (`IOV_MAX`).
 const MAX_SEGMENTS: usize = 1024;
 
-/// A list of memory segments, used up from the front.
+/// A list of memory segments that is consumed from the front.
 #[derive(Clone, Debug, Default)]
 pub struct Buffers<'m> {
     segments: VecDeque<VolatileSlice<'m>>,
@@ -27,19 +28,20 @@ impl<'m> FromIterator<VolatileSlice<'m>> for Buffers<'m> {
 }
 
 impl<'m> Buffers<'m> {
-    /// Bytes left.
+    /// The number of bytes left.
     #[must_use]
     pub fn len(&self) -> usize {
         self.length
     }
 
-    /// Whether nothing is left.
+    /// Whether no bytes are left.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.length == 0
     }
 
-    /// Takes the first `count` bytes away as buffers of their own; `None` where there are fewer.
+    /// Consumes the first `count` bytes and returns them as separate buffers. `None`, with nothing consumed, if fewer
+    /// are left.
     pub(crate) fn split_front(&mut self, count: usize) -> Option<Self> {
         if count > self.length {
             return None;
@@ -59,7 +61,7 @@ impl<'m> Buffers<'m> {
         Some(front)
     }
 
-    /// Copies the first bytes to `target` and takes them away; false, with nothing taken, where there are fewer.
+    /// Consumes the first bytes and copies them to `target`. False, with nothing consumed, if fewer are left.
     pub(crate) fn read(&mut self, target: &mut [u8]) -> bool {
         let Some(front) = self.split_front(target.len()) else { return false };
         let mut done = 0;
@@ -69,7 +71,7 @@ impl<'m> Buffers<'m> {
         true
     }
 
-    /// Copies `source` to the first bytes and takes them away; false, with nothing written, where there are fewer.
+    /// Consumes the first bytes and copies `source` to them. False, with nothing written, if fewer are left.
     pub(crate) fn write(&mut self, source: &[u8]) -> bool {
         let Some(front) = self.split_front(source.len()) else { return false };
         let mut rest = source;
@@ -80,7 +82,8 @@ impl<'m> Buffers<'m> {
         true
     }
 
-    /// As arguments of a vectored system call, neighbours joined, [`MAX_SEGMENTS`] at most.
+    /// The segments as arguments of a vectored system call: adjacent segments are joined, and at most [`MAX_SEGMENTS`]
+    /// returned.
     fn vectors(&self) -> Vec<libc::iovec> {
         let mut vectors: Vec<libc::iovec> = Vec::new();
         for segment in &self.segments {
@@ -95,21 +98,21 @@ impl<'m> Buffers<'m> {
         vectors
     }
 
-    /// Fills the first bytes from `file`, without a copy in between, until they are full or the file ends.
-    /// `flags` are those of `preadv2`.
+    /// Reads from `file` directly into the first bytes, until all are filled or the file ends. Returns the number of
+    /// bytes read. `flags` are those of `preadv2`.
     pub(crate) fn fill_from(&mut self, file: BorrowedFd<'_>, offset: u64, flags: i32) -> Result<usize, Errno> {
         self.transfer(offset, |vectors, count, at| {
-            // SAFETY: the vectors describe segments of guest memory that `self` borrows, valid for writes for its
-            // lifetime; the guest may change them meanwhile, but no Rust reference to them exists.
+            // SAFETY: the vectors describe segments of guest memory that `self` borrows, which are valid for writes for
+            // its lifetime. The guest may change them at the same time, but no Rust reference to them exists.
             unsafe { libc::preadv2(file.as_raw_fd(), vectors, count, at, flags) }
         })
     }
 
-    /// Writes all bytes to `file`, without a copy in between. `flags` are those of `pwritev2`.
+    /// Writes all bytes directly to `file`. Returns the number of bytes written. `flags` are those of `pwritev2`.
     pub(crate) fn drain_to(&mut self, file: BorrowedFd<'_>, offset: u64, flags: i32) -> Result<usize, Errno> {
         self.transfer(offset, |vectors, count, at| {
-            // SAFETY: the vectors describe segments of guest memory that `self` borrows, valid for reads for its
-            // lifetime; the kernel copes with contents that change meanwhile.
+            // SAFETY: the vectors describe segments of guest memory that `self` borrows, which are valid for reads for
+            // its lifetime. The kernel allows the contents to change meanwhile.
             unsafe { libc::pwritev2(file.as_raw_fd(), vectors, count, at, flags) }
         })
     }
@@ -145,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_and_splits_across_segments() {
+    fn reads_continue_across_segments() {
         let (mut one, mut two) = ([1_u8, 2, 3], [4_u8, 5]);
         let mut buffers: Buffers<'_> = [&mut one[..], &mut two[..]].into_iter().map(VolatileSlice::from).collect();
         let mut four = [0; 4];
@@ -156,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_are_joined() {
+    fn adjacent_segments_are_joined() {
         let mut array = [0_u8; 12];
         let (front, back) = array.split_at_mut(5);
         let buffers: Buffers<'_> = [front, back].into_iter().map(VolatileSlice::from).collect();

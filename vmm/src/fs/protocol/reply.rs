@@ -1,4 +1,4 @@
-//! A reply and its payload.
+//! The reply to a request, and the payload of `WRITE`.
 
 use std::os::fd::BorrowedFd;
 
@@ -8,24 +8,24 @@ use zerocopy::{Immutable, IntoBytes};
 use super::buffers::Buffers;
 use super::wire::{OUT_HEADER, OutHeader};
 
-/// The data behind a `WRITE` request's arguments.
+/// The data of a `WRITE` request, in guest memory.
 #[derive(Debug)]
 pub(crate) struct Payload<'m>(Buffers<'m>);
 
 impl<'m> Payload<'m> {
-    /// The first `size` bytes of `buffers`; `EINVAL` where there are fewer.
+    /// The first `size` bytes of `buffers`. `EINVAL` if there are fewer.
     pub(crate) fn new(mut buffers: Buffers<'m>, size: u32) -> Result<Self, Errno> {
         let size = usize::try_from(size).map_err(|_| Errno::INVAL)?;
         buffers.split_front(size).map(Self).ok_or(Errno::INVAL)
     }
 
-    /// Writes it to `file` and returns how many bytes were written.
+    /// Writes the payload to `file` and returns the number of bytes written.
     pub(crate) fn write_to(mut self, file: BorrowedFd<'_>, offset: u64, flags: i32) -> Result<usize, Errno> {
         self.0.drain_to(file, offset, flags)
     }
 }
 
-/// A reply being written: room for the header is kept, the body is appended.
+/// A reply that is being written. The body is appended, and the header is written last.
 #[derive(Debug)]
 pub(crate) struct Reply<'m> {
     header: Buffers<'m>,
@@ -34,23 +34,23 @@ pub(crate) struct Reply<'m> {
 }
 
 impl<'m> Reply<'m> {
-    /// A reply into `buffers`; `None` where not even the header fits.
+    /// A reply into `buffers`. `None` if the header does not fit.
     pub(crate) fn new(mut buffers: Buffers<'m>) -> Option<Self> {
         let header = buffers.split_front(OUT_HEADER)?;
         Some(Self { header, body: buffers, written: 0 })
     }
 
-    /// Room left for the body in bytes.
+    /// The space left for the body in bytes.
     pub(crate) fn remaining(&self) -> usize {
         self.body.len()
     }
 
-    /// Appends a structure; `EIO` where it does not fit.
+    /// Appends a structure. `EIO` if it does not fit.
     pub(crate) fn put<T: IntoBytes + Immutable>(&mut self, value: &T) -> Result<(), Errno> {
         self.put_bytes(value.as_bytes())
     }
 
-    /// Appends bytes; `EIO` where they do not fit.
+    /// Appends bytes. `EIO` if they do not fit.
     pub(crate) fn put_bytes(&mut self, bytes: &[u8]) -> Result<(), Errno> {
         if !self.body.write(bytes) {
             return Err(Errno::IO);
@@ -59,7 +59,8 @@ impl<'m> Reply<'m> {
         Ok(())
     }
 
-    /// Appends up to `size` bytes of `file` from `offset`; fewer only at its end. `EINVAL` where there is no room.
+    /// Appends up to `size` bytes of `file` from `offset`, fewer only at the end of the file. `EINVAL` if `size` bytes
+    /// do not fit.
     pub(crate) fn put_file(&mut self, file: BorrowedFd<'_>, offset: u64, size: u32, flags: i32) -> Result<(), Errno> {
         let size = usize::try_from(size).map_err(|_| Errno::INVAL)?;
         if size > self.body.len() {
@@ -72,7 +73,7 @@ impl<'m> Reply<'m> {
         Ok(())
     }
 
-    /// Writes the header and returns the reply's length in bytes. A failure's body is left out.
+    /// Writes the header and returns the reply's length in bytes. The reply to a failed request has no body.
     pub(crate) fn finish(mut self, unique: u64, result: Result<(), Errno>) -> usize {
         let (length, error) = match result {
             Ok(()) => (OUT_HEADER + self.written, 0),
@@ -91,9 +92,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reply_too_small_is_told_apart() {
-        let mut little = [0_u8; 8];
-        assert!(Reply::new(std::iter::once(VolatileSlice::from(&mut little[..])).collect()).is_none());
+    fn a_reply_that_does_not_fit_is_an_error() {
+        let mut short = [0_u8; 8];
+        assert!(Reply::new(std::iter::once(VolatileSlice::from(&mut short[..])).collect()).is_none());
         let mut space = [0_u8; 20];
         let mut reply = Reply::new(std::iter::once(VolatileSlice::from(&mut space[..])).collect()).unwrap();
         assert_eq!(reply.put(&7_u64), Err(Errno::IO));

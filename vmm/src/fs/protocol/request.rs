@@ -1,4 +1,4 @@
-//! A request's arguments, copied out of guest memory once and then parsed from the copy.
+//! A request's arguments. They are copied out of guest memory once and parsed from the copy.
 
 use std::ffi::CStr;
 
@@ -7,24 +7,24 @@ use zerocopy::FromBytes;
 
 use super::wire::{EXT_GROUPS, ExtHeader, InHeader, aligned};
 
-/// Longest name in bytes (`NAME_MAX`).
+/// The longest name in bytes (`NAME_MAX`).
 const MAX_NAME: usize = 255;
-/// Longest target of a symbolic link in bytes (`PATH_MAX` without its NUL).
+/// The longest target of a symbolic link in bytes (`PATH_MAX` without the NUL).
 const MAX_TARGET: usize = 4095;
 
-/// A request, its payload aside.
+/// A request without its payload.
 #[derive(Debug)]
 pub(crate) struct Request<'b> {
-    /// Its header.
+    /// The request's header.
     pub(crate) header: InHeader,
-    /// Whether it may wait for a disk; where not, and it had to, it fails with `EAGAIN`.
+    /// Whether the request may wait for a disk. If it may not and would have to, it fails with `EAGAIN`.
     pub(crate) may_block: bool,
     args: &'b [u8],
     extensions: &'b [u8],
 }
 
 impl<'b> Request<'b> {
-    /// The request of `header` with `body` behind it; `EINVAL` where the extensions are longer than the body.
+    /// A request of `header` and `body`. `EINVAL` if the extensions are longer than the body.
     pub(crate) fn new(header: InHeader, may_block: bool, body: &'b [u8]) -> Result<Self, Errno> {
         let extensions = usize::from(header.total_extlen) * 8;
         let args = body.len().checked_sub(extensions).ok_or(Errno::INVAL)?;
@@ -32,24 +32,24 @@ impl<'b> Request<'b> {
         Ok(Self { header, may_block, args, extensions })
     }
 
-    /// Takes a structure off the arguments.
+    /// Consumes a structure from the arguments.
     pub(crate) fn take<T: FromBytes>(&mut self) -> Result<T, Errno> {
         let (value, rest) = T::read_from_prefix(self.args).map_err(|_| Errno::INVAL)?;
         self.args = rest;
         Ok(value)
     }
 
-    /// Takes a file name off the arguments; more follows it.
+    /// Consumes a file name from the arguments, which is not the last one.
     pub(crate) fn name(&mut self) -> Result<&'b CStr, Errno> {
         checked_name(self.string()?)
     }
 
-    /// The file name that ends the arguments.
+    /// Consumes the rest of the arguments as a file name.
     pub(crate) fn last_name(&mut self) -> Result<&'b CStr, Errno> {
         checked_name(self.last_string()?)
     }
 
-    /// The symbolic link's target that ends the arguments.
+    /// Consumes the rest of the arguments as the target of a symbolic link.
     pub(crate) fn target(&mut self) -> Result<&'b CStr, Errno> {
         let target = self.last_string()?;
         match target.count_bytes() {
@@ -59,29 +59,29 @@ impl<'b> Request<'b> {
         }
     }
 
-    /// Takes an attribute name off the arguments.
+    /// Consumes a string from the arguments, which is not the last one.
     pub(crate) fn string(&mut self) -> Result<&'b CStr, Errno> {
         let string = CStr::from_bytes_until_nul(self.args).map_err(|_| Errno::INVAL)?;
         self.args = &self.args[string.count_bytes() + 1..];
         Ok(string)
     }
 
-    /// The string that ends the arguments.
+    /// Consumes the rest of the arguments as a string.
     pub(crate) fn last_string(&mut self) -> Result<&'b CStr, Errno> {
         CStr::from_bytes_with_nul(std::mem::take(&mut self.args)).map_err(|_| Errno::INVAL)
     }
 
-    /// The `size` bytes that end the arguments.
+    /// Consumes the rest of the arguments as `size` bytes.
     pub(crate) fn last_bytes(&mut self, size: u32) -> Result<&'b [u8], Errno> {
         let bytes = std::mem::take(&mut self.args);
         if usize::try_from(size) == Ok(bytes.len()) { Ok(bytes) } else { Err(Errno::INVAL) }
     }
 
-    /// Whom the caller makes files as.
+    /// The owner of files that the request creates.
     pub(crate) fn owner(&self) -> Result<Owner, Errno> {
         let InHeader { uid, gid, .. } = self.header;
         let supplementary = supplementary_group(self.extensions)?;
-        // The host takes -1 for "no change", which would mean root.
+        // The host takes -1 as "no change", so the file would belong to root.
         if [Some(uid), Some(gid), supplementary].contains(&Some(u32::MAX)) {
             return Err(Errno::INVAL);
         }
@@ -89,25 +89,25 @@ impl<'b> Request<'b> {
     }
 }
 
-/// Who a new file shall belong to.
+/// The owner of a new file.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Owner {
-    /// The user.
+    /// The user id.
     pub(crate) uid: u32,
-    /// The group, where the parent directory does not hand down its own.
+    /// The group id, unless the parent directory is setgid.
     pub(crate) gid: u32,
-    /// The parent directory's group, where the caller is in it.
+    /// The parent directory's group, if it is a supplementary group of the caller.
     pub(crate) supplementary: Option<u32>,
 }
 
 impl Owner {
-    /// Whether `gid` is one of the owner's groups.
+    /// Whether `gid` is a group of the owner.
     pub(crate) fn in_group(&self, gid: u32) -> bool {
         self.gid == gid || self.supplementary == Some(gid)
     }
 }
 
-/// A single path component that is neither `.` nor `..`.
+/// Checks that `name` is one path component other than `.` and `..`.
 fn checked_name(name: &CStr) -> Result<&CStr, Errno> {
     match name.to_bytes() {
         b"" | b"." | b".." => Err(Errno::INVAL),
@@ -117,7 +117,7 @@ fn checked_name(name: &CStr) -> Result<&CStr, Errno> {
     }
 }
 
-/// The group among a request's extensions; Linux sends one at most.
+/// The group in a request's extensions. Linux sends at most one.
 fn supplementary_group(mut extensions: &[u8]) -> Result<Option<u32>, Errno> {
     while !extensions.is_empty() {
         let (header, body) = ExtHeader::read_from_prefix(extensions).map_err(|_| Errno::INVAL)?;
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_minus_one() {
+    fn uid_minus_one_is_rejected() {
         let header = InHeader { uid: u32::MAX, ..InHeader::default() };
         assert_eq!(Request::new(header, true, b"").unwrap().owner(), Err(Errno::INVAL));
     }

@@ -1,21 +1,21 @@
-//! The FUSE protocol as it is on the wire (Linux `include/uapi/linux/fuse.h`, version 7.41).
+//! The FUSE protocol's messages (Linux `include/uapi/linux/fuse.h`, version 7.41).
 //!
-//! Every structure is plain bytes without padding, checked at compile time, so that neither stale memory leaves the
-//! process nor an odd value from the guest can be undefined behaviour.
+//! Every structure is plain bytes without padding, which is checked at compile time. So no uninitialized memory leaves
+//! the process, and all values from the guest are valid.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Protocol version spoken: major number.
+/// The protocol's major version.
 pub(crate) const MAJOR: u32 = 7;
-/// Protocol version spoken: the newest minor number known.
+/// The newest minor version of the protocol that is supported.
 pub(crate) const MINOR: u32 = 41;
-/// The oldest minor number accepted; the layout of the messages below has been stable since.
+/// The oldest minor version that is accepted. The layout of the messages below has not changed since.
 pub(crate) const OLDEST_MINOR: u32 = 31;
 /// The node id of the file system's root.
 pub(crate) const ROOT_ID: u64 = 1;
-/// Most bytes of data in one `WRITE` or `READ`.
+/// The most bytes of data in one `WRITE` or `READ`.
 pub(crate) const MAX_DATA: u32 = 1 << 20;
-/// Most pages of data in one request: [`MAX_DATA`] in pages.
+/// The most pages of data in one request: [`MAX_DATA`] in pages.
 pub(crate) const MAX_PAGES: u16 = 256;
 
 /// Operation codes.
@@ -61,7 +61,7 @@ pub(crate) mod op {
     pub(crate) const STATX: u32 = 52;
 }
 
-/// `INIT` flags; bits 32 and up travel in `flags2`.
+/// `INIT` flags. Bits 32 and up are sent in `flags2`.
 pub(crate) mod init {
     pub(crate) const ASYNC_READ: u64 = 1 << 0;
     pub(crate) const BIG_WRITES: u64 = 1 << 5;
@@ -84,7 +84,7 @@ pub(crate) mod init {
     pub(crate) const ALLOW_IDMAP: u64 = 1 << 40;
 }
 
-/// `SETATTR`: which attributes are to be set.
+/// `SETATTR`: the attributes to be set.
 pub(crate) mod fattr {
     pub(crate) const MODE: u32 = 1 << 0;
     pub(crate) const UID: u32 = 1 << 1;
@@ -96,13 +96,13 @@ pub(crate) mod fattr {
     pub(crate) const ATIME_NOW: u32 = 1 << 7;
     pub(crate) const MTIME_NOW: u32 = 1 << 8;
     pub(crate) const KILL_SUIDGID: u32 = 1 << 11;
-    /// Every attribute there is.
+    /// All attributes.
     pub(crate) const ALL: u32 = MODE | UID | GID | SIZE | ATIME | MTIME;
 }
 
 /// `Attr::flags`: this directory is the root of another file system.
 pub(crate) const ATTR_SUBMOUNT: u32 = 1 << 0;
-/// `OpenOut::open_flags`: what the guest cached of the file is still good.
+/// `OpenOut::open_flags`: what the guest has cached of the file is still valid.
 pub(crate) const FOPEN_KEEP_CACHE: u32 = 1 << 1;
 /// `GetattrIn::getattr_flags` and `StatxIn::getattr_flags`: `fh` is valid.
 pub(crate) const GETATTR_FH: u32 = 1 << 0;
@@ -112,12 +112,12 @@ pub(crate) const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 pub(crate) const OPEN_KILL_SUIDGID: u32 = 1 << 0;
 /// `SetxattrIn::setxattr_flags`: clear setgid with this access ACL.
 pub(crate) const SETXATTR_ACL_KILL_SGID: u32 = 1 << 0;
-/// `FsyncIn::fsync_flags`: data only.
+/// `FsyncIn::fsync_flags`: write back only the data.
 pub(crate) const FSYNC_DATA: u32 = 1 << 0;
 /// `ExtHeader::kind`: supplementary groups.
 pub(crate) const EXT_GROUPS: u32 = 32;
 
-/// Declares a structure of the protocol.
+/// Declares a message structure.
 macro_rules! message {
     ($(#[$doc:meta])* $name:ident { $($field:ident: $type:ty),* $(,)? }) => {
         $(#[$doc])*
@@ -130,11 +130,11 @@ macro_rules! message {
 }
 
 message!(
-    /// In front of every request.
+    /// The header of every request.
     InHeader { len: u32, opcode: u32, unique: u64, nodeid: u64, uid: u32, gid: u32, pid: u32, total_extlen: u16, padding: u16, }
 );
 message!(
-    /// In front of every reply.
+    /// The header of every reply.
     OutHeader { len: u32, error: i32, unique: u64, }
 );
 message!(
@@ -146,7 +146,7 @@ message!(
     }
 );
 message!(
-    /// A name's inode; how long the name and the attributes may be cached.
+    /// The inode of a name. `*_valid` says how long the name and the attributes may be cached.
     EntryOut {
         nodeid: u64, generation: u64, entry_valid: u64, attr_valid: u64,
         entry_valid_nsec: u32, attr_valid_nsec: u32, attr: Attr,
@@ -257,7 +257,7 @@ message!(StatxOut {
     spare2: [u64; 14],
 });
 message!(
-    /// In front of an extension behind a request's arguments; its size counts itself.
+    /// The header of an extension after a request's arguments. `size` includes the header.
     ExtHeader { size: u32, kind: u32, }
 );
 
@@ -266,7 +266,7 @@ pub(crate) const IN_HEADER: usize = size_of::<InHeader>();
 /// Length of a reply's header in bytes.
 pub(crate) const OUT_HEADER: usize = size_of::<OutHeader>();
 
-/// `length` rounded up to the eight bytes to which directory entries and extensions are aligned.
+/// `length` rounded up to 8 bytes, the alignment of directory entries and extensions.
 pub(crate) const fn aligned(length: usize) -> usize {
     length.next_multiple_of(8)
 }
@@ -276,7 +276,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn structures_have_the_kernels_sizes() {
+    fn structures_have_the_sizes_of_linux() {
         assert_eq!(IN_HEADER, 40);
         assert_eq!(OUT_HEADER, 16);
         assert_eq!(size_of::<Attr>(), 88);

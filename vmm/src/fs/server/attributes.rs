@@ -1,4 +1,4 @@
-//! Attributes.
+//! Attributes: `GETATTR`, `STATX`, `SETATTR`, `STATFS` and `READLINK`.
 
 use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, Statx, StatxTimestamp, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid,
@@ -39,7 +39,7 @@ impl Server {
         reply.put(&statx_out(&stat))
     }
 
-    /// The attributes of inode `id`, through the handle `fh` where there is one.
+    /// The attributes of inode `id`, read through the file handle `fh` if there is one.
     fn stat_inode(&self, id: u64, fh: Option<u64>) -> Result<(InodeFd, Statx), Errno> {
         let inode = self.inode(id)?;
         let stat = match fh {
@@ -52,8 +52,8 @@ impl Server {
         Ok((inode, stat))
     }
 
-    /// Changes attributes. A request that names none is how a guest's kernel, before a change of the contents, has setuid, setgid
-    /// and file capabilities cleared by a caller that may not keep them.
+    /// `SETATTR`. A request without attributes has setuid, setgid and file capabilities cleared. The guest's kernel
+    /// sends it before a change of the contents by a caller that may not keep them.
     pub(super) fn setattr(
         &self,
         worker: &mut Worker,
@@ -65,10 +65,10 @@ impl Server {
         let fh = args.valid & fattr::FH != 0;
         let handle = if fh { Some(self.handles.get(args.fh, inode.id)?) } else { None };
         if args.valid & fattr::ALL == 0 {
-            // The host's kernel does so for a change of the owner that changes nothing.
+            // The host's kernel clears them on a change of the owner that changes nothing.
             worker.without_fsetid(true, || chown(&inode, None, None))??;
         }
-        // The owner first: changing it clears setuid and setgid, which the args may set.
+        // The owner is changed first: this clears setuid and setgid, which the new mode may set.
         set_owner(&inode, &args)?;
         if args.valid & fattr::MODE != 0 {
             rustix::fs::chmodat(CWD, fd_name(&inode), Mode::from_raw_mode(args.mode & 0o7777), AtFlags::empty())?;
@@ -112,7 +112,7 @@ impl Server {
 }
 
 fn set_owner(inode: &InodeFd, args: &SetattrIn) -> Result<(), Errno> {
-    // The host takes -1 for "no change".
+    // The host takes -1 as "no change".
     let wanted = |flag, id: u32| match id {
         _ if args.valid & flag == 0 => Ok(None),
         u32::MAX => Err(Errno::INVAL),
@@ -164,7 +164,7 @@ fn attr_out(attr: Attr) -> AttrOut {
     AttrOut { attr_valid: CACHE_SECONDS, attr, ..AttrOut::default() }
 }
 
-/// The protocol's form of host attributes.
+/// The host's attributes in the protocol's format.
 pub(super) fn attr_of(stat: &Statx, submount: bool) -> Attr {
     let (major, minor) = (stat.stx_rdev_major, stat.stx_rdev_minor);
     Attr {
@@ -181,7 +181,7 @@ pub(super) fn attr_of(stat: &Statx, submount: bool) -> Attr {
         nlink: stat.stx_nlink,
         uid: stat.stx_uid,
         gid: stat.stx_gid,
-        // The kernel's 32-bit encoding (`new_encode_dev`).
+        // The kernel's 32-bit encoding of device numbers (`new_encode_dev`).
         rdev: (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12),
         blksize: stat.stx_blksize,
         flags: if submount { ATTR_SUBMOUNT } else { 0 },
@@ -231,7 +231,7 @@ fn statx_out(stat: &Statx) -> StatxOut {
     }
 }
 
-/// Seconds since the epoch travel as unsigned numbers; those before it wrap.
+/// The protocol sends seconds since the epoch as unsigned numbers; times before the epoch wrap around.
 fn unsigned(seconds: i64) -> u64 {
     u64::from_ne_bytes(seconds.to_ne_bytes())
 }

@@ -1,4 +1,4 @@
-//! Directories.
+//! Directories: `OPENDIR`, `READDIR` and `READDIRPLUS`.
 
 use std::ffi::CStr;
 use std::os::fd::OwnedFd;
@@ -18,19 +18,19 @@ use crate::fs::tables::handles::Handle;
 use crate::fs::tables::inode::InodeFd;
 use crate::fs::tables::shares::is_synthetic;
 
-/// A reply to `READDIR` or `READDIRPLUS` being filled.
+/// A reply to `READDIR` or `READDIRPLUS` that is being written.
 struct Listing<'r, 'm> {
     reply: &'r mut Reply<'m>,
-    /// Bytes the guest still wants.
-    room: usize,
-    /// Whether every entry comes with its inode.
+    /// The space left in bytes.
+    remaining: usize,
+    /// Whether each entry includes its inode (`READDIRPLUS`).
     plus: bool,
 }
 
 impl Listing<'_, '_> {
-    /// Whether an entry of this name fits.
+    /// Whether an entry of this name fits in the space left.
     fn fits(&self, name: &[u8]) -> bool {
-        self.length(name) <= self.room
+        self.length(name) <= self.remaining
     }
 
     fn length(&self, name: &[u8]) -> usize {
@@ -38,12 +38,12 @@ impl Listing<'_, '_> {
         plus + aligned(size_of::<Dirent>() + name.len())
     }
 
-    /// Appends an entry that fits. `inode` all zero says that the guest has to look the name up itself.
+    /// Appends an entry that fits. If `entry_out` is all zeros, the guest looks the name up itself.
     fn push(&mut self, entry_out: &EntryOut, dirent: (u64, u64, u8), name: &[u8]) -> Result<(), Errno> {
         let (ino, off, kind) = dirent;
         let namelen = u32::try_from(name.len()).map_err(|_| Errno::IO)?;
         let dirent = Dirent { ino, off, namelen, kind: kind.into() };
-        self.room -= self.length(name);
+        self.remaining -= self.length(name);
         if self.plus {
             self.reply.put(entry_out)?;
         }
@@ -78,9 +78,9 @@ impl Server {
 
     pub(super) fn readdir(&self, request: &mut Request<'_>, reply: &mut Reply<'_>, plus: bool) -> Result<(), Errno> {
         let ReadIn { fh, offset, size, .. } = request.take()?;
-        let room = usize::try_from(size).map_err(|_| Errno::INVAL)?.min(reply.remaining());
+        let remaining = usize::try_from(size).map_err(|_| Errno::INVAL)?.min(reply.remaining());
         let handle = self.handles.get(fh, request.header.nodeid)?;
-        let mut listing = Listing { reply, room, plus };
+        let mut listing = Listing { reply, remaining, plus };
         match &*handle {
             Handle::Synthetic { id, entries } => list_synthetic(*id, entries, offset, &mut listing),
             Handle::Directory { inode, .. } => {
@@ -93,20 +93,20 @@ impl Server {
     }
 
     fn list(&self, inode: &InodeFd, stream: &mut DirectoryStream, listing: &mut Listing<'_, '_>) -> Result<(), Errno> {
-        let wanted = listing.room;
+        let wanted = listing.remaining;
         loop {
             let entry = match stream.peek() {
                 Ok(Some(entry)) => entry,
                 Ok(None) => return Ok(()),
-                // What came before is told first.
-                Err(_) if listing.room < wanted => return Ok(()),
+                // The entries before the error are returned first. The next request gets the error.
+                Err(_) if listing.remaining < wanted => return Ok(()),
                 Err(errno) => return Err(errno),
             };
             let name = entry.name.to_bytes();
             if !listing.fits(name) {
-                return if listing.room < wanted { Ok(()) } else { Err(Errno::INVAL) };
+                return if listing.remaining < wanted { Ok(()) } else { Err(Errno::INVAL) };
             }
-            // The parent of a share's root is not the guest's to know.
+            // The parent of a share's root is hidden from the guest.
             let ino = if name == b".." { ROOT_ID } else { entry.ino };
             let entry_out = if listing.plus { self.entry_out_of(inode, entry.name) } else { EntryOut::default() };
             listing.push(&entry_out, (ino, entry.next, entry.kind), name)?;
@@ -114,8 +114,8 @@ impl Server {
         }
     }
 
-    /// The inode of the entry `name`; all zero where there is none to give. The guest then asks for itself, should
-    /// it care, and gets the error.
+    /// The inode of the entry `name`; all zeros if it cannot be looked up. The guest then looks it up itself if it
+    /// needs it, and gets the error.
     fn entry_out_of(&self, parent: &InodeFd, name: &CStr) -> EntryOut {
         if matches!(name.to_bytes(), b"." | b"..") {
             return EntryOut::default();
@@ -124,7 +124,7 @@ impl Server {
     }
 }
 
-/// Lists a synthetic directory; offsets count entries.
+/// Lists a synthetic directory. Offsets are numbers of entries.
 fn list_synthetic(id: u64, entries: &[(String, u64)], offset: u64, listing: &mut Listing<'_, '_>) -> Result<(), Errno> {
     let dots = [(".", id), ("..", ROOT_ID)];
     let all = dots.into_iter().chain(entries.iter().map(|(name, id)| (name.as_str(), *id)));
@@ -133,7 +133,7 @@ fn list_synthetic(id: u64, entries: &[(String, u64)], offset: u64, listing: &mut
         if !listing.fits(name.as_bytes()) {
             break;
         }
-        // An inode number of 0 would hide the entry; a share may be a file, so its type is left open.
+        // Linux skips entries with inode number 0. The type of a share's root is not given, since it may be a file.
         let kind = if ino == 0 { libc::DT_UNKNOWN } else { libc::DT_DIR };
         listing.push(&EntryOut::default(), (ino.max(ROOT_ID), next, kind), name.as_bytes())?;
     }

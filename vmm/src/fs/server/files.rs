@@ -1,4 +1,4 @@
-//! Regular files: opening, reading, writing.
+//! Regular files: `OPEN`, `CREATE`, `TMPFILE`, `READ`, `WRITE` and others on open files.
 
 use std::ffi::CStr;
 use std::os::fd::OwnedFd;
@@ -22,8 +22,8 @@ use crate::fs::tables::shares::is_synthetic;
 use crate::fs::worker::Worker;
 use crate::fs::worker::proc_fds::fd_name;
 
-/// How old a file's times must be before they tell its contents apart: two changes within one tick of the coarsest
-/// file system's clock have the same times.
+/// The age of a file's change time at which it identifies the contents. Two changes within one tick of the host file
+/// system's clock have the same times, and the coarsest file system's tick is this long.
 const MIN_CTIME_AGE: Duration = Duration::from_secs(2);
 
 impl Server {
@@ -52,7 +52,7 @@ impl Server {
         let parent = self.writable_inode(request.header.nodeid)?;
         let owner = request.owner()?;
         let mode = creation_mode(&parent, mode, &owner)?;
-        // Exclusive always: what is there already, put there by the host, may be a FIFO or a device.
+        // Always exclusive: an existing file, created by the host, may be a FIFO or a device.
         let host_flags = host_flags(flags) | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
         let made = worker.create_as(&owner, umask, || rustix::fs::openat(&parent, name, host_flags, mode));
         match made {
@@ -89,7 +89,7 @@ impl Server {
         self.reply_new_file((&parent, c""), file, flags, reply)
     }
 
-    /// Replies to `CREATE` and `TMPFILE` with the fresh `file`.
+    /// Replies to `CREATE` and `TMPFILE` with the new `file`.
     fn reply_new_file(
         &self,
         entry: (&InodeFd, &CStr),
@@ -102,7 +102,8 @@ impl Server {
         self.reply_created(&inode, &stat, opened.map(|fh| OpenOut { fh, ..OpenOut::default() }), reply)
     }
 
-    /// Replies with an inode and a handle of it. The lookup is taken back where the guest does not hear of it.
+    /// Replies with an inode and its file handle. If the reply fails, the guest does not know of the lookup, so it is
+    /// subtracted again.
     fn reply_created(
         &self,
         inode: &Inode,
@@ -124,7 +125,8 @@ impl Server {
         Ok(OpenOut { fh, open_flags, ..OpenOut::default() })
     }
 
-    /// Opens a regular file of a share. Nothing else is ever opened on the host: a FIFO would block, a device would act.
+    /// Opens a regular file of a share. Other file types are never opened on the host: opening a FIFO would block, and
+    /// opening a device may have effects.
     pub(super) fn open_node(&self, inode: &InodeFd, flags: u32) -> Result<OwnedFd, Errno> {
         match inode.kind {
             FileType::RegularFile => {}
@@ -141,8 +143,8 @@ impl Server {
         self.reopen(inode, host_flags(flags) | truncate)
     }
 
-    /// Opens what `node` stands for; in a read-only share without its access time being changed, where that may be: who is not the
-    /// host's root can have it of their own files only.
+    /// Opens the file of `inode` again. In a read-only share, the access time does not change, if possible: without
+    /// root on the host, `O_NOATIME` only works for the user's own files.
     pub(super) fn reopen(&self, inode: &InodeFd, flags: OFlags) -> Result<OwnedFd, Errno> {
         let open = |flags| rustix::fs::openat(&self.proc_fds, fd_name(inode), flags, Mode::empty());
         if !inode.share.options.read_only {
@@ -164,7 +166,7 @@ impl Server {
         let handle = self.handles.get(fh, request.header.nodeid)?;
         let flags = if request.may_block { 0 } else { libc::RWF_NOWAIT };
         match reply.put_file(handle.file()?, offset, size, flags) {
-            // Not every file system can tell whether it would wait.
+            // Not every file system supports `RWF_NOWAIT`.
             Err(Errno::OPNOTSUPP) if flags != 0 => reply.put_file(handle.file()?, offset, size, 0),
             result => result,
         }
@@ -182,7 +184,7 @@ impl Server {
         if !may_block && guest_flags(args.flags).intersects(OFlags::SYNC | OFlags::DSYNC) {
             return Err(Errno::AGAIN);
         }
-        // Appending is asked for write by write, as the guest may turn it off and on (`fcntl`).
+        // Each write says whether it appends, because the guest can change the flag with `fcntl`.
         let append = guest_flags(args.flags).contains(OFlags::APPEND);
         let flags = if append { libc::RWF_APPEND } else { 0 };
         let privileged = Mode::SUID | Mode::SGID;
@@ -218,7 +220,8 @@ impl Server {
         rustix::fs::syncfs(rustix::fs::openat(CWD, fd_name(&inode), flags, Mode::empty())?)
     }
 
-    /// Where the caller has to clear setuid and setgid, the guest has asked for that before: see [`Server::setattr`].
+    /// The guest's kernel has setuid and setgid cleared with a separate request before this one: see
+    /// [`Server::setattr`].
     pub(super) fn fallocate(&self, request: &mut Request<'_>) -> Result<(), Errno> {
         let FallocateIn { fh, offset, length, mode, .. } = request.take()?;
         let handle = self.handles.get(fh, request.header.nodeid)?;
@@ -231,14 +234,14 @@ impl Server {
         let position = match i32::try_from(whence) {
             Ok(libc::SEEK_DATA) => SeekFrom::Data(offset),
             Ok(libc::SEEK_HOLE) => SeekFrom::Hole(offset),
-            // Other positions are the guest's own business.
+            // The guest's kernel computes other positions itself.
             _ => return Err(Errno::INVAL),
         };
         let offset = rustix::fs::seek(handle.file()?, position)?;
         reply.put(&LseekOut { offset })
     }
 
-    /// As for [`Server::fallocate`], setuid and setgid have been cleared before.
+    /// As for [`Server::fallocate`], setuid and setgid were cleared before.
     pub(super) fn copy_file_range(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
         let args: CopyFileRangeIn = request.take()?;
         let source = self.handles.get(args.fh_in, request.header.nodeid)?;
@@ -247,7 +250,7 @@ impl Server {
             return Err(Errno::INVAL);
         }
         let (mut from, mut to) = (args.off_in, args.off_out);
-        // The reply counts in 32 bits.
+        // The reply's size has 32 bits.
         let length = usize::try_from(args.len.min(1 << 30)).map_err(|_| Errno::INVAL)?;
         let (from_file, to_file) = (source.file()?, target.file()?);
         let copied = rustix::fs::copy_file_range(from_file, Some(&mut from), to_file, Some(&mut to), length)?;
@@ -256,19 +259,20 @@ impl Server {
     }
 }
 
-/// The flags of `open(2)` that the guest sent.
+/// The flags of `open(2)` in a request.
 fn guest_flags(flags: u32) -> OFlags {
     OFlags::from_bits_retain(flags)
 }
 
-/// The flags every file is opened with on the host: of the guest's only the access mode and those about durability.
+/// The flags for `open(2)` on the host. Of the guest's flags, only the access mode and those for synchronous writes are
+/// used.
 fn host_flags(flags: u32) -> OFlags {
     let kept = OFlags::RDONLY | OFlags::WRONLY | OFlags::RDWR | OFlags::SYNC | OFlags::DSYNC;
     (guest_flags(flags) & kept) | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY
 }
 
-/// Whether the contents of `file`, an open file of `node`, are what the guest may have cached when it last opened it.
-/// Notes what they are now.
+/// Whether the contents of `file`, an open file of `inode`, equal what the guest may have cached at its last `OPEN`.
+/// Stores their current version.
 fn contents_unchanged(inode: &Inode, file: &OwnedFd) -> Result<bool, Errno> {
     let stat = stat_fd(file)?;
     let version = ContentVersion {
@@ -282,7 +286,7 @@ fn contents_unchanged(inode: &Inode, file: &OwnedFd) -> Result<bool, Errno> {
     Ok(unchanged)
 }
 
-/// Whether a change now would give a file another change time than `ctime`.
+/// Whether a change at this moment would give the file another change time than `ctime`.
 fn is_distinguishable((seconds, nanoseconds): (i64, u32)) -> bool {
     let since_epoch = u64::try_from(seconds).unwrap_or(0);
     let changed = SystemTime::UNIX_EPOCH + Duration::new(since_epoch, nanoseconds);

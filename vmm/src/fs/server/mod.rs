@@ -1,4 +1,4 @@
-//! The FUSE server: one request in, at most one reply out.
+//! The FUSE server. A request has at most one reply.
 
 mod attributes;
 mod directories;
@@ -24,22 +24,22 @@ use crate::fs::tables::shares::{SharesHandle, is_synthetic};
 use crate::fs::worker::Worker;
 use crate::fs::worker::proc_fds::ProcFds;
 
-/// Most bytes of arguments any request has, data of `WRITE` aside: an extended attribute with its name.
+/// The most bytes of arguments of a request, without the data of `WRITE`: an extended attribute with its name.
 const MAX_ARGS: usize = (64 << 10) + (4 << 10);
 
-/// Requests that wait for a disk more often than not, or may work for long.
+/// Requests that usually wait for a disk, or that may take long.
 const BLOCKING_OPS: [u32; 5] = [op::FSYNC, op::FSYNCDIR, op::SYNCFS, op::FALLOCATE, op::COPY_FILE_RANGE];
 
-/// How many descriptors a server may hold.
+/// The most file descriptors that a server may hold.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Inodes the guest has looked up and not forgotten.
+    /// The most inodes that the guest can look up without forgetting any.
     pub inodes: usize,
-    /// Files and directories the guest has open.
+    /// The most files and directories that the guest can have open.
     pub handles: usize,
 }
 
-/// Serves a tree of shares over FUSE. Any number of [`Worker`]s may call [`Server::handle`] at once.
+/// Serves a tree of shares over FUSE. Several [`Worker`]s can call [`Server::handle`] at the same time.
 #[derive(Debug)]
 pub struct Server {
     shares: SharesHandle,
@@ -49,12 +49,12 @@ pub struct Server {
     session: AtomicU64,
 }
 
-/// How long the guest may use names and attributes without asking again, in seconds. What the host changes is seen
-/// that much later at most.
+/// How long the guest may cache names and attributes, in seconds. The guest sees changes made by the host after this
+/// time at the latest.
 const CACHE_SECONDS: u64 = 1;
 
 impl Server {
-    /// A server of `shares` whose guest has not begun a session.
+    /// A server of `shares` without a FUSE session.
     ///
     /// # Errors
     /// `/proc` is not mounted.
@@ -68,19 +68,20 @@ impl Server {
         })
     }
 
-    /// The process's descriptors, which workers need.
+    /// The process's open file descriptors, which workers need.
     #[must_use]
     pub fn descriptors(&self) -> &ProcFds {
         &self.proc_fds
     }
 
-    /// Serves the request in `request` and writes the reply to `reply`. Returns the reply's length in bytes: 0 where
-    /// the request has none, is too malformed to answer, or `reply` is too short for any answer.
+    /// Handles the request in `request` and writes its reply to `reply`. Returns the reply's length in bytes. It is 0
+    /// if the request has no reply or no valid header, or if a header does not fit in `reply`.
     pub fn handle(&self, worker: &mut Worker, request: Buffers<'_>, reply: Buffers<'_>) -> usize {
         self.serve(worker, request, reply, true).unwrap_or(0)
     }
 
-    /// As [`Server::handle`], but serves nothing that would wait for a disk: `None`, and nothing has been done.
+    /// Like [`Server::handle`], but does not wait for a disk. If the request would have to wait, the result is `None`
+    /// and the request has had no effect.
     pub fn handle_nonblocking(&self, worker: &mut Worker, request: Buffers<'_>, reply: Buffers<'_>) -> Option<usize> {
         self.serve(worker, request, reply, false)
     }
@@ -104,7 +105,7 @@ impl Server {
                 }
                 Some(0)
             }
-            // Every request is answered as soon as the host can; there is nothing to interrupt.
+            // There are no requests to interrupt: the host completes each as soon as it can.
             op::INTERRUPT => Some(0),
             _ => {
                 let Some(mut reply) = Reply::new(reply) else { return Some(0) };
@@ -175,30 +176,30 @@ impl Server {
             op::GETXATTR => self.getxattr(worker, request, reply),
             op::LISTXATTR => self.listxattr(worker, request, reply),
             op::REMOVEXATTR => self.removexattr(request),
-            // FLUSH too: the guest's kernel then leaves it out, as local file systems do nothing at close.
+            // This includes FLUSH. Linux then stops sending it; local file systems do nothing at close either.
             _ => Err(Errno::NOSYS),
         }
     }
 
-    /// The inode `id` of a share. A synthetic directory takes no request that ends up here: `EROFS`.
+    /// The inode `id` of a share. `EROFS` for a synthetic directory, which cannot be changed.
     fn inode(&self, id: u64) -> Result<InodeFd, Errno> {
         if is_synthetic(id) { Err(Errno::ROFS) } else { self.inodes.get_with_fd(id) }
     }
 
-    /// The inode `id` of a share that may be changed.
+    /// The inode `id` of a share that the guest can change. `EROFS` if the share is read-only.
     fn writable_inode(&self, id: u64) -> Result<InodeFd, Errno> {
         let inode = self.inode(id)?;
         if inode.share.options.read_only { Err(Errno::ROFS) } else { Ok(inode) }
     }
 }
 
-/// Checks the length a header claims against what is there.
+/// Checks that the length in the header equals the length of the request.
 fn check_length(header: &InHeader, body: &Buffers<'_>) -> Result<(), Errno> {
     let claimed = usize::try_from(header.len).map_err(|_| Errno::INVAL)?;
     if claimed == IN_HEADER + body.len() { Ok(()) } else { Err(Errno::INVAL) }
 }
 
-/// Copies the arguments out of guest memory, where they could change while being looked at, and calls `serve`.
+/// Copies the arguments out of guest memory, where the guest could change them at any time, and calls `serve`.
 fn with_args<T>(
     worker: &mut Worker,
     header: InHeader,

@@ -1,4 +1,4 @@
-//! Names: looking them up, making and removing them.
+//! Names: looking up, creating, renaming and removing directory entries.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -51,12 +51,12 @@ impl Server {
         reply.put(&uncached(entry_of(&inode, &stat)))
     }
 
-    /// Looks up the entry `name` of a share's directory.
+    /// Looks up the entry `name` of a directory of a share.
     pub(super) fn lookup_child(&self, parent: &InodeFd, name: &CStr) -> Result<(Arc<Inode>, Statx), Errno> {
         if parent.kind != FileType::Directory {
             return Err(Errno::NOTDIR);
         }
-        // Most lookups are of what the guest already knows, and then no descriptor is needed.
+        // Most lookups are of inodes that the guest already knows. These do not need a descriptor.
         let stat = stat_entry(parent, name)?;
         if let Some(inode) = self.inodes.lookup(&InodeKey::new(&parent.share, &stat), (parent.id, name)) {
             return Ok((inode, stat));
@@ -66,7 +66,7 @@ impl Server {
         self.insert_fd(fd, (parent, name)).map(|(inode, stat)| (inode.inode, stat))
     }
 
-    /// Looks up what the `O_PATH` descriptor `fd` stands for, the entry `name` of a directory.
+    /// Looks up the entry `name` of a directory, whose `O_PATH` descriptor is `fd`.
     fn insert_fd(&self, fd: OwnedFd, (parent, name): (&InodeFd, &CStr)) -> Result<(InodeFd, Statx), Errno> {
         let stat = stat_fd(&fd)?;
         let key = InodeKey::new(&parent.share, &stat);
@@ -78,13 +78,13 @@ impl Server {
         Ok((inode, stat))
     }
 
-    /// Looks up the open file `file`, made in the directory `parent`; its name is empty where it has none yet.
+    /// Looks up the new file `file` in the directory `parent`. The name is empty for `O_TMPFILE`.
     pub(super) fn insert_new_file(&self, file: &OwnedFd, entry: (&InodeFd, &CStr)) -> Result<(InodeFd, Statx), Errno> {
         let path = rustix::fs::openat(CWD, fd_name(file), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
         self.insert_fd(path, entry)
     }
 
-    /// Makes an entry in the request's directory, as the caller, and looks it up.
+    /// Creates an entry in the request's directory with the caller's ids, and looks it up.
     fn create_entry(
         &self,
         worker: &mut Worker,
@@ -184,7 +184,7 @@ impl Server {
         Ok(())
     }
 
-    /// What came to be the entry `name` of `parent` may be an inode that is only known by where it was seen.
+    /// Stores the new name of the entry `name` of `parent`, if the inode is known by its last name only.
     fn update_moved_name(&self, parent: &InodeFd, name: &CStr) {
         if let (true, Ok(stat)) = (parent.key.is_unpinned(), stat_entry(parent, name)) {
             self.inodes.update_name(&InodeKey::new(&parent.share, &stat), (parent.id, name));
@@ -192,8 +192,8 @@ impl Server {
     }
 }
 
-/// The permissions of a file that `owner` makes in `parent`: in a setgid directory of a group it is not in, nobody but
-/// root makes a setgid program.
+/// The permissions of a file that `owner` creates in `parent`. In a setgid directory of a group that the owner is not
+/// in, only root can create a setgid file.
 pub(super) fn creation_mode(parent: &InodeFd, mode: u32, owner: &Owner) -> Result<Mode, Errno> {
     let mode = Mode::from_raw_mode(mode & 0o7777);
     if !mode.contains(Mode::SGID | Mode::XGRP) || owner.uid == 0 {
@@ -210,7 +210,7 @@ pub(super) fn entry_of(inode: &Inode, stat: &Statx) -> EntryOut {
     entry(inode.id, attr_of(stat, inode.submount))
 }
 
-/// An entry that the guest asks for every time: what has the name of a share may be another one the next moment.
+/// An entry whose name the guest does not cache, because the same name may be a different share at any moment.
 fn uncached(entry: EntryOut) -> EntryOut {
     EntryOut { entry_valid: 0, ..entry }
 }

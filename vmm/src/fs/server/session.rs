@@ -1,4 +1,4 @@
-//! The FUSE session: `INIT`, `DESTROY`, and the lookup counts that `FORGET` lowers.
+//! The FUSE session: `INIT`, `DESTROY`, and the lookup counts that `FORGET` decrements.
 
 use std::sync::atomic::Ordering;
 
@@ -14,12 +14,13 @@ use crate::fs::protocol::wire::{
 };
 use crate::fs::worker::Worker;
 
-/// What the server asks of a guest kernel that offers it. What is left out, and why:
-/// `WRITEBACK_CACHE` (the guest would not see the host change a file's size and times), `POSIX_LOCKS` and `FLOCK_LOCKS`
-/// (locks are the guest kernel's; sandboxes do not share them), `NO_OPEN_SUPPORT` (an open file outlives its name),
-/// `EXPORT_SUPPORT` (needs lookups of `.` and `..`; `NO_EXPORT_SUPPORT` besides says that file handles, which hold node ids, mean
-/// nothing later: an overlayfs would store them), `ATOMIC_O_TRUNC` (Linux would have a program that runs truncated
-/// before it finds that such a file must not be).
+/// The `INIT` flags that the server accepts. These are left out:
+/// - `WRITEBACK_CACHE`: the guest would not see the host change a file's size and times.
+/// - `POSIX_LOCKS` and `FLOCK_LOCKS`: the guest's kernel handles locks; sandboxes do not share them.
+/// - `NO_OPEN_SUPPORT`: an open file outlives its name.
+/// - `EXPORT_SUPPORT`: it requires lookups of `.` and `..`. `NO_EXPORT_SUPPORT` also says that file handles, which
+///   contain node ids, are not persistent; an overlayfs would store them.
+/// - `ATOMIC_O_TRUNC`: Linux would truncate a program that is being executed before it finds that this is not allowed.
 const SUPPORTED_FLAGS: u64 = init::ASYNC_READ
     | init::BIG_WRITES
     | init::DONT_MASK
@@ -40,11 +41,12 @@ const SUPPORTED_FLAGS: u64 = init::ASYNC_READ
     | init::NO_EXPORT_SUPPORT
     | init::ALLOW_IDMAP;
 
-/// Set beside the negotiated flags once a session has begun; no `INIT` flag is as high.
+/// Set in addition to the negotiated flags while there is a session. No `INIT` flag has this bit.
 const STARTED: u64 = 1 << 63;
 
 impl Server {
-    /// Begins a session. A guest that begins a second one has lost the first (it rebooted): what it held is let go.
+    /// `INIT`: starts a session. If there is one already, the guest has rebooted, and the session's inodes and file
+    /// handles are released.
     pub(super) fn init(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
         let offer: InitIn = request.take()?;
         if offer.major > MAJOR {
@@ -77,7 +79,7 @@ impl Server {
         Ok(())
     }
 
-    /// Ends the session: every inode and handle is let go.
+    /// `DESTROY`: ends the session and releases all inodes and file handles.
     pub(super) fn destroy(&self) -> Result<(), Errno> {
         self.session.store(0, Ordering::Release);
         self.handles.clear();
@@ -102,7 +104,7 @@ impl Server {
         })
     }
 
-    /// The session's negotiated flags and [`STARTED`]; 0 where there is none.
+    /// The session's negotiated flags and [`STARTED`]; 0 without a session.
     pub(super) fn session(&self) -> u64 {
         self.session.load(Ordering::Acquire)
     }
@@ -112,7 +114,7 @@ impl Server {
         self.session.store(session, Ordering::Release);
     }
 
-    /// Whether the session has the `INIT` flag.
+    /// Whether the session has negotiated the `INIT` flag `flag`.
     pub(super) fn negotiated(&self, flag: u64) -> bool {
         self.session() & flag != 0
     }

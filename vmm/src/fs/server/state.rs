@@ -1,7 +1,7 @@
-//! Saving and restoring what the guest knows.
+//! Saving and restoring the guest's view of the file server.
 //!
-//! A descriptor cannot be saved; the path from its share's root can. It is walked component by component, following
-//! nothing, and must lead to the same inode when saved.
+//! A descriptor cannot be saved, but the path from its share's root can. The path is opened component by component
+//! without following symbolic links. A path is saved only if it leads to the same inode at that moment.
 
 use std::collections::BTreeSet;
 use std::ffi::CString;
@@ -19,31 +19,31 @@ use crate::fs::tables::handles::Handle;
 use crate::fs::tables::inode::{FoundInode, Inode, InodeKey, file_type, stat_fd};
 use crate::fs::tables::shares::Share;
 
-/// What a guest knows of its file server.
+/// The saved state of the file server.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct FsState {
-    /// The session's negotiated flags; 0 where there is none.
+    /// The session's negotiated flags; 0 without a session.
     session: u64,
-    /// No inode has had this id or a higher one.
+    /// The next node id: no inode has had this id or a higher one.
     next_inode: u64,
-    /// Containers' directories and their node ids.
+    /// The names of containers and the node ids of their directories.
     containers: Vec<(String, u64)>,
     inodes: Vec<InodeState>,
     handles: Vec<HandleState>,
 }
 
-/// An inode the guest knows.
+/// An inode that the guest knows.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 struct InodeState {
     id: u64,
     lookups: u64,
     submount: bool,
     share: String,
-    /// Components of the path from the share's root, where one leads there.
+    /// Components of the path from the share's root, if there is one.
     path: Option<Vec<CString>>,
 }
 
-/// A file or directory the guest has open.
+/// A file or directory that the guest has open.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 struct HandleState {
     id: u64,
@@ -54,16 +54,16 @@ struct HandleState {
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum HandleKind {
-    /// Flags of `open(2)`.
+    /// The flags of `open(2)`.
     File(u32),
     Directory,
-    /// Names and node ids of its entries.
+    /// Names and node ids of the entries.
     Synthetic(Vec<(String, u64)>),
 }
 
 impl Server {
-    /// What the guest knows. No worker may be serving. A file it has open that no path leads to any more is saved
-    /// without one, and cannot be restored.
+    /// The server's state. No worker may be serving a request. An open file without a path is saved without one, and
+    /// cannot be restored.
     pub(in crate::fs) fn save(&self) -> FsState {
         let handles = self.handles.all();
         let open: BTreeSet<u64> = handles.iter().map(|(_, handle)| handle.node_id()).collect();
@@ -74,7 +74,7 @@ impl Server {
             share: inode.share.name.clone(),
             path: self.path_of(Arc::clone(&inode)),
         });
-        // What is not open needs no place in the state: the guest is told ESTALE and looks again.
+        // Inodes without a path are not saved unless they are open. The guest gets ESTALE and looks the name up again.
         let inodes: Vec<_> = inodes.filter(|inode| inode.path.is_some() || open.contains(&inode.id)).collect();
         let saved: BTreeSet<u64> = inodes.iter().map(|inode| inode.id).collect();
         let handles = handles.into_iter().map(|(id, handle)| save_handle(id, &handle));
@@ -88,7 +88,7 @@ impl Server {
         }
     }
 
-    /// The path from a share's root that leads to `node` now.
+    /// The path from the share's root that leads to `inode` now.
     fn path_of(&self, inode: Arc<Inode>) -> Option<Vec<CString>> {
         let inode = self.inodes.with_fd(inode).ok()?;
         let share = &inode.share;
@@ -98,7 +98,7 @@ impl Server {
         (InodeKey::new(share, &there) == inode.key).then_some(path)
     }
 
-    /// Takes over what a guest knows.
+    /// Restores a saved state.
     pub(in crate::fs) fn restore(&self, state: &FsState) -> Result<(), FsError> {
         self.shares.restore_ids(&state.containers);
         self.inodes.reserve_ids(state.next_inode);
@@ -170,18 +170,18 @@ fn components(root: &[u8], path: &[u8]) -> Option<Vec<CString>> {
     let below = match below {
         [] => return Some(Vec::new()),
         [b'/', rest @ ..] => rest,
-        // The root of the host's file system ends in its slash.
+        // The host's root directory is the only path that ends with a slash.
         _ if root.ends_with(b"/") => below,
         _ => return None,
     };
     below.split(|byte| *byte == b'/').map(|component| CString::new(component).ok()).collect()
 }
 
-/// The `O_PATH` descriptor at `path` below the root of `share`.
+/// The `O_PATH` descriptor of `path` below the root of `share`.
 fn walk(share: &Share, path: &[CString]) -> Result<OwnedFd, Errno> {
     let mut fd = share.root.try_clone().map_err(|_| Errno::NFILE)?;
     for component in path {
-        // Saved state may come from anywhere; what leads up or away is no name.
+        // The saved state is not trusted, so components that lead up or elsewhere are rejected.
         if matches!(component.to_bytes(), b"" | b"." | b"..") || component.to_bytes().contains(&b'/') {
             return Err(Errno::INVAL);
         }

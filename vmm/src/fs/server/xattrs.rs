@@ -1,9 +1,9 @@
 //! Extended attributes.
 //!
-//! The guest gets those that mean the same in a container on the host: `user.*`, ACLs and file capabilities. `trusted.*`
-//! and the labels of security modules steer the host's own kernel (overlay redirects, MAC labels), and are hidden. The guest has
-//! `trusted.*` of its own, which its kernel keeps from who is not privileged in it: on the host their names begin with
-//! `user.vmrt.`, and mean nothing to its kernel.
+//! The guest sees the attributes that mean the same in a container on the host: `user.*`, ACLs and file capabilities.
+//! The host's `trusted.*` and the labels of security modules control the host's kernel (overlay redirects, MAC labels),
+//! so they are hidden. The guest has its own `trusted.*`, which its kernel shows only to privileged processes. On the
+//! host their names start with `user.vmrt.`, and they have no meaning to the host's kernel.
 
 use std::borrow::Cow;
 use std::ffi::{CStr, CString};
@@ -20,11 +20,11 @@ use crate::fs::tables::shares::is_synthetic;
 use crate::fs::worker::Worker;
 use crate::fs::worker::proc_fds::fd_name;
 
-/// Longest value, and longest list of names, in bytes (`XATTR_SIZE_MAX`, `XATTR_LIST_MAX`).
+/// The longest value, and the longest list of names, in bytes (`XATTR_SIZE_MAX`, `XATTR_LIST_MAX`).
 const MAX_VALUE: usize = 64 << 10;
 
 const TRUSTED: &[u8] = b"trusted.";
-/// What the names of the guest's `trusted.*` begin with on the host.
+/// The prefix on the host of the guest's `trusted.*` attributes.
 const GUEST_TRUSTED: &[u8] = b"user.vmrt.trusted.";
 
 impl Server {
@@ -40,11 +40,11 @@ impl Server {
             return Err(Errno::NODATA);
         }
         let inode = self.inode(request.header.nodeid)?;
-        let room = usize::try_from(size).map_err(|_| Errno::INVAL)?.min(MAX_VALUE);
-        if room == 0 {
+        let capacity = usize::try_from(size).map_err(|_| Errno::INVAL)?.min(MAX_VALUE);
+        if capacity == 0 {
             return put_size(rustix::fs::getxattr_query(fd_name(&inode), &*name)?, reply);
         }
-        worker.scratch.resize(room, 0);
+        worker.scratch.resize(capacity, 0);
         let length = rustix::fs::getxattr(fd_name(&inode), &*name, worker.scratch.as_mut_slice())?;
         reply.put_bytes(&worker.scratch[..length])
     }
@@ -63,7 +63,7 @@ impl Server {
         };
         match usize::try_from(size).map_err(|_| Errno::INVAL)? {
             0 => put_size(names.len(), reply),
-            room if names.len() > room => Err(Errno::RANGE),
+            capacity if names.len() > capacity => Err(Errno::RANGE),
             _ => reply.put_bytes(&names),
         }
     }
@@ -79,8 +79,8 @@ impl Server {
         if setxattr_flags & SETXATTR_ACL_KILL_SGID == 0 {
             return set();
         }
-        // For someone outside the file's group without `CAP_FSETID` the kernel clears setgid. The guest has found the caller to be
-        // one, and does not tell its ids.
+        // The kernel clears setgid if the caller is not in the file's group and lacks `CAP_FSETID`. The guest's kernel
+        // has checked that, and does not send the caller's ids.
         set()?;
         let mode = Mode::from_raw_mode(inode.stat()?.stx_mode.into());
         if !mode.contains(Mode::SGID) {
@@ -89,7 +89,7 @@ impl Server {
         rustix::fs::chmodat(CWD, fd_name(&inode), mode - Mode::SGID, AtFlags::empty())
     }
 
-    /// Takes `setxattr_in` off the arguments, which is shorter in older protocol versions.
+    /// Consumes `setxattr_in` from the arguments. It is shorter without `SETXATTR_EXT`.
     fn take_setxattr(&self, request: &mut Request<'_>) -> Result<SetxattrIn, Errno> {
         if self.negotiated(init::SETXATTR_EXT) {
             return request.take();
@@ -110,7 +110,7 @@ fn is_shared(name: &[u8]) -> bool {
         || matches!(name, b"security.capability" | b"system.posix_acl_access" | b"system.posix_acl_default")
 }
 
-/// The host's name of what the guest calls `name`.
+/// The host's name of the guest's attribute `name`.
 fn host_name(name: &CStr) -> Result<Cow<'_, CStr>, Errno> {
     let bytes = name.to_bytes();
     if let Some(rest) = bytes.strip_prefix(TRUSTED) {
@@ -120,7 +120,7 @@ fn host_name(name: &CStr) -> Result<Cow<'_, CStr>, Errno> {
     if is_shared(bytes) { Ok(Cow::Borrowed(name)) } else { Err(Errno::OPNOTSUPP) }
 }
 
-/// The guest's name, in its two parts, of what the host calls `name`, if the guest may see it.
+/// The guest's name of the host's attribute `name`, as prefix and rest, if the guest may see it.
 fn guest_name(name: &[u8]) -> Option<[&[u8]; 2]> {
     match name.strip_prefix(GUEST_TRUSTED) {
         Some(rest) => Some([TRUSTED, rest]),
@@ -128,7 +128,7 @@ fn guest_name(name: &[u8]) -> Option<[&[u8]; 2]> {
     }
 }
 
-/// The names the guest may see, each ended by a NUL.
+/// The names that the guest may see, each followed by a NUL.
 fn visible_names(inode: &InodeFd, scratch: &mut Vec<u8>) -> Result<Vec<u8>, Errno> {
     scratch.resize(MAX_VALUE, 0);
     let length = rustix::fs::listxattr(fd_name(inode), scratch.as_mut_slice())?;

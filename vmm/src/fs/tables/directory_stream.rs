@@ -1,4 +1,4 @@
-//! An open directory of the host, read as the guest asks.
+//! An open directory of the host, from which entries are read.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -6,30 +6,30 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
-/// Bytes of entries fetched from the host at once.
+/// The bytes of entries that one `getdents64` call reads.
 const BLOCK: usize = 8 << 10;
-/// Where the name starts in the kernel's `struct linux_dirent64`.
+/// The offset of the name in the kernel's `struct linux_dirent64`.
 const NAME_OFFSET: usize = 19;
 
-/// One entry of a directory.
+/// A directory entry.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Entry<'s> {
     /// Inode number.
     pub(crate) ino: u64,
-    /// Where the entry behind it starts.
+    /// The offset of the next entry.
     pub(crate) next: u64,
     /// `DT_*`.
     pub(crate) kind: u8,
-    /// Its name.
+    /// The entry's name.
     pub(crate) name: &'s CStr,
 }
 
-/// The entries of an open directory, of which one block is kept between requests.
+/// The entries of an open directory. One block of them is cached between requests.
 #[derive(Debug)]
 pub(crate) struct DirectoryStream {
     directory: OwnedFd,
     block: Vec<u8>,
-    /// Where in `block` the next entry is.
+    /// The position of the next entry in `block`.
     at: usize,
     /// The host's offset of that entry.
     offset: u64,
@@ -42,14 +42,14 @@ impl AsFd for DirectoryStream {
 }
 
 impl DirectoryStream {
-    /// The entries of `directory`, from the first.
+    /// The stream of `directory`, at its first entry.
     pub(crate) fn new(directory: OwnedFd) -> Self {
         Self { directory, block: Vec::new(), at: 0, offset: 0 }
     }
 
-    /// Goes to the entry at `offset`: 0 or an [`Entry::next`].
+    /// Moves to the entry at `offset`: 0 or an [`Entry::next`].
     pub(crate) fn seek(&mut self, offset: u64) -> Result<(), Errno> {
-        // At 0 the directory is read afresh, as `rewinddir` must.
+        // A seek to 0 reads the directory again, as `rewinddir` requires.
         if offset == self.offset && offset != 0 {
             return Ok(());
         }
@@ -60,7 +60,7 @@ impl DirectoryStream {
         Ok(())
     }
 
-    /// The next entry, which stays the next until [`Self::advance`]; `None` at the end.
+    /// The next entry, without consuming it. `None` at the end.
     pub(crate) fn peek(&mut self) -> Result<Option<Entry<'_>>, Errno> {
         if self.at >= self.block.len() {
             self.fetch()?;
@@ -71,7 +71,7 @@ impl DirectoryStream {
         parse(&self.block[self.at..]).map(|(entry, _)| Some(entry)).ok_or(Errno::IO)
     }
 
-    /// Steps over the next entry.
+    /// Consumes the next entry.
     pub(crate) fn advance(&mut self) {
         if let Some((entry, length)) = self.block.get(self.at..).and_then(parse) {
             let next = entry.next;
@@ -96,7 +96,7 @@ impl DirectoryStream {
     }
 }
 
-/// The entry at the front of `block`, and its length.
+/// The first entry of `block`, and its length.
 fn parse(block: &[u8]) -> Option<(Entry<'_>, usize)> {
     let ino = u64::from_ne_bytes(block.get(0..8)?.try_into().ok()?);
     let next = u64::from_ne_bytes(block.get(8..16)?.try_into().ok()?);
@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_entry_comes_once_across_blocks_and_seeks() {
+    fn every_entry_is_read_once_across_blocks_and_seeks() {
         let directory = tempfile::tempdir().unwrap();
         let mut wanted = BTreeSet::from([".".to_owned(), "..".to_owned()]);
         for number in 0..500 {
@@ -130,7 +130,7 @@ mod tests {
             offset = entry.next;
             stream.advance();
             if seen.len() % 7 == 0 {
-                // Elsewhere and back.
+                // Seek to the start and back.
                 stream.seek(0).unwrap();
                 stream.seek(offset).unwrap();
             }

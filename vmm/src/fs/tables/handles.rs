@@ -1,4 +1,4 @@
-//! What the guest has open.
+//! The files and directories that the guest has open.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -10,36 +10,36 @@ use rustix::io::Errno;
 use super::directory_stream::DirectoryStream;
 use super::inode::InodeFd;
 
-/// A file or directory the guest has open.
+/// A file or directory that the guest has open.
 #[derive(Debug)]
 pub(crate) enum Handle {
     /// A regular file.
     File {
-        /// Its inode, whose descriptor is held meanwhile.
+        /// The file's inode. Its descriptor is held while the file is open.
         inode: InodeFd,
         /// The open file.
         file: OwnedFd,
-        /// Flags it was opened with (`open(2)`), as the guest gave them.
+        /// The `open(2)` flags that the guest sent.
         flags: u32,
     },
     /// A directory of a share.
     Directory {
-        /// Its inode, whose descriptor is held meanwhile.
+        /// The directory's inode. Its descriptor is held while the directory is open.
         inode: InodeFd,
-        /// Its entries.
+        /// The directory's entries.
         stream: Mutex<DirectoryStream>,
     },
-    /// A synthetic directory, as it was when it was opened.
+    /// A synthetic directory, with the entries at the time of `OPENDIR`.
     Synthetic {
-        /// Its node id.
+        /// The directory's node id.
         id: u64,
-        /// Names and node ids of its entries.
+        /// Names and node ids of the entries.
         entries: Vec<(String, u64)>,
     },
 }
 
 impl Handle {
-    /// The node id it was opened by.
+    /// The node id of the open file or directory.
     pub(crate) fn node_id(&self) -> u64 {
         match self {
             Self::File { inode, .. } | Self::Directory { inode, .. } => inode.id,
@@ -47,7 +47,7 @@ impl Handle {
         }
     }
 
-    /// Its inode, where it is of a share.
+    /// The inode, unless the directory is synthetic.
     pub(crate) fn inode(&self) -> Option<&InodeFd> {
         match self {
             Self::File { inode, .. } | Self::Directory { inode, .. } => Some(inode),
@@ -55,7 +55,7 @@ impl Handle {
         }
     }
 
-    /// The open regular file; `EBADF` where it is a directory.
+    /// The open regular file. `EBADF` for a directory.
     pub(crate) fn file(&self) -> Result<BorrowedFd<'_>, Errno> {
         match self {
             Self::File { file, .. } => Ok(file.as_fd()),
@@ -63,7 +63,7 @@ impl Handle {
         }
     }
 
-    /// The entries of an open directory of a share; `EBADF` where it is something else.
+    /// The entries of an open directory of a share. `EBADF` for anything else.
     pub(crate) fn stream(&self) -> Result<MutexGuard<'_, DirectoryStream>, Errno> {
         match self {
             Self::Directory { stream, .. } => Ok(stream.lock().unwrap_or_else(PoisonError::into_inner)),
@@ -72,7 +72,7 @@ impl Handle {
     }
 }
 
-/// All the guest has open, bounded in number.
+/// The table of file handles, with a bounded number of entries.
 #[derive(Debug)]
 pub(crate) struct Handles {
     table: RwLock<HashMap<u64, Arc<Handle>>>,
@@ -86,7 +86,7 @@ impl Handles {
         Self { table: RwLock::default(), next: AtomicU64::new(1), limit }
     }
 
-    /// Handle `id`, of inode `node`: `EBADF` where there is none such, `ESTALE` where its share was taken away.
+    /// The file handle `id` of inode `inode`. `EBADF` if there is none, `ESTALE` if its share was removed.
     pub(crate) fn get(&self, id: u64, inode: u64) -> Result<Arc<Handle>, Errno> {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
         let handle = table.get(&id).filter(|handle| handle.node_id() == inode).ok_or(Errno::BADF)?;
@@ -96,14 +96,14 @@ impl Handles {
         Ok(Arc::clone(handle))
     }
 
-    /// Keeps `handle` and returns its id; `ENFILE` where the table is full.
+    /// Adds `handle` and returns its id. `ENFILE` if the table is full.
     pub(crate) fn insert(&self, handle: Handle) -> Result<u64, Errno> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         self.restore(id, handle)?;
         Ok(id)
     }
 
-    /// Puts a saved handle back under its id.
+    /// Adds a saved handle with its id.
     pub(crate) fn restore(&self, id: u64, handle: Handle) -> Result<(), Errno> {
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         if table.len() >= self.limit {
@@ -114,7 +114,7 @@ impl Handles {
         Ok(())
     }
 
-    /// Closes handle `id` of inode `node`.
+    /// Closes file handle `id` of inode `inode`. `EBADF` if there is none.
     pub(crate) fn remove(&self, id: u64, inode: u64) -> Result<(), Errno> {
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         if table.get(&id).is_none_or(|handle| handle.node_id() != inode) {
@@ -126,13 +126,13 @@ impl Handles {
         Ok(())
     }
 
-    /// Closes every handle.
+    /// Closes all file handles.
     pub(crate) fn clear(&self) {
         let all = std::mem::take(&mut *self.table.write().unwrap_or_else(PoisonError::into_inner));
         drop(all);
     }
 
-    /// All handles with their ids.
+    /// All file handles with their ids.
     pub(crate) fn all(&self) -> Vec<(u64, Arc<Handle>)> {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
         table.iter().map(|(id, handle)| (*id, Arc::clone(handle))).collect()

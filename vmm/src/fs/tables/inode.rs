@@ -11,14 +11,14 @@ use rustix::io::Errno;
 
 use super::shares::Share;
 
-/// What makes an inode the same inode. While its descriptor is held, the host gives its number to no other.
+/// The identity of an inode. While a descriptor of an inode is held, the host does not reuse its number.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(crate) struct InodeKey {
     share: u64,
     mount: u64,
     device: (u32, u32),
     ino: u64,
-    /// Time of birth where no descriptor is held: see [`InodeKey::is_unpinned`].
+    /// Birth time of an inode whose descriptor is not held: see [`InodeKey::is_unpinned`].
     birth_time: Option<(i64, u32)>,
 }
 
@@ -31,19 +31,19 @@ impl InodeKey {
         Self { share: share.id, mount: stat.stx_mnt_id, device, ino: stat.stx_ino, birth_time }
     }
 
-    /// Whether it lies on a mount that the host may want to unmount, so that no descriptor of it is held for the guest's
-    /// knowing it.
+    /// Whether the inode is on a mount that the host may want to unmount. For such an inode, the table does not hold a
+    /// descriptor.
     pub(crate) fn is_unpinned(&self) -> bool {
         self.birth_time.is_some()
     }
 
-    /// Whether both lie in the same mount of the same file system.
+    /// Whether both inodes are on the same mount of the same file system.
     pub(crate) fn same_mount(&self, other: &Self) -> bool {
         self.mount == other.mount && self.device == other.device
     }
 }
 
-/// The state of a file's contents, as far as the host tells it.
+/// The version of a file's contents, as far as the host's attributes show it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct ContentVersion {
     /// Modification time: seconds and nanoseconds.
@@ -54,42 +54,42 @@ pub(crate) struct ContentVersion {
     pub(crate) size: u64,
 }
 
-/// An inode the guest knows.
+/// An inode that the guest has looked up and not forgotten.
 #[derive(Debug)]
 pub(crate) struct Inode {
-    /// Its node id, never used again.
+    /// The node id, which is never reused.
     pub(crate) id: u64,
-    /// What it is on the host.
+    /// The identity on the host.
     pub(crate) key: InodeKey,
-    /// The share it was reached through.
+    /// The share through which the inode was found.
     pub(crate) share: Arc<Share>,
-    /// Its type, which no inode ever changes.
+    /// The file type, which never changes.
     pub(crate) kind: FileType,
-    /// Whether it is a directory on which another file system starts.
+    /// Whether the inode is a directory on which another file system is mounted.
     pub(crate) submount: bool,
-    /// What the guest may have cached at its last open.
+    /// The version that the guest may have cached at its last `OPEN`.
     pub(crate) cached: Mutex<Option<ContentVersion>>,
     fd_source: FdSource,
     lookups: AtomicU64,
 }
 
-/// How to come by an inode's descriptor.
+/// Where an inode's descriptor comes from.
 #[derive(Debug)]
 enum FdSource {
-    /// It is held as long as the guest knows the inode.
+    /// The descriptor is held while the guest knows the inode.
     Held(Arc<OwnedFd>),
-    /// It is opened where the inode was seen last, each time it is needed.
+    /// The descriptor is opened by the inode's last known name when it is needed.
     ByName(Mutex<LastName>),
 }
 
-/// Where an inode was seen last.
+/// The last known name of an inode.
 #[derive(Debug)]
 pub(super) struct LastName {
-    /// Inode id of the directory.
+    /// The node id of the directory.
     pub(super) parent: u64,
-    /// Its name there.
+    /// The name in that directory.
     pub(super) name: CString,
-    /// Its descriptor, while somebody uses it: at the latest until the guest has closed what it opened.
+    /// The descriptor, while a request or an open file uses it.
     pub(super) fd: Weak<OwnedFd>,
 }
 
@@ -115,14 +115,14 @@ impl AsFd for InodeFd {
 }
 
 impl InodeFd {
-    /// Its attributes now.
+    /// The inode's current attributes.
     pub(crate) fn stat(&self) -> Result<Statx, Errno> {
         stat_fd(&self.fd)
     }
 }
 
 impl Inode {
-    /// Notes where it was seen.
+    /// Stores the inode's last known name, unless its descriptor is held.
     pub(crate) fn set_last_name(&self, parent: u64, name: &CStr) {
         if let Some(mut seen) = self.last_name() {
             if seen.parent != parent || seen.name.as_c_str() != name {
@@ -138,7 +138,7 @@ impl Inode {
         }
     }
 
-    /// Its descriptor, if there is one now.
+    /// The descriptor, if it is open.
     pub(super) fn open_fd(&self) -> Option<Arc<OwnedFd>> {
         match &self.fd_source {
             FdSource::Held(fd) => Some(Arc::clone(fd)),
@@ -146,14 +146,14 @@ impl Inode {
         }
     }
 
-    /// Lets others use the descriptor while somebody does.
+    /// Lets other requests use the descriptor while it is open.
     pub(super) fn cache_fd(&self, fd: &Arc<OwnedFd>) {
         if let Some(mut seen) = self.last_name() {
             seen.fd = Arc::downgrade(fd);
         }
     }
 
-    /// How often the guest looked it up and has not forgotten.
+    /// The FUSE lookup count: lookups minus forgets.
     pub(crate) fn lookups(&self) -> u64 {
         self.lookups.load(Ordering::Relaxed)
     }
@@ -169,24 +169,24 @@ impl Inode {
     }
 }
 
-/// An inode found on the host that may or may not be in the table.
+/// An inode that was found on the host. It may be in the table already.
 pub(crate) struct FoundInode {
-    /// What it is.
+    /// The identity on the host.
     pub(crate) key: InodeKey,
     /// Its `O_PATH` descriptor.
     pub(crate) fd: OwnedFd,
-    /// Its type.
+    /// The file type.
     pub(crate) kind: FileType,
-    /// The share it was reached through.
+    /// The share through which the inode was found.
     pub(crate) share: Arc<Share>,
-    /// Whether it is a directory on which another file system starts.
+    /// Whether the inode is a directory on which another file system is mounted.
     pub(crate) submount: bool,
-    /// Inode id of the directory and name where it was found, if its descriptor is not to be held.
+    /// The node id of the directory and the name in it, if the table must not hold the descriptor.
     pub(crate) seen: Option<(u64, CString)>,
 }
 
 impl FoundInode {
-    /// The inode under node id `id`, with its descriptor.
+    /// The table's entry for this inode under node id `id`, with the lookup count `lookups`.
     pub(super) fn into_inode(self, id: u64, lookups: u64) -> InodeFd {
         let Self { key, fd, kind, share, submount, seen } = self;
         let fd = Arc::new(fd);
@@ -200,20 +200,20 @@ impl FoundInode {
     }
 }
 
-/// What attributes are asked of the host.
+/// The attributes that are requested of the host.
 const STATX_MASK: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlags::BTIME).union(StatxFlags::MNT_ID);
 
-/// The attributes of what `fd` stands for.
+/// The attributes of the file that `fd` refers to.
 pub(crate) fn stat_fd(fd: impl AsFd) -> Result<Statx, Errno> {
     rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH | AtFlags::NO_AUTOMOUNT, STATX_MASK)
 }
 
-/// The attributes of the entry `name` of `directory`, of a symbolic link itself.
+/// The attributes of the entry `name` of `directory`. Does not follow a symbolic link.
 pub(crate) fn stat_entry(directory: impl AsFd, name: &std::ffi::CStr) -> Result<Statx, Errno> {
     rustix::fs::statx(directory, name, AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT, STATX_MASK)
 }
 
-/// The type of an inode with these attributes.
+/// The file type in these attributes.
 pub(crate) fn file_type(stat: &Statx) -> FileType {
     FileType::from_raw_mode(stat.stx_mode.into())
 }

@@ -1,8 +1,8 @@
-//! The inodes the guest knows: node id ↔ `O_PATH` descriptor.
+//! The table of inodes that the guest knows. It maps node ids to `O_PATH` descriptors.
 //!
-//! A descriptor keeps the mount that it is on from being unmounted. So none is held on mounts that the host has below a share that
-//! follows it: there an inode is known by where it was seen last, and opened there when it is needed. What the guest has open, it
-//! holds.
+//! An open descriptor prevents the host from unmounting the mount that it is on. So the table does not hold descriptors
+//! on mounts below a share with `follows_host`. It stores the last known name of such an inode and opens it by that
+//! name when it is needed. A file that the guest has open keeps its descriptor.
 
 use std::collections::HashMap;
 use std::ffi::CStr;
@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use super::inode::{FoundInode, Inode, InodeFd, InodeKey, stat_fd};
 use crate::fs::protocol::wire::ROOT_ID;
 
-/// Directories on the way from an inode to one whose descriptor is held, at most.
+/// The most directories between an inode and an ancestor with an open descriptor.
 const MAX_DEPTH: usize = 1024;
 
 #[derive(Debug, Default)]
@@ -25,7 +25,7 @@ struct Table {
     by_key: HashMap<InodeKey, Arc<Inode>>,
 }
 
-/// All inodes the guest knows, bounded in number.
+/// The table of inodes, with a bounded number of entries.
 #[derive(Debug)]
 pub(crate) struct Inodes {
     table: RwLock<Table>,
@@ -39,7 +39,7 @@ impl Inodes {
         Self { table: RwLock::default(), next: AtomicU64::new(ROOT_ID + 1), limit }
     }
 
-    /// The inode `id`: `ENOENT` where there never was one, `ESTALE` where it is forgotten or its share taken away.
+    /// The inode `id`. `ENOENT` if there never was one, `ESTALE` if it was forgotten or its share was removed.
     pub(crate) fn get(&self, id: u64) -> Result<Arc<Inode>, Errno> {
         let inode = self.read().by_id.get(&id).cloned();
         match inode {
@@ -49,12 +49,12 @@ impl Inodes {
         }
     }
 
-    /// The inode `id` with its descriptor: errors as of [`Inodes::get`], and `ESTALE` where it cannot be reached any more.
+    /// The inode `id` with its descriptor. Errors as for [`Inodes::get`], and `ESTALE` if it can no longer be opened.
     pub(crate) fn get_with_fd(&self, id: u64) -> Result<InodeFd, Errno> {
         self.with_fd(self.get(id)?)
     }
 
-    /// The inode with its descriptor: `ESTALE` where it cannot be reached any more.
+    /// The inode with its descriptor. `ESTALE` if it can no longer be opened.
     pub(crate) fn with_fd(&self, inode: Arc<Inode>) -> Result<InodeFd, Errno> {
         let fd = match inode.open_fd() {
             Some(fd) => fd,
@@ -63,7 +63,7 @@ impl Inodes {
         Ok(InodeFd { inode, fd })
     }
 
-    /// Goes to where the inode was seen last, from the nearest directory whose descriptor is held.
+    /// Opens the inode by its last known name, starting at the nearest ancestor with an open descriptor.
     fn open_by_name(&self, inode: &Arc<Inode>) -> Result<Arc<OwnedFd>, Errno> {
         let mut names = Vec::new();
         let mut above = Arc::clone(inode);
@@ -75,7 +75,7 @@ impl Inodes {
             names.push(seen.name.clone());
             let parent = seen.parent;
             drop(seen);
-            // What was seen, and moved since, can be a circle.
+            // Last known names can form a cycle, since directories may have been moved.
             above = if names.len() < MAX_DEPTH { self.get(parent)? } else { return Err(Errno::STALE) };
         };
         for name in names.iter().rev() {
@@ -90,7 +90,7 @@ impl Inodes {
         Ok(fd)
     }
 
-    /// The inode with that key, seen as `name` of the directory `parent`, looked up once more.
+    /// Increments the lookup count of the inode with this key, if it is in the table, and stores its last known name.
     pub(crate) fn lookup(&self, key: &InodeKey, (parent, name): (u64, &CStr)) -> Option<Arc<Inode>> {
         let table = self.read();
         let inode = table.by_key.get(key)?;
@@ -99,14 +99,14 @@ impl Inodes {
         Some(Arc::clone(inode))
     }
 
-    /// Notes that the inode with that key, if it is known, was moved to `name` of the directory `parent`.
+    /// Stores the name to which the inode with this key was moved, if it is in the table.
     pub(crate) fn update_name(&self, key: &InodeKey, (parent, name): (u64, &CStr)) {
         if let Some(inode) = self.read().by_key.get(key) {
             inode.set_last_name(parent, name);
         }
     }
 
-    /// The inode that was found, looked up once more, or for the first time. `ENFILE` where the table is full.
+    /// Increments the lookup count of the found inode, or adds the inode to the table. `ENFILE` if the table is full.
     pub(crate) fn insert(&self, found: FoundInode) -> Result<InodeFd, Errno> {
         let mut table = self.write();
         if let Some(inode) = table.by_key.get(&found.key) {
@@ -120,7 +120,7 @@ impl Inodes {
         self.insert_as(&mut table, found, id, 1)
     }
 
-    /// Puts a saved inode back under the id and with the lookups it had.
+    /// Adds a saved inode with its node id and its lookup count.
     pub(crate) fn restore(&self, found: FoundInode, id: u64, lookups: u64) -> Result<InodeFd, Errno> {
         self.next.fetch_max(id.saturating_add(1), Ordering::Relaxed);
         self.insert_as(&mut self.write(), found, id, lookups)
@@ -136,7 +136,7 @@ impl Inodes {
         Ok(InodeFd { inode, fd })
     }
 
-    /// Takes back `count` lookups of inode `id`, at most all; without any it leaves the table.
+    /// Subtracts `count` from the lookup count of inode `id`, down to 0. At 0, removes the inode.
     pub(crate) fn forget(&self, id: u64, count: u64) {
         let Some(inode) = self.read().by_id.get(&id).cloned() else { return };
         if !inode.forget(count) {
@@ -145,25 +145,25 @@ impl Inodes {
         let mut table = self.write();
         if inode.lookups() == 0 {
             table.by_id.remove(&id);
-            // A node that was replaced under its key, by one restored, must not take its successor along.
+            // A restored inode may have replaced this one under the same key. That one stays.
             if table.by_key.get(&inode.key).is_some_and(|current| current.id == id) {
                 table.by_key.remove(&inode.key);
             }
         }
     }
 
-    /// Forgets every inode.
+    /// Removes all inodes.
     pub(crate) fn clear(&self) {
         let all = std::mem::take(&mut *self.write());
         drop(all);
     }
 
-    /// The id the next new inode will get.
+    /// The node id of the next new inode.
     pub(crate) fn next_id(&self) -> u64 {
         self.next.load(Ordering::Relaxed)
     }
 
-    /// Lets no new inode have an id below `id`.
+    /// Reserves the node ids below `id`, so that no new inode gets one of them.
     pub(crate) fn reserve_ids(&self, id: u64) {
         self.next.fetch_max(id, Ordering::Relaxed);
     }

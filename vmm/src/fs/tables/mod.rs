@@ -1,4 +1,4 @@
-//! What the guest can name: shares, inodes (by node id) and open files (by file handle).
+//! The objects that the guest can name: shares, inodes (by node id) and open files (by file handle).
 
 pub(super) mod directory_stream;
 pub(super) mod handles;

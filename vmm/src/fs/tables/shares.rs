@@ -1,8 +1,8 @@
-//! What the guest may see: a tree of shares, changed while it runs.
+//! The tree of shares that the guest sees. It changes while the guest runs.
 //!
 //! ```text
 //! /                     synthetic, read-only
-//! └─ CONTAINER/         synthetic, there while it holds a share
+//! └─ CONTAINER/         synthetic, exists while it has a share
 //!    ├─ rootfs          a share: a directory or a regular file of the host
 //!    └─ volume-0
 //! ```
@@ -18,22 +18,22 @@ use thiserror::Error;
 
 use crate::fs::protocol::wire::ROOT_ID;
 
-/// Longest name of a container or share in bytes (`NAME_MAX`).
+/// The longest name of a container or share in bytes (`NAME_MAX`).
 const MAX_NAME: usize = 255;
 
-/// Inode ids from here up are the synthetic directories' of containers.
+/// The first node id of containers' synthetic directories.
 pub(crate) const FIRST_CONTAINER_ID: u64 = 1 << 63;
 
-/// Why the tree could not be changed.
+/// Why the tree cannot be changed.
 #[derive(Debug, Error)]
 pub enum ShareError {
     /// The name does not have the form `CONTAINER/SHARE`.
     #[error("share name {0:?} does not have the form CONTAINER/SHARE")]
     Name(String),
-    /// There is one of that name.
+    /// A share of that name exists.
     #[error("share {0:?} exists already")]
     Exists(String),
-    /// There is none of that name.
+    /// There is no share of that name.
     #[error("share {0:?} does not exist")]
     Missing(String),
     /// Its root cannot be shared.
@@ -47,31 +47,32 @@ pub enum ShareError {
 /// How a share is served.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct ShareOptions {
-    /// Every change is refused.
+    /// The guest cannot change anything in the share.
     pub read_only: bool,
-    /// Its root is a place in the host's own mount tree, so that what the host mounts below it appears. (Another root is a detached
-    /// copy of a mount.) Nothing on such a mount is held open but what the guest has open, so that the host can unmount it.
+    /// The share's root is in the host's own mount tree, so mounts that the host makes below it appear in the share.
+    /// (Other roots are detached copies of mounts.) On such mounts, the server keeps open only what the guest has open,
+    /// so that the host can unmount them.
     pub follows_host: bool,
 }
 
-/// A directory or file of the host that the guest may use.
+/// A directory or file of the host that the guest can use.
 #[derive(Debug)]
 pub(crate) struct Share {
-    /// Never used again, unlike its name.
+    /// The share's id, which is never reused, unlike its name.
     pub(crate) id: u64,
     /// `CONTAINER/SHARE`.
     pub(crate) name: String,
-    /// Its root; nothing above it is ever reached.
+    /// The share's root. The server never accesses anything above it.
     pub(crate) root: OwnedFd,
-    /// How it is served.
+    /// How the share is served.
     pub(crate) options: ShareOptions,
-    /// The mount that its root is on.
+    /// The id of the mount that the root is on.
     pub(crate) mount: u64,
     removed: AtomicBool,
 }
 
 impl Share {
-    /// Whether it has been taken away.
+    /// Whether the share was removed from the tree.
     pub(crate) fn is_removed(&self) -> bool {
         self.removed.load(Ordering::Relaxed)
     }
@@ -91,7 +92,8 @@ struct Tree {
     next_share: u64,
 }
 
-/// The tree of shares. Clones are handles of the same tree: the control server changes it, the file server reads it.
+/// A handle to the tree of shares. All clones refer to the same tree: the control server changes it, and the file
+/// server reads it.
 #[derive(Clone, Debug)]
 pub struct SharesHandle(Arc<Mutex<Tree>>);
 
@@ -109,10 +111,10 @@ impl SharesHandle {
         Self::default()
     }
 
-    /// Lets the guest see `root`, a directory or regular file, under `name` (`CONTAINER/SHARE`). It sees it at once.
+    /// Adds `root`, a directory or regular file, as `name` (`CONTAINER/SHARE`). The guest sees it immediately.
     ///
     /// # Errors
-    /// The name is malformed or taken, or `root` is something else.
+    /// The name is malformed or in use, or `root` is neither a directory nor a regular file.
     pub fn add(&self, name: &str, root: OwnedFd, options: ShareOptions) -> Result<(), ShareError> {
         let (container, leaf) = split(name)?;
         let mount = check_root(name, &root)?;
@@ -126,7 +128,7 @@ impl SharesHandle {
         Ok(())
     }
 
-    /// Takes a share away. What the guest still holds of it answers `ESTALE`.
+    /// Removes a share. Requests for inodes or open files of the share then fail with `ESTALE`.
     ///
     /// # Errors
     /// There is no share of that name.
@@ -143,32 +145,32 @@ impl SharesHandle {
         Ok(())
     }
 
-    /// Takes all shares of a container away, if it has any.
+    /// Removes all shares of a container. It is no error if there are none.
     pub fn remove_container(&self, name: &str) {
         if let Some(container) = self.lock().containers.remove(name) {
             container.shares.values().for_each(|share| share.removed.store(true, Ordering::Relaxed));
         }
     }
 
-    /// The node id of a container's directory.
+    /// The node id of a container's synthetic directory.
     pub(crate) fn container_id(&self, name: &str) -> Option<u64> {
         self.lock().containers.get(name).map(|container| container.id)
     }
 
-    /// The share called `leaf` in the container directory `id`.
+    /// The share `leaf` in the container directory with node id `id`.
     pub(crate) fn share_in(&self, id: u64, leaf: &str) -> Option<Arc<Share>> {
         let tree = self.lock();
         tree.containers.values().find(|container| container.id == id)?.shares.get(leaf).cloned()
     }
 
-    /// The share of that full name.
+    /// The share with the full name `name` (`CONTAINER/SHARE`).
     pub(crate) fn share(&self, name: &str) -> Option<Arc<Share>> {
         let (container, leaf) = split(name).ok()?;
         self.lock().containers.get(container)?.shares.get(leaf).cloned()
     }
 
-    /// Names and node ids of the entries of the synthetic directory `id`; a share's id is not known here, and is 0.
-    /// `None` where there is no such directory.
+    /// Names and node ids of the entries of the synthetic directory `id`. The id of a share's root is not known here,
+    /// and is 0. `None` if there is no such directory.
     pub(crate) fn entries(&self, id: u64) -> Option<Vec<(String, u64)>> {
         let tree = self.lock();
         if id == ROOT_ID {
@@ -183,12 +185,12 @@ impl SharesHandle {
         id == ROOT_ID || self.lock().containers.values().any(|container| container.id == id)
     }
 
-    /// Containers and the node ids of their directories.
+    /// The names of containers and the node ids of their directories.
     pub(crate) fn containers(&self) -> Vec<(String, u64)> {
         self.lock().containers.iter().map(|(name, container)| (name.clone(), container.id)).collect()
     }
 
-    /// Gives container directories the node ids a saved guest knows them by.
+    /// Gives the containers' directories their saved node ids.
     pub(crate) fn restore_ids(&self, ids: &[(String, u64)]) {
         let mut tree = self.lock();
         for (name, id) in ids {
@@ -215,12 +217,12 @@ impl Tree {
     }
 }
 
-/// Whether `id` is that of a synthetic directory, existing or not.
+/// Whether `id` is in the range of synthetic directories. The directory need not exist.
 pub(crate) fn is_synthetic(id: u64) -> bool {
     id == ROOT_ID || id >= FIRST_CONTAINER_ID
 }
 
-/// Splits a share's name into container and leaf.
+/// Splits a share's name into container name and share name.
 fn split(name: &str) -> Result<(&str, &str), ShareError> {
     let good = |part: &str| !matches!(part, "" | "." | "..") && part.len() <= MAX_NAME && !part.contains(['/', '\0']);
     name.split_once('/')
@@ -228,7 +230,7 @@ fn split(name: &str) -> Result<(&str, &str), ShareError> {
         .ok_or_else(|| ShareError::Name(name.to_owned()))
 }
 
-/// The mount that the root is on, which is a directory or a regular file.
+/// Checks that `root` is a directory or a regular file. Returns the id of the mount that it is on.
 fn check_root(name: &str, root: &OwnedFd) -> Result<u64, ShareError> {
     let stat = rustix::fs::statx(root, c"", AtFlags::EMPTY_PATH, StatxFlags::TYPE | StatxFlags::MNT_ID)
         .map_err(|errno| ShareError::Attributes(name.to_owned(), errno.into()))?;
@@ -257,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn directories_live_as_long_as_their_shares() {
+    fn a_container_directory_exists_while_it_has_shares() {
         let shares = SharesHandle::new();
         shares.add("c/rootfs", root(), ShareOptions::default()).unwrap();
         let id = shares.container_id("c").unwrap();
@@ -273,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn devices_are_refused() {
+    fn a_device_node_cannot_be_shared() {
         let device = File::open("/dev/null").unwrap().into();
         assert!(matches!(SharesHandle::new().add("c/null", device, ShareOptions::default()), Err(ShareError::Kind(_))));
     }

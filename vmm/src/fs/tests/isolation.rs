@@ -1,4 +1,4 @@
-//! What a hostile guest tries: the rows of the threat list that end in the file server.
+//! Attempts of an untrusted guest to reach beyond its shares (the threat list's rows about the file server).
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::symlink;
@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 use rustix::fs::{CWD, FileType, Mode, RenameFlags};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::guest::{Guest, census, nul};
+use super::guest::{Guest, nul, tree_state};
 use crate::fs::protocol::wire::*;
 use crate::fs::server::Limits;
 
 const WRITE_ONLY: u32 = libc::O_WRONLY.cast_unsigned();
 
-/// Every request that carries a name, with `name` as that name. The other names are good.
-fn requests_with(guest: &Guest, name: &[u8]) -> Vec<(u32, Vec<u8>)> {
+/// All requests with a name, with `name` in place of that name. Their other names are valid.
+fn requests_with_name(guest: &Guest, name: &[u8]) -> Vec<(u32, Vec<u8>)> {
     let good = nul("good");
     let rename = RenameIn { newdir: guest.root };
     let rename2 = Rename2In { newdir: guest.root, flags: libc::RENAME_EXCHANGE, padding: 0 };
@@ -39,7 +39,7 @@ fn requests_with(guest: &Guest, name: &[u8]) -> Vec<(u32, Vec<u8>)> {
 }
 
 #[test]
-fn names_that_lead_elsewhere_are_refused() {
+fn names_other_than_one_path_component_are_rejected() {
     let mut guest = Guest::new();
     std::fs::create_dir(guest.host("dir")).unwrap();
     std::fs::write(guest.host("dir/file"), "").unwrap();
@@ -66,25 +66,25 @@ fn names_that_lead_elsewhere_are_refused() {
         &long,
         &longer,
     ];
-    let before = census(&guest.host(""));
+    let before = tree_state(&guest.host(""));
     for name in bad {
-        for (opcode, body) in requests_with(&guest, name) {
+        for (opcode, body) in requests_with_name(&guest, name) {
             let answer = guest.call(opcode, guest.root, &[&body]);
             let refused = [Err(libc::EINVAL), Err(libc::ENAMETOOLONG)].contains(&answer);
-            // Where the name is missing or not ended, a string behind it may be taken for it.
+            // If the name is missing or has no NUL, the following string may be taken for it.
             let misread = name.last() != Some(&0) && answer == Err(libc::ENOENT);
             assert!(refused || misread, "{opcode} {:?}: {answer:?}", String::from_utf8_lossy(name));
         }
     }
-    for (opcode, body) in requests_with(&guest, b"in\0ner\0") {
+    for (opcode, body) in requests_with_name(&guest, b"in\0ner\0") {
         assert!(guest.call(opcode, guest.root, &[&body]).is_err(), "{opcode}: a NUL inside");
     }
-    assert_eq!(census(&guest.host("")), before);
+    assert_eq!(tree_state(&guest.host("")), before);
     assert!(!outside.exists());
 }
 
 #[test]
-fn symlinks_swapped_meanwhile_never_lead_out() {
+fn symlinks_swapped_during_a_lookup_are_not_followed() {
     let mut guest = Guest::new();
     let outside = tempfile::tempdir().unwrap();
     std::fs::write(outside.path().join("file"), "outside").unwrap();
@@ -127,7 +127,7 @@ fn symlinks_swapped_meanwhile_never_lead_out() {
         }
         done.store(true, Ordering::Relaxed);
     });
-    assert!(inside > 100 && links > 100, "both were met: {inside} files, {links} links");
+    assert!(inside > 100 && links > 100, "both cases occurred: {inside} files, {links} links");
 }
 
 #[test]
@@ -156,12 +156,12 @@ fn special_files_are_never_opened() {
 }
 
 #[test]
-fn read_only_shares_stay_as_they_are() {
+fn read_only_shares_cannot_be_changed() {
     let mut guest = Guest::with(Limits { inodes: 1000, handles: 100 }, true);
     std::fs::write(guest.host("good"), "text").unwrap();
-    let before = census(&guest.host(""));
+    let before = tree_state(&guest.host(""));
     let file = guest.lookup(guest.root, "good").unwrap().nodeid;
-    let changes = requests_with(&guest, &nul("fresh")).into_iter().filter(|(opcode, _)| *opcode != op::LOOKUP);
+    let changes = requests_with_name(&guest, &nul("fresh")).into_iter().filter(|(opcode, _)| *opcode != op::LOOKUP);
     for (opcode, body) in changes.collect::<Vec<_>>() {
         assert_eq!(guest.call(opcode, guest.root, &[&body]), Err(libc::EROFS), "{opcode}");
     }
@@ -184,15 +184,15 @@ fn read_only_shares_stay_as_they_are() {
     let size = SetattrIn { valid: fattr::SIZE | fattr::FH, fh: open.fh, ..SetattrIn::default() };
     assert_eq!(guest.setattr(file, size).map(|attr| attr.size), Err(libc::EROFS));
     assert_eq!(guest.read(file, open.fh, 0, 100).unwrap(), b"text");
-    assert_eq!(census(&guest.host("")), before);
+    assert_eq!(tree_state(&guest.host("")), before);
 }
 
 #[test]
-fn synthetic_directories_stay_as_they_are() {
+fn synthetic_directories_cannot_be_changed() {
     let mut guest = Guest::new();
     let container = guest.lookup(ROOT_ID, "c").unwrap().nodeid;
     for node in [ROOT_ID, container] {
-        let changes = requests_with(&guest, &nul("fresh")).into_iter().filter(|(opcode, _)| *opcode != op::LOOKUP);
+        let changes = requests_with_name(&guest, &nul("fresh")).into_iter().filter(|(opcode, _)| *opcode != op::LOOKUP);
         for (opcode, body) in changes.collect::<Vec<_>>() {
             assert_eq!(guest.call(opcode, node, &[&body]), Err(libc::EROFS), "{opcode}");
         }
@@ -206,10 +206,10 @@ fn synthetic_directories_stay_as_they_are() {
     }
 }
 
-/// A repeatable source of bytes (xorshift).
-struct Noise(u64);
+/// A deterministic source of random numbers (xorshift).
+struct Random(u64);
 
-impl Noise {
+impl Random {
     fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -223,7 +223,7 @@ impl Noise {
 }
 
 #[test]
-fn noise_changes_nothing_outside_of_the_share() {
+fn random_requests_change_nothing_outside_the_share() {
     let outside = tempfile::tempdir().unwrap();
     std::fs::write(outside.path().join("file"), "outside").unwrap();
     let mut guest = Guest::new();
@@ -232,26 +232,26 @@ fn noise_changes_nothing_outside_of_the_share() {
         std::fs::write(guest.host(name), name).unwrap();
         guest.lookup(guest.root, name).unwrap();
     }
-    let mut noise = Noise(0x9e37_79b9_7f4a_7c15);
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let mut seen = BTreeSet::new();
     let words: [&[u8]; 6] = [b"out\0", b"a\0", b"b\0", b"../file\0", b"user.x\0", b"\0"];
     for _ in 0..20_000 {
-        let opcode = u32::try_from(noise.below(54)).unwrap();
-        // The first has the whole file system written back, which takes long; the others end the session.
+        let opcode = u32::try_from(random.below(54)).unwrap();
+        // SYNCFS takes long, because it writes back the whole file system. The others end the session.
         if [op::SYNCFS, op::INIT, op::DESTROY].contains(&opcode) {
             continue;
         }
         let mut body: Vec<u8> = Vec::new();
-        for _ in 0..noise.below(6) {
-            // Small numbers mean more than large ones.
-            let number = if noise.below(2) == 0 { noise.below(9) } else { noise.next() };
+        for _ in 0..random.below(6) {
+            // Small numbers are more often valid.
+            let number = if random.below(2) == 0 { random.below(9) } else { random.next() };
             body.extend(number.to_ne_bytes());
         }
-        for _ in 0..noise.below(3) {
-            body.extend(words[usize::try_from(noise.below(6)).unwrap()]);
+        for _ in 0..random.below(3) {
+            body.extend(words[usize::try_from(random.below(6)).unwrap()]);
         }
-        let header = InHeader { uid: 0, gid: 0, total_extlen: 0, ..guest.header(opcode, noise.below(12), body.len()) };
-        let mut space = vec![0; usize::try_from(noise.below(5000)).unwrap()];
+        let header = InHeader { uid: 0, gid: 0, total_extlen: 0, ..guest.header(opcode, random.below(12), body.len()) };
+        let mut space = vec![0; usize::try_from(random.below(5000)).unwrap()];
         let length = guest.raw(&[header.as_bytes(), &body], &mut space);
         assert!(length <= space.len());
         if length >= OUT_HEADER {
@@ -259,7 +259,7 @@ fn noise_changes_nothing_outside_of_the_share() {
             seen.insert((opcode, error == 0));
         }
     }
-    assert!(seen.iter().filter(|(_, good)| *good).count() > 10, "some of it makes sense: {seen:?}");
+    assert!(seen.iter().filter(|(_, good)| *good).count() > 10, "some requests are valid: {seen:?}");
     assert_eq!(std::fs::read(outside.path().join("file")).unwrap(), b"outside");
     assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 1);
 }

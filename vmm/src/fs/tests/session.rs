@@ -1,4 +1,4 @@
-//! Sessions, message lengths, lookup counts and the bounds of the tables.
+//! Sessions, message lengths, lookup counts and limits of the tables.
 
 use std::path::Path;
 
@@ -8,20 +8,20 @@ use super::guest::{Guest, nul};
 use crate::fs::protocol::wire::*;
 use crate::fs::server::Limits;
 
-/// How often this process has something below `path` open. Other tests run in it too.
-fn descriptors_below(path: &Path) -> usize {
+/// How many files below `path` this process has open. Other tests run in the process, too.
+fn open_files_below(path: &Path) -> usize {
     let links =
         std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
     links.filter(|target| target.starts_with(path)).count()
 }
 
 #[test]
-fn lookups_without_forget_end_at_the_limit() {
+fn inodes_and_handles_are_limited() {
     let mut guest = Guest::with(Limits { inodes: 50, handles: 10 }, false);
     for number in 0..100 {
         std::fs::write(guest.host(&number.to_string()), "").unwrap();
     }
-    let baseline = descriptors_below(&guest.host(""));
+    let baseline = open_files_below(&guest.host(""));
     let mut nodes = Vec::new();
     let error = loop {
         match guest.lookup(guest.root, &nodes.len().to_string()) {
@@ -29,11 +29,11 @@ fn lookups_without_forget_end_at_the_limit() {
             Err(error) => break error,
         }
     };
-    assert_eq!((nodes.len(), error), (49, libc::ENFILE), "the root is one");
-    assert_eq!(descriptors_below(&guest.host("")), baseline + 49);
-    // Listing still works: what finds no place comes without an inode.
+    assert_eq!((nodes.len(), error), (49, libc::ENFILE), "the share's root is one");
+    assert_eq!(open_files_below(&guest.host("")), baseline + 49);
+    // Listing still works: entries that do not fit in the table have no inode.
     assert_eq!(guest.list(op::READDIRPLUS, guest.root, 4096).len(), 102);
-    // Known inodes go on, however often they are looked up.
+    // Inodes in the table can be looked up any number of times.
     for _ in 0..100_000 {
         assert_eq!(guest.lookup(guest.root, "0").unwrap().nodeid, nodes[0]);
     }
@@ -45,11 +45,11 @@ fn lookups_without_forget_end_at_the_limit() {
     }
     assert_eq!(guest.open(nodes[0], libc::O_RDONLY).map(|open| open.fh), Err(libc::ESTALE));
     guest.call(op::DESTROY, 0, &[]).unwrap();
-    assert_eq!(descriptors_below(&guest.host("")), 1, "the share's own");
+    assert_eq!(open_files_below(&guest.host("")), 1, "the share's own");
 }
 
 #[test]
-fn batches_of_forgets() {
+fn batch_forget_decrements_lookup_counts() {
     let mut guest = Guest::new();
     std::fs::write(guest.host("file"), "").unwrap();
     let node = guest.lookup(guest.root, "file").unwrap().nodeid;
@@ -60,7 +60,7 @@ fn batches_of_forgets() {
     for _ in 0..2 {
         guest.lookup(guest.root, "file").unwrap();
     }
-    // More are announced than there are: what is there counts.
+    // The count exceeds the number of entries. The entries that exist are applied.
     for count in [1, u32::MAX] {
         let header = guest.header(op::BATCH_FORGET, 0, batch(count).len());
         assert_eq!(guest.raw(&[header.as_bytes(), &batch(count)], &mut [0; 64]), 0);
@@ -71,7 +71,7 @@ fn batches_of_forgets() {
 }
 
 #[test]
-fn lengths_that_lie() {
+fn wrong_lengths_are_rejected() {
     let mut guest = Guest::new();
     let mut space = [0; 4096];
     for len in [0, 39, 40, 41, 43, 100_000, u32::MAX] {
@@ -82,10 +82,10 @@ fn lengths_that_lie() {
     let header = guest.header(op::LOOKUP, ROOT_ID, 2);
     assert_eq!(guest.raw(&[&header.as_bytes()[..39]], &mut space), 0, "not even a header");
     assert_eq!(guest.raw(&[], &mut space), 0);
-    for room in [0, 15] {
-        assert_eq!(guest.raw(&[header.as_bytes(), b"c\0"], &mut space[..room]), 0, "no room for a header");
+    for space_length in [0, 15] {
+        assert_eq!(guest.raw(&[header.as_bytes(), b"c\0"], &mut space[..space_length]), 0, "no space for a header");
     }
-    assert_eq!(guest.raw(&[header.as_bytes(), b"c\0"], &mut space[..100]), OUT_HEADER, "no room for the entry");
+    assert_eq!(guest.raw(&[header.as_bytes(), b"c\0"], &mut space[..100]), OUT_HEADER, "no space for the entry");
     assert_eq!(OutHeader::read_from_prefix(&space).unwrap().0.error, -libc::EIO);
     let (file, open) = guest.create("file", libc::O_RDWR, 0o644).unwrap();
     for size in [5, 1 << 20, u32::MAX] {
@@ -102,11 +102,11 @@ fn lengths_that_lie() {
 }
 
 #[test]
-fn sessions_begin_with_init() {
+fn a_session_starts_with_init() {
     let mut guest = Guest::new();
     let (file, open) = guest.create("file", libc::O_RDWR, 0o644).unwrap();
     guest.init().unwrap();
-    assert_eq!(guest.read(file.nodeid, open.fh, 0, 1), Err(libc::EBADF), "a second INIT begins anew");
+    assert_eq!(guest.read(file.nodeid, open.fh, 0, 1), Err(libc::EBADF), "a second INIT starts a new session");
     assert_eq!(guest.open(file.nodeid, libc::O_RDONLY).map(|open| open.fh), Err(libc::ESTALE));
     guest.find_root();
     guest.call(op::DESTROY, 0, &[]).unwrap();
@@ -116,21 +116,25 @@ fn sessions_begin_with_init() {
     let newer = InitIn { major: MAJOR + 1, ..InitIn::default() };
     let out: InitOut = guest.ask(op::INIT, 0, &newer, &[]).unwrap();
     assert_eq!(out.major, MAJOR);
-    assert_eq!(guest.lookup(ROOT_ID, "c").map(|entry| entry.nodeid), Err(libc::EIO), "only told the version");
+    assert_eq!(
+        guest.lookup(ROOT_ID, "c").map(|entry| entry.nodeid),
+        Err(libc::EIO),
+        "the reply only contains the version"
+    );
     assert_eq!(guest.call(op::INIT, 0, &[&[0; 15]]), Err(libc::EINVAL));
     guest.init().unwrap();
     guest.lookup(ROOT_ID, "c").unwrap();
 }
 
 #[test]
-fn unknown_nodes_handles_and_opcodes() {
+fn unknown_node_ids_handles_and_opcodes_are_rejected() {
     let mut guest = Guest::new();
     let (file, open) = guest.create("file", libc::O_RDWR, 0o644).unwrap();
     for node in [0, 999, u64::MAX >> 1] {
         assert_eq!(guest.call(op::GETATTR, node, &[&[0; 16]]), Err(libc::ENOENT));
         assert_eq!(guest.lookup(node, "x").map(|entry| entry.nodeid), Err(libc::ENOENT));
     }
-    assert_eq!(guest.call(op::GETATTR, u64::MAX, &[&[0; 16]]), Err(libc::ESTALE), "of a container that is gone");
+    assert_eq!(guest.call(op::GETATTR, u64::MAX, &[&[0; 16]]), Err(libc::ESTALE), "of a removed container");
     for fh in [0, open.fh + 1, u64::MAX] {
         assert_eq!(guest.read(file.nodeid, fh, 0, 1), Err(libc::EBADF));
         assert_eq!(guest.write(file.nodeid, fh, 0, b"x", 0), Err(libc::EBADF));

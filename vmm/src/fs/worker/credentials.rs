@@ -1,4 +1,4 @@
-//! File-system ids and capabilities of the calling thread.
+//! File-system ids, capabilities and supplementary groups of the calling thread.
 
 use nix::unistd::{Gid, Uid};
 use rustix::io::Errno;
@@ -7,8 +7,8 @@ use rustix::thread::CapabilitySet;
 use crate::fs::protocol::request::Owner;
 
 impl Owner {
-    /// Runs `change` with the owner's file-system ids. `EOVERFLOW`, as for any file of an id that cannot be, where the user
-    /// namespace lacks one of them.
+    /// Runs `change` while the calling thread has the owner's file-system ids (`fsuid`, `fsgid`). `EOVERFLOW` if the
+    /// user namespace does not map one of them.
     pub(crate) fn with_fs_ids<T>(&self, change: impl FnOnce() -> T) -> Result<T, Errno> {
         let _assumed = self.assume_fs_ids()?;
         Ok(change())
@@ -16,22 +16,23 @@ impl Owner {
 
     fn assume_fs_ids(&self) -> Result<AssumedIds, Errno> {
         let assumed = AssumedIds { uid: self.uid != 0, gid: self.gid != 0 };
-        // The kernel tells which id was assumed before, and nothing of one it does not take.
+        // `setfsuid` and `setfsgid` return the previous id, and do not report an error. A second call returns the id
+        // that is set.
         let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
-        let taken = |second| if second { Ok(()) } else { Err(Errno::OVERFLOW) };
+        let check = |is_set| if is_set { Ok(()) } else { Err(Errno::OVERFLOW) };
         if assumed.gid {
             nix::unistd::setfsgid(gid);
-            taken(nix::unistd::setfsgid(gid) == gid)?;
+            check(nix::unistd::setfsgid(gid) == gid)?;
         }
         if assumed.uid {
             nix::unistd::setfsuid(uid);
-            taken(nix::unistd::setfsuid(uid) == uid)?;
+            check(nix::unistd::setfsuid(uid) == uid)?;
         }
         Ok(assumed)
     }
 }
 
-/// File-system ids that are not root's, until dropped.
+/// The calling thread's file-system ids of a user other than root. Dropping it restores root's ids.
 struct AssumedIds {
     uid: bool,
     gid: bool,
@@ -48,7 +49,7 @@ impl Drop for AssumedIds {
     }
 }
 
-/// `CAP_FSETID` not effective, until dropped.
+/// The calling thread without `CAP_FSETID` in its effective set. Dropping it restores the capability.
 pub(super) struct DroppedFsetid(rustix::thread::CapabilitySets);
 
 impl DroppedFsetid {
@@ -64,13 +65,14 @@ impl DroppedFsetid {
 impl Drop for DroppedFsetid {
     fn drop(&mut self) {
         if let Err(errno) = rustix::thread::set_capabilities(None, self.0) {
-            tracing::error!("cannot take CAP_FSETID back: {errno}");
+            tracing::error!("cannot restore CAP_FSETID: {errno}");
         }
     }
 }
 
-/// Leaves the calling thread without supplementary groups. In a user namespace that a user has made none may be given up, since
-/// what is closed to a group would be open then; who made it is in them as with every program of theirs.
+/// Clears the calling thread's supplementary groups. In a user namespace that an unprivileged user created, the kernel
+/// does not allow this, because it could give access to files that are closed to a group. There the thread keeps the
+/// groups of the user, as all of the user's programs do.
 pub(super) fn drop_groups() -> Result<(), Errno> {
     match set_groups(&[]) {
         Err(Errno::PERM) if std::fs::read("/proc/self/setgroups").is_ok_and(|word| word == b"deny\n") => Ok(()),
@@ -78,7 +80,7 @@ pub(super) fn drop_groups() -> Result<(), Errno> {
     }
 }
 
-/// Sets the calling thread's supplementary groups, and no other thread's, which the C library's function would.
+/// Sets the supplementary groups of the calling thread only. The C library's function would set those of all threads.
 fn set_groups(groups: &[libc::gid_t]) -> Result<(), Errno> {
     // SAFETY: the kernel reads `groups.len()` ids from a live slice and changes only this thread's credentials.
     let result = unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) };

@@ -1,11 +1,12 @@
-//! What a thread must be before it may serve requests, and whom it acts as.
+//! The state of a thread that serves requests.
 //!
-//! A file is created with the guest process's user and group, and with its umask where no default ACL says otherwise.
-//! The kernel does that right for a thread whose file-system ids and umask are the guest's, so a worker wears them for
-//! the moment. It keeps its capabilities meanwhile (`SECBIT_NO_SETUID_FIXUP`): the guest kernel has already checked
-//! permissions, with all of the caller's groups and capabilities, which the host does not know.
+//! A new file belongs to the guest process's user and group, and its umask applies unless the parent directory has a
+//! default ACL. To get this from the host's kernel, a worker assumes the caller's file-system ids (`fsuid`, `fsgid`)
+//! and umask while it creates the file. It keeps its capabilities meanwhile (`SECBIT_NO_SETUID_FIXUP`): the guest's
+//! kernel has already checked permissions, with all groups and capabilities of the caller, which the host does not
+//! know.
 //!
-//! In a user namespace all this goes for the ids that it has. A file that would belong to another one is not made.
+//! In a user namespace, this works for the ids that the namespace maps. For other ids, the file is not created.
 
 mod credentials;
 pub(super) mod proc_fds;
@@ -22,24 +23,25 @@ use self::proc_fds::ProcFds;
 use crate::fs::error::FsError;
 use crate::fs::protocol::request::Owner;
 
-/// A thread that may serve requests. Neither sent nor shared: it *is* the thread's credentials and working directory.
+/// A thread that may serve requests. It is neither `Send` nor `Sync`, because it represents the thread's credentials
+/// and working directory.
 #[derive(Debug)]
 pub struct Worker {
     umask: Mode,
-    /// Space for the arguments of the request being served.
+    /// Buffer for the arguments of the current request.
     pub(crate) args: Vec<u8>,
-    /// Space for what is read from the host before it is known to fit the reply.
+    /// Buffer for data from the host, before it is known to fit the reply.
     pub(crate) scratch: Vec<u8>,
     thread: PhantomData<*const ()>,
 }
 
 impl Worker {
-    /// Makes the calling thread a worker, for the rest of its life: its umask, working directory, supplementary groups
-    /// and secure bits become its own. The working directory is the process's descriptors, so that the *name* `"7"`
-    /// is what descriptor 7 stands for ([`fd_name`]).
+    /// Makes the calling thread a worker for the rest of its life. The thread gets its own umask, working directory,
+    /// supplementary groups and secure bits. The working directory becomes `/proc/self/fd`, so that the relative path
+    /// `"7"` refers to the file behind descriptor 7 ([`proc_fds::fd_name`]).
     ///
     /// # Errors
-    /// The thread lacks the privilege.
+    /// The thread lacks a privilege.
     pub fn adopt(proc_fds: &ProcFds) -> Result<Self, FsError> {
         let system = |what, errno: std::io::Error| FsError::System(what, errno);
         nix::sched::unshare(CloneFlags::CLONE_FS)
@@ -52,7 +54,7 @@ impl Worker {
         Ok(Self { umask: Mode::empty(), args: Vec::new(), scratch: Vec::new(), thread: PhantomData })
     }
 
-    /// Runs `create` as `owner`, with `umask`.
+    /// Runs `create` with the owner's file-system ids and with `umask`.
     pub(crate) fn create_as<T>(
         &mut self,
         owner: &Owner,
@@ -67,7 +69,7 @@ impl Worker {
         owner.with_fs_ids(create)?
     }
 
-    /// Runs `change` as someone without `CAP_FSETID`, where `kill` says so: the kernel then clears setuid and setgid.
+    /// Runs `change`, without `CAP_FSETID` if `kill` is set. The host's kernel then clears setuid and setgid.
     pub(crate) fn without_fsetid<T>(&mut self, kill: bool, change: impl FnOnce() -> T) -> Result<T, Errno> {
         let _dropped = if kill { Some(DroppedFsetid::new()?) } else { None };
         Ok(change())

@@ -1,4 +1,4 @@
-//! The process's open file descriptors as a directory.
+//! The process's open file descriptors, as the directory `/proc/self/fd`.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use rustix::path::DecInt;
 
 use crate::fs::error::FsError;
 
-/// The process's descriptors as a directory. Opened once; it still serves when `/proc` is out of reach.
+/// The open directory `/proc/self/fd`. It stays usable when `/proc` is no longer reachable.
 #[derive(Clone, Debug)]
 pub struct ProcFds(Arc<OwnedFd>);
 
@@ -30,13 +30,13 @@ impl ProcFds {
         directory.map(|fd| Self(Arc::new(fd))).map_err(|errno| FsError::System("open /proc/self/fd", errno.into()))
     }
 
-    /// Where descriptor `fd` leads to, as the host names it.
+    /// The host's path of the file behind `fd`.
     pub(crate) fn target(&self, fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
         rustix::fs::readlinkat(&self.0, DecInt::from_fd(fd), Vec::new()).map(std::ffi::CString::into_bytes)
     }
 }
 
-/// The name of `fd` in [`ProcFds`], a worker's working directory.
+/// The name of `fd` in [`ProcFds`], which is a worker's working directory.
 pub(crate) fn fd_name(fd: &impl AsFd) -> DecInt {
     DecInt::from_fd(fd.as_fd())
 }

@@ -30,9 +30,9 @@ fn work(ports: &Ports, driver: &mut testing::Driver<Vsock>) {
     let end = Header { flags: SHUTDOWN_RECEIVE | SHUTDOWN_SEND, ..Header::new(port, OP_SHUTDOWN) };
     driver.request(TX, &[end.as_slice()], &[]);
     assert_eq!(op(&driver.wait_used(RX).data), OP_RST);
-    let mut said = String::new();
-    reader.read_to_string(&mut said).unwrap();
-    assert_eq!(said, "line\n");
+    let mut output = String::new();
+    reader.read_to_string(&mut output).unwrap();
+    assert_eq!(output, "line\n");
 }
 
 #[test]

@@ -106,10 +106,10 @@ fn false_credit_only_stops_the_device_from_sending() {
     let mut driver = Driver::new();
     let (port, _) = driver.ports.listen(bridge(Some(reader), NONE));
     // The guest claims to have forwarded a byte that it never received.
-    let lie = Header { fwd_cnt: 1, buf_alloc: 4096, ..Header::new(port, OP_REQUEST) };
-    assert_eq!(ops(&driver.exchange(lie, b"")), [OP_RESPONSE]);
-    let truth = Header { buf_alloc: 3, ..Header::new(port, OP_CREDIT_UPDATE) };
-    let answer = driver.exchange(truth, b"");
+    let false_credit = Header { fwd_cnt: 1, buf_alloc: 4096, ..Header::new(port, OP_REQUEST) };
+    assert_eq!(ops(&driver.exchange(false_credit, b"")), [OP_RESPONSE]);
+    let true_credit = Header { buf_alloc: 3, ..Header::new(port, OP_CREDIT_UPDATE) };
+    let answer = driver.exchange(true_credit, b"");
     assert_eq!(answer[0].1, b"inp", "never more than the guest's credit");
     let shrunk = Header { buf_alloc: 0, fwd_cnt: u32::MAX, ..Header::new(port, OP_CREDIT_UPDATE) };
     assert!(driver.exchange(shrunk, b"").is_empty());
@@ -118,7 +118,7 @@ fn false_credit_only_stops_the_device_from_sending() {
 #[test]
 fn chains_that_are_not_packets_are_used_without_an_answer() {
     let mut driver = Driver::new();
-    let hostile = [
+    let malformed = [
         Descriptor { addr: 0x10_0000, len: 10, flags: 0, next: 0 },
         Descriptor { addr: 0x10_0000, len: 44, flags: 2, next: 0 },
         Descriptor { addr: u64::MAX - 10, len: 44, flags: 0, next: 0 },
@@ -127,7 +127,7 @@ fn chains_that_are_not_packets_are_used_without_an_answer() {
         Descriptor { addr: 0x10_0000, len: 0, flags: 0, next: 0 },
         Descriptor { addr: 0x10_0000, len: 64, flags: 4, next: 0 },
     ];
-    for descriptor in hostile {
+    for descriptor in malformed {
         let head = driver.next_head();
         driver.add_descriptor(head, descriptor);
     }
@@ -137,7 +137,7 @@ fn chains_that_are_not_packets_are_used_without_an_answer() {
     vm_memory::Bytes::write_obj(&driver.memory, header, vm_memory::GuestAddress(0x20_0000)).unwrap();
     driver.add_descriptor(head, Descriptor { addr: 0x20_0000, len: 44, flags: 1, next: head });
     driver.serve();
-    assert_eq!(driver.take_transmitted(), hostile.len() + 1);
+    assert_eq!(driver.take_transmitted(), malformed.len() + 1);
 }
 
 #[test]

@@ -127,14 +127,14 @@ fn each_direction_can_be_closed_first() {
         let (input, input_writer) = std::io::pipe().unwrap();
         let (mut driver, port, _) = connected(bridge(Some(input), Some(writer)));
         let guest_ends = |driver: &mut Driver| {
-            driver.exchange(rw(port), b"last words");
+            driver.exchange(rw(port), b"final data");
             driver.exchange(Header { flags: SHUTDOWN_SEND, ..Header::new(port, OP_SHUTDOWN) }, b"")
         };
         if guest_first {
             assert!(guest_ends(&mut driver).is_empty());
-            let mut said = String::new();
-            reader.read_to_string(&mut said).unwrap();
-            assert_eq!(said, "last words");
+            let mut output = String::new();
+            reader.read_to_string(&mut output).unwrap();
+            assert_eq!(output, "final data");
         }
         (&input_writer).write_all(b"more input").unwrap();
         drop(input_writer);
