@@ -38,7 +38,7 @@ pub struct Worker {
 impl Worker {
     /// Makes the calling thread a worker for the rest of its life. The thread gets its own umask, working directory,
     /// supplementary groups and secure bits. The working directory becomes `/proc/self/fd`, so that the relative path
-    /// `"7"` refers to the file behind descriptor 7 ([`proc_fds::fd_name`]).
+    /// `"7"` refers to the file behind descriptor 7 (`fd_name`).
     ///
     /// # Errors
     /// The thread lacks a privilege.
