@@ -23,7 +23,7 @@ mod tests;
 
 pub use device::{Mem, MemState};
 pub use region::{Region, RegionError};
-pub use resizer::{Connect, Pluggable, ResizeError, Resizer, pluggable};
+pub use resizer::{AddRegion, Pluggable, ResizeError, Resizer, pluggable};
 
 /// Size of a block in bytes: a huge page, the unit in which both kernels manage memory.
 pub const BLOCK_SIZE: u64 = 2 << 20;

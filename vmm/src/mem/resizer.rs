@@ -27,7 +27,7 @@ pub enum ResizeError {
     },
     /// The region cannot be added to the guest's memory.
     #[error(transparent)]
-    Connect(#[from] KvmError),
+    AddRegion(#[from] KvmError),
     /// The device's eventfd cannot be written.
     #[error("cannot wake the memory device")]
     Wake(#[source] io::Error),
@@ -67,14 +67,14 @@ impl SharedSizes {
 }
 
 /// Adds the region to KVM's memory slots.
-pub type Connect = Box<dyn Fn() -> Result<(), KvmError> + Send>;
+pub type AddRegion = Box<dyn Fn() -> Result<(), KvmError> + Send>;
 
 /// The sandbox's end.
 pub struct Resizer {
     sizes: Arc<SharedSizes>,
     boot_size: u64,
     max: u64,
-    connect: Option<Connect>,
+    add_region: Option<AddRegion>,
 }
 
 impl std::fmt::Debug for Resizer {
@@ -95,7 +95,7 @@ pub struct Pluggable {
 ///
 /// # Errors
 /// The process has no free file descriptor.
-pub fn pluggable(region: Region, boot_size: u64, max: u64, connect: Connect) -> io::Result<(Resizer, Pluggable)> {
+pub fn pluggable(region: Region, boot_size: u64, max: u64, add_region: AddRegion) -> io::Result<(Resizer, Pluggable)> {
     let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
     let sizes = Arc::new(SharedSizes {
         region: region.clone(),
@@ -106,7 +106,7 @@ pub fn pluggable(region: Region, boot_size: u64, max: u64, connect: Connect) -> 
     });
     let max = max.min(boot_size + region.length());
     let blocks = Blocks::new(region.start().0, region.length());
-    let resizer = Resizer { sizes: Arc::clone(&sizes), boot_size, max, connect: Some(connect) };
+    let resizer = Resizer { sizes: Arc::clone(&sizes), boot_size, max, add_region: Some(add_region) };
     Ok((resizer, Pluggable { blocks, region, sizes }))
 }
 
@@ -122,10 +122,10 @@ impl Resizer {
         }
         let requested = size.saturating_sub(self.boot_size).next_multiple_of(BLOCK_SIZE);
         if requested > 0
-            && let Some(connect) = &self.connect
+            && let Some(add_region) = &self.add_region
         {
-            connect()?;
-            self.connect = None;
+            add_region()?;
+            self.add_region = None;
         }
         self.set_requested(requested).map_err(ResizeError::Wake)?;
         Ok(self.boot_size + requested)

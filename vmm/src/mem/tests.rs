@@ -232,15 +232,15 @@ fn a_size_is_whole_blocks_between_boot_size_and_maximum() {
 fn the_region_is_added_to_kvm_once_and_at_the_first_request() {
     let calls = Arc::new(AtomicU32::new(0));
     let counted = Arc::clone(&calls);
-    let connect = move || match counted.fetch_add(1, Ordering::SeqCst) {
+    let add_region = move || match counted.fetch_add(1, Ordering::SeqCst) {
         0 => Err(KvmError::Missing("a slot")),
         _ => Ok(()),
     };
     let (mut resizer, _pluggable) =
-        pluggable(Region::new(mapping()).unwrap(), BOOT_SIZE, 1 << 40, Box::new(connect)).unwrap();
+        pluggable(Region::new(mapping()).unwrap(), BOOT_SIZE, 1 << 40, Box::new(add_region)).unwrap();
     resizer.request(BOOT_SIZE).unwrap();
     assert_eq!(calls.load(Ordering::SeqCst), 0);
-    assert!(matches!(resizer.request(BOOT_SIZE + BLOCK_SIZE), Err(ResizeError::Connect(_))));
+    assert!(matches!(resizer.request(BOOT_SIZE + BLOCK_SIZE), Err(ResizeError::AddRegion(_))));
     resizer.request(BOOT_SIZE + BLOCK_SIZE).unwrap();
     resizer.request(BOOT_SIZE + 2 * BLOCK_SIZE).unwrap();
     assert_eq!(calls.load(Ordering::SeqCst), 2);

@@ -36,7 +36,7 @@ impl Server {
         let OpenIn { flags, open_flags } = request.take()?;
         let inode = self.inode(request.header.nodeid)?;
         let kill = open_flags & OPEN_KILL_SUIDGID != 0;
-        let file = worker.without_fsetid(kill, || self.open_node(&inode, flags))??;
+        let file = worker.without_fsetid(kill, || self.open_file(&inode, flags))??;
         let out = self.insert_file_handle(inode, file, flags)?;
         reply.put(&out)
     }
@@ -61,7 +61,7 @@ impl Server {
                 let (inode, stat) = self.lookup_child(&parent, name)?;
                 let kill = open_flags & OPEN_KILL_SUIDGID != 0;
                 let opened = self.inodes.with_fd(inode.clone()).and_then(|inode| {
-                    let file = worker.without_fsetid(kill, || self.open_node(&inode, flags))??;
+                    let file = worker.without_fsetid(kill, || self.open_file(&inode, flags))??;
                     self.insert_file_handle(inode, file, flags)
                 });
                 self.reply_created(&inode, &stat, opened, reply)
@@ -127,7 +127,7 @@ impl Server {
 
     /// Opens a regular file of a share. Other file types are never opened on the host: opening a FIFO would block, and
     /// opening a device may have effects.
-    pub(super) fn open_node(&self, inode: &InodeFd, flags: u32) -> Result<OwnedFd, Errno> {
+    pub(super) fn open_file(&self, inode: &InodeFd, flags: u32) -> Result<OwnedFd, Errno> {
         match inode.kind {
             FileType::RegularFile => {}
             FileType::Directory => return Err(Errno::ISDIR),
@@ -280,7 +280,7 @@ fn contents_unchanged(inode: &Inode, file: &OwnedFd) -> Result<bool, Errno> {
         ctime: (stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec),
         size: stat.stx_size,
     };
-    let mut cached = inode.cached.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut cached = inode.cached_version.lock().unwrap_or_else(PoisonError::into_inner);
     let unchanged = *cached == Some(version);
     *cached = is_distinguishable(version.ctime).then_some(version);
     Ok(unchanged)

@@ -45,7 +45,7 @@ impl Server {
                 let fd = share.root.try_clone().map_err(|_| Errno::NFILE)?;
                 let kind = file_type(&stat);
                 let submount = kind == FileType::Directory;
-                self.inodes.insert(FoundInode { key, fd, kind, share, submount, seen: None })?.inode
+                self.inodes.insert(FoundInode { key, fd, kind, share, submount, last_name: None })?.inode
             }
         };
         reply.put(&uncached(entry_of(&inode, &stat)))
@@ -72,9 +72,9 @@ impl Server {
         let key = InodeKey::new(&parent.share, &stat);
         let kind = file_type(&stat);
         let submount = kind == FileType::Directory && !key.same_mount(&parent.key);
-        let seen = key.is_unpinned().then(|| (parent.id, name.to_owned()));
+        let last_name = key.is_unpinned().then(|| (parent.id, name.to_owned()));
         let inode =
-            self.inodes.insert(FoundInode { key, fd, kind, share: Arc::clone(&parent.share), submount, seen })?;
+            self.inodes.insert(FoundInode { key, fd, kind, share: Arc::clone(&parent.share), submount, last_name })?;
         Ok((inode, stat))
     }
 

@@ -125,7 +125,7 @@ impl Server {
         let fd = walk(&share, saved.path.as_ref().ok_or(Errno::NOENT)?)?;
         let stat = stat_fd(&fd)?;
         let key = InodeKey::new(&share, &stat);
-        let found = FoundInode { key, fd, kind: file_type(&stat), share, submount: saved.submount, seen: None };
+        let found = FoundInode { key, fd, kind: file_type(&stat), share, submount: saved.submount, last_name: None };
         self.inodes.restore(found, saved.id, saved.lookups).map(drop)
     }
 
@@ -141,7 +141,7 @@ impl Server {
             HandleKind::File(flags) => {
                 let inode = inode(saved.inode)?;
                 let flags = flags & !OFlags::TRUNC.bits();
-                let file = self.open_node(&inode, flags)?;
+                let file = self.open_file(&inode, flags)?;
                 Handle::File { inode, file, flags }
             }
         };

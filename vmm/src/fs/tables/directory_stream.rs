@@ -30,7 +30,7 @@ pub(crate) struct DirectoryStream {
     directory: OwnedFd,
     block: Vec<u8>,
     /// The position of the next entry in `block`.
-    at: usize,
+    position: usize,
     /// The host's offset of that entry.
     offset: u64,
 }
@@ -44,7 +44,7 @@ impl AsFd for DirectoryStream {
 impl DirectoryStream {
     /// The stream of `directory`, at its first entry.
     pub(crate) fn new(directory: OwnedFd) -> Self {
-        Self { directory, block: Vec::new(), at: 0, offset: 0 }
+        Self { directory, block: Vec::new(), position: 0, offset: 0 }
     }
 
     /// Moves to the entry at `offset`: 0 or an [`Entry::next`].
@@ -55,33 +55,33 @@ impl DirectoryStream {
         }
         rustix::fs::seek(&self.directory, SeekFrom::Start(offset))?;
         self.block.clear();
-        self.at = 0;
+        self.position = 0;
         self.offset = offset;
         Ok(())
     }
 
     /// The next entry, without consuming it. `None` at the end.
     pub(crate) fn peek(&mut self) -> Result<Option<Entry<'_>>, Errno> {
-        if self.at >= self.block.len() {
+        if self.position >= self.block.len() {
             self.fetch()?;
         }
         if self.block.is_empty() {
             return Ok(None);
         }
-        parse(&self.block[self.at..]).map(|(entry, _)| Some(entry)).ok_or(Errno::IO)
+        parse(&self.block[self.position..]).map(|(entry, _)| Some(entry)).ok_or(Errno::IO)
     }
 
     /// Consumes the next entry.
     pub(crate) fn advance(&mut self) {
-        if let Some((entry, length)) = self.block.get(self.at..).and_then(parse) {
+        if let Some((entry, length)) = self.block.get(self.position..).and_then(parse) {
             let next = entry.next;
-            self.at += length;
+            self.position += length;
             self.offset = next;
         }
     }
 
     fn fetch(&mut self) -> Result<(), Errno> {
-        self.at = 0;
+        self.position = 0;
         self.block.resize(BLOCK, 0);
         // SAFETY: the kernel writes at most `BLOCK` bytes to a live buffer of that length.
         let read =

@@ -68,7 +68,7 @@ pub(crate) struct Inode {
     /// Whether the inode is a directory on which another file system is mounted.
     pub(crate) submount: bool,
     /// The version that the guest may have cached at its last `OPEN`.
-    pub(crate) cached: Mutex<Option<ContentVersion>>,
+    pub(crate) cached_version: Mutex<Option<ContentVersion>>,
     fd_source: FdSource,
     lookups: AtomicU64,
 }
@@ -124,9 +124,9 @@ impl InodeFd {
 impl Inode {
     /// Stores the inode's last known name, unless its descriptor is held.
     pub(crate) fn set_last_name(&self, parent: u64, name: &CStr) {
-        if let Some(mut seen) = self.last_name() {
-            if seen.parent != parent || seen.name.as_c_str() != name {
-                (seen.parent, seen.name) = (parent, name.to_owned());
+        if let Some(mut last_name) = self.last_name() {
+            if last_name.parent != parent || last_name.name.as_c_str() != name {
+                (last_name.parent, last_name.name) = (parent, name.to_owned());
             }
         }
     }
@@ -134,7 +134,7 @@ impl Inode {
     pub(super) fn last_name(&self) -> Option<MutexGuard<'_, LastName>> {
         match &self.fd_source {
             FdSource::Held(_) => None,
-            FdSource::ByName(seen) => Some(seen.lock().unwrap_or_else(PoisonError::into_inner)),
+            FdSource::ByName(last_name) => Some(last_name.lock().unwrap_or_else(PoisonError::into_inner)),
         }
     }
 
@@ -148,8 +148,8 @@ impl Inode {
 
     /// Lets other requests use the descriptor while it is open.
     pub(super) fn cache_fd(&self, fd: &Arc<OwnedFd>) {
-        if let Some(mut seen) = self.last_name() {
-            seen.fd = Arc::downgrade(fd);
+        if let Some(mut last_name) = self.last_name() {
+            last_name.fd = Arc::downgrade(fd);
         }
     }
 
@@ -182,20 +182,21 @@ pub(crate) struct FoundInode {
     /// Whether the inode is a directory on which another file system is mounted.
     pub(crate) submount: bool,
     /// The node id of the directory and the name in it, if the table must not hold the descriptor.
-    pub(crate) seen: Option<(u64, CString)>,
+    pub(crate) last_name: Option<(u64, CString)>,
 }
 
 impl FoundInode {
     /// The table's entry for this inode under node id `id`, with the lookup count `lookups`.
     pub(super) fn into_inode(self, id: u64, lookups: u64) -> InodeFd {
-        let Self { key, fd, kind, share, submount, seen } = self;
+        let Self { key, fd, kind, share, submount, last_name } = self;
         let fd = Arc::new(fd);
-        let fd_source = match seen {
+        let fd_source = match last_name {
             None => FdSource::Held(Arc::clone(&fd)),
             Some((parent, name)) => FdSource::ByName(Mutex::new(LastName { parent, name, fd: Arc::downgrade(&fd) })),
         };
         let lookups = AtomicU64::new(lookups);
-        let inode = Arc::new(Inode { id, key, share, kind, submount, cached: Mutex::default(), fd_source, lookups });
+        let inode =
+            Arc::new(Inode { id, key, share, kind, submount, cached_version: Mutex::default(), fd_source, lookups });
         InodeFd { inode, fd }
     }
 }

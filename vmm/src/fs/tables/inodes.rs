@@ -68,13 +68,13 @@ impl Inodes {
         let mut names = Vec::new();
         let mut above = Arc::clone(inode);
         let mut fd = loop {
-            let Some(seen) = above.last_name() else { break above.open_fd().ok_or(Errno::STALE)? };
-            if let Some(fd) = seen.fd.upgrade() {
+            let Some(last_name) = above.last_name() else { break above.open_fd().ok_or(Errno::STALE)? };
+            if let Some(fd) = last_name.fd.upgrade() {
                 break fd;
             }
-            names.push(seen.name.clone());
-            let parent = seen.parent;
-            drop(seen);
+            names.push(last_name.name.clone());
+            let parent = last_name.parent;
+            drop(last_name);
             // Last known names can form a cycle, since directories may have been moved.
             above = if names.len() < MAX_DEPTH { self.get(parent)? } else { return Err(Errno::STALE) };
         };
@@ -111,7 +111,7 @@ impl Inodes {
         let mut table = self.write();
         if let Some(inode) = table.by_key.get(&found.key) {
             inode.add_lookup();
-            if let Some((parent, name)) = &found.seen {
+            if let Some((parent, name)) = &found.last_name {
                 inode.set_last_name(*parent, name);
             }
             return Ok(InodeFd { inode: Arc::clone(inode), fd: Arc::new(found.fd) });

@@ -229,16 +229,16 @@ fn the_guest_keeps_its_cache_while_the_file_does_not_change() {
         std::fs::File::options().write(true).open(path).unwrap().set_modified(past).unwrap();
     };
     let file = guest.lookup(guest.root, "file").unwrap().nodeid;
-    let keep = |guest: &mut Guest| guest.open(file, libc::O_RDONLY).unwrap().open_flags & FOPEN_KEEP_CACHE != 0;
-    assert!(!keep(&mut guest), "never opened");
-    assert!(!keep(&mut guest), "changed too recently");
+    let keeps_cache = |guest: &mut Guest| guest.open(file, libc::O_RDONLY).unwrap().open_flags & FOPEN_KEEP_CACHE != 0;
+    assert!(!keeps_cache(&mut guest), "never opened");
+    assert!(!keeps_cache(&mut guest), "changed too recently");
     set_old_mtime(&guest.host("file"));
     std::thread::sleep(Duration::from_millis(2100));
-    assert!(!keep(&mut guest));
-    assert!(keep(&mut guest));
+    assert!(!keeps_cache(&mut guest));
+    assert!(keeps_cache(&mut guest));
     std::fs::write(guest.host("file"), "new").unwrap();
     set_old_mtime(&guest.host("file"));
-    assert!(!keep(&mut guest), "same size and modification time, but changed");
+    assert!(!keeps_cache(&mut guest), "same size and modification time, but changed");
 }
 
 #[test]
