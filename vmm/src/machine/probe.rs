@@ -14,7 +14,6 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::kvm::{self, KvmError};
 use crate::arch::{VcpuSetupError, count, counting_code, layout, set_up_boot_vcpu};
-
 use crate::virtio::device::Memory;
 
 /// Turns of the loop. They take a fraction of a millisecond on hardware, and a fraction of a second in an interpreter.
@@ -81,7 +80,7 @@ impl Measured {
     }
 }
 
-/// Times the loop. It takes less than [`TIME_LIMIT`] seconds even if the guest hangs, and uses the process's `SIGALRM`.
+/// Times the loop. It takes less than `TIME_LIMIT` seconds even if the guest hangs, and uses the process's `SIGALRM`.
 ///
 /// # Errors
 /// KVM is absent, lacks a capability, or does not run the loop to its end.

@@ -3,15 +3,15 @@
 //! # Modules
 //! A module depends only on those above it.
 //!
-//! 1. [`failures`]: failures that clients receive.
-//! 2. [`clients`]: the connections to the control socket; [`agent_connection`]: the connection to the agent in the guest;
-//!    [`signals`]: signals to the VMM's process; [`host_sockets`]: sockets of the host that containers may connect to.
-//! 3. [`containers`]: processes, streams, owners and OOM kills of the containers; [`memory_resize`] and [`clock`]: state of
-//!    a change of the machine's memory, and of the comparison of the guest's clock with the host's; [`host_processes`]:
-//!    programs that the VMM runs on the host.
-//! 4. [`controller`]: the event loop's subscriber that ties all of them together.
-//! 5. [`container_proxy`]: the host process of a container in another container's machine.
-//! 6. [`launch`]: from the configuration to the running sandbox, or to the proxy.
+//! 1. `clients`: connections to the control socket. `agent_connection`: the connection to the agent in the guest.
+//!    `signals`: signals to the VMM's process. `host_sockets`: sockets of the host that containers may connect to.
+//! 2. `containers`: processes, streams, owners and OOM kills of the containers.
+//! 3. `failures`: failures that clients receive.
+//! 4. `memory_resize`: a pending change of the machine's memory. `clock`: comparison of the guest's clock with the host's.
+//!    `host_processes`: programs that the VMM runs on the host.
+//! 5. `controller`: the event loop's subscriber, which connects all of them. `container_proxy`: the host process of a
+//!    container that runs in another container's machine.
+//! 6. `launch`: from the first request to the exit status.
 //!
 //! # How a sandbox ends
 //! A sandbox ends with the first process of its main container. When all its output was written and its waiting clients
