@@ -1,8 +1,9 @@
 //! vmrt's virtual machine monitor. Each sandbox has one VMM process, and only this process accesses the guest.
 //!
 //! # Modules
-//! A module uses only modules of the rows above it. The exceptions are `virtio` and `machine`, which use each other: the
-//! transport implements the bus's register interface, and the machine wires devices to KVM.
+//! A module uses only modules above it, except for single types: [`arch`] uses the type of guest memory of [`virtio`],
+//! [`control`] the share options of [`fs`], [`virtio`] the register interface of [`machine::bus`], and [`mem`] the error of
+//! [`machine::kvm`].
 //!
 //! 1. [`config`]: the sandbox's configuration, as the runtime sends it.
 //! 2. [`control`]: the protocol of the control socket, and both of its ends. [`timeline`]: times of the start's stages.

@@ -26,13 +26,13 @@ pub enum AssemblyError {
     #[error(transparent)]
     Machine(#[from] MachineError),
     /// The file system device cannot be created.
-    #[error("cannot make the file system device")]
+    #[error("cannot create the file system device")]
     Fs(#[from] FsError),
     /// The vsock device cannot be created.
-    #[error("cannot make the vsock device")]
+    #[error("cannot create the vsock device")]
     Vsock(#[source] io::Error),
     /// A network device cannot be created.
-    #[error("cannot make a network device")]
+    #[error("cannot create a network device")]
     Net(#[source] io::Error),
 }
 

@@ -67,7 +67,7 @@ impl MachineBuilder {
         let vm = kvm::create_vm(&kvm, &memory, &registers)?;
         timeline::mark("virtual machine created");
         let (memory, region) = add_pluggable(&memory, memory_size, resources.memory_most)?;
-        let refused = |error| KvmError::Refused("tell what CPUID it supports", error);
+        let refused = |error| KvmError::Refused("report the CPUID that it supports", error);
         let cpuid = CpuidTemplate::new(&kvm, vcpus_most).map_err(refused)?;
         Ok(Self {
             vm: Arc::new(vm),

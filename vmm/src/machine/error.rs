@@ -43,12 +43,12 @@ pub enum MachineError {
     #[error("cannot map the devices' registers")]
     Registers(#[source] io::Error),
     /// No interrupt line is left.
-    #[error("the machine has no room for more than {max} devices", max = layout::MAX_VIRTIO_DEVICES)]
+    #[error("the machine has at most {max} devices", max = layout::MAX_VIRTIO_DEVICES)]
     TooManyDevices,
     /// The region for pluggable memory cannot be mapped.
-    #[error("cannot make room for memory to be plugged in")]
+    #[error("cannot map the region for pluggable memory")]
     Pluggable(#[source] MemoryError),
     /// KVM cannot connect a device's doorbell or interrupt line to a descriptor.
-    #[error("cannot wire virtio device {0}")]
+    #[error("cannot connect virtio device {0} to its descriptors")]
     Wire(usize, #[source] kvm_ioctls::Error),
 }

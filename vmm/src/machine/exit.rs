@@ -17,7 +17,7 @@ pub enum MachineExit {
     #[error("the guest's kernel panicked: {0}")]
     Panic(String),
     /// The agent, which is the guest's first process, failed and printed why.
-    #[error("the guest's agent gave up: {0}")]
+    #[error("the guest's agent failed: {0}")]
     Agent(String),
     /// A vCPU cannot continue.
     #[error("vCPU {id} stopped")]
@@ -59,7 +59,7 @@ pub enum VcpuError {
     #[error("the guest reported system event {0}")]
     SystemEvent(u32),
     /// The machine does not handle the exit.
-    #[error("KVM stopped it for a reason this machine does not know: {0}")]
+    #[error("KVM returned an exit that the VMM does not handle: {0}")]
     Unknown(String),
 }
 

@@ -39,10 +39,10 @@ pub enum ProbeError {
     #[error(transparent)]
     Kvm(#[from] KvmError),
     /// The machine's memory cannot be mapped.
-    #[error("cannot give the test machine memory")]
+    #[error("cannot map the memory of the test machine")]
     Memory,
     /// KVM refused to create the machine.
-    #[error("cannot make the test machine")]
+    #[error("cannot create the test machine")]
     Create(#[source] kvm_ioctls::Error),
     /// The vCPU's state cannot be set.
     #[error(transparent)]

@@ -66,33 +66,33 @@ pub enum ResourcesError {
         host: u64,
     },
     /// A file cannot be opened.
-    #[error("cannot open the {what} {}", path.display())]
+    #[error("cannot open the {kind} {}", path.display())]
     Open {
         /// The kind of the file.
-        what: &'static str,
+        kind: &'static str,
         /// The configured path.
         path: PathBuf,
         /// The cause.
         source: io::Error,
     },
     /// A path leads to something else than a regular file.
-    #[error("the {what} {} is not a regular file", path.display())]
+    #[error("the {kind} {} is not a regular file", path.display())]
     NotAFile {
         /// The kind of the file.
-        what: &'static str,
+        kind: &'static str,
         /// The configured path.
         path: PathBuf,
     },
     /// A file is empty.
-    #[error("the {what} {} is empty", path.display())]
+    #[error("the {kind} {} is empty", path.display())]
     Empty {
         /// The kind of the file.
-        what: &'static str,
+        kind: &'static str,
         /// The configured path.
         path: PathBuf,
     },
     /// `sysinfo` failed.
-    #[error("cannot find out how much memory this host has")]
+    #[error("cannot determine how much memory this host has")]
     HostMemory(#[source] nix::Error),
 }
 
@@ -125,15 +125,15 @@ impl Resources {
 }
 
 impl OpenFile {
-    fn open(what: &'static str, path: &Path) -> Result<Self, ResourcesError> {
-        let fail = |source| ResourcesError::Open { what, path: path.to_owned(), source };
+    fn open(kind: &'static str, path: &Path) -> Result<Self, ResourcesError> {
+        let fail = |source| ResourcesError::Open { kind, path: path.to_owned(), source };
         let file = File::open(path).map_err(fail)?;
         let metadata = file.metadata().map_err(fail)?;
         if !metadata.is_file() {
-            return Err(ResourcesError::NotAFile { what, path: path.to_owned() });
+            return Err(ResourcesError::NotAFile { kind, path: path.to_owned() });
         }
         if metadata.len() == 0 {
-            return Err(ResourcesError::Empty { what, path: path.to_owned() });
+            return Err(ResourcesError::Empty { kind, path: path.to_owned() });
         }
         Ok(Self { path: path.to_owned(), file, length: metadata.len() })
     }
@@ -141,7 +141,7 @@ impl OpenFile {
 
 fn open_console_log(path: &Path) -> Result<File, ResourcesError> {
     let open = File::options().append(true).create(true).open(path);
-    open.map_err(|source| ResourcesError::Open { what: "console log", path: path.to_owned(), source })
+    open.map_err(|source| ResourcesError::Open { kind: "console log", path: path.to_owned(), source })
 }
 
 fn memory_size(asked: u64, host: u64) -> Result<u64, ResourcesError> {

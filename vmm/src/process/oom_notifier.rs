@@ -43,13 +43,13 @@ pub enum OomNotifierError {
     #[error("cannot {0}")]
     System(&'static str, #[source] io::Error),
     /// The cgroup has no limit, or the allocation would affect processes outside of it.
-    #[error("the cgroup's memory has no limit that could be reached without touching what others have")]
+    #[error("the memory of the cgroup has no limit that can be reached without affecting other processes")]
     NoLimit,
     /// The memory cannot be mapped.
     #[error("cannot map memory")]
     Map(#[from] MmapRegionError),
     /// The limit was raised meanwhile.
-    #[error("the limit of the cgroup's memory moved away")]
+    #[error("the process reached the limit of the cgroup's memory and was not killed")]
     NotKilled,
 }
 
@@ -60,10 +60,10 @@ pub enum OomNotifierError {
 pub fn run() -> Result<(), OomNotifierError> {
     let system = |step| move |error| OomNotifierError::System(step, error);
     prctl::set_pdeathsig(Signal::SIGKILL)
-        .map_err(|error| OomNotifierError::System("die with the VMM", error.into()))?;
-    fs::write("/proc/self/comm", NAME).map_err(system("take a name"))?;
-    fs::write("/proc/self/oom_score_adj", "1000").map_err(system("become the first choice"))?;
-    let read = |path| fs::read_to_string(path).map_err(system("read what is left"));
+        .map_err(|error| OomNotifierError::System("request to be killed when the VMM ends", error.into()))?;
+    fs::write("/proc/self/comm", NAME).map_err(system("set the process's name"))?;
+    fs::write("/proc/self/oom_score_adj", "1000").map_err(system("become the OOM killer's first choice"))?;
+    let read = |path| fs::read_to_string(path).map_err(system("read the cgroup's memory limit"));
     let available = available_memory(&read("/proc/meminfo")?);
     let room =
         cgroup_room(&read("/proc/self/cgroup")?, Path::new(CGROUPS), available).ok_or(OomNotifierError::NoLimit)?;

@@ -116,7 +116,7 @@ fn receive_first_call(client: &mut Connection) -> Result<Call, LaunchError> {
 fn launch(config: &SandboxConfig, client: Connection, signals: Signals) -> Result<RunningSandbox, LaunchError> {
     let mut event_loop = EventLoop::new()?;
     let shares = SharesHandle::new();
-    let ports = Ports::new().map_err(|error| LaunchError::System("make an event descriptor", error))?;
+    let ports = Ports::new().map_err(|error| LaunchError::System("create an event descriptor", error))?;
     let resources = Resources::open(config)?;
     let assembled = assemble(resources, &LoopHandle::new(&event_loop), shares.clone(), ports.clone())?;
     let path = &config.control_socket;
@@ -136,7 +136,7 @@ fn launch(config: &SandboxConfig, client: Connection, signals: Signals) -> Resul
         follow_interfaces: config.follow_interfaces.clone(),
     };
     let (controller, exit_status) =
-        Controller::new(parts).map_err(|error| LaunchError::System("make the sandbox's descriptors", error))?;
+        Controller::new(parts).map_err(|error| LaunchError::System("create the sandbox's descriptors", error))?;
     event_loop.add_subscriber(Box::new(controller));
     Ok(RunningSandbox { _machine: assembled.machine.start()?, event_loop, exit_status })
 }

@@ -69,7 +69,7 @@ impl Controller {
 
     /// Ends the sandbox because the inherited client has disconnected.
     pub(super) fn on_creator_lost(&mut self) {
-        let cause = "the client that started it has gone away";
+        let cause = "the client that started it has disconnected";
         self.fail_guest_with(&failure(FailureKind::GuestDied, "supervise the sandbox", cause));
     }
 

@@ -47,7 +47,7 @@ fn translate(caller: Caller, request: Request) -> Option<Relayed> {
             (first_process(&container), agent::Request::ChangeInterfaces { container, changes }, step, other)
         }
         Request::RemoveInterface { container, name } => {
-            let step = format!("take network interface {name} away from container {container}");
+            let step = format!("remove network interface {name} from container {container}");
             (first_process(&container), agent::Request::RemoveInterface { container, name }, step, other)
         }
         Request::Signal { process, signal, all } => {
@@ -68,7 +68,7 @@ fn translate(caller: Caller, request: Request) -> Option<Relayed> {
             (init, agent::Request::Processes { container }, step, other)
         }
         Request::Statistics { container } => {
-            let (step, init) = (format!("read what container {container} uses"), first_process(&container));
+            let (step, init) = (format!("read the resource usage of container {container}"), first_process(&container));
             (init, agent::Request::Statistics { container }, step, other)
         }
         Request::Update { container, resources } => {
