@@ -4,6 +4,7 @@ mod attributes;
 mod directories;
 mod files;
 mod names;
+mod open;
 mod session;
 pub(super) mod state;
 mod xattrs;
