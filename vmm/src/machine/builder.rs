@@ -31,13 +31,13 @@ pub struct MachineBuilder {
     /// Bytes of memory at boot.
     memory_size: u64,
     /// Most bytes of memory at run time.
-    memory_most: u64,
-    overcommit_most: u64,
+    max_memory_size: u64,
+    max_allocation: u64,
     /// The pluggable memory, which is the last region of `memory`.
     region: Region,
     cpuid: CpuidTemplate,
     vcpus: u8,
-    vcpus_most: u8,
+    max_vcpus: u8,
     /// The thread that loads kernel and initramfs into `memory`.
     loading: JoinHandle<Result<Loaded, LoadError>>,
     console_log: Option<File>,
@@ -57,8 +57,8 @@ impl MachineBuilder {
     /// KVM is unusable, memory cannot be mapped, or the thread cannot be created.
     pub fn new(resources: Resources) -> Result<Self, MachineError> {
         let kvm = kvm::open(resources.vcpus)?;
-        let vcpus_most =
-            u8::try_from(kvm.get_max_vcpus()).map_or(resources.vcpus_most, |most| most.min(resources.vcpus_most));
+        let max_vcpus =
+            u8::try_from(kvm.get_max_vcpus()).map_or(resources.max_vcpus, |max| max.min(resources.max_vcpus));
         timeline::mark("KVM opened");
         let memory_size = resources.memory_size;
         let memory = memory::map(memory_size)?;
@@ -66,19 +66,19 @@ impl MachineBuilder {
         let registers = RegisterPage::map(layout::MAX_VIRTIO_DEVICES.into()).map_err(MachineError::Registers)?;
         let vm = kvm::create_vm(&kvm, &memory, &registers)?;
         timeline::mark("virtual machine created");
-        let (memory, region) = add_pluggable(&memory, memory_size, resources.memory_most)?;
+        let (memory, region) = add_pluggable(&memory, memory_size, resources.max_memory_size)?;
         let refused = |error| KvmError::Refused("report the CPUID that it supports", error);
-        let cpuid = CpuidTemplate::new(&kvm, vcpus_most).map_err(refused)?;
+        let cpuid = CpuidTemplate::new(&kvm, max_vcpus).map_err(refused)?;
         Ok(Self {
             vm: Arc::new(vm),
             memory,
             memory_size,
-            memory_most: resources.memory_most,
-            overcommit_most: resources.overcommit_most,
+            max_memory_size: resources.max_memory_size,
+            max_allocation: resources.max_allocation,
             region,
             cpuid,
             vcpus: resources.vcpus,
-            vcpus_most,
+            max_vcpus,
             loading,
             console_log: resources.console_log,
             mmio: MmioBus::default(),
@@ -93,8 +93,8 @@ impl MachineBuilder {
     /// No file descriptor is left.
     pub fn pluggable(&self) -> Result<(Resizer, Pluggable), MachineError> {
         let (vm, region) = (Arc::clone(&self.vm), self.region.clone());
-        let connect = move || kvm::add_region(&vm, &region);
-        mem::pluggable(self.region.clone(), self.memory_size, self.memory_most, Box::new(connect))
+        let add_region = move || kvm::add_region(&vm, &region);
+        mem::pluggable(self.region.clone(), self.memory_size, self.max_memory_size, Box::new(add_region))
             .map_err(MachineError::Event)
     }
 
@@ -130,7 +130,7 @@ impl MachineBuilder {
     /// # Errors
     /// KVM refused, kernel or initramfs cannot be loaded, or no file descriptor is left.
     pub fn build(mut self) -> Result<(Machine, VcpuSource, ExitReceiver), MachineError> {
-        let command_line = boot::command_line(self.mmio.count(), self.overcommit_most, self.console_log.is_some());
+        let command_line = boot::command_line(self.mmio.count(), self.max_allocation, self.console_log.is_some());
         let devices = u8::try_from(self.mmio.count()).expect("no more devices than interrupt lines");
         let (sender, receiver) = exit::channel().map_err(MachineError::Event)?;
         let stop = Arc::new(AtomicBool::new(false));
@@ -146,23 +146,23 @@ impl MachineBuilder {
         let loaded = self.loading.join().expect("a thread that returns its errors does not panic")?;
         let firmware = Firmware {
             memory_size: self.memory_size,
-            vcpus: self.vcpus_most,
+            vcpus: self.max_vcpus,
             devices,
             initramfs: (loaded.initramfs_start, loaded.initramfs_size),
             command_line: &command_line,
         };
         arch::write_firmware(&self.memory, &firmware, &factory.cpuid)?;
         arch::set_up_boot_vcpu(&vcpus[0].fd, loaded.entry).map_err(|error| MachineError::SetUpVcpu(0, error))?;
-        let source = VcpuSource::new(factory, self.vcpus, self.vcpus_most);
+        let source = VcpuSource::new(factory, self.vcpus, self.max_vcpus);
         Ok((Machine { vcpus, threads: VcpuThreads::new(stop) }, source, receiver))
     }
 }
 
-/// Adds a region of pluggable memory after `memory`, which has `size` bytes, for up to `most` bytes in total. Returns all of
+/// Adds a region of pluggable memory after `memory`, which has `size` bytes, for up to `max_size` bytes in total. Returns all of
 /// the memory, and the region.
-fn add_pluggable(memory: &Memory, size: u64, most: u64) -> Result<(Memory, Region), MachineError> {
+fn add_pluggable(memory: &Memory, size: u64, max_size: u64) -> Result<(Memory, Region), MachineError> {
     let start = layout::pluggable_start(size);
-    let mapping = memory::map_pluggable(start, most.saturating_sub(size), layout::PLUGGABLE_UNIT)
+    let mapping = memory::map_pluggable(start, max_size.saturating_sub(size), layout::PLUGGABLE_UNIT)
         .map_err(MachineError::Pluggable)?;
     let memory = memory.insert_region(Arc::clone(&mapping)).map_err(|error| MachineError::Pluggable(error.into()))?;
     let region = Region::new(mapping).expect("it consists of units, which are whole blocks");

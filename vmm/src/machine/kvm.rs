@@ -50,12 +50,12 @@ pub enum KvmError {
     #[error("this host's KVM lacks {0}")]
     Missing(&'static str),
     /// The host's KVM does not support that many vCPUs.
-    #[error("this host's KVM runs at most {most} vCPUs, {asked} were asked for")]
+    #[error("this host's KVM runs at most {max} vCPUs, {requested} were asked for")]
     TooManyVcpus {
         /// Number of vCPUs asked for.
-        asked: u8,
+        requested: u8,
         /// Most vCPUs that it supports.
-        most: usize,
+        max: usize,
     },
     /// KVM refused a request.
     #[error("KVM cannot {0}")]
@@ -81,8 +81,8 @@ pub fn open(vcpus: u8) -> Result<Kvm, KvmError> {
     if let Some((_, name)) = REQUIRED.into_iter().find(|(capability, _)| !kvm.check_extension(*capability)) {
         return Err(KvmError::Missing(name));
     }
-    let most = kvm.get_max_vcpus();
-    if usize::from(vcpus) > most { Err(KvmError::TooManyVcpus { asked: vcpus, most }) } else { Ok(kvm) }
+    let max = kvm.get_max_vcpus();
+    if usize::from(vcpus) > max { Err(KvmError::TooManyVcpus { requested: vcpus, max }) } else { Ok(kvm) }
 }
 
 /// Creates a virtual machine with `memory`, the devices' `registers`, interrupt controllers and a timer.

@@ -13,7 +13,7 @@ use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::kvm::{self, KvmError};
-use crate::arch::{VcpuSetupError, count, counting_code, layout, set_up_boot_vcpu};
+use crate::arch::{VcpuSetupError, layout, run_timing_loop, set_up_boot_vcpu, timing_loop_code};
 use crate::virtio::device::Memory;
 
 /// Turns of the loop. They take a fraction of a millisecond on hardware, and a fraction of a second in an interpreter.
@@ -87,14 +87,14 @@ impl Measured {
 pub fn measure() -> Result<Measured, ProbeError> {
     let kvm = kvm::open(1)?;
     let memory = Memory::from_ranges(&[(GuestAddress(0), MEMORY_SIZE)]).map_err(|_| ProbeError::Memory)?;
-    memory.write_slice(&counting_code(TURNS), GuestAddress(0)).map_err(|_| ProbeError::Memory)?;
+    memory.write_slice(&timing_loop_code(TURNS), GuestAddress(0)).map_err(|_| ProbeError::Memory)?;
     let vm = create_vm(&kvm, &memory)?;
     let mut vcpu = vm.create_vcpu(0).map_err(ProbeError::Create)?;
     interrupt_on_alarm()?;
     alarm::set(TIME_LIMIT);
     let guest = shortest(|| run(&mut vcpu));
     alarm::cancel();
-    let host = shortest(|| Ok(time(|| count(TURNS))))?;
+    let host = shortest(|| Ok(time_of(|| run_timing_loop(TURNS))))?;
     Ok(Measured { guest: guest?, host, tsc_deadline_timer: kvm.check_extension(Cap::TscDeadlineTimer) })
 }
 
@@ -129,7 +129,7 @@ fn run(vcpu: &mut VcpuFd) -> Result<Duration, ProbeError> {
     }
 }
 
-fn time(work: impl FnOnce()) -> Duration {
+fn time_of(work: impl FnOnce()) -> Duration {
     let begin = Instant::now();
     work();
     begin.elapsed()
@@ -170,9 +170,9 @@ mod tests {
 
     #[test]
     fn guest_and_host_run_the_same_loop() {
-        assert_eq!(counting_code(0x0102_0304), [0xb9, 4, 3, 2, 1, 0x49, 0x75, 0xfd, 0xf4]);
-        let short = time(|| count(1));
-        let long = time(|| count(50_000_000));
+        assert_eq!(timing_loop_code(0x0102_0304), [0xb9, 4, 3, 2, 1, 0x49, 0x75, 0xfd, 0xf4]);
+        let short = time_of(|| run_timing_loop(1));
+        let long = time_of(|| run_timing_loop(50_000_000));
         assert!(long > short, "{long:?} is not longer than {short:?}");
     }
 }

@@ -21,13 +21,13 @@ pub struct Resources {
     /// Guest memory at boot in bytes.
     pub memory_size: u64,
     /// Most guest memory at run time in bytes: the host's memory.
-    pub memory_most: u64,
+    pub max_memory_size: u64,
     /// Most bytes that one process of the host may allocate at once: the host's memory and swap.
-    pub overcommit_most: u64,
+    pub max_allocation: u64,
     /// Number of vCPUs at boot, 1 to [`MAX_VCPUS`].
     pub vcpus: u8,
     /// Most vCPUs at run time; at least `vcpus`.
-    pub vcpus_most: u8,
+    pub max_vcpus: u8,
     /// Number of network devices.
     pub network_slots: u8,
     /// The console log, open for appending.
@@ -112,10 +112,10 @@ impl Resources {
         let host = info.ram_total() / MIB;
         Ok(Self {
             memory_size: memory_size(config.memory_mib, host)?,
-            memory_most: host * MIB,
-            overcommit_most: info.ram_total() + info.swap_total(),
+            max_memory_size: host * MIB,
+            max_allocation: info.ram_total() + info.swap_total(),
             vcpus: config.vcpus,
-            vcpus_most: config.vcpus_most.clamp(config.vcpus, MAX_VCPUS),
+            max_vcpus: config.vcpus_most.clamp(config.vcpus, MAX_VCPUS),
             network_slots: config.network_slots,
             kernel: OpenFile::open("guest kernel", &config.kernel)?,
             initramfs: OpenFile::open("initramfs", &config.initramfs)?,
@@ -188,20 +188,20 @@ mod tests {
     fn a_valid_configuration_opens_every_file() {
         let directory = tempfile::tempdir().unwrap();
         let resources = Resources::open(&config(directory.path())).unwrap();
-        assert!(resources.memory_most > resources.memory_size);
+        assert!(resources.max_memory_size > resources.memory_size);
         assert_eq!((resources.memory_size, resources.kernel.length, resources.initramfs.length), (64 << 20, 7, 14));
-        assert_eq!((resources.vcpus, resources.vcpus_most), (1, 3));
+        assert_eq!((resources.vcpus, resources.max_vcpus), (1, 3));
         assert!(resources.console_log.is_some() && directory.path().join("console").exists());
     }
 
     #[test]
-    fn the_most_vcpus_are_between_those_at_boot_and_the_limit() {
+    fn the_maximum_of_vcpus_is_between_those_at_boot_and_the_limit() {
         let directory = tempfile::tempdir().unwrap();
-        let most = |vcpus, vcpus_most| {
+        let max_vcpus = |vcpus, vcpus_most| {
             let config = SandboxConfig { vcpus, vcpus_most, ..config(directory.path()) };
-            Resources::open(&config).unwrap().vcpus_most
+            Resources::open(&config).unwrap().max_vcpus
         };
-        assert_eq!((most(2, 0), most(2, 8), most(1, 200)), (2, 8, 64));
+        assert_eq!((max_vcpus(2, 0), max_vcpus(2, 8), max_vcpus(1, 200)), (2, 8, 64));
     }
 
     #[test]

@@ -66,7 +66,7 @@ pub fn set_up_vcpu(vcpu: &VcpuFd, id: u8, cpuid: &CpuidTemplate) -> Result<(), V
 ///
 /// # Errors
 /// KVM refused.
-pub fn connect_vcpu(vcpu: &VcpuFd) -> Result<(), VcpuSetupError> {
+pub fn refresh_apic_map(vcpu: &VcpuFd) -> Result<(), VcpuSetupError> {
     vcpu.get_lapic().and_then(|state| vcpu.set_lapic(&state)).map_err(VcpuSetupError::Lapic)
 }
 

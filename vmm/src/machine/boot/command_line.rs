@@ -21,14 +21,14 @@ const VERBOSE: &str = "loglevel=7";
 
 /// The command line of a machine with `devices` virtio-mmio devices.
 ///
-/// `overcommit_most` is the most bytes that one process may allocate at once, as on the host, although the machine may have
+/// `max_allocation` is the most bytes that one process may allocate at once, as on the host, although the machine may have
 /// less memory at boot (`guest-kernel-config/patches/overcommit.patch`). A `verbose` kernel prints all messages.
 #[must_use]
-pub fn command_line(devices: usize, overcommit_most: u64, verbose: bool) -> CString {
+pub fn command_line(devices: usize, max_allocation: u64, verbose: bool) -> CString {
     // The log level comes first: as soon as the console parameter is parsed, the kernel prints all earlier messages of that
     // level.
     let mut line = format!("{} {ALWAYS}", if verbose { VERBOSE } else { QUIET });
-    write!(line, " overcommit_guess={overcommit_most}").expect("writing to a string does not fail");
+    write!(line, " overcommit_guess={max_allocation}").expect("writing to a string does not fail");
     for (address, irq) in layout::virtio_mmio_devices().take(devices) {
         write!(line, " virtio_mmio.device={}@{address:#x}:{irq}", layout::VIRTIO_MMIO_SIZE)
             .expect("writing to a string does not fail");
@@ -55,8 +55,8 @@ mod tests {
 
     #[test]
     fn it_fits_with_every_device() {
-        let most = usize::from(layout::MAX_VIRTIO_DEVICES);
-        assert!(command_line(most, u64::MAX, true).as_bytes_with_nul().len() <= layout::COMMAND_LINE_SIZE);
-        assert_eq!(command_line(most, u64::MAX, true), command_line(most + 1, u64::MAX, true));
+        let max = usize::from(layout::MAX_VIRTIO_DEVICES);
+        assert!(command_line(max, u64::MAX, true).as_bytes_with_nul().len() <= layout::COMMAND_LINE_SIZE);
+        assert_eq!(command_line(max, u64::MAX, true), command_line(max + 1, u64::MAX, true));
     }
 }

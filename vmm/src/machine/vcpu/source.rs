@@ -88,7 +88,7 @@ impl VcpuSource {
         let mut threads = VcpuThreads::new(Arc::clone(&factory.context.stop));
         let add = move |id| {
             let vcpu = factory.create(id)?;
-            arch::connect_vcpu(&vcpu.fd).map_err(|error| MachineError::SetUpVcpu(id, error))?;
+            arch::refresh_apic_map(&vcpu.fd).map_err(|error| MachineError::SetUpVcpu(id, error))?;
             threads.run(vcpu)
         };
         Self::with(count, max_count, Box::new(add))
