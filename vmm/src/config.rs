@@ -1,47 +1,46 @@
-//! What a sandbox's machine is made of, as the runtime asks for it.
+//! The configuration of a sandbox, which the runtime sends in the first request.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// The least guest memory that boots and leaves room for a container, in MiB.
+/// The smallest guest memory that can boot and run a container, in MiB.
 pub const MIN_MEMORY_MIB: u64 = 64;
 
-/// The most vCPUs a guest can have.
+/// Most vCPUs of a guest. The guest kernel is built for as many (`CONFIG_NR_CPUS`).
 pub const MAX_VCPUS: u8 = 64;
 
-/// A sandbox, as asked for. Nothing in it has been opened or checked.
+/// The configuration of a sandbox. Its values are not checked, and its files are not open.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct SandboxConfig {
-    /// Uncompressed ELF kernel with a PVH entry.
+    /// Path of the kernel: an uncompressed ELF file with a PVH entry.
     pub kernel: PathBuf,
-    /// Uncompressed cpio archive that holds the agent as `/init`.
+    /// Path of the initramfs: an uncompressed cpio archive with the agent as `/init`.
     pub initramfs: PathBuf,
-    /// Guest memory in MiB.
+    /// Guest memory at boot in MiB, at least [`MIN_MEMORY_MIB`].
     pub memory_mib: u64,
-    /// Number of vCPUs.
+    /// Number of vCPUs at boot, 1 to [`MAX_VCPUS`].
     pub vcpus: u8,
-    /// Most vCPUs it may be given while it runs. The guest keeps track of as many; less than `vcpus` is as good as `vcpus`.
+    /// Most vCPUs at run time. The guest's kernel allocates data for as many. A value less than `vcpus` means `vcpus`.
     #[serde(default)]
     pub vcpus_most: u8,
-    /// Where to bind the control socket. Its directory exists, is owned by the caller and has mode 0700.
+    /// Path of the control socket, which the VMM creates. Its directory exists, belongs to the caller and has mode 0700.
     pub control_socket: PathBuf,
-    /// File that gets what the guest's kernel prints, every message of it; created or appended to.
+    /// File to which all messages of the guest's kernel are appended. The VMM creates it if it does not exist.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub console_log: Option<PathBuf>,
-    /// Whether the VMM is in a cgroup of its own, where engines look for deaths for want of memory.
+    /// Whether the VMM has a cgroup of its own, in which engines look for OOM kills.
     #[serde(default)]
     pub has_cgroup: bool,
-    /// Network devices, each a slot that an interface can be attached to while the guest runs; at most
-    /// [`crate::net::MAX_SLOTS`].
+    /// Number of network devices, at most [`crate::net::MAX_SLOTS`]. An interface can be attached to each at run time.
     #[serde(default)]
     pub network_slots: u8,
-    /// What to run, in the VMM's own network namespace, when interfaces have come to it or gone while the container runs: a
-    /// program and its arguments. Empty where nobody is to follow them.
+    /// The program and its arguments that the VMM runs when interfaces of its network namespace have changed while the container
+    /// runs. Empty if interfaces are not monitored.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub follow_interfaces: Vec<OsString>,
-    /// The container whose first process decides the sandbox's end: the VMM exits when it did, with its status.
+    /// Id of the main container. When its first process has ended, the VMM exits with that process's status.
     pub main_container: String,
 }

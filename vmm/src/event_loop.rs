@@ -1,16 +1,16 @@
-//! The event loop: one thread that serves the control socket and every device whose system calls do not block.
+//! The event loop: one thread that serves the control socket and all devices whose system calls do not block.
 //!
-//! Whatever it serves is a [`Subscriber`]. The loop owns it; other threads put one in and take it out again with a
-//! [`LoopHandle`], and get it back with its own type.
+//! It owns [`Subscriber`]s. Other threads add and remove them through a [`LoopHandle`]. A removed subscriber is returned with its
+//! original type.
 
 use std::any::Any;
 use std::marker::PhantomData;
 
 use event_manager::{Error, EventManager, MutEventSubscriber, RemoteEndpoint, SubscriberId};
 
-/// Something the loop serves.
+/// A receiver of the loop's events.
 pub trait Subscriber: MutEventSubscriber + Send + 'static {
-    /// Gives up the type, for [`LoopHandle::remove`] to find it again.
+    /// Converts the subscriber to [`Any`], so that [`LoopHandle::remove`] can restore its type.
     fn into_any(self: Box<Self>) -> Box<dyn Any + Send>;
 }
 
@@ -20,23 +20,23 @@ impl<T: MutEventSubscriber + Send + 'static> Subscriber for T {
     }
 }
 
-/// A subscriber as the loop stores it.
+/// A subscriber in the form that the loop stores.
 pub type BoxedSubscriber = Box<dyn Subscriber>;
 
-/// The loop. It runs on the thread that owns it.
+/// The event loop. It runs on the thread that owns it.
 pub type EventLoop = EventManager<BoxedSubscriber>;
 
-/// Proof that a `T` is in the loop.
+/// Identifies a subscriber of type `T` in the loop.
 #[derive(Debug)]
 pub struct Registration<T> {
     id: SubscriberId,
     subscriber: PhantomData<fn() -> T>,
 }
 
-/// Reaches the loop from other threads.
+/// Accesses the loop from other threads.
 ///
-/// Each call waits until the loop thread has done it: a call from the loop thread itself would wait for ever. Inside the
-/// loop, use the [`EventLoop`] itself.
+/// Each call blocks until the loop's thread has executed it. A call from the loop's own thread would block forever; use the
+/// [`EventLoop`] there.
 #[derive(Clone)]
 pub struct LoopHandle(RemoteEndpoint<BoxedSubscriber>);
 
@@ -50,18 +50,18 @@ impl LoopHandle {
     /// Moves `subscriber` into the loop, which calls its `init` before this returns.
     ///
     /// # Errors
-    /// The loop is gone.
+    /// The loop has ended.
     pub fn add<T: Subscriber>(&self, subscriber: T) -> Result<Registration<T>, Error> {
         let boxed: BoxedSubscriber = Box::new(subscriber);
         let id = self.0.call_blocking(move |ops| Ok::<_, Error>(ops.add_subscriber(boxed)))?;
         Ok(Registration { id, subscriber: PhantomData })
     }
 
-    /// Takes a subscriber out of the loop. When this returns, the loop does not touch it any more.
+    /// Removes a subscriber from the loop and returns it. The loop does not access it afterwards.
     ///
     /// # Errors
-    /// The loop is gone.
-    #[expect(clippy::needless_pass_by_value, reason = "the registration ends here")]
+    /// The loop has ended.
+    #[expect(clippy::needless_pass_by_value, reason = "the registration is invalid afterwards")]
     pub fn remove<T: Subscriber>(&self, registration: Registration<T>) -> Result<T, Error> {
         let id = registration.id;
         let boxed = self.0.call_blocking(move |ops| ops.remove_subscriber(id))?;
@@ -81,14 +81,14 @@ mod tests {
 
     struct Counter {
         event: EventFd,
-        seen: u64,
-        told: mpsc::Sender<u64>,
+        total: u64,
+        reports: mpsc::Sender<u64>,
     }
 
     impl MutEventSubscriber for Counter {
         fn process(&mut self, _events: Events, _ops: &mut EventOps) {
-            self.seen += self.event.read().unwrap();
-            self.told.send(self.seen).unwrap();
+            self.total += self.event.read().unwrap();
+            self.reports.send(self.total).unwrap();
         }
 
         fn init(&mut self, ops: &mut EventOps) {
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_subscriber_works_in_the_loop_and_comes_back_with_its_state() {
+    fn a_removed_subscriber_keeps_its_state_and_is_not_served() {
         let (handle_sender, handle_receiver) = mpsc::channel();
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
@@ -111,15 +111,15 @@ mod tests {
         let handle = handle_receiver.recv().unwrap();
         let event = EventFd::new(EFD_NONBLOCK).unwrap();
         let writer = event.try_clone().unwrap();
-        let (told, hear) = mpsc::channel();
-        let registration = handle.add(Counter { event, seen: 0, told }).unwrap();
+        let (reports, receiver) = mpsc::channel();
+        let registration = handle.add(Counter { event, total: 0, reports }).unwrap();
         writer.write(3).unwrap();
-        assert_eq!(hear.recv().unwrap(), 3);
+        assert_eq!(receiver.recv().unwrap(), 3);
         let counter = handle.remove(registration).unwrap();
-        assert_eq!(counter.seen, 3);
+        assert_eq!(counter.total, 3);
         writer.write(1).unwrap();
         stop.store(true, Ordering::SeqCst);
         thread.join().unwrap();
-        assert!(hear.try_recv().is_err(), "the loop served a subscriber it had handed back");
+        assert!(receiver.try_recv().is_err(), "the loop served a removed subscriber");
     }
 }

@@ -1,4 +1,19 @@
-//! vmrt's virtual machine monitor: one process per sandbox, and the only one that touches the guest.
+//! vmrt's virtual machine monitor. Each sandbox has one VMM process, and only this process accesses the guest.
+//!
+//! # Modules
+//! A module uses only modules above it, except for single types: [`arch`] uses the type of guest memory of [`virtio`],
+//! [`control`] the share options of [`fs`], [`virtio`] the register interface of [`machine::bus`], and [`mem`] the error of
+//! [`machine::kvm`].
+//!
+//! 1. [`config`]: the sandbox's configuration, as the runtime sends it.
+//! 2. [`control`]: the protocol of the control socket, and both of its ends. [`timeline`]: times of the start's stages.
+//! 3. [`event_loop`]: the thread that serves the control socket and the devices that never block.
+//!    [`arch`]: memory layout, boot parameters and vCPU state of x86-64.
+//! 4. [`virtio`]: devices, virtqueues and the virtio-mmio transport.
+//! 5. Devices: [`fs`] (virtio-fs), [`vsock`], [`net`] and [`mem`] (virtio-mem).
+//! 6. [`machine`]: KVM, memory, vCPUs and the bus, assembled with the devices. [`probe`] measures the host's KVM.
+//! 7. [`process`]: arguments and log of the `vmrt-vmm` program, and the OOM notifier, which is the same program.
+//! 8. [`sandbox`]: the controller that connects clients, guest and machine.
 
 pub mod arch;
 pub mod config;
@@ -8,16 +23,15 @@ pub mod fs;
 pub mod machine;
 pub mod mem;
 pub mod net;
-pub mod probe;
 pub mod process;
 pub mod sandbox;
-pub mod serial;
 pub mod timeline;
-pub mod victim;
 pub mod virtio;
 pub mod vsock;
 
-/// An error and all its causes, in one line.
+pub use machine::probe;
+
+/// An error and its chain of causes as one line, separated by `: `.
 #[must_use]
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();

@@ -1,4 +1,4 @@
-//! When each stage of this process's one start was reached.
+//! The times at which the stages of the sandbox's start were reached. Each process has one timeline.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -7,12 +7,12 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::control::Stage;
 
-/// Most stages that are kept: a start has about fifteen, later containers of a sandbox add theirs.
+/// Most stages that are recorded. A start has about fifteen, and further containers of a sandbox add theirs.
 const MAX_STAGES: usize = 64;
 
 static TIMELINE: Mutex<Timeline> = Mutex::new(Timeline(Vec::new()));
 
-/// Stages in the order in which they were noted.
+/// Stages in the order in which they were recorded.
 struct Timeline(Vec<Stage>);
 
 impl Timeline {
@@ -29,24 +29,25 @@ impl Timeline {
     }
 }
 
-/// Notes that `name` has just been done.
+/// Records that the stage `name` was reached now.
 pub fn mark(name: &str) {
     mark_at(name, now_ns());
 }
 
-/// Notes the guest's own stages. Its clock began with its kernel, and its greeting has just come.
+/// Records the stages of the guest. `hello` has just arrived, and its times are nanoseconds since the start of the guest's
+/// kernel.
 pub fn mark_guest(hello: &Hello) {
     guest_stages(hello, now_ns()).into_iter().for_each(|(name, at_ns)| mark_at(name, at_ns));
 }
 
-/// A guest that lies about its clock is not believed beyond `now`.
+/// The guest's stages on the host's clock, in nanoseconds. A hostile guest cannot set times after `now`.
 fn guest_stages(hello: &Hello, now: u64) -> [(&'static str, u64); 3] {
     let kernel = now.saturating_sub(hello.ready_ns);
     let agent = kernel.saturating_add(hello.started_ns).min(now);
     [("guest kernel keeps time", kernel), ("agent runs", agent), ("agent ready", now)]
 }
 
-/// The stages so far, earliest first.
+/// The recorded stages, earliest first.
 #[must_use]
 pub fn stages() -> Vec<Stage> {
     timeline().sorted()
@@ -61,7 +62,7 @@ fn timeline() -> MutexGuard<'static, Timeline> {
 }
 
 fn now_ns() -> u64 {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("every Linux has a monotonic clock");
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("Linux always has a monotonic clock");
     u64::try_from(now.tv_sec() * 1_000_000_000 + now.tv_nsec()).expect("time since boot is not negative")
 }
 
@@ -69,9 +70,9 @@ fn now_ns() -> u64 {
 mod tests {
     use super::*;
 
-    // Not on the process's own timeline: other tests fill that.
+    // Other tests fill the process's timeline, so this test uses its own.
     #[test]
-    fn stages_come_in_the_order_of_their_times_and_are_bounded() {
+    fn stages_are_sorted_by_time_and_bounded() {
         let mut timeline = Timeline(Vec::new());
         timeline.mark("second", now_ns());
         timeline.mark("first", 1);
@@ -82,10 +83,10 @@ mod tests {
     }
 
     #[test]
-    fn the_guests_stages_are_put_on_the_hosts_clock() {
+    fn the_guests_stages_are_converted_to_the_hosts_clock() {
         let hello = |started_ns, ready_ns| Hello { version: 1, kernel: String::new(), started_ns, ready_ns };
         let times = |hello| guest_stages(&hello, 1000).map(|(_, at_ns)| at_ns);
         assert_eq!(times(hello(200, 300)), [700, 900, 1000]);
-        assert_eq!(times(hello(u64::MAX, u64::MAX)), [0, 1000, 1000], "a guest that lies");
+        assert_eq!(times(hello(u64::MAX, u64::MAX)), [0, 1000, 1000], "a hostile guest");
     }
 }

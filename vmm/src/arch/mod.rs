@@ -1,4 +1,4 @@
-//! Everything that depends on the processor's architecture.
+//! Code that depends on the processor's architecture.
 
 #[cfg(not(target_arch = "x86_64"))]
 compile_error!("vmrt runs on x86-64 only");

@@ -1,36 +1,35 @@
-//! `vmrt-vmm`: one sandbox, from its configuration to its exit status.
+//! `vmrt-vmm`: runs one sandbox, from its configuration to its exit status.
 //!
-//! Started by the runtime, with one end of a socket pair as an open descriptor. See `vmm::sandbox` for how it ends.
+//! The runtime starts it with one end of a socket pair as an open descriptor. [`vmm::sandbox`] describes how it ends.
 
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
-use vmm::process::{Options, ProcessError, USAGE};
-use vmm::victim;
+use vmm::process::{Options, ProcessError, USAGE, oom_notifier};
 
-/// Exit status of a VMM that could not make its sandbox.
+/// Exit status of a VMM that could not start its sandbox.
 const NO_SANDBOX: u8 = 1;
 
 fn start() -> Result<(Options, UnixStream), ProcessError> {
     let options = Options::parse(std::env::args_os().skip(1))?;
-    // SAFETY: this process has only just begun and uses no descriptor but the standard streams.
+    // SAFETY: the process has just started and uses no descriptors but the standard streams.
     let control = unsafe { options.take_control() }?;
     options.start_log()?;
     std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
     Ok((options, control))
 }
 
-/// What has to be said is read by the VMM.
-fn be_a_victim() -> ExitCode {
-    if let Err(error) = victim::run() {
+/// Runs the OOM notifier. The VMM reads the error from its standard output.
+fn run_oom_notifier() -> ExitCode {
+    if let Err(error) = oom_notifier::run() {
         println!("{}", vmm::chain(&error));
     }
     NO_SANDBOX.into()
 }
 
 fn main() -> ExitCode {
-    if std::env::args_os().nth(1).is_some_and(|argument| argument == victim::ARGUMENT) {
-        return be_a_victim();
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == oom_notifier::ARGUMENT) {
+        return run_oom_notifier();
     }
     vmm::timeline::mark("VMM runs");
     let (options, control) = match start() {
@@ -42,8 +41,8 @@ fn main() -> ExitCode {
     };
     match vmm::sandbox::run(control) {
         Ok(status) => {
-            if let Err(error) = options.leave_status(status) {
-                tracing::error!(%error, "cannot leave the exit status {status} behind");
+            if let Err(error) = options.write_exit_status(status) {
+                tracing::error!(%error, "cannot write the exit status {status}");
             }
             status.into()
         }

@@ -1,7 +1,7 @@
 //! The runtime's end of a control connection.
 //!
-//! The other end may be a compromised VMM: frames are bounded, every wait has a deadline, an answer nobody asked for
-//! ends the connection, and descriptors it sends are dropped by the kernel because none are ever asked for.
+//! The VMM may be compromised. The size of a frame is bounded, and a wait ends at its deadline. An answer without a pending
+//! request is an error. The kernel drops descriptors that the VMM sends, because the client never receives any.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io::{self, IoSlice};
@@ -20,20 +20,20 @@ use thiserror::Error;
 
 use super::{Answer, Call, Reply, Request};
 
-/// How long connecting, and handing a whole request over, may take. A VMM's event loop never blocks, so it takes
-/// microseconds unless the VMM is stopped.
-const HANDOVER_DEADLINE: Duration = Duration::from_secs(10);
+/// Time for connecting, and for sending a whole request. A VMM's event loop never blocks, so each takes microseconds unless the
+/// VMM is stopped.
+const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How many bytes are read from the connection at once.
+/// Bytes read at once.
 const CHUNK: usize = 16 << 10;
 
-/// Why a request was not answered with a reply.
+/// Why a request has no reply.
 #[derive(Debug, Error)]
 pub enum ClientError {
-    /// The sandbox's control socket does not take the connection.
+    /// The control socket refused the connection.
     #[error("cannot connect to {}", path.display())]
     Connect {
-        /// The socket.
+        /// The socket's path.
         path: PathBuf,
         /// The cause.
         source: io::Error,
@@ -41,19 +41,19 @@ pub enum ClientError {
     /// A system call on the connection failed.
     #[error("connection to the sandbox failed")]
     Io(#[from] io::Error),
-    /// What came is no frame, or the request makes none.
+    /// A received frame is invalid, or the request does not fit into a frame.
     #[error("bad message on the connection to the sandbox")]
     Frame(#[from] FrameError),
-    /// The VMM closed the connection, or is gone.
+    /// The VMM closed the connection or ended.
     #[error("the sandbox closed the connection")]
     Closed,
-    /// The answer did not come in time.
+    /// The answer did not arrive in time.
     #[error("the sandbox did not answer within {0:?}")]
     Timeout(Duration),
-    /// The answer belongs to no request of ours.
+    /// An answer without a pending request.
     #[error("the sandbox answered request {0}, which was not asked")]
     UnknownAnswer(u64),
-    /// The request was carried out as far as it could be, and failed.
+    /// The request failed in the VMM or in the guest.
     #[error(transparent)]
     Failure(#[from] Failure),
 }
@@ -63,11 +63,11 @@ pub enum ClientError {
 pub struct Client {
     stream: UnixStream,
     next_id: u64,
-    /// Requests that were sent and not answered.
-    asked: BTreeSet<u64>,
-    /// Answers that came while another one was waited for; at most one for each id that was asked.
-    early: VecDeque<Answer>,
-    /// Bytes that make no whole frame yet.
+    /// Ids of the requests that were not answered.
+    pending: BTreeSet<u64>,
+    /// Answers that arrived while [`Client::call`] waited for another one; at most one for each pending request.
+    queued: VecDeque<Answer>,
+    /// Received bytes of an incomplete frame.
     received: Vec<u8>,
 }
 
@@ -75,48 +75,48 @@ impl Client {
     /// Connects to a sandbox's `control.sock`.
     ///
     /// # Errors
-    /// [`ClientError::Connect`] when nobody listens there, or the VMM is stopped and its backlog is full.
+    /// [`ClientError::Connect`] if no process listens on the socket, or if the VMM is stopped and its backlog is full.
     pub fn connect(path: &Path) -> Result<Self, ClientError> {
         let stream =
             connect_stream(path).map_err(|error| ClientError::Connect { path: path.into(), source: error.into() })?;
         Ok(Self::from_stream(stream))
     }
 
-    /// Speaks over a connected socket, such as one end of the pair whose other end the VMM inherits.
+    /// A client over a connected socket, for example one end of the socket pair whose other end the VMM inherits.
     #[must_use]
     pub fn from_stream(stream: UnixStream) -> Self {
-        Self { stream, next_id: 1, asked: BTreeSet::new(), early: VecDeque::new(), received: Vec::new() }
+        Self { stream, next_id: 1, pending: BTreeSet::new(), queued: VecDeque::new(), received: Vec::new() }
     }
 
     /// Sends a request with its descriptors and returns its id, without waiting for the answer.
     ///
     /// # Errors
-    /// When the request makes no frame, or the VMM does not take it within ten seconds.
+    /// The request does not fit into a frame, the connection failed, or the VMM did not receive the request within ten seconds.
     pub fn send(&mut self, request: &Request, fds: &[BorrowedFd]) -> Result<u64, ClientError> {
         let id = self.next_id;
         let bytes = frame::encode(&Call { id, request: request.clone() })?;
         let fds: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
-        self.hand_over(&bytes, &fds)?;
+        self.send_bytes(&bytes, &fds)?;
         self.next_id += 1;
-        self.asked.insert(id);
+        self.pending.insert(id);
         Ok(id)
     }
 
-    /// The next answer, to whichever request; `None` waits for ever.
+    /// Returns the next answer to any request. With `None` there is no timeout.
     ///
     /// # Errors
-    /// When none comes before `timeout` is over, or the connection failed or was closed.
+    /// No answer arrived within `timeout`, or the connection failed or was closed.
     pub fn receive(&mut self, timeout: Option<Duration>) -> Result<Answer, ClientError> {
-        match self.early.pop_front() {
+        match self.queued.pop_front() {
             Some(answer) => Ok(answer),
             None => self.next_answer(Deadline::after(timeout)),
         }
     }
 
-    /// Sends a request and waits for its answer; answers to other requests stay for [`Client::receive`].
+    /// Sends a request and waits for its answer. Answers to other requests are queued for [`Client::receive`].
     ///
     /// # Errors
-    /// As [`Client::send`] and [`Client::receive`], and [`ClientError::Failure`] when the request failed.
+    /// As [`Client::send`] and [`Client::receive`], and [`ClientError::Failure`] if the request failed.
     pub fn call(
         &mut self,
         request: &Request,
@@ -130,16 +130,16 @@ impl Client {
             if answer.id == id {
                 return Ok(answer.result?);
             }
-            self.early.push_back(answer);
+            self.queued.push_back(answer);
         }
     }
 
-    fn hand_over(&self, bytes: &[u8], fds: &[RawFd]) -> Result<(), ClientError> {
-        let deadline = Deadline::after(Some(HANDOVER_DEADLINE));
+    fn send_bytes(&self, bytes: &[u8], fds: &[RawFd]) -> Result<(), ClientError> {
+        let deadline = Deadline::after(Some(SEND_TIMEOUT));
         let mut sent = 0;
         while sent < bytes.len() {
             let rights = [ControlMessage::ScmRights(fds)];
-            // The descriptors go with the frame's first byte, once.
+            // The descriptors are passed once, with the frame's first byte.
             let control = if sent == 0 && !fds.is_empty() { &rights[..] } else { &[] };
             let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
             let rest = [IoSlice::new(&bytes[sent..])];
@@ -154,10 +154,11 @@ impl Client {
         Ok(())
     }
 
+    /// Waits for a frame and checks that it answers a pending request.
     fn next_answer(&mut self, deadline: Deadline) -> Result<Answer, ClientError> {
         loop {
             if let Some(answer) = frame::take::<Answer>(&mut self.received)? {
-                if !self.asked.remove(&answer.id) {
+                if !self.pending.remove(&answer.id) {
                     return Err(ClientError::UnknownAnswer(answer.id));
                 }
                 return Ok(answer);
@@ -167,6 +168,7 @@ impl Client {
         }
     }
 
+    /// Reads once. It does not block.
     fn fill(&mut self) -> Result<(), ClientError> {
         let mut chunk = [0; CHUNK];
         match socket::recv(self.stream.as_raw_fd(), &mut chunk, MsgFlags::MSG_DONTWAIT) {
@@ -189,14 +191,14 @@ impl AsFd for Client {
 
 fn connect_stream(path: &Path) -> nix::Result<UnixStream> {
     let fd: OwnedFd = socket::socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-    // Bounds the wait for a place in the listener's backlog.
-    let patience = TimeVal::new(HANDOVER_DEADLINE.as_secs().try_into().unwrap_or(i64::MAX), 0);
-    socket::setsockopt(&fd, sockopt::SendTimeout, &patience)?;
+    // The send timeout also limits how long `connect` waits for a full backlog.
+    let timeout = TimeVal::new(SEND_TIMEOUT.as_secs().try_into().unwrap_or(i64::MAX), 0);
+    socket::setsockopt(&fd, sockopt::SendTimeout, &timeout)?;
     socket::connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
     Ok(fd.into())
 }
 
-/// The end of a wait, and how long the wait was meant to be.
+/// The end of a wait and its original duration; `None` for a wait without a timeout.
 #[derive(Clone, Copy)]
 struct Deadline(Option<(Instant, Duration)>);
 
@@ -205,14 +207,14 @@ impl Deadline {
         Self(timeout.and_then(|timeout| Some((Instant::now().checked_add(timeout)?, timeout))))
     }
 
-    /// Waits until `fd` is ready, or closed.
+    /// Waits until `fd` is ready for `events`, or closed.
     fn wait(self, fd: BorrowedFd, events: PollFlags) -> Result<(), ClientError> {
         loop {
             let left = match self.0 {
                 None => PollTimeout::NONE,
                 Some((end, _)) => {
                     let left = end.saturating_duration_since(Instant::now());
-                    // Rounded up, so that the last millisecond is not spent spinning.
+                    // Rounded up: a rest of less than a millisecond must not become a timeout of 0, which does not wait.
                     PollTimeout::try_from(left.as_micros().div_ceil(1000)).unwrap_or(PollTimeout::MAX)
                 }
             };
@@ -252,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_gets_its_own_answer_and_keeps_the_others() {
+    fn a_call_returns_its_answer_and_queues_the_others() {
         let (mut client, mut vmm) = pair();
         let first = client.send(&wait_request(), &[]).unwrap();
         answer(&mut vmm, first, Ok(Reply::Done));
@@ -263,18 +265,18 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_is_an_error_that_carries_it() {
+    fn a_failure_is_returned_as_an_error() {
         let (mut client, mut vmm) = pair();
         let failure = Failure { kind: FailureKind::NotFound, step: "find c".into(), cause: "no such".into() };
         answer(&mut vmm, 1, Err(failure.clone()));
         match client.call(&Request::Timeline, &[], LONG) {
-            Err(ClientError::Failure(got)) => assert_eq!(got, failure),
+            Err(ClientError::Failure(actual)) => assert_eq!(actual, failure),
             other => panic!("{other:?}"),
         }
     }
 
     #[test]
-    fn an_answer_nobody_asked_for_and_garbage_are_refused() {
+    fn an_answer_without_a_request_and_an_invalid_frame_are_errors() {
         let (mut client, mut vmm) = pair();
         answer(&mut vmm, 9, Ok(Reply::Done));
         assert!(matches!(client.receive(LONG), Err(ClientError::UnknownAnswer(9))));
@@ -283,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_the_vmm_is_told_at_once() {
+    fn the_end_of_the_vmm_is_an_error_at_once() {
         let (mut client, vmm) = pair();
         drop(vmm);
         assert!(matches!(client.receive(LONG), Err(ClientError::Closed)));
@@ -291,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn one_byte_a_while_does_not_stretch_the_deadline() {
+    fn slowly_arriving_bytes_do_not_extend_the_deadline() {
         let (mut client, mut vmm) = pair();
         vmm.write_all(&1000_u32.to_le_bytes()).unwrap();
         let trickle = thread::spawn(move || {
@@ -310,13 +312,13 @@ mod tests {
     }
 
     #[test]
-    fn a_request_larger_than_the_socket_buffer_arrives_whole() {
+    fn a_request_larger_than_the_socket_buffer_is_sent_whole() {
         let (mut client, mut vmm) = pair();
         let name = "x".repeat(1 << 20);
         let request = Request::RemoveShare { name: name.clone() };
         let reader = thread::spawn(move || {
             let call: Call = frame::read(&mut vmm).unwrap().unwrap();
-            let Request::RemoveShare { name } = call.request else { panic!("another request came") };
+            let Request::RemoveShare { name } = call.request else { panic!("unexpected request") };
             let mut rest = Vec::new();
             vmm.read_to_end(&mut rest).unwrap();
             (name, rest.len())
@@ -327,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_listening_is_an_error_with_the_path() {
+    fn a_missing_control_socket_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let error = Client::connect(&dir.path().join("control.sock")).unwrap_err();
         assert!(matches!(error, ClientError::Connect { ref source, .. } if source.kind() == io::ErrorKind::NotFound));

@@ -1,4 +1,4 @@
-//! The VMM's end of a control connection. Nothing here ever blocks.
+//! The VMM's end of a control connection. No call blocks.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSliceMut};
@@ -15,22 +15,22 @@ use super::{Answer, Call};
 /// Bytes read at once.
 const CHUNK: usize = 16 << 10;
 
-/// Descriptors a client may pass with one request, and that may wait for the rest of their request.
+/// Most descriptors that a client may pass with one request, and that may be queued for an incomplete request.
 const MAX_FDS: usize = 64;
 
-/// Bytes of answers that may wait for a client that does not read.
+/// Most bytes of answers that are buffered for a client that does not read.
 const MAX_UNSENT: usize = 1 << 20;
 
-/// Why a connection ended.
+/// Why a connection is unusable.
 #[derive(Debug, Error)]
 pub enum ConnectionError {
     /// The client closed it.
     #[error("the client closed the connection")]
     Closed,
-    /// The client sent what is no request.
+    /// The client sent a frame that is not a request.
     #[error("bad request")]
     Frame(#[from] FrameError),
-    /// The client passed more descriptors than any request needs.
+    /// The client passed more descriptors than any request has.
     #[error("too many descriptors")]
     TooManyDescriptors,
     /// The client does not read its answers.
@@ -46,22 +46,22 @@ pub enum ConnectionError {
 pub struct Connection {
     stream: UnixStream,
     received: Vec<u8>,
-    /// Descriptors that came, in the order of the requests they belong to.
+    /// Received descriptors in the order of their requests.
     fds: VecDeque<OwnedFd>,
     unsent: Vec<u8>,
 }
 
 impl Connection {
-    /// Serves a client over a connected socket.
+    /// A connection over a connected socket.
     #[must_use]
     pub fn new(stream: UnixStream) -> Self {
         Self { stream, received: Vec::new(), fds: VecDeque::new(), unsent: Vec::new() }
     }
 
-    /// The next request; `None` if no whole one has come yet.
+    /// The next request; `None` if no whole one has been received.
     ///
     /// # Errors
-    /// The client closed the connection, or breaks its rules.
+    /// The client closed the connection or violated the protocol.
     pub fn next_call(&mut self) -> Result<Option<Call>, ConnectionError> {
         loop {
             if let Some(call) = frame::take(&mut self.received)? {
@@ -73,25 +73,26 @@ impl Connection {
         }
     }
 
-    /// The descriptors of the request that came last; `None` if fewer came than it needs.
+    /// The descriptors of the request that [`Connection::next_call`] returned last, whose ownership passes to the caller; `None`
+    /// if fewer than `count` were received.
     pub fn take_fds(&mut self, count: usize) -> Option<Vec<OwnedFd>> {
         (self.fds.len() >= count).then(|| self.fds.drain(..count).collect())
     }
 
-    /// Sends an answer, or keeps what the socket does not take for [`Connection::flush`].
+    /// Sends an answer. Bytes that the socket does not take are buffered for [`Connection::flush`].
     ///
     /// # Errors
-    /// The client is gone, or has not read its answers for too long.
+    /// The client closed the connection, or too many bytes are buffered.
     pub fn send(&mut self, answer: &Answer) -> Result<(), ConnectionError> {
         self.unsent.extend(frame::encode(answer)?);
         self.flush()?;
         if self.unsent.len() > MAX_UNSENT { Err(ConnectionError::Stuck) } else { Ok(()) }
     }
 
-    /// Sends what was kept, as far as the socket takes it.
+    /// Sends buffered bytes as far as the socket takes them.
     ///
     /// # Errors
-    /// The client is gone.
+    /// The client closed the connection, or a system call failed.
     pub fn flush(&mut self) -> Result<(), ConnectionError> {
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         while !self.unsent.is_empty() {
@@ -106,13 +107,13 @@ impl Connection {
         Ok(())
     }
 
-    /// Whether [`Connection::flush`] has something to do.
+    /// Whether bytes are buffered.
     #[must_use]
     pub fn has_unsent(&self) -> bool {
         !self.unsent.is_empty()
     }
 
-    /// Reads once; false if there is nothing to read now.
+    /// Reads once; false if nothing can be read now.
     fn fill(&mut self) -> Result<bool, ConnectionError> {
         let start = self.received.len();
         self.received.resize(start + CHUNK, 0);
@@ -121,6 +122,7 @@ impl Connection {
         Ok(result?.is_some())
     }
 
+    /// Receives bytes to `received[start..]`, and descriptors. Returns the number of bytes; `None` if nothing can be read now.
     fn receive_to(&mut self, start: usize) -> Result<Option<usize>, ConnectionError> {
         let mut space = nix::cmsg_space!([RawFd; MAX_FDS]);
         let mut buffer = [IoSliceMut::new(&mut self.received[start..])];
@@ -133,7 +135,7 @@ impl Connection {
         };
         for control in message.cmsgs().map_err(|_| ConnectionError::TooManyDescriptors)? {
             if let ControlMessageOwned::ScmRights(fds) = control {
-                // SAFETY: the kernel has just made these descriptors for us, and nobody else knows their numbers.
+                // SAFETY: the kernel has just created these descriptors in this process, and nothing else owns them.
                 self.fds.extend(fds.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
             }
         }
@@ -168,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn descriptors_come_with_their_requests() {
+    fn descriptors_are_returned_with_their_requests() {
         let (mut connection, client) = pair();
         let mut client = Client::from_stream(client);
         let (reader, writer) = std::io::pipe().unwrap();
@@ -191,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn more_descriptors_than_any_request_needs_end_the_connection() {
+    fn too_many_descriptors_are_an_error() {
         let (mut connection, client) = pair();
         let mut client = Client::from_stream(client);
         let null = std::fs::File::open("/dev/null").unwrap();
@@ -200,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn garbage_ends_the_connection_before_it_costs_memory() {
+    fn an_invalid_frame_is_an_error_before_memory_is_allocated() {
         let (mut connection, mut client) = pair();
         client.write_all(&[0xff; 100]).unwrap();
         assert!(matches!(connection.next_call(), Err(ConnectionError::Frame(FrameError::TooLarge(_)))));
@@ -210,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn half_a_request_waits_and_does_not_block() {
+    fn an_incomplete_request_does_not_block() {
         let (mut connection, mut client) = pair();
         let bytes = frame::encode(&Call { id: 1, request: Request::Timeline }).unwrap();
         client.write_all(&bytes[..7]).unwrap();
@@ -222,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_does_not_read_is_given_up_and_never_waited_for() {
+    fn a_client_that_does_not_read_is_an_error() {
         let (mut connection, client) = pair();
         let answer = Answer { id: 1, result: Ok(Reply::Done) };
         let result = (0..100_000).try_for_each(|_| connection.send(&answer));
@@ -231,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_slow_client_left_is_sent_later() {
+    fn buffered_answers_are_sent_when_the_client_reads() {
         let (mut connection, mut client) = pair();
         let answer = Answer { id: 1, result: Ok(Reply::Done) };
         let mut count = 0;

@@ -1,9 +1,9 @@
-//! The control socket: how the runtime's commands reach a sandbox.
+//! The protocol of the control socket, over which the runtime controls a sandbox.
 //!
-//! A connection carries frames ([`agent::frame`]): [`Call`]s from the client, one [`Answer`] for each from the VMM, in
-//! any order. Descriptors travel as `SCM_RIGHTS` with the frame of the request that needs them. The first connection
-//! is a socket pair the VMM inherits; its first request is [`Request::Configure`], and requests behind it may be sent
-//! without waiting. Every other client connects to `control.sock`.
+//! A connection carries frames ([`agent::frame`]). The client sends [`Call`]s, and the VMM sends one [`Answer`] to each, in any
+//! order. Descriptors are passed as `SCM_RIGHTS` with the frame of the request that needs them. The first connection is a
+//! socket pair that the VMM inherits. Its first request is [`Request::Configure`] or [`Request::Join`]; the client may send
+//! further requests without waiting for the answer. All other clients connect to `control.sock`.
 
 mod client;
 mod connection;
@@ -24,18 +24,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::SandboxConfig;
 
-/// The descriptors behind a process's standard streams, in the order in which they are passed.
+/// The descriptors of a process's standard streams, in the order in which they are passed.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StdioFds {
-    /// Two descriptors: a terminal, already in raw mode, to read from, and the same or something else to write to.
+    /// Two descriptors: a terminal in raw mode for the input, and the same or another descriptor for the output.
     Terminal {
-        /// Size the guest's terminal starts with, where known.
+        /// Initial size of the guest's terminal, if known.
         size: Option<TerminalSize>,
-        /// Whether lines end as they are written, without a carriage return: the output goes to no terminal.
+        /// Whether the guest's terminal adds no carriage return to the end of a line, because the output goes to no terminal.
         bare_lines: bool,
     },
-    /// Up to three descriptors: those of the streams that are true.
+    /// Up to three descriptors: one for each stream that is `true`.
     Streams {
         /// Whether there is a standard input.
         stdin: bool,
@@ -47,7 +47,7 @@ pub enum StdioFds {
 }
 
 impl StdioFds {
-    /// How many descriptors come with it.
+    /// Number of descriptors that are passed with it.
     #[must_use]
     pub fn count(self) -> usize {
         match self {
@@ -57,33 +57,33 @@ impl StdioFds {
     }
 }
 
-/// A container to make. Paths in the specification are the guest's.
+/// A container to create. Paths in the specification are paths in the guest.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct NewContainer {
     /// Its id.
     pub container: String,
     /// The OCI specification.
     pub spec: Spec,
-    /// Its bundle's directory on the host, which hooks are told.
+    /// The bundle's directory on the host, for the state that hooks receive.
     pub bundle: PathBuf,
-    /// Streams of its first process.
+    /// Standard streams of its first process.
     pub stdio: StdioFds,
-    /// The filter of its system calls, in the place of `linux.seccomp`.
+    /// The seccomp filter, which replaces `linux.seccomp` of the specification.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seccomp: Option<SeccompFilter>,
     /// Interfaces of its network namespace.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub interfaces: Vec<Interface>,
-    /// Sources of its bind mounts that are in no share.
+    /// Sources of its bind mounts that are not in a share.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub special_files: Vec<SpecialFile>,
-    /// It asks the name server at [`agent::NAME_SERVER`] in the VMM's network namespace.
+    /// Whether the container uses the name server at [`agent::NAME_SERVER`] of the VMM's network namespace.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub name_server: bool,
 }
 
 impl NewContainer {
-    /// How many descriptors come with it: of streams, of interfaces and of sockets.
+    /// Numbers of the descriptors that are passed with it: of streams, of interfaces and of sockets.
     #[must_use]
     pub fn counts(&self) -> [usize; 3] {
         let sockets = self.special_files.iter().filter(|file| file.kind == SpecialKind::Socket);
@@ -91,94 +91,95 @@ impl NewContainer {
     }
 }
 
-/// What a client asks for.
+/// A request of a client.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
-    /// Make and start the machine. Only first, and only on the inherited connection. Answered when the vCPUs run.
+    /// Build and start the machine. Only valid as the first request of the inherited connection. Answered when the vCPUs run.
     Configure(SandboxConfig),
-    /// Stand in for a container of another sandbox: end when it does, with its status, and hand signals on to it. Only first,
-    /// and only on the inherited connection; comes with a connection to that sandbox, over which the container was made.
+    /// Be the proxy of a container in another sandbox: forward signals to it, and end with its exit status when it ends. Only
+    /// valid as the first request of the inherited connection. Passes the connection to that sandbox over which the container
+    /// is created.
     Join {
         /// The container's id.
         container: String,
     },
-    /// Let the guest see a directory or file; comes with one `O_PATH` descriptor of it.
+    /// Share a directory or file with the guest. Passes an `O_PATH` descriptor of it.
     AddShare {
         /// Its name: `CONTAINER/rootfs` or `CONTAINER/VOLUME`.
         name: String,
-        /// How it is served.
+        /// Options of the share.
         options: ShareOptions,
     },
-    /// Take a share away. What the guest still has open of it answers `ESTALE`.
+    /// Remove a share. Files of it that the guest has open return `ESTALE`.
     RemoveShare {
         /// Its name.
         name: String,
     },
-    /// Make a container; comes with the descriptors of its streams, behind them a tap for each interface, and an `O_PATH`
-    /// descriptor of each socket among its special files.
+    /// Create a container. Passes the descriptors of its streams, then a tap for each interface, then an `O_PATH` descriptor of
+    /// each socket among its special files.
     Create(Box<NewContainer>),
-    /// Give a container a further interface; comes with its tap.
+    /// Add a network interface to a container. Passes its tap.
     AddInterface {
         /// The container's id.
         container: String,
         /// The interface.
         interface: Box<Interface>,
-        /// As [`NewContainer::name_server`], for a container that did not ask it until now.
+        /// As [`NewContainer::name_server`], for a container that did not use the name server before.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         name_server: bool,
     },
-    /// Change network interfaces of a container. What any of them loses goes before one gets anything.
+    /// Change network interfaces of a container. All removals, from any of the interfaces, precede all additions.
     ChangeInterfaces {
         /// The container's id.
         container: String,
-        /// The changes, at most one of each interface.
+        /// The changes, at most one for each interface.
         changes: Vec<InterfaceChange>,
     },
-    /// Take an interface away from a container. Its device can be used again when its tap is gone.
+    /// Remove a network interface from a container. Its device can be used again after its tap was deleted.
     RemoveInterface {
         /// The container's id.
         container: String,
         /// The interface's name.
         name: String,
     },
-    /// Execute a created container's program.
+    /// Execute the program of a created container.
     Start {
         /// The container's id.
         container: String,
     },
-    /// Run a further process; comes with the descriptors of `stdio`.
+    /// Execute a further process in a container. Passes the descriptors of `stdio`.
     Exec {
         /// Its id; `exec` is present.
         process: ProcessId,
-        /// What to run.
+        /// The process's specification.
         spec: Box<Process>,
-        /// Its streams.
+        /// Its standard streams.
         stdio: StdioFds,
-        /// A cgroup below the container's, which exists, to run it in.
+        /// An existing cgroup below the container's, in which the process runs.
         cgroup: Option<PathBuf>,
     },
     /// Send a signal.
     Signal {
-        /// To whom.
+        /// The receiving process.
         process: ProcessId,
-        /// Its number.
+        /// The signal's number.
         signal: i32,
-        /// To every process of the container.
+        /// Whether all processes of the container receive it.
         all: bool,
     },
-    /// Tell a process's terminal its new size.
+    /// Change the size of a process's terminal.
     Resize {
-        /// Whose terminal.
+        /// The process.
         process: ProcessId,
-        /// The size.
+        /// The new size.
         size: TerminalSize,
     },
-    /// Stop every process of a container where it is, or let them go on.
+    /// Freeze or thaw all processes of a container.
     Freeze {
         /// The container's id.
         container: String,
-        /// Whether they shall be stopped.
+        /// `true` to freeze, `false` to thaw.
         frozen: bool,
     },
     /// List the processes of a container. Answered with [`Reply::Processes`].
@@ -186,67 +187,68 @@ pub enum Request {
         /// The container's id.
         container: String,
     },
-    /// Read what a container uses. Answered with [`Reply::Statistics`].
+    /// Read the resource usage of a container. Answered with [`Reply::Statistics`].
     Statistics {
         /// The container's id.
         container: String,
     },
-    /// Set limits of a container. Those that are absent stay as they are.
+    /// Set resource limits of a container. Absent limits do not change.
     Update {
         /// The container's id.
         container: String,
-        /// The limits.
+        /// The new limits.
         resources: Box<LinuxResources>,
     },
-    /// Give the machine more memory, or take some away, but nothing of what it booted with. Answered with [`Reply::Memory`]
-    /// when the guest has done it, or has given back all that it can; fails when it does not take all of it.
+    /// Change the machine's memory. The memory of the boot stays. Answered with [`Reply::Memory`] when the guest has plugged all
+    /// blocks, or has unplugged as many as it can. Fails if the guest does not plug all of them in time.
     SetMemory {
-        /// How much it shall have in MiB.
+        /// The machine's memory in MiB.
         mib: u64,
     },
-    /// Have the guest use more or fewer vCPUs. Answered when it does; fails for more than
-    /// [`SandboxConfig::vcpus_most`] or than KVM runs.
+    /// Change the number of vCPUs that the guest uses. Answered when the guest uses them. Fails for more vCPUs than
+    /// [`SandboxConfig::vcpus_most`] or than KVM supports.
     SetVcpus {
-        /// How many, 1 at least.
+        /// Number of vCPUs, at least 1.
         count: u8,
     },
-    /// Answered with [`Reply::OutOfMemory`] when the guest's kernel has killed processes of the container for want of
-    /// memory more often than the caller knows of.
+    /// Wait for an OOM kill in a container. Answered with [`Reply::OutOfMemory`] when there were more OOM kills than the caller
+    /// knows of.
     AwaitOutOfMemory {
         /// The container's id.
         container: String,
-        /// How often the caller knows of; `None` has the number told at once.
+        /// The number of OOM kills that the caller knows of. With `None` the answer comes at once.
         known: Option<u64>,
     },
-    /// Forget a stopped container.
+    /// Delete a stopped container.
     Delete {
         /// The container's id.
         container: String,
     },
-    /// Answered with [`Reply::Exited`] when the process ended and its output was handed over, whenever that was.
+    /// Wait for the end of a process. Answered with [`Reply::Exited`] when it has ended and all its output was written. The
+    /// process may have ended before the request.
     Wait {
-        /// Which process.
+        /// The process.
         process: ProcessId,
     },
-    /// What state a container is in.
+    /// Read the state of a container. Answered with [`Reply::Status`].
     Status {
         /// The container's id.
         container: String,
     },
-    /// When each stage of the start was reached.
+    /// Read the times of the start's stages. Answered with [`Reply::Timeline`].
     Timeline,
 }
 
-/// A request on the wire.
+/// A frame from the client to the VMM.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Call {
-    /// Chosen by the client; the answer carries it back.
+    /// Chosen by the client. The answer has the same id.
     pub id: u64,
     /// The request.
     pub request: Request,
 }
 
-/// State of a container that the VMM knows.
+/// State of a container.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
@@ -254,7 +256,7 @@ pub enum Status {
     Created,
     /// Its first process runs.
     Running,
-    /// Its processes are stopped where they are.
+    /// Its processes are frozen.
     Paused,
     /// Its first process ended.
     Stopped(ExitStatus),
@@ -263,24 +265,24 @@ pub enum Status {
 /// A stage of the start.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Stage {
-    /// What had been done.
+    /// What has been done.
     pub name: String,
-    /// When, in nanoseconds of the host's `CLOCK_MONOTONIC`.
+    /// The time in nanoseconds of the host's `CLOCK_MONOTONIC`.
     pub at_ns: u64,
 }
 
-/// A request that succeeded.
+/// The result of a request that succeeded.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
-    /// There is nothing to tell.
+    /// The request has no result.
     Done,
-    /// A process was made; its pid in the guest.
+    /// A process was created.
     Process {
-        /// The pid.
+        /// Its pid in the guest.
         pid: i32,
     },
-    /// The process ended so.
+    /// The process's exit status.
     Exited(ExitStatus),
     /// The container's state.
     Status(Status),
@@ -288,19 +290,19 @@ pub enum Reply {
     Timeline(Vec<Stage>),
     /// The processes of a container.
     Processes(ProcessList),
-    /// What a container uses: names and contents of the files of its cgroup in the guest, as `memory.current`.
+    /// The resource usage of a container: names and contents of files of its cgroup in the guest, for example `memory.current`.
     Statistics(BTreeMap<String, String>),
-    /// How often memory has run out in a container.
+    /// The number of OOM kills in a container.
     OutOfMemory(u64),
     /// The machine's memory in MiB.
     Memory(u64),
 }
 
-/// The end of a call.
+/// A frame from the VMM to the client.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Answer {
     /// The call's id.
     pub id: u64,
-    /// How it went.
+    /// The result of the call.
     pub result: Result<Reply, Failure>,
 }

@@ -1,4 +1,4 @@
-//! The machine every sandbox has: its devices, in the order in which the guest finds them.
+//! The machine of a sandbox, with its devices in the order of their addresses.
 
 use std::io;
 
@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use super::exit::ExitReceiver;
 use super::resources::Resources;
-use super::vcpus::VcpuSource;
+use super::vcpu::VcpuSource;
 use super::{Machine, MachineBuilder, MachineError};
 use crate::event_loop::LoopHandle;
 use crate::fs::{FsDevice, FsError, SharesHandle};
@@ -16,50 +16,51 @@ use crate::net::{self, Net, Slots};
 use crate::virtio::rng::Rng;
 use crate::vsock::{Ports, Vsock};
 
-/// Most request queues of the file system device, each with a thread: more do not make a guest faster.
+/// Most request queues of the file system device. Each has a thread; more do not make a guest faster.
 const MAX_REQUEST_QUEUES: u8 = 4;
 
-/// Why a sandbox's machine could not be put together.
+/// Why a sandbox's machine cannot be built.
 #[derive(Debug, Error)]
 pub enum AssemblyError {
-    /// The machine itself.
+    /// The machine cannot be built.
     #[error(transparent)]
     Machine(#[from] MachineError),
-    /// The file system device.
-    #[error("cannot make the file system device")]
+    /// The file system device cannot be created.
+    #[error("cannot create the file system device")]
     Fs(#[from] FsError),
-    /// The socket device.
-    #[error("cannot make the vsock device")]
+    /// The vsock device cannot be created.
+    #[error("cannot create the vsock device")]
     Vsock(#[source] io::Error),
-    /// A network device.
-    #[error("cannot make a network device")]
+    /// A network device cannot be created.
+    #[error("cannot create a network device")]
     Net(#[source] io::Error),
 }
 
-/// A machine, and what reaches it from outside.
-pub struct Assembled {
-    /// The machine.
+/// A machine, and the handles with which the sandbox controls it.
+pub struct AssembledMachine {
+    /// The machine, whose vCPUs do not run yet.
     pub machine: Machine,
-    /// Makes further vCPUs for it.
+    /// Creates further vCPUs.
     pub vcpus: VcpuSource,
-    /// Hears of its end.
+    /// Receives the reason for which the machine ended.
     pub exit: ExitReceiver,
-    /// Its network devices, nothing attached.
+    /// The network devices, with nothing attached.
     pub slots: Slots,
-    /// Gives it more memory, or less.
+    /// Plugs and unplugs memory.
     pub resizer: Resizer,
 }
 
-/// Builds the machine: file system, sockets, entropy, network, memory. The guest sees `shares`, and connects to `ports`.
+/// Builds a machine with virtio-fs, vsock, entropy, network and memory devices. The guest mounts `shares` and connects to
+/// `ports`.
 ///
 /// # Errors
-/// KVM, the kernel or a device is unusable; nothing is left behind.
+/// KVM, the kernel or a device is unusable. Everything that was created is released.
 pub fn assemble(
     resources: Resources,
     event_loop: &LoopHandle,
     shares: SharesHandle,
     ports: Ports,
-) -> Result<Assembled, AssemblyError> {
+) -> Result<AssembledMachine, AssemblyError> {
     let network_slots = resources.network_slots;
     let request_queues = u16::from(resources.vcpus.min(MAX_REQUEST_QUEUES));
     let mut builder = MachineBuilder::new(resources)?;
@@ -75,5 +76,5 @@ pub fn assemble(
     let (resizer, pluggable) = builder.pluggable()?;
     builder.add_device(Mem::new(pluggable, event_loop.clone(), None))?;
     let (machine, vcpus, exit) = builder.build()?;
-    Ok(Assembled { machine, vcpus, exit, slots: Slots::new(slots), resizer })
+    Ok(AssembledMachine { machine, vcpus, exit, slots: Slots::new(slots), resizer })
 }

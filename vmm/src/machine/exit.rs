@@ -1,4 +1,4 @@
-//! How the end of a machine is told: whoever sees it first says why, once.
+//! Reports the end of a machine. Several threads may detect it; the first report counts.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -7,46 +7,46 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-/// Why a machine ended by itself.
+/// Why a machine ended.
 #[derive(Debug, Error)]
 pub enum MachineExit {
-    /// The guest reset its processor, which is also how it powers off.
+    /// The guest reset its processor. A guest also powers off this way.
     #[error("the guest reset its machine")]
     Reset,
     /// The guest's kernel panicked.
     #[error("the guest's kernel panicked: {0}")]
     Panic(String),
-    /// The agent, the guest's first process, could not go on and said why.
-    #[error("the guest's agent gave up: {0}")]
+    /// The agent, which is the guest's first process, failed and printed why.
+    #[error("the guest's agent failed: {0}")]
     Agent(String),
-    /// A vCPU cannot go on.
+    /// A vCPU cannot continue.
     #[error("vCPU {id} stopped")]
     Vcpu {
         /// Number of the vCPU.
         id: u8,
-        /// Why.
+        /// The cause.
         source: VcpuError,
     },
 }
 
-/// Why a vCPU cannot go on.
+/// Why a vCPU cannot continue.
 #[derive(Debug, Error)]
 pub enum VcpuError {
     /// `KVM_RUN` failed.
     #[error("KVM cannot run it")]
     Run(#[source] kvm_ioctls::Error),
-    /// The processor refused the vCPU's state.
+    /// The processor refused the vCPU's state (`KVM_EXIT_FAIL_ENTRY`).
     #[error("the processor refused its state (reason {reason:#x}, on CPU {cpu})")]
     FailEntry {
-        /// Hardware's own code.
+        /// The hardware's reason code.
         reason: u64,
-        /// Host CPU.
+        /// Number of the host CPU.
         cpu: u32,
     },
-    /// KVM gave up, mostly at an instruction that it had to interpret and does not know.
+    /// KVM failed internally (`KVM_EXIT_INTERNAL_ERROR`), mostly at an instruction that it cannot emulate.
     #[error("KVM met an internal error: {kind} (suberror {suberror}, at {rip:#x}, data {data:x?})")]
     Internal {
-        /// The suberror in words.
+        /// Description of the suberror.
         kind: &'static str,
         /// `kvm_run.internal.suberror`.
         suberror: u32,
@@ -55,32 +55,32 @@ pub enum VcpuError {
         /// `kvm_run.internal.data`.
         data: Vec<u64>,
     },
-    /// The guest crashed itself through a paravirtual interface.
+    /// The guest reported a crash through a paravirtual interface (`KVM_EXIT_SYSTEM_EVENT`).
     #[error("the guest reported system event {0}")]
     SystemEvent(u32),
-    /// An exit this machine has no use for.
-    #[error("KVM stopped it for a reason this machine does not know: {0}")]
+    /// The machine does not handle the exit.
+    #[error("KVM returned an exit that the VMM does not handle: {0}")]
     Unknown(String),
 }
 
-/// Tells the end.
+/// Reports the end of the machine.
 #[derive(Debug)]
 pub struct ExitSender {
     sender: SyncSender<MachineExit>,
     event: EventFd,
 }
 
-/// Hears of the end. Its descriptor is readable from then on.
+/// Receives the reported end. Its descriptor becomes readable with the report and stays so.
 #[derive(Debug)]
 pub struct ExitReceiver {
     receiver: Receiver<MachineExit>,
     event: EventFd,
 }
 
-/// Both ends.
+/// Creates a connected sender and receiver.
 ///
 /// # Errors
-/// There is no descriptor left.
+/// No file descriptor is left.
 pub fn channel() -> io::Result<(ExitSender, ExitReceiver)> {
     let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
     let (sender, receiver) = sync_channel(1);
@@ -88,19 +88,19 @@ pub fn channel() -> io::Result<(ExitSender, ExitReceiver)> {
 }
 
 impl ExitSender {
-    /// Says why the machine ended. Only the first reason is heard.
-    pub fn tell(&self, exit: MachineExit) {
+    /// Reports why the machine ended. Reports after the first one are dropped.
+    pub fn report(&self, exit: MachineExit) {
         tracing::debug!(?exit, "the machine ends");
         if self.sender.try_send(exit).is_ok()
             && let Err(error) = self.event.write(1)
         {
-            tracing::error!(%error, "cannot tell that the machine ended");
+            tracing::error!(%error, "cannot report that the machine ended");
         }
     }
 }
 
 impl ExitReceiver {
-    /// Why the machine ended, if it did.
+    /// Why the machine ended. `None` if it runs, or if the reason was taken before.
     #[must_use]
     pub fn take(&self) -> Option<MachineExit> {
         self.receiver.try_recv().ok()
@@ -118,11 +118,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_reason_is_heard_once() {
+    fn the_first_reported_reason_is_received_once() {
         let (sender, receiver) = channel().unwrap();
         assert!(receiver.take().is_none());
-        sender.tell(MachineExit::Panic("out of memory".to_owned()));
-        sender.tell(MachineExit::Reset);
+        sender.report(MachineExit::Panic("out of memory".to_owned()));
+        sender.report(MachineExit::Reset);
         assert_eq!(receiver.event.read().unwrap(), 1);
         assert_eq!(receiver.take().unwrap().to_string(), "the guest's kernel panicked: out of memory");
         assert!(receiver.take().is_none());

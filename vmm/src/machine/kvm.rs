@@ -1,4 +1,4 @@
-//! Opening KVM, and a virtual machine in it.
+//! Opens KVM and creates a virtual machine.
 
 use std::fs::File;
 use std::io;
@@ -14,10 +14,10 @@ use crate::mem::Region;
 use crate::virtio::device::Memory;
 use crate::virtio::registers::RegisterPage;
 
-/// The device that machines are made with.
+/// The KVM device.
 pub const KVM_DEVICE: &str = "/dev/kvm";
 
-/// What the machine cannot do without.
+/// The capabilities that a machine requires.
 const REQUIRED: [(Cap, &str); 8] = [
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
     (Cap::ReadonlyMem, "KVM_CAP_READONLY_MEM"),
@@ -29,50 +29,50 @@ const REQUIRED: [(Cap, &str); 8] = [
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
 ];
 
-/// Why there is no virtual machine.
+/// Why a virtual machine cannot be created.
 #[derive(Debug, Error)]
 pub enum KvmError {
-    /// The device is not there.
+    /// The device does not exist.
     #[error(
         "{KVM_DEVICE} does not exist: load the kvm_intel or kvm_amd module, or enable virtualization in the firmware"
     )]
     Absent,
-    /// The device may not be opened.
+    /// The user has no permission to open the device.
     #[error("{KVM_DEVICE} may not be opened by this user")]
     Denied,
     /// The device cannot be opened.
     #[error("cannot open {KVM_DEVICE}")]
     Open(#[source] io::Error),
-    /// The device speaks another API.
+    /// The device has an unsupported API version.
     #[error("{KVM_DEVICE} has API version {0}, not {KVM_API_VERSION}")]
     Version(i32),
-    /// The host's KVM lacks something.
+    /// The host's KVM lacks a capability.
     #[error("this host's KVM lacks {0}")]
     Missing(&'static str),
-    /// More vCPUs than this host's KVM runs.
-    #[error("this host's KVM runs at most {most} vCPUs, {asked} were asked for")]
+    /// The host's KVM does not support that many vCPUs.
+    #[error("this host's KVM runs at most {max} vCPUs, {requested} were asked for")]
     TooManyVcpus {
-        /// vCPUs asked for.
-        asked: u8,
-        /// vCPUs it runs.
-        most: usize,
+        /// Number of vCPUs asked for.
+        requested: u8,
+        /// Most vCPUs that it supports.
+        max: usize,
     },
-    /// A request was refused.
+    /// KVM refused a request.
     #[error("KVM cannot {0}")]
     Refused(&'static str, #[source] kvm_ioctls::Error),
 }
 
-/// Opens KVM and checks that it can run a machine with `vcpus` vCPUs.
+/// Opens KVM and checks that it can run a machine with `vcpus` vCPUs. The caller owns the returned descriptor.
 ///
 /// # Errors
-/// KVM is absent, may not be used, or lacks something; the error says which.
+/// KVM is absent, may not be used, or lacks a capability.
 pub fn open(vcpus: u8) -> Result<Kvm, KvmError> {
     let device = File::options().read(true).write(true).open(KVM_DEVICE).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => KvmError::Absent,
         io::ErrorKind::PermissionDenied => KvmError::Denied,
         _ => KvmError::Open(error),
     })?;
-    // SAFETY: the descriptor was just opened on the KVM device and is given away here.
+    // SAFETY: the descriptor refers to the KVM device, and `into_raw_fd` has released it to `Kvm`.
     let kvm = unsafe { Kvm::from_raw_fd(device.into_raw_fd()) };
     let version = kvm.get_api_version();
     if u32::try_from(version) != Ok(KVM_API_VERSION) {
@@ -81,13 +81,14 @@ pub fn open(vcpus: u8) -> Result<Kvm, KvmError> {
     if let Some((_, name)) = REQUIRED.into_iter().find(|(capability, _)| !kvm.check_extension(*capability)) {
         return Err(KvmError::Missing(name));
     }
-    let most = kvm.get_max_vcpus();
-    if usize::from(vcpus) > most { Err(KvmError::TooManyVcpus { asked: vcpus, most }) } else { Ok(kvm) }
+    let max = kvm.get_max_vcpus();
+    if usize::from(vcpus) > max { Err(KvmError::TooManyVcpus { requested: vcpus, max }) } else { Ok(kvm) }
 }
 
-/// Creates a virtual machine with `memory`, `registers` where its virtio devices are, and interrupt controllers.
+/// Creates a virtual machine with `memory`, the devices' `registers`, interrupt controllers and a timer.
 ///
-/// Memory comes first: a change of the memory slots waits for every reader that the interrupt controllers brought.
+/// Memory is added before the interrupt controllers: with them, each change of the memory slots has to wait for readers in the
+/// kernel (RCU).
 ///
 /// # Errors
 /// KVM refused.
@@ -99,16 +100,16 @@ pub fn create_vm(kvm: &Kvm, memory: &Memory, registers: &[RegisterPage]) -> Resu
         .and_then(|()| vm.set_tss_address(address))
         .map_err(|error| KvmError::Refused("place its own pages", error))?;
     vm.create_irq_chip().map_err(|error| KvmError::Refused("create the interrupt controllers", error))?;
-    // With it, KVM answers port 0x61 too, which Linux polls where it calibrates with the timer.
+    // With the dummy speaker KVM also handles port 0x61, which Linux polls when it calibrates with the timer.
     let pit = kvm_pit_config { flags: kvm_bindings::KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
     vm.create_pit2(pit).map_err(|error| KvmError::Refused("create the timer", error))?;
     Ok(vm)
 }
 
-/// The slot of memory that is plugged in while the guest runs; behind all that are there from the start.
+/// The slot of pluggable memory. It is greater than those of the memory at boot.
 const PLUGGABLE_SLOT: u32 = 8;
 
-/// Makes `region` memory of a virtual machine that may be running.
+/// Adds `region` to the memory of a virtual machine, which may be running.
 ///
 /// # Errors
 /// KVM refused.
@@ -120,7 +121,7 @@ pub fn add_region(vm: &VmFd, region: &Region) -> Result<(), KvmError> {
         userspace_addr: region.host_address(),
         ..Default::default()
     };
-    // SAFETY: the region is a mapping of that length which lives as long as the process, behind all other memory.
+    // SAFETY: the region is a mapping of that length. It lives as long as the process and does not overlap other memory.
     unsafe { vm.set_user_memory_region(range) }.map_err(|error| KvmError::Refused("map memory for the guest", error))
 }
 
@@ -140,8 +141,8 @@ fn add_memory(vm: &VmFd, memory: &Memory, registers: &[RegisterPage]) -> Result<
     });
     for (slot, range) in (0..).zip(ram.chain(registers)) {
         let range = kvm_userspace_memory_region { slot, ..range };
-        // SAFETY: the range is a mapping of that length which lives as long as the process, and neither regions of guest
-        // memory nor the devices' addresses overlap.
+        // SAFETY: the range is a mapping of that length, which lives as long as the process. The regions of guest memory and
+        // the devices' addresses do not overlap.
         unsafe { vm.set_user_memory_region(range) }.map_err(|error| KvmError::Refused("map guest memory", error))?;
     }
     Ok(())

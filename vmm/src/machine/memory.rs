@@ -1,4 +1,4 @@
-//! Guest RAM: private anonymous mappings, one for each range of guest-physical addresses.
+//! Guest memory: private anonymous mappings, one for each range of guest-physical addresses.
 
 use std::io;
 use std::sync::Arc;
@@ -9,42 +9,43 @@ use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionCollectionError, Guest
 use crate::arch::layout;
 use crate::virtio::device::Memory;
 
-/// Mappings are aligned like guest-physical addresses at this size, so that the host can back the guest with huge pages.
+/// Alignment of the mappings in bytes. Host and guest addresses then agree modulo this size, so that the host can use huge
+/// pages for the guest.
 const HUGE_PAGE: usize = 2 << 20;
 
 const PROTECTION: i32 = libc::PROT_READ | libc::PROT_WRITE;
 const FLAGS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
 
-/// Why there is no guest memory.
+/// Why guest memory cannot be mapped.
 #[derive(Debug, Error)]
 pub enum MemoryError {
-    /// The host's address space does not hold it.
+    /// The host has not enough address space.
     #[error("cannot map {0} bytes for the guest's memory")]
     Map(usize, #[source] io::Error),
-    /// The mapping is not one that guest memory can be made of.
+    /// `vm-memory` refuses the mapping.
     #[error("the mapping of the guest's memory at {0:#x} is unusable")]
     Region(u64),
-    /// The ranges do not form guest memory.
+    /// `vm-memory` refuses the ranges.
     #[error("cannot put the guest's memory together")]
     Collection(#[from] GuestRegionCollectionError),
-    /// More than this host can address.
+    /// The size exceeds the host's address space.
     #[error("{0} bytes are more than this host can address")]
     TooLarge(u64),
 }
 
-/// Maps `size` bytes of RAM where the machine's layout wants them. Nothing is allocated before the guest touches it.
+/// Maps `size` bytes of memory at the addresses of the machine's layout. The host allocates a page when it is accessed first.
 ///
-/// The mappings live as long as the process: vCPUs and devices run in it until its end.
+/// The mappings live as long as the process, because vCPUs and devices use them until its end.
 ///
 /// # Errors
-/// The address space does not hold that much.
+/// The address space is too small.
 pub fn map(size: u64) -> Result<Memory, MemoryError> {
     let regions = layout::memory_ranges(size).into_iter().map(|(start, length)| map_region(start, length));
     Ok(GuestMemoryMmap::from_regions(regions.collect::<Result<_, _>>()?)?)
 }
 
-/// Maps addresses at `start` that memory can be plugged at: `length` bytes or, on a host that promises no more memory than
-/// it has, what there is left of them in whole multiples of `unit`.
+/// Maps a region at `start` for pluggable memory. Its size is `length` bytes, rounded up to a multiple of `unit`. On a host
+/// without memory overcommit it may be smaller, down to one `unit`.
 ///
 /// # Errors
 /// Not even one `unit` can be mapped.
@@ -53,7 +54,7 @@ pub fn map_pluggable(start: GuestAddress, length: u64, unit: u64) -> Result<Arc<
     loop {
         match map_region(start, length) {
             Err(MemoryError::Map(_, error)) if length > unit => {
-                tracing::debug!(%error, length, "the host does not promise that much memory");
+                tracing::debug!(%error, length, "the host does not overcommit that much memory");
                 length = (length / 2).next_multiple_of(unit);
             }
             result => return result.map(Arc::new),
@@ -64,7 +65,7 @@ pub fn map_pluggable(start: GuestAddress, length: u64, unit: u64) -> Result<Arc<
 fn map_region(start: GuestAddress, length: u64) -> Result<GuestRegionMmap<()>, MemoryError> {
     let length = usize::try_from(length).map_err(|_| MemoryError::TooLarge(length))?;
     let address = map_aligned(length).map_err(|error| MemoryError::Map(length, error))?;
-    // SAFETY: the mapping at `address` is `length` bytes long, nobody else knows it, and it is never unmapped.
+    // SAFETY: the mapping at `address` is `length` bytes long, nothing else uses it, and it is never unmapped.
     let region = unsafe { MmapRegion::build_raw(address, length, PROTECTION, FLAGS) };
     let region = region.map_err(|_| MemoryError::Region(start.0))?;
     GuestRegionMmap::new(region, start).ok_or(MemoryError::Region(start.0))
@@ -74,43 +75,44 @@ fn map_region(start: GuestAddress, length: u64) -> Result<GuestRegionMmap<()>, M
 fn map_aligned(length: usize) -> io::Result<*mut u8> {
     let too_large = || io::Error::from_raw_os_error(libc::ENOMEM);
     let reserved = length.checked_add(HUGE_PAGE).ok_or_else(too_large)?;
-    // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+    // SAFETY: a new mapping at an address that the kernel chooses affects no existing mapping.
     let address = unsafe { libc::mmap(std::ptr::null_mut(), reserved, PROTECTION, FLAGS, -1, 0) };
     if address == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
     let before = address.align_offset(HUGE_PAGE);
     let after = HUGE_PAGE - before;
-    // SAFETY: `before + length + after` is what was mapped, so both pointers stay within the mapping or at its end;
-    // what is unmapped was never used.
+    // SAFETY: the mapping is `before + length + after` bytes long, so both pointers are within it or at its end. Nothing uses the
+    // parts that are unmapped.
     unsafe {
         let aligned = address.add(before);
         unmap(address, before);
         unmap(aligned.add(length), after);
-        ask_for_huge_pages(aligned, length);
+        advise_huge_pages(aligned, length);
         Ok(aligned.cast())
     }
 }
 
-/// A boot touches memory all over. With pages of 4 KiB each first touch is an exit: 10,000 in all against 2,400 with huge
-/// pages (512 MiB, measured in the test host). Only hosts that give them to nobody unasked need this.
+/// Asks the host for huge pages. A boot accesses memory all over, and each first access of a page is an exit: 10,000 exits with
+/// pages of 4 KiB, 2,400 with huge pages (512 MiB, measured in the test host). Only hosts that do not use huge pages by default
+/// need this.
 ///
 /// # Safety
-/// The `length` bytes at `address` are a mapping of this process.
-unsafe fn ask_for_huge_pages(address: *mut libc::c_void, length: usize) {
-    // SAFETY: the caller promises a mapping; the advice does not change what is in it.
+/// The `length` bytes at `address` must be a mapping of this process.
+unsafe fn advise_huge_pages(address: *mut libc::c_void, length: usize) {
+    // SAFETY: the caller guarantees a mapping, and the advice does not change its content.
     if unsafe { libc::madvise(address, length, libc::MADV_HUGEPAGE) } != 0 {
         tracing::debug!(error = %io::Error::last_os_error(), "this host has no huge pages for the guest");
     }
 }
 
 /// # Safety
-/// Nothing uses the `length` bytes at `address`.
+/// Nothing may use the `length` bytes at `address`.
 unsafe fn unmap(address: *mut libc::c_void, length: usize) {
     if length > 0 {
-        // SAFETY: the caller promises that nothing uses the range.
+        // SAFETY: the caller guarantees that nothing uses the range.
         let result = unsafe { libc::munmap(address, length) };
-        debug_assert_eq!(result, 0, "a page-aligned range of an own mapping can be unmapped");
+        debug_assert_eq!(result, 0, "a page-aligned range of a mapping can be unmapped");
     }
 }
 
@@ -123,7 +125,7 @@ mod tests {
     const HUGE: u64 = 128 << 20;
 
     #[test]
-    fn small_memory_is_one_range_and_large_memory_two() {
+    fn small_memory_is_one_range_and_large_memory_is_two() {
         let small = map(64 << 20).unwrap();
         assert_eq!(
             small.iter().map(|region| (region.start_addr().0, region.len())).collect::<Vec<_>>(),
@@ -151,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_to_plug_memory_at_are_as_many_as_there_can_be() {
+    fn the_pluggable_region_is_as_large_as_the_host_allows() {
         let map = |length| map_pluggable(GuestAddress(HUGE), length, HUGE).unwrap().len();
         assert_eq!((map(0), map(HUGE + 1)), (HUGE, 2 * HUGE));
         let most = map(1 << 50);
@@ -159,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_the_address_space_is_refused() {
+    fn more_than_the_address_space_is_an_error() {
         assert!(matches!(map(1 << 60), Err(MemoryError::Map(..))));
     }
 }

@@ -1,4 +1,4 @@
-//! A sandbox's configuration after it was checked: every file in it is open.
+//! The checked configuration of a machine, with open files.
 
 use std::fs::File;
 use std::io;
@@ -11,88 +11,88 @@ use crate::net::MAX_SLOTS;
 
 const MIB: u64 = 1 << 20;
 
-/// What a machine is built from.
+/// The resources that a machine is built from.
 #[derive(Debug)]
 pub struct Resources {
-    /// The kernel and where it was.
+    /// The kernel, an uncompressed ELF file.
     pub kernel: OpenFile,
-    /// The initramfs and where it was.
+    /// The initramfs, an uncompressed cpio archive.
     pub initramfs: OpenFile,
-    /// Guest RAM in bytes.
+    /// Guest memory at boot in bytes.
     pub memory_size: u64,
-    /// Most bytes of RAM the guest may be given while it runs: the host's.
-    pub memory_most: u64,
-    /// What the host lets one of its processes allocate at once, in bytes: all of its memory and swap.
-    pub overcommit_most: u64,
-    /// Number of vCPUs, 1 to 64.
+    /// Most guest memory at run time in bytes: the host's memory.
+    pub max_memory_size: u64,
+    /// Most bytes that one process of the host may allocate at once: the host's memory and swap.
+    pub max_allocation: u64,
+    /// Number of vCPUs at boot, 1 to [`MAX_VCPUS`].
     pub vcpus: u8,
-    /// Most vCPUs it may be given while it runs; not less than `vcpus`.
-    pub vcpus_most: u8,
+    /// Most vCPUs at run time; at least `vcpus`.
+    pub max_vcpus: u8,
     /// Number of network devices.
     pub network_slots: u8,
-    /// Open for appending.
+    /// The console log, open for appending.
     pub console_log: Option<File>,
 }
 
 /// A file that is open for reading.
 #[derive(Debug)]
 pub struct OpenFile {
-    /// For errors.
+    /// Its path, for errors.
     pub path: PathBuf,
-    /// The file.
+    /// The open file.
     pub file: File,
-    /// Its length in bytes when it was opened; not 0.
+    /// Its length in bytes when it was opened; at least 1.
     pub length: u64,
 }
 
-/// What is wrong with a configuration.
+/// Why a configuration is invalid.
 #[derive(Debug, Error)]
 pub enum ResourcesError {
-    /// A machine needs a vCPU, and Linux is told of at most so many.
+    /// The number of vCPUs is not 1 to [`MAX_VCPUS`].
     #[error("a guest has 1 to {MAX_VCPUS} vCPUs, not {0}")]
     Vcpus(u8),
-    /// There are only so many interrupt lines.
+    /// More network devices than there are interrupt lines for.
     #[error("a guest has at most {MAX_SLOTS} network devices, {0} were asked for")]
     NetworkSlots(u8),
-    /// Linux and the agent do not boot in less.
+    /// The memory is too small to boot Linux and the agent.
     #[error("a guest needs at least {MIN_MEMORY_MIB} MiB of memory, {0} MiB were asked for")]
     MemoryTooSmall(u64),
-    /// The host has less.
+    /// The host has less memory.
     #[error("{asked} MiB of guest memory were asked for, this host has {host} MiB")]
     MemoryTooLarge {
-        /// MiB asked for.
+        /// The memory asked for in MiB.
         asked: u64,
-        /// MiB the host has.
+        /// The host's memory in MiB.
         host: u64,
     },
     /// A file cannot be opened.
-    #[error("cannot open the {what} {}", path.display())]
+    #[error("cannot open the {kind} {}", path.display())]
     Open {
-        /// What the file is.
-        what: &'static str,
-        /// Where it should be.
+        /// The kind of the file.
+        kind: &'static str,
+        /// The configured path.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// A file is of the wrong type.
-    #[error("the {what} {} is not a regular file", path.display())]
+    /// A path leads to something else than a regular file.
+    #[error("the {kind} {} is not a regular file", path.display())]
     NotAFile {
-        /// What the file is.
-        what: &'static str,
-        /// Where it is.
+        /// The kind of the file.
+        kind: &'static str,
+        /// The configured path.
         path: PathBuf,
     },
     /// A file is empty.
-    #[error("the {what} {} is empty", path.display())]
+    #[error("the {kind} {} is empty", path.display())]
     Empty {
-        /// What the file is.
-        what: &'static str,
-        /// Where it is.
+        /// The kind of the file.
+        kind: &'static str,
+        /// The configured path.
         path: PathBuf,
     },
-    /// The host does not say how much memory it has.
-    #[error("cannot find out how much memory this host has")]
+    /// `sysinfo` failed.
+    #[error("cannot determine how much memory this host has")]
     HostMemory(#[source] nix::Error),
 }
 
@@ -100,7 +100,7 @@ impl Resources {
     /// Checks `config` and opens its files.
     ///
     /// # Errors
-    /// The first thing that is wrong, with the file's name and the cause.
+    /// The first invalid value, or the first file that cannot be opened, with its path and the cause.
     pub fn open(config: &SandboxConfig) -> Result<Self, ResourcesError> {
         if !(1..=MAX_VCPUS).contains(&config.vcpus) {
             return Err(ResourcesError::Vcpus(config.vcpus));
@@ -112,10 +112,10 @@ impl Resources {
         let host = info.ram_total() / MIB;
         Ok(Self {
             memory_size: memory_size(config.memory_mib, host)?,
-            memory_most: host * MIB,
-            overcommit_most: info.ram_total() + info.swap_total(),
+            max_memory_size: host * MIB,
+            max_allocation: info.ram_total() + info.swap_total(),
             vcpus: config.vcpus,
-            vcpus_most: config.vcpus_most.clamp(config.vcpus, MAX_VCPUS),
+            max_vcpus: config.vcpus_most.clamp(config.vcpus, MAX_VCPUS),
             network_slots: config.network_slots,
             kernel: OpenFile::open("guest kernel", &config.kernel)?,
             initramfs: OpenFile::open("initramfs", &config.initramfs)?,
@@ -125,15 +125,15 @@ impl Resources {
 }
 
 impl OpenFile {
-    fn open(what: &'static str, path: &Path) -> Result<Self, ResourcesError> {
-        let fail = |source| ResourcesError::Open { what, path: path.to_owned(), source };
+    fn open(kind: &'static str, path: &Path) -> Result<Self, ResourcesError> {
+        let fail = |source| ResourcesError::Open { kind, path: path.to_owned(), source };
         let file = File::open(path).map_err(fail)?;
         let metadata = file.metadata().map_err(fail)?;
         if !metadata.is_file() {
-            return Err(ResourcesError::NotAFile { what, path: path.to_owned() });
+            return Err(ResourcesError::NotAFile { kind, path: path.to_owned() });
         }
         if metadata.len() == 0 {
-            return Err(ResourcesError::Empty { what, path: path.to_owned() });
+            return Err(ResourcesError::Empty { kind, path: path.to_owned() });
         }
         Ok(Self { path: path.to_owned(), file, length: metadata.len() })
     }
@@ -141,7 +141,7 @@ impl OpenFile {
 
 fn open_console_log(path: &Path) -> Result<File, ResourcesError> {
     let open = File::options().append(true).create(true).open(path);
-    open.map_err(|source| ResourcesError::Open { what: "console log", path: path.to_owned(), source })
+    open.map_err(|source| ResourcesError::Open { kind: "console log", path: path.to_owned(), source })
 }
 
 fn memory_size(asked: u64, host: u64) -> Result<u64, ResourcesError> {
@@ -185,27 +185,27 @@ mod tests {
     }
 
     #[test]
-    fn a_good_configuration_has_every_file_open() {
+    fn a_valid_configuration_opens_every_file() {
         let directory = tempfile::tempdir().unwrap();
         let resources = Resources::open(&config(directory.path())).unwrap();
-        assert!(resources.memory_most > resources.memory_size);
+        assert!(resources.max_memory_size > resources.memory_size);
         assert_eq!((resources.memory_size, resources.kernel.length, resources.initramfs.length), (64 << 20, 7, 14));
-        assert_eq!((resources.vcpus, resources.vcpus_most), (1, 3));
+        assert_eq!((resources.vcpus, resources.max_vcpus), (1, 3));
         assert!(resources.console_log.is_some() && directory.path().join("console").exists());
     }
 
     #[test]
-    fn a_machine_can_have_the_vcpus_it_has_and_no_more_than_linux_knows() {
+    fn the_maximum_of_vcpus_is_between_those_at_boot_and_the_limit() {
         let directory = tempfile::tempdir().unwrap();
-        let most = |vcpus, vcpus_most| {
+        let max_vcpus = |vcpus, vcpus_most| {
             let config = SandboxConfig { vcpus, vcpus_most, ..config(directory.path()) };
-            Resources::open(&config).unwrap().vcpus_most
+            Resources::open(&config).unwrap().max_vcpus
         };
-        assert_eq!((most(2, 0), most(2, 8), most(1, 200)), (2, 8, 64));
+        assert_eq!((max_vcpus(2, 0), max_vcpus(2, 8), max_vcpus(1, 200)), (2, 8, 64));
     }
 
     #[test]
-    fn each_mistake_is_named() {
+    fn errors_name_the_invalid_value() {
         assert_eq!(error(|_, config| config.vcpus = 0), "a guest has 1 to 64 vCPUs, not 0");
         assert_eq!(error(|_, config| config.vcpus = 65), "a guest has 1 to 64 vCPUs, not 65");
         let small = error(|_, config| config.memory_mib = 63);

@@ -1,4 +1,4 @@
-//! Which blocks of the region are plugged.
+//! The state of the region's blocks: plugged or unplugged.
 
 use std::ops::Range;
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::BLOCK_SIZE;
 
-/// State of a range of blocks, with the numbers of section 5.15.6.4.
+/// The state of a range of blocks, with the values of section 5.15.6.4.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum State {
     Plugged = 0,
@@ -14,10 +14,10 @@ pub(super) enum State {
     Mixed = 2,
 }
 
-/// Plugged blocks one behind the other, by number, as saved.
+/// Consecutive plugged blocks, as saved: the number of the first, and the count.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Run {
+pub(super) struct PluggedRun {
     first: usize,
     count: usize,
 }
@@ -25,20 +25,20 @@ pub(super) struct Run {
 /// All blocks of a region.
 #[derive(Debug)]
 pub(super) struct Blocks {
-    /// Guest-physical address of the first.
+    /// Guest-physical address of the first block.
     start: u64,
     plugged: Vec<bool>,
     count: u64,
 }
 
 impl Blocks {
-    /// Of the region of `length` bytes at `start`, none plugged.
+    /// The blocks of a region of `length` bytes at `start`, all unplugged.
     pub(super) fn new(start: u64, length: u64) -> Self {
         let blocks = usize::try_from(length / BLOCK_SIZE).expect("the region is mapped in this process");
         Self { start, plugged: vec![false; blocks], count: 0 }
     }
 
-    /// The `count` blocks from guest-physical `address` on; `None` where these are none of the region's.
+    /// The `count` blocks from guest-physical `address`. `None` if they are not blocks of the region.
     pub(super) fn range(&self, address: u64, count: u16) -> Option<Range<usize>> {
         let offset = address.checked_sub(self.start).filter(|offset| offset % BLOCK_SIZE == 0)?;
         let first = usize::try_from(offset / BLOCK_SIZE).ok()?;
@@ -46,7 +46,7 @@ impl Blocks {
         (count > 0 && end <= self.plugged.len()).then_some(first..end)
     }
 
-    /// Every block.
+    /// All blocks.
     pub(super) fn all(&self) -> Range<usize> {
         0..self.plugged.len()
     }
@@ -72,23 +72,23 @@ impl Blocks {
         self.count * BLOCK_SIZE
     }
 
-    pub(super) fn save(&self) -> Vec<Run> {
+    pub(super) fn save(&self) -> Vec<PluggedRun> {
         let mut first = 0;
         let mut runs = Vec::new();
         for same in self.plugged.chunk_by(|one, next| one == next) {
             if same[0] {
-                runs.push(Run { first, count: same.len() });
+                runs.push(PluggedRun { first, count: same.len() });
             }
             first += same.len();
         }
         runs
     }
 
-    /// Plugs what was plugged when `runs` were saved, as far as this region has it.
-    pub(super) fn restore(&mut self, runs: &[Run]) {
-        let most = self.plugged.len();
+    /// Plugs the blocks of the saved `runs`, as far as the region has them.
+    pub(super) fn restore(&mut self, runs: &[PluggedRun]) {
+        let max = self.plugged.len();
         for run in runs {
-            self.set(run.first.min(most)..run.first.saturating_add(run.count).min(most), true);
+            self.set(run.first.min(max)..run.first.saturating_add(run.count).min(max), true);
         }
     }
 }
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn only_whole_blocks_of_the_region_are_a_range() {
+    fn a_range_is_whole_blocks_of_the_region() {
         let blocks = blocks();
         assert_eq!(blocks.range(START, 8), Some(0..8));
         assert_eq!(blocks.range(START + 7 * BLOCK_SIZE, 1), Some(7..8));
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_saved_is_restored_as_far_as_there_is_room() {
+    fn saved_blocks_are_restored_as_far_as_the_region_has_them() {
         let mut before = blocks();
         before.set(0..2, true);
         before.set(5..8, true);
@@ -146,7 +146,7 @@ mod tests {
         after.restore(&before.save());
         assert_eq!((after.plugged, after.count), (before.plugged, 5));
         let mut small = Blocks::new(START, 6 * BLOCK_SIZE);
-        small.restore(&[Run { first: 5, count: usize::MAX }, Run { first: usize::MAX, count: 2 }]);
-        assert_eq!(small.save(), [Run { first: 5, count: 1 }]);
+        small.restore(&[PluggedRun { first: 5, count: usize::MAX }, PluggedRun { first: usize::MAX, count: 2 }]);
+        assert_eq!(small.save(), [PluggedRun { first: 5, count: 1 }]);
     }
 }

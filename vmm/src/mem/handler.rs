@@ -1,4 +1,4 @@
-//! The device's work while it is active: plugging and unplugging what the driver names.
+//! The active device: plugs and unplugs blocks at the driver's request.
 
 use std::io;
 use std::ops::Range;
@@ -9,7 +9,7 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT, Reader, Writer};
 
 use super::blocks::State;
-use super::request::{Answer, Named, RawRequest, RawResponse, Request};
+use super::request::{BlockRange, RawRequest, RawResponse, Request, ResponseType};
 use super::resizer::Pluggable;
 use crate::virtio::device::{Activation, Interrupt, Memory, VirtQueue};
 
@@ -21,12 +21,12 @@ pub(super) struct Handler {
     pluggable: Pluggable,
 }
 
-/// Why the driver's queue cannot be served any more.
+/// Why the driver's queue cannot be served any longer.
 #[derive(Debug, thiserror::Error)]
 enum ServeError {
     #[error("the driver's queue is broken")]
     Queue(#[from] virtio_queue::Error),
-    #[error("cannot tell who waits for memory, or go on with the queue later")]
+    #[error("cannot report the plugged memory, or reschedule the queue")]
     Wake(#[source] io::Error),
     #[error("cannot interrupt the guest")]
     Interrupt(#[source] io::Error),
@@ -42,22 +42,22 @@ impl Handler {
         (self.queues, self.pluggable)
     }
 
-    /// Tells the driver how much it is asked to have.
-    fn tell_requested(&self) {
+    /// Notifies the driver of the requested size.
+    fn notify_requested(&self) {
         let sizes = &self.pluggable.sizes;
-        // Nothing to read means that it was told already; to be told twice does no harm.
-        let _ = sizes.asked.read();
-        if let Err(error) = self.interrupt.config_changed(&sizes.config()) {
-            tracing::error!(%error, "cannot tell the guest how much memory it may have");
+        // The read fails if the driver was notified already. A second notification does no harm.
+        let _ = sizes.requested_event.read();
+        if let Err(error) = self.interrupt.notify_config_change(&sizes.config()) {
+            tracing::error!(%error, "cannot notify the guest of the requested memory size");
         }
     }
 
-    /// Answers what the driver asks for, a queueful at a time: a driver that never stops must not keep the event loop from
-    /// everything else.
+    /// Answers requests, at most a queue's size of them per call, so that a driver that always adds requests does not
+    /// block the event loop.
     fn serve(&mut self) -> Result<(), ServeError> {
         let Self { memory, queues, interrupt, pluggable } = self;
         let memory = &*memory;
-        let Some(VirtQueue { queue, kick }) = queues.first_mut() else { return Ok(()) };
+        let Some(VirtQueue { queue, notify }) = queues.first_mut() else { return Ok(()) };
         let mut used = false;
         for _ in 0..queue.size() {
             let Some(chain) = queue.iter(memory)?.next() else { break };
@@ -65,93 +65,94 @@ impl Handler {
             let before = pluggable.blocks.plugged();
             let written = pluggable.answer(memory, &chain);
             if pluggable.blocks.plugged() != before {
-                // Before the driver sees the answer: it compares.
-                pluggable.tell_plugged(interrupt).map_err(ServeError::Wake)?;
+                // The driver compares the plugged size after it sees the response, so the size is stored before.
+                pluggable.publish_plugged(interrupt).map_err(ServeError::Wake)?;
             }
             queue.add_used(memory, head, written)?;
             used = true;
         }
         if queue.avail_idx(memory, Ordering::Acquire)?.0 != queue.next_avail() {
-            kick.write(1).map_err(ServeError::Wake)?;
+            notify.write(1).map_err(ServeError::Wake)?;
         }
         if used && queue.needs_notification(memory)? {
-            interrupt.used_buffers().map_err(ServeError::Interrupt)?;
+            interrupt.notify_used_buffers().map_err(ServeError::Interrupt)?;
         }
         Ok(())
     }
 }
 
 impl Pluggable {
-    fn tell_plugged(&self, interrupt: &Interrupt) -> io::Result<()> {
-        let told = self.sizes.set_plugged(self.blocks.plugged());
+    fn publish_plugged(&self, interrupt: &Interrupt) -> io::Result<()> {
+        let result = self.sizes.set_plugged(self.blocks.plugged());
         interrupt.set_config(&self.sizes.config());
-        told
+        result
     }
 
-    /// Carries out the request in `chain` and writes the answer there: its length, 0 where it is no request.
+    /// Executes the request in `chain` and writes its response. Returns the response's length in bytes: 0 if the chain
+    /// is not a request.
     fn answer(&mut self, memory: &Memory, chain: &DescriptorChain<&Memory>) -> u32 {
         let read = |mut reader: Reader<'_>| reader.read_obj::<RawRequest>().ok();
         let request = Reader::new(memory, chain.clone()).ok().and_then(read);
         let writer = Writer::new(memory, chain.clone()).ok();
-        let room = writer.filter(|writer| writer.available_bytes() >= size_of::<RawResponse>());
-        let (Some(request), Some(mut room)) = (request, room) else {
-            tracing::debug!("the guest sent a chain that is no request for memory");
+        let writer = writer.filter(|writer| writer.available_bytes() >= size_of::<RawResponse>());
+        let (Some(request), Some(mut writer)) = (request, writer) else {
+            tracing::debug!("the guest sent an invalid memory request");
             return 0;
         };
         let (answer, state) = self.execute(request.into());
-        let written = room.write_obj(RawResponse::new(answer, state));
+        let written = writer.write_obj(RawResponse::new(answer, state));
         written.map_or(0, |()| u32::try_from(size_of::<RawResponse>()).expect("10 bytes"))
     }
 
-    /// The answer to `request`, and the state where it asks for one (section 5.15.6).
-    fn execute(&mut self, request: Request) -> (Answer, u16) {
+    /// The response to `request`, and the state for a `STATE` request (section 5.15.6).
+    fn execute(&mut self, request: Request) -> (ResponseType, u16) {
         match request {
-            Request::Plug(named) => (self.plug(named), 0),
-            Request::Unplug(named) => (self.unplug_named(named), 0),
+            Request::Plug(range) => (self.plug(range), 0),
+            Request::Unplug(range) => (self.unplug_range(range), 0),
             Request::UnplugAll => (self.unplug(self.blocks.all()), 0),
             Request::State((address, count)) => match self.blocks.range(address, count) {
-                Some(range) => (Answer::Ack, self.blocks.state(range) as u16),
-                None => (Answer::Error, 0),
+                Some(range) => (ResponseType::Ack, self.blocks.state(range) as u16),
+                None => (ResponseType::Error, 0),
             },
-            Request::Unknown => (Answer::Error, 0),
+            Request::Unknown => (ResponseType::Error, 0),
         }
     }
 
-    fn plug(&mut self, (address, count): Named) -> Answer {
+    fn plug(&mut self, (address, count): BlockRange) -> ResponseType {
         let range = self.blocks.range(address, count);
         let Some(range) = range.filter(|range| self.blocks.state(range.clone()) == State::Unplugged) else {
-            return Answer::Error;
+            return ResponseType::Error;
         };
         let more = u64::from(count) * super::BLOCK_SIZE;
         if self.blocks.plugged() + more > self.sizes.requested() {
-            return Answer::Nack;
+            return ResponseType::Nack;
         }
         self.blocks.set(range, true);
-        Answer::Ack
+        ResponseType::Ack
     }
 
-    fn unplug_named(&mut self, (address, count): Named) -> Answer {
+    fn unplug_range(&mut self, (address, count): BlockRange) -> ResponseType {
         let range = self.blocks.range(address, count);
         match range.filter(|range| self.blocks.state(range.clone()) == State::Plugged) {
             Some(range) => self.unplug(range),
-            None => Answer::Error,
+            None => ResponseType::Error,
         }
     }
 
-    fn unplug(&mut self, range: Range<usize>) -> Answer {
+    fn unplug(&mut self, range: Range<usize>) -> ResponseType {
         if let Err(error) = self.region.discard(range.clone()) {
-            tracing::error!(%error, "the host does not take back memory of the guest");
-            return Answer::Error;
+            tracing::error!(%error, "cannot return memory of the guest to the host");
+            return ResponseType::Error;
         }
         self.blocks.set(range, false);
-        Answer::Ack
+        ResponseType::Ack
     }
 }
 
 impl MutEventSubscriber for Handler {
     fn init(&mut self, ops: &mut EventOps) {
-        let queues = self.queues.iter().map(|queue| queue.kick.as_raw_fd());
-        for fd in queues.chain([self.pluggable.sizes.asked.as_raw_fd()]) {
+        let queues = self.queues.iter().map(|queue| queue.notify.as_raw_fd());
+        for fd in queues.chain([self.pluggable.sizes.requested_event.as_raw_fd()]) {
             if let Err(error) = ops.add(Events::new_raw(fd, EventSet::IN)) {
                 tracing::error!(%error, "cannot watch the memory device's queue");
             }
@@ -159,16 +160,16 @@ impl MutEventSubscriber for Handler {
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
-        if events.fd() == self.pluggable.sizes.asked.as_raw_fd() {
-            return self.tell_requested();
+        if events.fd() == self.pluggable.sizes.requested_event.as_raw_fd() {
+            return self.notify_requested();
         }
-        self.queues.iter().for_each(VirtQueue::drain);
+        self.queues.iter().for_each(VirtQueue::clear_notification);
         if let Err(error) = self.serve() {
-            // A driver that breaks its queue gets nothing more until it resets the device. It may do both for ever, and the
-            // log is not its to fill.
+            // After a driver breaks its queue, the device does not serve it until reset. A driver can repeat this
+            // without end, so it is only logged at debug level.
             tracing::debug!("the memory device stops: {}", crate::chain(&error));
             if let Err(error) = ops.remove(events) {
-                tracing::error!(%error, "cannot stop listening to the memory device's queue");
+                tracing::error!(%error, "cannot stop watching the memory device's queue");
             }
         }
     }

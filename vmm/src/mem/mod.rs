@@ -1,15 +1,16 @@
-//! The memory device (virtio 1.2, section 5.15): memory that the guest gets, and gives back, while it runs.
+//! The memory device (virtio 1.2, section 5.15). The guest gets and returns memory while it runs.
 //!
-//! Behind the memory a guest boots with lies a *region*, which belongs to this device in blocks of [`BLOCK_SIZE`]. The
-//! sandbox asks for a size; a configuration change tells the driver, which plugs and unplugs blocks until it has that much.
-//! A block that is not plugged takes no memory of the host: what was in it is dropped.
+//! Above the memory that the guest boots with is a *region*, which this device divides into blocks of [`BLOCK_SIZE`]
+//! bytes. The sandbox requests a size. The driver gets a configuration change notification, and plugs or unplugs blocks
+//! until it has that size. An unplugged block takes no memory of the host: its contents are discarded.
 //!
 //! ```text
 //! Resizer::request ──event──► Handler (event loop) ──config change──► driver
 //! Resizer::size  ◄──event──── Handler              ◄──PLUG, UNPLUG──── driver
 //! ```
 //!
-//! The region is part of guest memory for every device from the start. KVM is told of it when memory is first asked for.
+//! The region is part of the guest memory that devices access from the start. It becomes a KVM memory slot with the
+//! first request for memory.
 
 mod blocks;
 mod device;
@@ -22,7 +23,7 @@ mod tests;
 
 pub use device::{Mem, MemState};
 pub use region::{Region, RegionError};
-pub use resizer::{Connect, Pluggable, ResizeError, Resizer, pluggable};
+pub use resizer::{AddRegion, Pluggable, ResizeError, Resizer, pluggable};
 
-/// What the driver plugs and unplugs: a huge page, which is what both kernels keep memory in.
+/// Size of a block in bytes: a huge page, the unit in which both kernels manage memory.
 pub const BLOCK_SIZE: u64 = 2 << 20;

@@ -1,4 +1,4 @@
-//! The region's memory in this process.
+//! The memory of the region in this process.
 
 use std::io;
 use std::ops::Range;
@@ -9,7 +9,7 @@ use vm_memory::{GuestAddress, GuestMemoryRegion, GuestRegionMmap};
 
 use super::BLOCK_SIZE;
 
-/// Why a mapping cannot be the device's region.
+/// The mapping cannot be the device's region.
 #[derive(Debug, Error)]
 #[error("{length} bytes at {start:#x} are not whole blocks of {BLOCK_SIZE} bytes")]
 pub struct RegionError {
@@ -17,7 +17,7 @@ pub struct RegionError {
     length: u64,
 }
 
-/// A private anonymous mapping that the device has to itself, whole blocks of it.
+/// A private anonymous mapping of whole blocks. Only this device discards its pages.
 #[derive(Clone, Debug)]
 pub struct Region(Arc<GuestRegionMmap<()>>);
 
@@ -25,7 +25,7 @@ impl Region {
     /// The region in `mapping`, which is private and anonymous.
     ///
     /// # Errors
-    /// It does not begin and end with a block.
+    /// The mapping does not start and end at a block boundary.
     pub fn new(mapping: Arc<GuestRegionMmap<()>>) -> Result<Self, RegionError> {
         let (start, length) = (mapping.start_addr().0, mapping.len());
         match (start | length) % BLOCK_SIZE {
@@ -34,35 +34,36 @@ impl Region {
         }
     }
 
-    /// Where it begins in the guest.
+    /// The guest-physical address of the region.
     #[must_use]
     pub fn start(&self) -> GuestAddress {
         self.0.start_addr()
     }
 
-    /// Its bytes.
+    /// The length of the region in bytes.
     #[must_use]
     pub fn length(&self) -> u64 {
         self.0.len()
     }
 
-    /// Where it begins in this process.
+    /// The address of the region in this process.
     #[must_use]
     pub fn host_address(&self) -> u64 {
         self.0.as_ptr() as u64
     }
 
-    /// Gives the host back what these blocks hold; they read as zeros from now on.
+    /// Returns the memory of these blocks to the host. From then on they read as zeros.
     ///
     /// # Panics
-    /// There are no such blocks.
+    /// The region has no such blocks.
     pub(super) fn discard(&self, blocks: Range<usize>) -> io::Result<()> {
         let block = usize::try_from(BLOCK_SIZE).expect("2 MiB");
         let whole = usize::try_from(self.length()).expect("it is mapped");
         assert!(blocks.start <= blocks.end && blocks.end <= whole / block, "the region has no blocks {blocks:?}");
         let (offset, length) = (blocks.start * block, blocks.len() * block);
-        // SAFETY: the assertion above keeps the range in the mapping, which the region holds on to. It is guest memory: nobody
-        // has a reference into it, and whoever copies from or to it expects it to change at any time.
+        // SAFETY: the assertion above keeps the range within the mapping, which `self` owns. The mapping is guest
+        // memory: no Rust reference to its contents exists, and all code that copies from or to it allows it to change
+        // at any time.
         let result = unsafe { libc::madvise(self.0.as_ptr().add(offset).cast(), length, libc::MADV_DONTNEED) };
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }

@@ -1,4 +1,4 @@
-//! What the driver asks for, and the answers (virtio 1.2, section 5.15.6).
+//! The driver's requests and their responses (virtio 1.2, section 5.15.6).
 
 use vm_memory::{ByteValued, Le16, Le64};
 
@@ -8,7 +8,7 @@ const UNPLUG: u16 = 1;
 const UNPLUG_ALL: u16 = 2;
 const STATE: u16 = 3;
 
-/// `struct virtio_mem_req`. All kinds that concern a range of blocks have the same form.
+/// `struct virtio_mem_req`. All types of requests for a range of blocks have the same layout.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub(super) struct RawRequest {
@@ -19,7 +19,7 @@ pub(super) struct RawRequest {
     more_padding: [Le16; 3],
 }
 
-// SAFETY: integers without gaps between them, of which every value is valid.
+// SAFETY: the structure consists of integers without padding, and all values are valid.
 unsafe impl ByteValued for RawRequest {}
 
 /// `struct virtio_mem_resp`.
@@ -31,48 +31,48 @@ pub(super) struct RawResponse {
     state: Le16,
 }
 
-// SAFETY: integers without gaps between them, of which every value is valid.
+// SAFETY: the structure consists of integers without padding, and all values are valid.
 unsafe impl ByteValued for RawResponse {}
 
-/// A range of blocks as the driver names it: address of the first, and their number.
-pub(super) type Named = (u64, u16);
+/// A range of blocks: the guest-physical address of the first, and their number.
+pub(super) type BlockRange = (u64, u16);
 
-/// What the driver wants.
+/// A request.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Request {
-    Plug(Named),
-    Unplug(Named),
+    Plug(BlockRange),
+    Unplug(BlockRange),
     UnplugAll,
-    State(Named),
+    State(BlockRange),
     Unknown,
 }
 
 impl From<RawRequest> for Request {
     fn from(raw: RawRequest) -> Self {
-        let named = (raw.address.to_native(), raw.count.to_native());
+        let range = (raw.address.to_native(), raw.count.to_native());
         match raw.kind.to_native() {
-            PLUG => Self::Plug(named),
-            UNPLUG => Self::Unplug(named),
+            PLUG => Self::Plug(range),
+            UNPLUG => Self::Unplug(range),
             UNPLUG_ALL => Self::UnplugAll,
-            STATE => Self::State(named),
+            STATE => Self::State(range),
             _ => Self::Unknown,
         }
     }
 }
 
-/// `VIRTIO_MEM_RESP_*`. The device is never busy.
+/// `VIRTIO_MEM_RESP_*`. The device never answers `VIRTIO_MEM_RESP_BUSY`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Answer {
+pub(super) enum ResponseType {
     Ack = 0,
-    /// Not now: it would be more than was asked for.
+    /// Refused now: it would exceed the requested size.
     Nack = 1,
-    /// Never.
+    /// Invalid.
     Error = 3,
 }
 
 impl RawResponse {
-    /// An answer, and the state that a request for one is told.
-    pub(super) fn new(answer: Answer, state: u16) -> Self {
+    /// A response, with the state that a `STATE` request asks for.
+    pub(super) fn new(answer: ResponseType, state: u16) -> Self {
         Self { kind: (answer as u16).into(), padding: Default::default(), state: state.into() }
     }
 }
@@ -82,12 +82,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn they_have_the_sizes_of_the_specification() {
+    fn structures_have_the_sizes_of_the_specification() {
         assert_eq!((size_of::<RawRequest>(), size_of::<RawResponse>()), (24, 10));
     }
 
     #[test]
-    fn each_kind_is_understood() {
+    fn each_request_type_is_parsed() {
         let parse = |kind: u8| {
             let mut bytes = [0; 24];
             bytes[0] = kind;
@@ -95,10 +95,10 @@ mod tests {
             bytes[16] = 7;
             Request::from(*RawRequest::from_slice(&bytes).unwrap())
         };
-        let named = (0x1_0020_0000, 7);
+        let range = (0x1_0020_0000, 7);
         assert_eq!(
             [parse(0), parse(1), parse(2), parse(3), parse(4)],
-            [Request::Plug(named), Request::Unplug(named), Request::UnplugAll, Request::State(named), Request::Unknown]
+            [Request::Plug(range), Request::Unplug(range), Request::UnplugAll, Request::State(range), Request::Unknown]
         );
     }
 }

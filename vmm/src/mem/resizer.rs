@@ -1,4 +1,4 @@
-//! Both ends of the device: who asks for memory, and what the driver finds in it.
+//! The two ends of the device: the sandbox's [`Resizer`], and the device's [`Pluggable`].
 
 use std::io;
 use std::sync::Arc;
@@ -14,50 +14,50 @@ use crate::machine::kvm::KvmError;
 
 const MIB: u64 = 1 << 20;
 
-/// Why a machine is not resized.
+/// Why a machine cannot be resized.
 #[derive(Debug, Error)]
 pub enum ResizeError {
-    /// Its region ends there, or the host's memory does.
-    #[error("this machine can have {} MiB at most, not {}", most / MIB, asked.div_ceil(MIB))]
+    /// The size exceeds the machine's maximum.
+    #[error("this machine can have {} MiB at most, not {}", max / MIB, requested.div_ceil(MIB))]
     TooLarge {
-        /// Bytes asked for.
-        asked: u64,
-        /// Bytes it can have.
-        most: u64,
+        /// Requested size in bytes.
+        requested: u64,
+        /// Maximum size in bytes.
+        max: u64,
     },
-    /// The region cannot be made memory of the guest.
+    /// The region cannot be added to the guest's memory.
     #[error(transparent)]
-    Connect(#[from] KvmError),
-    /// The device cannot be told.
+    AddRegion(#[from] KvmError),
+    /// The device's eventfd cannot be written.
     #[error("cannot wake the memory device")]
     Wake(#[source] io::Error),
 }
 
-/// What both ends know.
+/// The state that both ends share.
 #[derive(Debug)]
-pub(super) struct Sizes {
+pub(super) struct SharedSizes {
     region: Region,
     requested: AtomicU64,
     plugged: AtomicU64,
-    /// Readable when another size was requested.
-    pub(super) asked: EventFd,
-    /// Readable when the driver has plugged or unplugged something.
+    /// Readable after another size was requested.
+    pub(super) requested_event: EventFd,
+    /// Readable after the driver has plugged or unplugged blocks.
     changed: EventFd,
 }
 
-impl Sizes {
+impl SharedSizes {
     pub(super) fn requested(&self) -> u64 {
         self.requested.load(Ordering::SeqCst)
     }
 
-    /// Notes how many bytes are plugged, and wakes who asked.
+    /// Stores the number of plugged bytes and notifies the sandbox.
     pub(super) fn set_plugged(&self, bytes: u64) -> io::Result<()> {
         self.plugged.store(bytes, Ordering::SeqCst);
         self.changed.write(1)
     }
 
-    /// `struct virtio_mem_config` (section 5.15.4). All of the region is usable at all times: how much of it the driver
-    /// may have is what counts.
+    /// `struct virtio_mem_config` (section 5.15.4). The usable region is the whole region at all times. The requested
+    /// size is what limits the driver.
     pub(super) fn config(&self) -> Vec<u8> {
         let (node, length) = (0, self.region.length());
         let (plugged, requested) = (self.plugged.load(Ordering::SeqCst), self.requested());
@@ -66,20 +66,20 @@ impl Sizes {
     }
 }
 
-/// Has KVM take the region for the guest's memory.
-pub type Connect = Box<dyn Fn() -> Result<(), KvmError> + Send>;
+/// Adds the region to KVM's memory slots.
+pub type AddRegion = Box<dyn Fn() -> Result<(), KvmError> + Send>;
 
 /// The sandbox's end.
 pub struct Resizer {
-    sizes: Arc<Sizes>,
+    sizes: Arc<SharedSizes>,
     boot_size: u64,
-    most: u64,
-    connect: Option<Connect>,
+    max: u64,
+    add_region: Option<AddRegion>,
 }
 
 impl std::fmt::Debug for Resizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Resizer").field("boot_size", &self.boot_size).field("most", &self.most).finish_non_exhaustive()
+        f.debug_struct("Resizer").field("boot_size", &self.boot_size).field("max", &self.max).finish_non_exhaustive()
     }
 }
 
@@ -88,75 +88,75 @@ impl std::fmt::Debug for Resizer {
 pub struct Pluggable {
     pub(super) blocks: Blocks,
     pub(super) region: Region,
-    pub(super) sizes: Arc<Sizes>,
+    pub(super) sizes: Arc<SharedSizes>,
 }
 
-/// Both ends of the memory device of a machine that boots with `boot_size` bytes and may have `most`.
+/// Both ends of the memory device of a machine that boots with `boot_size` bytes and can have `max` bytes.
 ///
 /// # Errors
-/// There is no descriptor left.
-pub fn pluggable(region: Region, boot_size: u64, most: u64, connect: Connect) -> io::Result<(Resizer, Pluggable)> {
+/// The process has no free file descriptor.
+pub fn pluggable(region: Region, boot_size: u64, max: u64, add_region: AddRegion) -> io::Result<(Resizer, Pluggable)> {
     let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
-    let sizes = Arc::new(Sizes {
+    let sizes = Arc::new(SharedSizes {
         region: region.clone(),
         requested: AtomicU64::new(0),
         plugged: AtomicU64::new(0),
-        asked: event()?,
+        requested_event: event()?,
         changed: event()?,
     });
-    let most = most.min(boot_size + region.length());
+    let max = max.min(boot_size + region.length());
     let blocks = Blocks::new(region.start().0, region.length());
-    let resizer = Resizer { sizes: Arc::clone(&sizes), boot_size, most, connect: Some(connect) };
+    let resizer = Resizer { sizes: Arc::clone(&sizes), boot_size, max, add_region: Some(add_region) };
     Ok((resizer, Pluggable { blocks, region, sizes }))
 }
 
 impl Resizer {
-    /// Asks for a machine of `size` bytes, which the driver may or may not make of it: the size it will be then, in whole
-    /// blocks, and not less than it booted with.
+    /// Requests a machine of `size` bytes. Returns the size that the machine will have if the driver complies, in
+    /// bytes: whole blocks, and not less than the boot size.
     ///
     /// # Errors
-    /// It cannot be that large, or the region cannot be made memory of the guest.
+    /// `size` exceeds the maximum, or the region cannot be added to the guest's memory.
     pub fn request(&mut self, size: u64) -> Result<u64, ResizeError> {
-        if size > self.most {
-            return Err(ResizeError::TooLarge { asked: size, most: self.most });
+        if size > self.max {
+            return Err(ResizeError::TooLarge { requested: size, max: self.max });
         }
         let requested = size.saturating_sub(self.boot_size).next_multiple_of(BLOCK_SIZE);
         if requested > 0
-            && let Some(connect) = &self.connect
+            && let Some(add_region) = &self.add_region
         {
-            connect()?;
-            self.connect = None;
+            add_region()?;
+            self.add_region = None;
         }
-        self.ask(requested).map_err(ResizeError::Wake)?;
+        self.set_requested(requested).map_err(ResizeError::Wake)?;
         Ok(self.boot_size + requested)
     }
 
-    /// Asks for nothing more than what the driver has made of the last request.
+    /// Cancels the last request: requests only what is plugged now.
     ///
     /// # Errors
-    /// The device cannot be told.
+    /// The device's eventfd cannot be written.
     pub fn settle(&self) -> io::Result<()> {
-        self.ask(self.plugged())
+        self.set_requested(self.plugged())
     }
 
-    fn ask(&self, requested: u64) -> io::Result<()> {
+    fn set_requested(&self, requested: u64) -> io::Result<()> {
         self.sizes.requested.store(requested, Ordering::SeqCst);
-        self.sizes.asked.write(1)
+        self.sizes.requested_event.write(1)
     }
 
-    /// The bytes the guest has now.
+    /// The memory of the guest in bytes.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.boot_size + self.plugged()
     }
 
-    /// The bytes the guest has now beyond those it booted with.
+    /// The memory of the guest in bytes, without what it booted with.
     #[must_use]
     pub fn plugged(&self) -> u64 {
         self.sizes.plugged.load(Ordering::SeqCst)
     }
 
-    /// Readable when [`Resizer::size`] may have changed.
+    /// Readable after [`Resizer::size`] may have changed.
     #[must_use]
     pub fn changed(&self) -> &EventFd {
         &self.sizes.changed
@@ -164,12 +164,12 @@ impl Resizer {
 }
 
 impl Pluggable {
-    /// What a snapshot keeps.
+    /// The state to be saved.
     pub(super) fn save(&self) -> MemState {
         MemState { requested: self.sizes.requested(), plugged: self.blocks.save() }
     }
 
-    /// Takes on what a snapshot kept; the blocks' contents are restored as all memory is.
+    /// Restores the saved state. The blocks' contents are restored with the rest of guest memory.
     pub(super) fn restore(&mut self, state: &MemState) {
         self.blocks.restore(&state.plugged);
         self.sizes.requested.store(state.requested, Ordering::SeqCst);

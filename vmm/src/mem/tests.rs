@@ -1,4 +1,4 @@
-//! Requests through the device, by honest drivers and by others.
+//! Tests of the device with valid and invalid requests.
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
@@ -29,19 +29,19 @@ fn mapping() -> Arc<GuestRegionMmap<()>> {
     map_pluggable(GuestAddress(START), BLOCKS * BLOCK_SIZE, BLOCK_SIZE).unwrap()
 }
 
-fn ends(mapping: Arc<GuestRegionMmap<()>>) -> (Resizer, Pluggable) {
+fn resizer_and_pluggable(mapping: Arc<GuestRegionMmap<()>>) -> (Resizer, Pluggable) {
     pluggable(Region::new(mapping).unwrap(), BOOT_SIZE, 1 << 40, Box::new(|| Ok(()))).unwrap()
 }
 
-/// A working driver, and who asks it to have more memory.
-fn driven(event_loop: &LoopThread) -> (Driver<Mem>, Resizer) {
-    let (resizer, pluggable) = ends(mapping());
+/// An active driver, and the resizer that requests memory of it.
+fn set_up_driver(event_loop: &LoopThread) -> (Driver<Mem>, Resizer) {
+    let (resizer, pluggable) = resizer_and_pluggable(mapping());
     let mut driver = Driver::new(Mem::new(pluggable, event_loop.handle(), None));
     driver.set_up();
     (driver, resizer)
 }
 
-/// Bytes of a request.
+/// The bytes of a request.
 fn request(kind: u16, address: u64, count: u16) -> [u8; 24] {
     let mut bytes = [0; 24];
     bytes[..2].copy_from_slice(&kind.to_le_bytes());
@@ -50,24 +50,24 @@ fn request(kind: u16, address: u64, count: u16) -> [u8; 24] {
     bytes
 }
 
-/// The answer, and the state that comes with it.
-fn ask_for(driver: &mut Driver<Mem>, kind: u16, address: u64, count: u16) -> (u16, u16) {
+/// Sends a request. Returns the response's type and state.
+fn send_request(driver: &mut Driver<Mem>, kind: u16, address: u64, count: u16) -> (u16, u16) {
     let answer = driver.request(0, &[&request(kind, address, count)], &[10]);
     assert_eq!(answer.len(), 10);
     (u16::from_le_bytes([answer[0], answer[1]]), u16::from_le_bytes([answer[8], answer[9]]))
 }
 
-fn ask(driver: &mut Driver<Mem>, kind: u16, block: u64, count: u16) -> u16 {
-    ask_for(driver, kind, START + block * BLOCK_SIZE, count).0
+fn request_blocks(driver: &mut Driver<Mem>, kind: u16, block: u64, count: u16) -> u16 {
+    send_request(driver, kind, START + block * BLOCK_SIZE, count).0
 }
 
 fn state(driver: &mut Driver<Mem>, block: u64, count: u16) -> u16 {
-    let (answer, state) = ask_for(driver, STATE, START + block * BLOCK_SIZE, count);
+    let (answer, state) = send_request(driver, STATE, START + block * BLOCK_SIZE, count);
     assert_eq!(answer, ACK);
     state
 }
 
-/// A field of the device's configuration.
+/// A 64-bit field of the device configuration space.
 fn field(driver: &Driver<Mem>, number: u64) -> u64 {
     let half = |offset| u64::from(driver.register(0x100 + 8 * number + offset));
     half(0) | half(4) << 32
@@ -81,18 +81,18 @@ fn await_requested(driver: &Driver<Mem>, bytes: u64) {
     }
 }
 
-/// Asks for a machine with this many plugged blocks, and waits until the driver can know of it.
+/// Requests a machine with this many plugged blocks, and waits until the driver can read the request.
 fn grow(driver: &Driver<Mem>, resizer: &mut Resizer, blocks: u64) {
     assert_eq!(resizer.request(BOOT_SIZE + blocks * BLOCK_SIZE).unwrap(), BOOT_SIZE + blocks * BLOCK_SIZE);
     await_requested(driver, blocks * BLOCK_SIZE);
 }
 
 #[test]
-fn it_plugs_memory_through_its_whole_life() {
+fn the_device_passes_the_life_cycle_test() {
     let event_loop = LoopThread::start();
     let resizer = RefCell::new(None);
     let make = |state: Option<MemState>| {
-        let (new, pluggable) = ends(mapping());
+        let (new, pluggable) = resizer_and_pluggable(mapping());
         resizer.replace(Some(new));
         Mem::new(pluggable, event_loop.handle(), state.as_ref())
     };
@@ -100,20 +100,20 @@ fn it_plugs_memory_through_its_whole_life() {
     life_cycle(make, |driver| {
         let mut resizer = resizer.borrow_mut();
         let resizer = resizer.as_mut().unwrap();
-        let had = blocks.replace(blocks.get() + 2);
-        assert_eq!(resizer.size(), BOOT_SIZE + had * BLOCK_SIZE, "what was plugged stays so");
-        grow(driver, resizer, had + 2);
-        assert_eq!(ask(driver, PLUG, had, 2), ACK);
-        assert_eq!(field(driver, 5), (had + 2) * BLOCK_SIZE);
-        assert_eq!(resizer.size(), BOOT_SIZE + (had + 2) * BLOCK_SIZE);
+        let plugged = blocks.replace(blocks.get() + 2);
+        assert_eq!(resizer.size(), BOOT_SIZE + plugged * BLOCK_SIZE, "plugged blocks stay plugged");
+        grow(driver, resizer, plugged + 2);
+        assert_eq!(request_blocks(driver, PLUG, plugged, 2), ACK);
+        assert_eq!(field(driver, 5), (plugged + 2) * BLOCK_SIZE);
+        assert_eq!(resizer.size(), BOOT_SIZE + (plugged + 2) * BLOCK_SIZE);
         assert_eq!(resizer.changed().read().unwrap(), 1);
     });
 }
 
 #[test]
-fn the_driver_is_told_of_the_region_and_of_what_it_is_asked_for() {
+fn the_configuration_space_describes_the_region_and_the_requested_size() {
     let event_loop = LoopThread::start();
-    let (driver, mut resizer) = driven(&event_loop);
+    let (driver, mut resizer) = set_up_driver(&event_loop);
     let (generation, length) = (driver.register(0xfc), BLOCKS * BLOCK_SIZE);
     assert_eq!(
         [0, 1, 2, 3, 4, 5, 6].map(|number| field(&driver, number)),
@@ -128,26 +128,26 @@ fn the_driver_is_told_of_the_region_and_of_what_it_is_asked_for() {
 }
 
 #[test]
-fn no_more_is_plugged_than_was_asked_for() {
+fn no_more_than_the_requested_size_is_plugged() {
     let event_loop = LoopThread::start();
-    let (mut driver, mut resizer) = driven(&event_loop);
-    assert_eq!(ask(&mut driver, PLUG, 0, 1), NACK, "before anything was asked for");
+    let (mut driver, mut resizer) = set_up_driver(&event_loop);
+    assert_eq!(request_blocks(&mut driver, PLUG, 0, 1), NACK, "before anything was requested");
     grow(&driver, &mut resizer, 3);
-    assert_eq!(ask(&mut driver, PLUG, 0, 4), NACK);
-    assert_eq!(ask(&mut driver, PLUG, 5, 3), ACK);
-    assert_eq!(ask(&mut driver, PLUG, 0, 1), NACK);
+    assert_eq!(request_blocks(&mut driver, PLUG, 0, 4), NACK);
+    assert_eq!(request_blocks(&mut driver, PLUG, 5, 3), ACK);
+    assert_eq!(request_blocks(&mut driver, PLUG, 0, 1), NACK);
     grow(&driver, &mut resizer, 1);
-    assert_eq!(ask(&mut driver, UNPLUG, 6, 2), ACK);
-    assert_eq!(ask(&mut driver, PLUG, 6, 1), NACK);
+    assert_eq!(request_blocks(&mut driver, UNPLUG, 6, 2), ACK);
+    assert_eq!(request_blocks(&mut driver, PLUG, 6, 1), NACK);
     assert_eq!(resizer.size(), BOOT_SIZE + BLOCK_SIZE);
 }
 
 #[test]
-fn requests_that_make_no_sense_are_errors_and_change_nothing() {
+fn invalid_requests_are_errors_and_change_nothing() {
     let event_loop = LoopThread::start();
-    let (mut driver, mut resizer) = driven(&event_loop);
+    let (mut driver, mut resizer) = set_up_driver(&event_loop);
     grow(&driver, &mut resizer, BLOCKS);
-    assert_eq!(ask(&mut driver, PLUG, 2, 4), ACK);
+    assert_eq!(request_blocks(&mut driver, PLUG, 2, 4), ACK);
     for (kind, block, count) in [
         (PLUG, 5, 1),
         (PLUG, 0, 3),
@@ -162,92 +162,92 @@ fn requests_that_make_no_sense_are_errors_and_change_nothing() {
         (4, 0, 1),
         (u16::MAX, 0, 1),
     ] {
-        assert_eq!(ask(&mut driver, kind, block, count), ERROR, "{kind}, {block}, {count}");
+        assert_eq!(request_blocks(&mut driver, kind, block, count), ERROR, "{kind}, {block}, {count}");
     }
     for address in [0, START - BLOCK_SIZE, START + 4096, u64::MAX, u64::MAX - (BLOCK_SIZE - 1)] {
         for kind in [PLUG, UNPLUG, STATE] {
-            assert_eq!(ask_for(&mut driver, kind, address, 1).0, ERROR, "{kind}, {address:#x}");
+            assert_eq!(send_request(&mut driver, kind, address, 1).0, ERROR, "{kind}, {address:#x}");
         }
     }
     assert_eq!((state(&mut driver, 2, 4), state(&mut driver, 6, 10), state(&mut driver, 1, 2)), (0, 1, 2));
     assert_eq!(resizer.size(), BOOT_SIZE + 4 * BLOCK_SIZE);
-    assert_eq!(ask(&mut driver, UNPLUG_ALL, 0, 0), ACK);
+    assert_eq!(request_blocks(&mut driver, UNPLUG_ALL, 0, 0), ACK);
     assert_eq!((resizer.size(), state(&mut driver, 0, 16)), (BOOT_SIZE, 1));
 }
 
 #[test]
-fn what_was_in_an_unplugged_block_is_gone() {
+fn the_contents_of_an_unplugged_block_are_discarded() {
     let event_loop = LoopThread::start();
     let mapping = mapping();
-    let (mut resizer, pluggable) = ends(Arc::clone(&mapping));
+    let (mut resizer, pluggable) = resizer_and_pluggable(Arc::clone(&mapping));
     let mut driver = Driver::new(Mem::new(pluggable, event_loop.handle(), None));
     driver.set_up();
     grow(&driver, &mut resizer, 3);
-    assert_eq!(ask(&mut driver, PLUG, 0, 3), ACK);
+    assert_eq!(request_blocks(&mut driver, PLUG, 0, 3), ACK);
     let places = [0, BLOCK_SIZE - 1, BLOCK_SIZE, 2 * BLOCK_SIZE - 1, 2 * BLOCK_SIZE];
     for place in places {
         mapping.write_obj(7_u8, MemoryRegionAddress(place)).unwrap();
     }
-    assert_eq!(ask(&mut driver, UNPLUG, 1, 1), ACK);
+    assert_eq!(request_blocks(&mut driver, UNPLUG, 1, 1), ACK);
     let read = || places.map(|place| mapping.read_obj::<u8>(MemoryRegionAddress(place)).unwrap());
     assert_eq!(read(), [7, 7, 0, 0, 7]);
-    assert_eq!(ask(&mut driver, UNPLUG_ALL, 0, 0), ACK);
+    assert_eq!(request_blocks(&mut driver, UNPLUG_ALL, 0, 0), ACK);
     assert_eq!(read(), [0; 5]);
 }
 
 #[test]
-fn chains_that_are_no_requests_are_given_back_untouched() {
+fn chains_that_are_not_requests_are_used_with_length_0() {
     let event_loop = LoopThread::start();
-    let (mut driver, mut resizer) = driven(&event_loop);
+    let (mut driver, mut resizer) = set_up_driver(&event_loop);
     grow(&driver, &mut resizer, 1);
     let whole = request(PLUG, START, 1);
     assert!(driver.request(0, &[&whole[..23]], &[10]).is_empty());
     assert!(driver.request(0, &[&whole], &[9]).is_empty());
     assert!(driver.request(0, &[&whole], &[]).is_empty());
     assert!(driver.request(0, &[], &[64]).is_empty());
-    let outside = driver.offer_at(0, u64::MAX - 10, 64);
+    let outside = driver.make_available_at(0, u64::MAX - 10, 64);
     driver.notify(0);
-    assert_eq!(driver.take_used_unread(0), (outside, 0));
+    assert_eq!(driver.take_used_element(0), (outside, 0));
     assert_eq!(resizer.size(), BOOT_SIZE);
     let split = driver.request(0, &[&whole[..5], &whole[5..]], &[3, 7]);
-    assert_eq!(split, [0; 10], "a request may be in as many pieces as the driver likes");
+    assert_eq!(split, [0; 10], "a request may be split into any number of descriptors");
     assert_eq!(resizer.size(), BOOT_SIZE + BLOCK_SIZE);
 }
 
 #[test]
-fn a_size_is_whole_blocks_between_that_at_boot_and_the_most() {
-    let (mut resizer, _pluggable) = ends(mapping());
+fn a_size_is_whole_blocks_between_boot_size_and_maximum() {
+    let (mut resizer, _pluggable) = resizer_and_pluggable(mapping());
     assert_eq!(resizer.request(0).unwrap(), BOOT_SIZE);
     assert_eq!(resizer.request(BOOT_SIZE + 1).unwrap(), BOOT_SIZE + BLOCK_SIZE);
-    let most = BOOT_SIZE + BLOCKS * BLOCK_SIZE;
-    assert_eq!(resizer.request(most).unwrap(), most);
-    let error = resizer.request(most + 1).unwrap_err().to_string();
+    let max = BOOT_SIZE + BLOCKS * BLOCK_SIZE;
+    assert_eq!(resizer.request(max).unwrap(), max);
+    let error = resizer.request(max + 1).unwrap_err().to_string();
     assert_eq!(error, "this machine can have 96 MiB at most, not 97");
     let region = Region::new(mapping()).unwrap();
-    let (mut poor, _pluggable) = pluggable(region, BOOT_SIZE, BOOT_SIZE + BLOCK_SIZE, Box::new(|| Ok(()))).unwrap();
-    assert!(poor.request(BOOT_SIZE + BLOCK_SIZE).is_ok() && poor.request(BOOT_SIZE + 2 * BLOCK_SIZE).is_err());
+    let (mut limited, _pluggable) = pluggable(region, BOOT_SIZE, BOOT_SIZE + BLOCK_SIZE, Box::new(|| Ok(()))).unwrap();
+    assert!(limited.request(BOOT_SIZE + BLOCK_SIZE).is_ok() && limited.request(BOOT_SIZE + 2 * BLOCK_SIZE).is_err());
 }
 
 #[test]
-fn kvm_is_told_of_the_region_once_and_not_before_it_is_needed() {
+fn the_region_is_added_to_kvm_once_and_at_the_first_request() {
     let calls = Arc::new(AtomicU32::new(0));
     let counted = Arc::clone(&calls);
-    let connect = move || match counted.fetch_add(1, Ordering::SeqCst) {
+    let add_region = move || match counted.fetch_add(1, Ordering::SeqCst) {
         0 => Err(KvmError::Missing("a slot")),
         _ => Ok(()),
     };
     let (mut resizer, _pluggable) =
-        pluggable(Region::new(mapping()).unwrap(), BOOT_SIZE, 1 << 40, Box::new(connect)).unwrap();
+        pluggable(Region::new(mapping()).unwrap(), BOOT_SIZE, 1 << 40, Box::new(add_region)).unwrap();
     resizer.request(BOOT_SIZE).unwrap();
     assert_eq!(calls.load(Ordering::SeqCst), 0);
-    assert!(matches!(resizer.request(BOOT_SIZE + BLOCK_SIZE), Err(ResizeError::Connect(_))));
+    assert!(matches!(resizer.request(BOOT_SIZE + BLOCK_SIZE), Err(ResizeError::AddRegion(_))));
     resizer.request(BOOT_SIZE + BLOCK_SIZE).unwrap();
     resizer.request(BOOT_SIZE + 2 * BLOCK_SIZE).unwrap();
     assert_eq!(calls.load(Ordering::SeqCst), 2);
 }
 
 #[test]
-fn a_mapping_that_is_not_whole_blocks_is_no_region() {
+fn a_mapping_that_is_not_whole_blocks_is_rejected() {
     let odd = map_pluggable(GuestAddress(START), BLOCK_SIZE + 4096, 4096).unwrap();
     assert!(Region::new(odd).is_err());
     assert!(Region::new(map_pluggable(GuestAddress(START + 4096), BLOCK_SIZE, 4096).unwrap()).is_err());

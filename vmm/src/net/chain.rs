@@ -1,4 +1,4 @@
-//! From a descriptor chain to the guest memory it describes.
+//! Conversion of descriptor chains to guest memory.
 
 use std::ops::Deref;
 
@@ -8,20 +8,20 @@ use vm_memory::{GuestMemory, Permissions, VolatileSlice};
 use super::header::{HEADER_LEN, MAX_FRAME};
 use crate::virtio::device::Memory;
 
-/// Most descriptors of a chain. Linux needs 19 for the longest frame.
+/// The most descriptors of a chain. Linux needs 19 for the longest frame.
 const MAX_DESCRIPTORS: usize = 256;
 
-/// Which way a chain's bytes go.
+/// The direction of a chain.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Access {
-    /// A frame from the guest.
+    /// The device reads a frame from the guest.
     Read,
-    /// Room for a frame to the guest.
+    /// The device writes a frame to the guest.
     Write,
 }
 
-/// The memory of `chain`; `None` where the chain is malformed: cut short, of the other direction, too long, or leaving
-/// guest memory (virtio 1.2, 2.7.4 and 2.7.5).
+/// The guest memory of `chain`. `None` if the chain is malformed (virtio 1.2, 2.7.4 and 2.7.5): it is cut short, it has
+/// a descriptor of the other direction, it is too long, or it leaves guest memory.
 pub(super) fn slices<'m>(
     chain: &mut DescriptorChain<impl Deref<Target = Memory>>,
     memory: &'m Memory,
@@ -40,16 +40,16 @@ pub(super) fn slices<'m>(
         }
         more = descriptor.has_next();
     }
-    // The iterator ends a chain early that loops or leaves the table.
+    // The iterator ends early if the chain loops or leaves the descriptor table.
     (!more).then_some(found)
 }
 
-/// Bytes in `slices`.
+/// Length of `slices` in bytes.
 pub(super) fn length(slices: &[VolatileSlice<'_>]) -> usize {
     slices.iter().map(VolatileSlice::len).fold(0, usize::saturating_add)
 }
 
-/// Whether `slices` can be a frame with its header.
+/// Whether `slices` have a valid length for a frame with its header.
 pub(super) fn is_frame(slices: &[VolatileSlice<'_>]) -> bool {
     (HEADER_LEN + 1..=MAX_FRAME).contains(&length(slices))
 }

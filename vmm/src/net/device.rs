@@ -1,4 +1,4 @@
-//! The device as the transport sees it.
+//! The [`VirtioDevice`] implementation.
 
 use std::sync::Arc;
 
@@ -17,13 +17,13 @@ use super::handler::{Handler, RX, TX};
 use super::slot::{Link, Slot};
 use crate::event_loop::LoopHandle;
 use crate::virtio::device::{ActivateError, Activation, VirtQueue, VirtioDevice};
-use crate::virtio::work::Work;
+use crate::virtio::event_loop_backend::EventLoopBackend;
 
-/// Frames that can wait in a queue. Linux fills the receive queue with a page or less for each.
+/// Descriptors per queue. Linux adds receive buffers of a page or less, one descriptor each.
 const QUEUE_SIZES: [u16; 2] = [256, 256];
 
-/// Either side may leave checksums and segmentation of TCP to the other; the tap does the host's part. There is no
-/// control queue: the guest's filters would only keep out what the host's interface has already let through.
+/// Both sides may leave checksums and TCP segmentation to the other side; the tap does so for the host. There is no
+/// control queue, because the guest's receive filters would only drop frames that the host's interface has let through.
 const FEATURES: [u32; 14] = [
     VIRTIO_F_VERSION_1,
     VIRTIO_RING_F_EVENT_IDX,
@@ -41,8 +41,8 @@ const FEATURES: [u32; 14] = [
     VIRTIO_NET_F_GUEST_ECN,
 ];
 
-/// What a snapshot keeps of the device: nothing. A tap is a descriptor of this process and ends with it; the guest of a
-/// restored machine sees the link go down, and up again when a new tap is attached.
+/// The saved state of the device, which is empty. A tap is a descriptor of this process and ends with it. The guest of
+/// a restored machine sees the link go down, and up again when a new tap is attached.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetState {}
@@ -51,17 +51,17 @@ pub struct NetState {}
 pub struct Net {
     address: [u8; 6],
     link: Arc<Link>,
-    work: Work<Slot, Handler>,
-    /// The driver remembers a link that was another machine's.
-    stale: bool,
+    backend: EventLoopBackend<Slot, Handler>,
+    /// Whether the driver must be notified of the link's state, because it comes from another machine.
+    notify_link: bool,
 }
 
 impl Net {
-    /// The device in `slot`, served by `event_loop`. With a state, its driver is told to look at the link.
+    /// The device in `slot`, served by `event_loop`. With a state, the device notifies its driver of the link's state.
     #[must_use]
     pub fn new(slot: Slot, event_loop: LoopHandle, state: Option<NetState>) -> Self {
         let (address, link) = (slot.address(), Arc::clone(&slot.link));
-        Self { address, link, work: Work::new(event_loop, slot), stale: state.is_some() }
+        Self { address, link, backend: EventLoopBackend::new(event_loop, slot), notify_link: state.is_some() }
     }
 }
 
@@ -90,12 +90,12 @@ impl VirtioDevice for Net {
                 return Err(ActivateError::QueueDisabled(index));
             }
         }
-        let stale = &mut self.stale;
-        self.work.begin(|slot| Handler::new(activation, slot, std::mem::take(stale)))
+        let notify_link = &mut self.notify_link;
+        self.backend.activate(|slot| Handler::new(activation, slot, std::mem::take(notify_link)))
     }
 
-    fn quiesce(&mut self) -> Vec<VirtQueue> {
-        self.work.end("network", Handler::into_parts)
+    fn deactivate(&mut self) -> Vec<VirtQueue> {
+        self.backend.deactivate("network", Handler::into_parts)
     }
 
     fn save(&self) -> NetState {

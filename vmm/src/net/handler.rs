@@ -1,26 +1,26 @@
-//! The device's work while it is active: moving frames between its queues and the tap.
+//! The active device: moves frames between its queues and the tap.
 
 use std::io;
 use std::os::fd::AsRawFd;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::VolatileSlice;
 
 use super::chain::{self, Access};
 use super::header::{self, HEADER_LEN, MAX_FRAME};
 use super::slot::Slot;
 use super::tap::Tap;
-use super::used::{self, UsedChain};
-use crate::virtio::device::{Activation, Interrupt, Memory, VirtQueue};
+use super::used_ring::{self, UsedChain};
+use crate::virtio::device::{Activation, Interrupt, Memory, VirtQueue, next_chain};
 
-/// Index of the queue that carries frames to the guest.
+/// Index of the receive queue, which carries frames to the guest.
 pub(super) const RX: usize = 0;
-/// Index of the queue that carries frames from the guest.
+/// Index of the transmit queue, which carries frames from the guest.
 pub(super) const TX: usize = 1;
 
-/// Frames moved each way before the event loop serves others.
+/// The most frames moved in each direction before the event loop serves other subscribers.
 const BATCH: usize = 256;
 
 /// The active device, in the event loop.
@@ -30,79 +30,79 @@ pub(super) struct Handler {
     interrupt: Interrupt,
     features: u64,
     slot: Slot,
-    /// The driver has to look at the link.
-    stale: bool,
-    /// A frame from the tap, as long as `held` says; 0 where there is none that waits for buffers.
+    /// Whether the driver must be notified of the link's state.
+    notify_link: bool,
+    /// A frame from the tap that waits for receive buffers, of `pending` bytes. 0 means that there is none.
     frame: Box<[u8]>,
-    held: usize,
-    /// Why the tap cannot be read any more.
+    pending: usize,
+    /// The error of a failed read from the tap.
     failed: Option<io::Error>,
 }
 
 impl Handler {
-    pub(super) fn new(activation: Activation, slot: Slot, stale: bool) -> Self {
+    pub(super) fn new(activation: Activation, slot: Slot, notify_link: bool) -> Self {
         let Activation { memory, queues, interrupt, features } = activation;
         let frame = vec![0; MAX_FRAME].into_boxed_slice();
-        Self { memory, queues, interrupt, features, slot, stale, frame, held: 0, failed: None }
+        Self { memory, queues, interrupt, features, slot, notify_link, frame, pending: 0, failed: None }
     }
 
     pub(super) fn into_parts(self) -> (Vec<VirtQueue>, Slot) {
         (self.queues, self.slot)
     }
 
-    /// Begins to work with a tap that was attached, or that a reset driver left.
-    fn bring_up(&mut self, ops: &mut EventOps) {
+    /// Starts to use a tap that was attached now, or before the driver's last reset.
+    fn start_tap(&mut self, ops: &mut EventOps) {
         let Some(tap) = &self.slot.tap else { return };
         if let Err(error) = tap.set_offloads(self.features) {
-            // The tap does that work itself then, which is slower and no less right.
-            tracing::debug!(%error, "cannot set what a tap leaves to the guest");
+            // The tap then does this work itself, which is slower but correct.
+            tracing::debug!(%error, "cannot set the offloads of a tap");
         }
-        // Edge-triggered: a frame that the guest has no buffer for must not keep the loop busy.
+        // Edge-triggered, so that a frame without a receive buffer does not keep the loop busy.
         if let Err(error) = ops.add(Events::new(tap, EventSet::IN | EventSet::EDGE_TRIGGERED)) {
             return tracing::error!(%error, "cannot watch a tap");
         }
         self.slot.link.set_up();
-        self.tell_link();
+        self.notify_link_state();
     }
 
-    /// A tap that fails is gone: somebody has deleted the interface.
-    fn lose_failed(&mut self, ops: &mut EventOps) {
+    /// Detaches a tap after a failed read: the interface was deleted.
+    fn detach_failed_tap(&mut self, ops: &mut EventOps) {
         let Some(error) = self.failed.take() else { return };
         let Some(tap) = self.slot.tap.take() else { return };
-        tracing::info!(slot = self.slot.number, %error, "a network interface is gone");
+        tracing::info!(slot = self.slot.number, %error, "a network interface was deleted");
         if let Err(error) = ops.remove(Events::empty(&tap)) {
             tracing::error!(%error, "cannot stop watching a tap");
         }
-        self.held = 0;
+        self.pending = 0;
         self.slot.link.set_down();
-        self.tell_link();
+        self.notify_link_state();
     }
 
-    fn tell_link(&self) {
-        if let Err(error) = self.interrupt.config_changed(&self.slot.link.config(self.slot.address())) {
-            tracing::error!(%error, "cannot tell the guest of its network link");
+    fn notify_link_state(&self) {
+        if let Err(error) = self.interrupt.notify_config_change(&self.slot.link.config(self.slot.address())) {
+            tracing::error!(%error, "cannot notify the guest of its network link");
         }
     }
 
-    /// Does what there is to do, and tells the driver once.
+    /// Serves both queues and sends at most one used buffer notification.
     fn serve(&mut self) {
-        let told = [RX, TX].map(|index| self.queues[index].queue.next_used());
+        let notified = [RX, TX].map(|index| self.queues[index].queue.next_used());
         for (index, moved) in [(TX, self.transmit()), (RX, self.receive())] {
             if moved == BATCH {
-                // There may be more; the loop comes back to it after it looked at everybody else.
-                let _ = self.queues[index].kick.write(1);
+                // The queue may hold more frames. The event loop calls again after it has served its other subscribers.
+                let _ = self.queues[index].notify.write(1);
             }
         }
         let wanted = [RX, TX].into_iter().any(|index| {
             let queue = &self.queues[index].queue;
-            queue.next_used() != told[index] && used::wants_interrupt(queue, &self.memory, told[index])
+            queue.next_used() != notified[index] && used_ring::needs_notification(queue, &self.memory, notified[index])
         });
-        if wanted && let Err(error) = self.interrupt.used_buffers() {
+        if wanted && let Err(error) = self.interrupt.notify_used_buffers() {
             tracing::error!(%error, "cannot interrupt the guest");
         }
     }
 
-    /// Moves frames from the guest to the tap; without one they are lost, as on a cable that is not plugged in.
+    /// Moves frames from the guest to the tap. Without a tap the frames are dropped, as on an unplugged cable.
     fn transmit(&mut self) -> usize {
         let Self { memory, queues, slot, .. } = self;
         let queue = &mut queues[TX].queue;
@@ -110,31 +110,31 @@ impl Handler {
             let Some(mut chain) = next_chain(queue, memory) else { return moved };
             match chain::slices(&mut chain, memory, Access::Read).filter(|frame| chain::is_frame(frame)) {
                 Some(frame) => send(slot.tap.as_ref(), &frame),
-                None => tracing::debug!("the guest sent a chain that is no frame"),
+                None => tracing::debug!("the guest sent an invalid frame"),
             }
             if let Err(error) = queue.add_used(memory, chain.head_index(), 0) {
-                tracing::debug!(%error, "cannot give a chain back to the guest");
+                tracing::debug!(%error, "cannot add a chain to the used ring");
             }
         }
         BATCH
     }
 
-    /// Moves frames from the tap to the guest, as long as it has buffers for them.
+    /// Moves frames from the tap to the guest while there are receive buffers.
     fn receive(&mut self) -> usize {
         for moved in 0..BATCH {
-            if !self.hold_frame() || !self.deliver() {
+            if !self.read_frame() || !self.deliver() {
                 return moved;
             }
         }
         BATCH
     }
 
-    /// Sees to it that there is a frame to deliver; false where there is none.
-    fn hold_frame(&mut self) -> bool {
-        while self.held == 0 {
+    /// Reads a frame from the tap unless one is pending. Returns false if there is none.
+    fn read_frame(&mut self) -> bool {
+        while self.pending == 0 {
             let Some(tap) = &self.slot.tap else { return false };
             match tap.read(&mut self.frame) {
-                Ok(length) if length > HEADER_LEN => self.held = length,
+                Ok(length) if length > HEADER_LEN => self.pending = length,
                 Ok(0) => self.failed = Some(io::ErrorKind::UnexpectedEof.into()),
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
@@ -148,54 +148,54 @@ impl Handler {
         true
     }
 
-    /// Puts the held frame into the guest's buffers; false where they do not suffice yet.
+    /// Copies the pending frame to receive buffers. Returns false if there are not enough yet.
     fn deliver(&mut self) -> bool {
-        let Self { memory, queues, features, frame, held, .. } = self;
+        let Self { memory, queues, features, frame, pending, .. } = self;
         let queue = &mut queues[RX].queue;
-        let most = if *features & (1 << VIRTIO_NET_F_MRG_RXBUF) != 0 { queue.size() } else { 1 };
-        let Some(room) = Room::find(queue, memory, *held, most) else { return false };
-        let used = room.fill(&mut frame[..*held]);
-        *held = 0;
-        if let Err(error) = used::publish(queue, memory, &used) {
-            tracing::debug!(%error, "cannot give chains back to the guest");
+        let max_chains = if *features & (1 << VIRTIO_NET_F_MRG_RXBUF) != 0 { queue.size() } else { 1 };
+        let Some(buffers) = ReceiveBuffers::find(queue, memory, *pending, max_chains) else { return false };
+        let used = buffers.fill(&mut frame[..*pending]);
+        *pending = 0;
+        if let Err(error) = used_ring::add_used(queue, memory, &used) {
+            tracing::debug!(%error, "cannot add chains to the used ring");
         }
         true
     }
 }
 
-/// Buffers of the guest that take a frame together, or that turned out to be none.
-struct Room<'m> {
+/// Receive buffers for one frame.
+struct ReceiveBuffers<'m> {
     chains: Vec<(u16, Vec<VolatileSlice<'m>>)>,
-    enough: bool,
+    sufficient: bool,
 }
 
-impl<'m> Room<'m> {
-    /// Takes chains until they hold `length` bytes. `None`, with nothing taken, where the driver has to offer more;
-    /// room that is not enough, where `most` chains do not suffice.
-    fn find(queue: &mut Queue, memory: &'m Memory, length: usize, most: u16) -> Option<Self> {
-        let mut room = Self { chains: Vec::new(), enough: false };
+impl<'m> ReceiveBuffers<'m> {
+    /// Takes chains until they hold `length` bytes, at most `max_chains` of them. `None` means that the driver has to
+    /// add more buffers; then no chain is taken. If `max_chains` chains do not suffice, the result is not `sufficient`.
+    fn find(queue: &mut Queue, memory: &'m Memory, length: usize, max_chains: u16) -> Option<Self> {
+        let mut buffers = Self { chains: Vec::new(), sufficient: false };
         let mut found = 0;
-        while !room.enough && room.chains.len() < usize::from(most) {
+        while !buffers.sufficient && buffers.chains.len() < usize::from(max_chains) {
             let Some(mut chain) = next_chain(queue, memory) else {
-                room.chains.iter().for_each(|_| queue.go_to_previous_position());
+                buffers.chains.iter().for_each(|_| queue.go_to_previous_position());
                 return None;
             };
             let slices = chain::slices(&mut chain, memory, Access::Write).unwrap_or_else(|| {
-                tracing::debug!("the guest offers a chain that takes no frame");
+                tracing::debug!("the guest added an invalid receive buffer");
                 Vec::new()
             });
             found += chain::length(&slices);
-            room.chains.push((chain.head_index(), slices));
-            room.enough = found >= length;
+            buffers.chains.push((chain.head_index(), slices));
+            buffers.sufficient = found >= length;
         }
-        Some(room)
+        Some(buffers)
     }
 
-    /// Copies the frame in: the chains and how much is in each. A frame there is not enough room for is dropped, and the
-    /// chains are given back empty.
+    /// Copies the frame to the buffers. Returns the chains with the number of bytes written to each. If the buffers are
+    /// not sufficient, the frame is dropped and 0 bytes are written.
     fn fill(&self, frame: &mut [u8]) -> Vec<UsedChain> {
         header::set_buffers(frame, u16::try_from(self.chains.len()).unwrap_or(u16::MAX));
-        let mut rest = if self.enough { &*frame } else { &[] };
+        let mut rest = if self.sufficient { &*frame } else { &[] };
         let fill_one = |(head, slices): &(u16, Vec<VolatileSlice<'m>>)| {
             let before = rest.len();
             for slice in slices {
@@ -208,50 +208,40 @@ impl<'m> Room<'m> {
     }
 }
 
-/// A frame the tap does not take is lost, as any network may lose frames.
+/// Writes a frame to the tap. A frame that the tap does not take is dropped, as any network may drop frames.
 fn send(tap: Option<&Tap>, frame: &[VolatileSlice<'_>]) {
     if let Some(Err(error)) = tap.map(|tap| tap.write(frame)) {
-        tracing::debug!(%error, "a tap does not take a frame");
+        tracing::debug!(%error, "cannot write a frame to a tap");
     }
 }
 
 impl MutEventSubscriber for Handler {
     fn init(&mut self, ops: &mut EventOps) {
-        let queues = self.queues.iter().map(|queue| queue.kick.as_raw_fd());
-        for fd in queues.chain([self.slot.link.attached.as_raw_fd()]) {
+        let queues = self.queues.iter().map(|queue| queue.notify.as_raw_fd());
+        for fd in queues.chain([self.slot.link.attach_event.as_raw_fd()]) {
             if let Err(error) = ops.add(Events::new_raw(fd, EventSet::IN)) {
                 tracing::error!(%error, "cannot watch a network queue");
             }
         }
-        if std::mem::take(&mut self.stale) {
-            self.tell_link();
+        if std::mem::take(&mut self.notify_link) {
+            self.notify_link_state();
         }
-        self.bring_up(ops);
+        self.start_tap(ops);
         self.serve();
-        self.lose_failed(ops);
+        self.detach_failed_tap(ops);
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
-        if events.fd() == self.slot.link.attached.as_raw_fd() {
-            // Nothing to read means that somebody has read it: the channel is looked at all the same.
-            let _ = self.slot.link.attached.read();
+        if events.fd() == self.slot.link.attach_event.as_raw_fd() {
+            // The read fails if another call has read the eventfd already. The channel is checked in any case.
+            let _ = self.slot.link.attach_event.read();
             if self.slot.take_attached().is_some() {
-                self.bring_up(ops);
+                self.start_tap(ops);
             }
-        } else if let Some(queue) = self.queues.iter().find(|queue| queue.kick.as_raw_fd() == events.fd()) {
-            queue.drain();
+        } else if let Some(queue) = self.queues.iter().find(|queue| queue.notify.as_raw_fd() == events.fd()) {
+            queue.clear_notification();
         }
         self.serve();
-        self.lose_failed(ops);
+        self.detach_failed_tap(ops);
     }
-}
-
-/// The next chain; when there is none, the driver will notify.
-fn next_chain<'m>(queue: &mut Queue, memory: &'m Memory) -> Option<DescriptorChain<&'m Memory>> {
-    queue.pop_descriptor_chain(memory).or_else(|| match queue.enable_notification(memory) {
-        // One more came just before notifications were on. Only one more look: a driver whose index is nonsense
-        // always seems to have something.
-        Ok(true) => queue.pop_descriptor_chain(memory),
-        _ => None,
-    })
 }

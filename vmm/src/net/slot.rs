@@ -1,4 +1,4 @@
-//! Slots: the place of a network device in the machine, and who attaches taps to it.
+//! Slots: the network devices of a machine, to which taps are attached.
 
 use std::io;
 use std::sync::Arc;
@@ -11,32 +11,32 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::tap::Tap;
 
-/// `VIRTIO_NET_S_LINK_UP`, in the low byte of the status.
+/// `VIRTIO_NET_S_LINK_UP`, in the low byte of `status` (virtio 1.2, section 5.1.4).
 const LINK_UP: u8 = 1;
 
 /// Why a tap was not attached.
 #[derive(Debug, Error)]
 pub enum AttachError {
-    /// Every device of the machine has its tap.
+    /// Every network device of the machine has a tap.
     #[error("the machine has {0} network devices, and every one is in use")]
     NoSlot(usize),
-    /// The device cannot be told.
+    /// The device's eventfd cannot be written.
     #[error("cannot wake the network device")]
     Wake(#[source] io::Error),
-    /// The device is gone, which ends with the machine only.
-    #[error("the network device is gone")]
+    /// The device has ended, which happens only at the end of the machine.
+    #[error("the network device has ended")]
     Gone,
 }
 
-/// What both ends of a slot know.
+/// The state that both ends of a slot share.
 #[derive(Debug)]
 pub(super) struct Link {
-    /// From the moment a tap is on its way until it is lost.
-    taken: AtomicBool,
-    /// Whether the driver is to see a carrier.
+    /// Set from [`SlotHandle::attach`] until the tap is detached.
+    in_use: AtomicBool,
+    /// Whether the driver sees the link as up.
     up: AtomicBool,
-    /// Readable when a tap is on its way.
-    pub(super) attached: EventFd,
+    /// Readable after a tap was sent to the device.
+    pub(super) attach_event: EventFd,
 }
 
 impl Link {
@@ -44,7 +44,7 @@ impl Link {
         self.up.load(Ordering::SeqCst)
     }
 
-    /// The configuration space of the device with `address` (virtio 1.2, section 5.1.4): address and status.
+    /// The device configuration space (virtio 1.2, section 5.1.4): MAC `address` and status.
     pub(super) fn config(&self, address: [u8; 6]) -> [u8; 8] {
         let mut config = [0; 8];
         config[..6].copy_from_slice(&address);
@@ -56,10 +56,10 @@ impl Link {
         self.up.store(true, Ordering::SeqCst);
     }
 
-    /// The tap is lost: the slot can be used again.
+    /// Sets the link down and the slot free, after the tap was detached.
     pub(super) fn set_down(&self) {
         self.up.store(false, Ordering::SeqCst);
-        self.taken.store(false, Ordering::SeqCst);
+        self.in_use.store(false, Ordering::SeqCst);
     }
 }
 
@@ -73,49 +73,49 @@ pub struct SlotHandle {
 /// The device's end of a slot.
 #[derive(Debug)]
 pub struct Slot {
-    /// Its number, from 0.
+    /// The slot's number, from 0.
     pub(super) number: u8,
     pub(super) link: Arc<Link>,
     taps: Receiver<Tap>,
-    /// What frames go to and come from.
+    /// The attached tap.
     pub(super) tap: Option<Tap>,
 }
 
-/// Both ends of slot `number`, with no tap attached.
+/// Both ends of slot `number`, without a tap.
 ///
 /// # Errors
-/// There is no descriptor left.
+/// The process has no free file descriptor.
 pub fn slot(number: u8) -> io::Result<(SlotHandle, Slot)> {
-    let attached = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-    let link = Arc::new(Link { taken: AtomicBool::new(false), up: AtomicBool::new(false), attached });
+    let attach_event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+    let link = Arc::new(Link { in_use: AtomicBool::new(false), up: AtomicBool::new(false), attach_event });
     let (sender, taps) = channel();
     Ok((SlotHandle { link: Arc::clone(&link), taps: sender }, Slot { number, link, taps, tap: None }))
 }
 
 impl SlotHandle {
-    /// Whether no tap is attached or on its way.
+    /// Whether no tap is attached or sent to the device.
     fn is_free(&self) -> bool {
-        !self.link.taken.load(Ordering::SeqCst)
+        !self.link.in_use.load(Ordering::SeqCst)
     }
 
-    /// Hands `tap` to the device, which takes it when its driver works.
+    /// Sends `tap` to the device, which takes it while its driver is active.
     ///
     /// # Errors
-    /// The device is gone or cannot be told.
+    /// The device has ended, or its eventfd cannot be written.
     pub fn attach(&self, tap: Tap) -> Result<(), AttachError> {
-        self.link.taken.store(true, Ordering::SeqCst);
+        self.link.in_use.store(true, Ordering::SeqCst);
         self.taps.send(tap).map_err(|_| AttachError::Gone)?;
-        self.link.attached.write(1).map_err(AttachError::Wake)
+        self.link.attach_event.write(1).map_err(AttachError::Wake)
     }
 }
 
 impl Slot {
-    /// The device's address until the guest gives it another.
+    /// The device's MAC address, until the guest sets another one.
     pub(super) fn address(&self) -> [u8; 6] {
         slot_address(self.number)
     }
 
-    /// Takes a tap that has come, in the place of the one before.
+    /// Takes a tap that was sent, in place of the previous one.
     pub(super) fn take_attached(&mut self) -> Option<&Tap> {
         let tap = self.taps.try_recv().ok()?;
         self.tap = Some(tap);
@@ -123,21 +123,21 @@ impl Slot {
     }
 }
 
-/// All slots of a machine, as the sandbox sees them.
+/// The sandbox's ends of all slots of a machine.
 #[derive(Debug, Default)]
 pub struct Slots(Vec<SlotHandle>);
 
 impl Slots {
-    /// Slots in the order of their numbers.
+    /// `slots` are in the order of their numbers.
     #[must_use]
     pub fn new(slots: Vec<SlotHandle>) -> Self {
         Self(slots)
     }
 
-    /// Attaches `tap` to the first free slot: the slot's number.
+    /// Attaches `tap` to the first free slot. Returns the slot's number.
     ///
     /// # Errors
-    /// There is none, or its device cannot be told.
+    /// There is no free slot, or its device cannot be notified.
     pub fn attach(&self, tap: Tap) -> Result<u8, AttachError> {
         let free = (0..).zip(&self.0).find(|(_, slot)| slot.is_free());
         let (number, slot) = free.ok_or(AttachError::NoSlot(self.0.len()))?;

@@ -11,21 +11,21 @@ use vm_memory::VolatileSlice;
 
 use super::header::HEADER_LEN;
 
-/// Why a descriptor cannot be attached.
+/// Why a descriptor cannot be attached as a tap.
 #[derive(Debug, Error)]
 pub enum TapError {
-    /// It is something else.
-    #[error("the descriptor is no tap")]
+    /// The descriptor is not a tap.
+    #[error("the descriptor is not a tap")]
     NotATap(#[source] io::Error),
-    /// It is a tun, or has no header before its frames, or another one.
-    #[error("the tap is not one of whole frames with a header of {HEADER_LEN} bytes")]
+    /// The device is a tun, or its frames have no header or another header.
+    #[error("the device is not a tap whose frames have a header of {HEADER_LEN} bytes")]
     Mode,
-    /// It cannot be made non-blocking.
+    /// The descriptor cannot be made non-blocking.
     #[error("cannot make the tap non-blocking")]
     NonBlocking(#[source] io::Error),
 }
 
-/// What the driver takes over of a frame's work, and the tap's name for it.
+/// Offloads that the driver can accept: the virtio feature and the tap's flag.
 const OFFLOADS: [(u32, libc::c_uint); 4] = [
     (VIRTIO_NET_F_GUEST_CSUM, libc::TUN_F_CSUM),
     (VIRTIO_NET_F_GUEST_TSO4, libc::TUN_F_TSO4),
@@ -33,24 +33,24 @@ const OFFLOADS: [(u32, libc::c_uint); 4] = [
     (VIRTIO_NET_F_GUEST_ECN, libc::TUN_F_TSO_ECN),
 ];
 
-/// A tap of whole frames, each behind a header of virtio-net. Reading and writing never block.
+/// A tap (`IFF_TAP`) whose frames have a virtio-net header. Reads and writes never block.
 #[derive(Debug)]
 pub struct Tap(OwnedFd);
 
 impl Tap {
-    /// The tap that `fd` is.
+    /// Takes ownership of the tap `fd` and makes it non-blocking.
     ///
     /// # Errors
-    /// It is none, or not of the form this device needs.
+    /// `fd` is not a tap, or not in the mode that this device needs.
     pub fn new(fd: OwnedFd) -> Result<Self, TapError> {
-        // SAFETY: an ifreq consists of integers and a union of plain data, for which all zeroes are valid.
+        // SAFETY: an ifreq consists of integers and a union of plain data, for which all zeros are valid.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-        // SAFETY: TUNGETIFF writes an ifreq, and `request` is one.
+        // SAFETY: TUNGETIFF writes an ifreq to `request`, which is one.
         check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNGETIFF, &raw mut request) }).map_err(TapError::NotATap)?;
-        // SAFETY: the kernel has filled in the flags, and every value of the integer is valid.
+        // SAFETY: the kernel has written the flags, and every value of the integer is valid.
         let flags = i32::from(unsafe { request.ifr_ifru.ifru_flags });
         let mut header: libc::c_int = 0;
-        // SAFETY: TUNGETVNETHDRSZ writes an int, and `header` is one.
+        // SAFETY: TUNGETVNETHDRSZ writes an int to `header`, which is one.
         check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNGETVNETHDRSZ, &raw mut header) })
             .map_err(TapError::NotATap)?;
         let wanted = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
@@ -61,14 +61,14 @@ impl Tap {
         Ok(Self(fd))
     }
 
-    /// Anything that keeps frames apart, such as a datagram socket, in a tap's place.
+    /// A socket that preserves message boundaries, in place of a tap.
     #[cfg(test)]
     pub(super) fn of_socket(fd: OwnedFd) -> Self {
         rustix::io::ioctl_fionbio(&fd, true).unwrap();
         Self(fd)
     }
 
-    /// Tells the tap which work on frames to the guest the driver does itself, by the features it accepted.
+    /// Tells the tap which work on frames the driver does itself, according to its accepted `features`.
     pub(super) fn set_offloads(&self, features: u64) -> io::Result<()> {
         let accepted = OFFLOADS.iter().filter(|(feature, _)| features & (1 << feature) != 0);
         let flags = accepted.fold(0, |flags, (_, flag)| flags | flag);
@@ -76,12 +76,12 @@ impl Tap {
         check(unsafe { libc::ioctl(self.0.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(flags)) })
     }
 
-    /// Reads a frame with its header; `WouldBlock` where there is none.
+    /// Reads a frame with its header. Returns its length in bytes, or `WouldBlock` if there is none.
     pub(super) fn read(&self, frame: &mut [u8]) -> io::Result<usize> {
         Ok(rustix::io::read(&self.0, frame)?)
     }
 
-    /// Writes a frame with its header from guest memory, without a copy in between.
+    /// Writes a frame with its header from guest memory, without copying it first.
     pub(super) fn write(&self, frame: &[VolatileSlice<'_>]) -> io::Result<()> {
         let guards: Vec<_> = frame.iter().map(VolatileSlice::ptr_guard).collect();
         let vectors: Vec<libc::iovec> = guards
@@ -89,8 +89,8 @@ impl Tap {
             .map(|guard| libc::iovec { iov_base: guard.as_ptr().cast_mut().cast(), iov_len: guard.len() })
             .collect();
         let count = libc::c_int::try_from(vectors.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-        // SAFETY: the vectors describe guest memory that `frame` borrows, valid for reads; the kernel copes with contents
-        // that change meanwhile.
+        // SAFETY: the vectors describe guest memory that `frame` borrows, which is valid for reads. The kernel allows
+        // the contents to change meanwhile.
         let written = unsafe { libc::writev(self.0.as_raw_fd(), vectors.as_ptr(), count) };
         if written < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
@@ -111,7 +111,7 @@ mod unit_tests {
     use super::*;
 
     #[test]
-    fn only_a_tap_is_taken() {
+    fn descriptors_that_are_not_taps_are_rejected() {
         let file = tempfile::tempfile().unwrap();
         assert!(matches!(Tap::new(file.into()), Err(TapError::NotATap(_))));
         let (socket, _other) = std::os::unix::net::UnixDatagram::pair().unwrap();

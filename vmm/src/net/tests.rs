@@ -1,4 +1,4 @@
-//! Frames through the device, by honest drivers and by others. A socket pair that keeps messages apart is the tap.
+//! Tests of the device with valid and invalid requests. A pair of SEQPACKET sockets stands for the tap.
 
 use std::cell::RefCell;
 use std::io::ErrorKind;
@@ -13,10 +13,10 @@ use super::*;
 use crate::event_loop::LoopHandle;
 use crate::virtio::testing::{Driver, LoopThread, life_cycle};
 
-/// The other end of a tap: where frames of the guest come out.
-struct Wire(OwnedFd);
+/// The other end of the tap, where the guest's frames come out.
+struct TapPeer(OwnedFd);
 
-impl Wire {
+impl TapPeer {
     fn send(&self, frame: &[u8]) {
         assert_eq!(rustix::io::write(&self.0, frame).unwrap(), frame.len());
     }
@@ -36,9 +36,9 @@ impl Wire {
     }
 }
 
-fn tap() -> (Tap, Wire) {
+fn tap() -> (Tap, TapPeer) {
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
-    (Tap::of_socket(ours), Wire(theirs))
+    (Tap::of_socket(ours), TapPeer(theirs))
 }
 
 fn device(event_loop: &LoopHandle, state: Option<NetState>) -> (Driver<Net>, SlotHandle) {
@@ -46,17 +46,17 @@ fn device(event_loop: &LoopHandle, state: Option<NetState>) -> (Driver<Net>, Slo
     (Driver::new(Net::new(slot, event_loop.clone(), state)), handle)
 }
 
-/// A working driver of a device with a tap, and the tap's other end.
-fn connected(event_loop: &LoopThread) -> (Driver<Net>, Wire) {
+/// An active driver of a device with a tap, and the tap's other end.
+fn connected(event_loop: &LoopThread) -> (Driver<Net>, TapPeer) {
     let (mut driver, handle) = device(&event_loop.handle(), None);
-    let (tap, wire) = tap();
+    let (tap, peer) = tap();
     handle.attach(tap).unwrap();
     driver.set_up();
     await_link(&driver, 1);
-    (driver, wire)
+    (driver, peer)
 }
 
-/// A frame with a header of zeroes.
+/// A frame of `length` bytes after a header of zeros.
 fn frame(length: usize, byte: u8) -> Vec<u8> {
     [vec![0; HEADER_LEN], vec![byte; length]].concat()
 }
@@ -65,7 +65,7 @@ fn status(driver: &Driver<Net>) -> u32 {
     driver.register(0x104) >> 16
 }
 
-/// Waits until the driver is told that the link is `wanted`.
+/// Waits until the driver is notified that the link's state is `wanted`.
 fn await_link(driver: &Driver<Net>, wanted: u32) {
     let reached = (0..500).any(|_| {
         std::thread::sleep(Duration::from_millis(10));
@@ -75,31 +75,31 @@ fn await_link(driver: &Driver<Net>, wanted: u32) {
 }
 
 #[test]
-fn frames_pass_both_ways_through_its_whole_life() {
+fn the_device_passes_the_life_cycle_test() {
     let event_loop = LoopThread::start();
-    let wire = RefCell::new(None);
+    let peer = RefCell::new(None);
     let make = |state| {
         let (handle, slot) = slot(0).unwrap();
         let (tap, other) = tap();
         handle.attach(tap).unwrap();
-        wire.replace(Some(other));
+        peer.replace(Some(other));
         Net::new(slot, event_loop.handle(), state)
     };
     life_cycle(make, |driver| {
-        let wire = wire.borrow();
-        let wire = wire.as_ref().unwrap();
-        driver.offer(RX, &[], &[2000]);
+        let peer = peer.borrow();
+        let peer = peer.as_ref().unwrap();
+        driver.make_available(RX, &[], &[2000]);
         driver.notify(RX);
-        wire.send(&frame(60, 7));
+        peer.send(&frame(60, 7));
         let used = driver.wait_used(RX);
         assert_eq!((used.data.len(), used.data[10], used.data[12]), (72, 1, 7));
         driver.request(TX, &[&frame(100, 9)], &[]);
-        assert_eq!(wire.receive(), frame(100, 9));
+        assert_eq!(peer.receive(), frame(100, 9));
     });
 }
 
 #[test]
-fn a_slot_is_inert_until_a_tap_is_attached() {
+fn the_link_is_down_until_a_tap_is_attached() {
     let event_loop = LoopThread::start();
     let (mut driver, handle) = device(&event_loop.handle(), None);
     driver.set_up();
@@ -107,17 +107,17 @@ fn a_slot_is_inert_until_a_tap_is_attached() {
     assert_eq!((&words.concat()[..6], status(&driver)), (&agent::slot_address(3)[..], 0));
     driver.request(TX, &[&frame(60, 1)], &[]);
     assert_eq!(driver.register(0x60) & 2, 0);
-    let (tap, wire) = tap();
+    let (tap, peer) = tap();
     handle.attach(tap).unwrap();
     await_link(&driver, 1);
-    assert_eq!(driver.register(0x60) & 2, 2, "a change of the configuration");
-    assert!(wire.is_silent(), "a frame from before reached the tap");
+    assert_eq!(driver.register(0x60) & 2, 2, "a configuration change");
+    assert!(peer.is_silent(), "an earlier frame reached the tap");
     driver.request(TX, &[&frame(60, 2)], &[]);
-    assert_eq!(wire.receive(), frame(60, 2));
+    assert_eq!(peer.receive(), frame(60, 2));
 }
 
 #[test]
-fn a_restored_driver_is_told_to_look_at_the_link() {
+fn a_restored_driver_gets_a_configuration_change() {
     let event_loop = LoopThread::start();
     let (mut driver, _handle) = device(&event_loop.handle(), Some(NetState {}));
     driver.set_up();
@@ -126,15 +126,15 @@ fn a_restored_driver_is_told_to_look_at_the_link() {
 }
 
 #[test]
-fn a_long_frame_fills_several_buffers_at_once_or_waits() {
+fn a_long_frame_waits_for_enough_buffers_and_fills_them_at_once() {
     let event_loop = LoopThread::start();
-    let (mut driver, wire) = connected(&event_loop);
-    let heads = [driver.offer(RX, &[], &[1000]), driver.offer(RX, &[], &[500, 500])];
+    let (mut driver, peer) = connected(&event_loop);
+    let heads = [driver.make_available(RX, &[], &[1000]), driver.make_available(RX, &[], &[500, 500])];
     driver.notify(RX);
-    wire.send(&frame(2500, 5));
+    peer.send(&frame(2500, 5));
     std::thread::sleep(Duration::from_millis(50));
-    assert_eq!(driver.take_used(RX), None, "half a frame was delivered");
-    let last = driver.offer(RX, &[], &[4000]);
+    assert_eq!(driver.take_used(RX), None, "a part of a frame was delivered");
+    let last = driver.make_available(RX, &[], &[4000]);
     driver.notify(RX);
     let used = [driver.wait_used(RX), driver.take_used(RX).unwrap(), driver.take_used(RX).unwrap()];
     assert_eq!(used.each_ref().map(|used| used.head), [heads[0], heads[1], last]);
@@ -144,67 +144,67 @@ fn a_long_frame_fills_several_buffers_at_once_or_waits() {
 }
 
 #[test]
-fn chains_that_are_no_frames_are_given_back_and_the_next_works() {
+fn invalid_transmit_chains_are_used_and_the_next_frame_is_sent() {
     let event_loop = LoopThread::start();
-    let (mut driver, wire) = connected(&event_loop);
+    let (mut driver, peer) = connected(&event_loop);
     driver.request(TX, &[], &[100]);
     driver.request(TX, &[&[0; HEADER_LEN]], &[]);
     driver.request(TX, &[&frame(60, 1)], &[10]);
     driver.request(TX, &[&vec![0; MAX_FRAME + 1]], &[]);
-    let outside = driver.offer_at(TX, u64::MAX - 10, 64);
+    let outside = driver.make_available_at(TX, u64::MAX - 10, 64);
     driver.notify(TX);
     assert_eq!(driver.wait_used(TX).head, outside);
-    assert!(wire.is_silent());
+    assert!(peer.is_silent());
     driver.request(TX, &[&frame(60, 2)], &[]);
-    assert_eq!(wire.receive(), frame(60, 2));
+    assert_eq!(peer.receive(), frame(60, 2));
 }
 
 #[test]
-fn buffers_that_take_no_frame_cost_that_frame_alone() {
+fn invalid_receive_buffers_drop_only_one_frame() {
     let event_loop = LoopThread::start();
-    let (mut driver, wire) = connected(&event_loop);
-    let outside = driver.offer_at(RX, 1 << 60, 2000);
-    driver.offer(RX, &[b"readable"], &[]);
-    driver.offer(RX, &[], &[2000]);
+    let (mut driver, peer) = connected(&event_loop);
+    let outside = driver.make_available_at(RX, 1 << 60, 2000);
+    driver.make_available(RX, &[b"readable"], &[]);
+    driver.make_available(RX, &[], &[2000]);
     driver.notify(RX);
-    wire.send(&frame(60, 4));
-    let first = driver.take_used_unread(RX);
+    peer.send(&frame(60, 4));
+    let first = driver.take_used_element(RX);
     assert_eq!((first.0, first.1), (outside, 0));
     assert_eq!(driver.wait_used(RX).data.len(), 0);
     assert_eq!(driver.wait_used(RX).data.len(), 72);
     for _ in 0..256 {
-        driver.offer(RX, &[], &[0]);
+        driver.make_available(RX, &[], &[0]);
     }
     driver.notify(RX);
-    wire.send(&frame(60, 5));
+    peer.send(&frame(60, 5));
     for _ in 0..256 {
-        assert_eq!(driver.wait_used(RX).data.len(), 0, "a frame without room");
+        assert_eq!(driver.wait_used(RX).data.len(), 0, "the frame is dropped");
     }
-    driver.offer(RX, &[], &[100]);
+    driver.make_available(RX, &[], &[100]);
     driver.notify(RX);
-    wire.send(&frame(60, 6));
+    peer.send(&frame(60, 6));
     assert_eq!(driver.wait_used(RX).data[12], 6);
 }
 
 #[test]
-fn a_tap_that_goes_away_leaves_a_slot_for_the_next() {
+fn the_slot_of_a_deleted_tap_is_free_again() {
     let event_loop = LoopThread::start();
     let (handle, slot) = slot(0).unwrap();
     let slots = Slots::new(vec![handle]);
     let mut driver = Driver::new(Net::new(slot, event_loop.handle(), None));
     driver.set_up();
-    let (first, wire) = tap();
+    let (first, peer) = tap();
     assert_eq!(slots.attach(first).unwrap(), 0);
     await_link(&driver, 1);
     assert_eq!(
         slots.attach(tap().0).unwrap_err().to_string(),
         "the machine has 1 network devices, and every one is in use"
     );
-    drop(wire);
+    drop(peer);
     await_link(&driver, 0);
-    let (second, wire) = tap();
+    let (second, peer) = tap();
     slots.attach(second).unwrap();
     await_link(&driver, 1);
     driver.request(TX, &[&frame(60, 3)], &[]);
-    assert_eq!(wire.receive(), frame(60, 3));
+    assert_eq!(peer.receive(), frame(60, 3));
 }

@@ -1,4 +1,4 @@
-//! Everybody who is connected to the control socket.
+//! The clients that are connected to the control socket.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -13,50 +13,57 @@ use crate::control::{Answer, Connection, ConnectionError, Reply, Request};
 /// Most clients at a time. Each command of the runtime is one.
 const MAX_CLIENTS: usize = 1024;
 
-/// Requests of one client that may be without an answer.
+/// Most unanswered requests of one client.
 const MAX_UNANSWERED: usize = 1024;
 
-/// Tokens below are not clients.
-pub(super) const FIRST_TOKEN: u32 = 16;
+/// The token of the inherited client. Smaller tokens are not clients.
+pub(super) const FIRST_CLIENT_TOKEN: u32 = 16;
 
-/// A request that has to be answered.
+/// A client's request that waits for its answer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Caller {
+    /// The client's event token.
     pub(super) client: u32,
+    /// The call's id, which the client chose.
     pub(super) id: u64,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct Client {
     connection: Connection,
     unanswered: usize,
-    interest: EventSet,
-    gone: bool,
+    /// The events that the event loop watches for; empty if it does not watch the connection.
+    watched: EventSet,
+    closed: bool,
 }
 
-/// The clients, by the token of their events.
+/// The clients by event token.
 #[derive(Debug)]
 pub(super) struct Clients {
-    entries: BTreeMap<u32, Entry>,
+    by_token: BTreeMap<u32, Client>,
     next_token: u32,
-    /// Given up for a moment when there is no other descriptor left, to refuse a client that would wait for ever.
-    spare: Option<OwnedFd>,
+    /// A reserved descriptor. It is closed for a moment when no other descriptor is left, to accept and close a connection
+    /// that would otherwise stay in the listener's queue.
+    reserve_fd: Option<OwnedFd>,
 }
 
 impl Clients {
-    /// The client that was inherited, and nobody else. Its token is [`FIRST_TOKEN`].
+    /// Only the inherited client. Its token is [`FIRST_CLIENT_TOKEN`].
     pub(super) fn new(inherited: Connection, listener: &UnixListener) -> Self {
-        let spare = listener.as_fd().try_clone_to_owned().ok();
-        let mut clients = Self { entries: BTreeMap::new(), next_token: FIRST_TOKEN, spare };
+        let reserve_fd = listener.as_fd().try_clone_to_owned().ok();
+        let mut clients = Self { by_token: BTreeMap::new(), next_token: FIRST_CLIENT_TOKEN, reserve_fd };
         clients.add(inherited);
         clients
     }
 
-    /// Takes those who want to connect.
+    /// Accepts all pending connections.
+    ///
+    /// # Errors
+    /// `accept` failed, for example because no file descriptor is left.
     pub(super) fn accept(&mut self, listener: &UnixListener) -> io::Result<()> {
         loop {
             match listener.accept() {
-                Ok((stream, _)) if self.entries.len() < MAX_CLIENTS => self.add(Connection::new(stream)),
+                Ok((stream, _)) if self.by_token.len() < MAX_CLIENTS => self.add(Connection::new(stream)),
                 Ok((_, _)) => tracing::warn!("more than {MAX_CLIENTS} control connections: one was refused"),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -68,123 +75,124 @@ impl Clients {
         }
     }
 
-    /// Takes one client off the listener's queue without keeping it.
+    /// Removes one connection from the listener's queue and closes it.
     fn refuse(&mut self, listener: &UnixListener) {
-        self.spare = None;
+        self.reserve_fd = None;
         drop(listener.accept());
-        self.spare = listener.as_fd().try_clone_to_owned().ok();
+        self.reserve_fd = listener.as_fd().try_clone_to_owned().ok();
     }
 
-    /// A client's next request.
-    pub(super) fn next(&mut self, token: u32) -> Option<(Caller, Request)> {
-        let entry = self.entries.get_mut(&token).filter(|entry| !entry.gone)?;
-        match entry.connection.next_call() {
+    /// The next request of the client with `token`. Closes a client that breaks the protocol.
+    pub(super) fn next_request(&mut self, token: u32) -> Option<(Caller, Request)> {
+        let client = self.by_token.get_mut(&token).filter(|client| !client.closed)?;
+        match client.connection.next_call() {
             Ok(Some(call)) => {
-                entry.unanswered += 1;
-                if entry.unanswered > MAX_UNANSWERED {
+                client.unanswered += 1;
+                if client.unanswered > MAX_UNANSWERED {
                     tracing::warn!("a control client has too many requests under way: closed");
-                    entry.gone = true;
+                    client.closed = true;
                 }
                 Some((Caller { client: token, id: call.id }, call.request))
             }
             Ok(None) => None,
             Err(error) => {
-                entry.leave(&error);
+                client.close(&error);
                 None
             }
         }
     }
 
-    /// The descriptors of a request that has just come. A client that sent fewer is closed: nobody can tell any more
-    /// which descriptor belongs to what.
+    /// The descriptors of the request that [`Clients::next_request`] returned last. Closes a client that sent fewer than
+    /// `count`: its later descriptors can no longer be assigned to requests.
     pub(super) fn take_fds(&mut self, caller: Caller, count: usize) -> Option<Vec<OwnedFd>> {
-        let entry = self.entries.get_mut(&caller.client)?;
-        let fds = entry.connection.take_fds(count);
+        let client = self.by_token.get_mut(&caller.client)?;
+        let fds = client.connection.take_fds(count);
         if fds.is_none() {
             tracing::warn!("a control client sent a request without its descriptors: closed");
-            entry.gone = true;
+            client.closed = true;
         }
         fds
     }
 
-    /// Answers a request, if its client is still there.
+    /// Answers a request if its client is still connected.
     pub(super) fn answer(&mut self, caller: Caller, result: Result<Reply, Failure>) {
-        let Some(entry) = self.entries.get_mut(&caller.client).filter(|entry| !entry.gone) else { return };
-        entry.unanswered = entry.unanswered.saturating_sub(1);
-        if let Err(error) = entry.connection.send(&Answer { id: caller.id, result }) {
-            entry.leave(&error);
+        let Some(client) = self.by_token.get_mut(&caller.client).filter(|client| !client.closed) else { return };
+        client.unanswered = client.unanswered.saturating_sub(1);
+        if let Err(error) = client.connection.send(&Answer { id: caller.id, result }) {
+            client.close(&error);
         }
     }
 
-    /// Sends what waits for a client.
+    /// Sends the buffered answers of a client as far as its socket takes them.
     pub(super) fn flush(&mut self, token: u32) {
-        if let Some(entry) = self.entries.get_mut(&token)
-            && let Err(error) = entry.connection.flush()
+        if let Some(client) = self.by_token.get_mut(&token)
+            && let Err(error) = client.connection.flush()
         {
-            entry.leave(&error);
+            client.close(&error);
         }
     }
 
-    /// Whether every answer is on its way.
+    /// Whether no answer is buffered.
     pub(super) fn is_flushed(&self) -> bool {
-        self.entries.values().all(|entry| entry.gone || !entry.connection.has_unsent())
+        self.by_token.values().all(|client| client.closed || !client.connection.has_unsent())
     }
 
-    /// Watches clients for what they are ready for, and lets those go that are gone: their tokens.
-    pub(super) fn settle(&mut self, ops: &mut EventOps) -> Vec<u32> {
-        for (token, entry) in &mut self.entries {
-            entry.watch(*token, ops);
+    /// Updates the events that the event loop watches for, removes the closed clients and returns their tokens.
+    pub(super) fn update_watches(&mut self, ops: &mut EventOps) -> Vec<u32> {
+        for (token, client) in &mut self.by_token {
+            client.update_watch(*token, ops);
         }
-        let gone: Vec<u32> = self.entries.iter().filter(|(_, entry)| entry.gone).map(|(token, _)| *token).collect();
-        for token in &gone {
-            self.entries.remove(token);
+        let closed: Vec<u32> =
+            self.by_token.iter().filter(|(_, client)| client.closed).map(|(token, _)| *token).collect();
+        for token in &closed {
+            self.by_token.remove(token);
         }
-        gone
+        closed
     }
 
     fn add(&mut self, connection: Connection) {
-        let entry = Entry { connection, unanswered: 0, interest: EventSet::empty(), gone: false };
-        self.entries.insert(self.next_token, entry);
-        self.next_token = self.next_token.checked_add(1).unwrap_or(FIRST_TOKEN + 1);
+        let client = Client { connection, unanswered: 0, watched: EventSet::empty(), closed: false };
+        self.by_token.insert(self.next_token, client);
+        self.next_token = self.next_token.checked_add(1).unwrap_or(FIRST_CLIENT_TOKEN + 1);
     }
 }
 
-impl Entry {
-    fn leave(&mut self, error: &ConnectionError) {
+impl Client {
+    fn close(&mut self, error: &ConnectionError) {
         match error {
-            ConnectionError::Closed => tracing::debug!("a control client left"),
+            ConnectionError::Closed => tracing::debug!("a control client disconnected"),
             error => tracing::warn!(error = crate::chain(error), "a control connection is closed"),
         }
-        self.gone = true;
+        self.closed = true;
     }
 
-    fn watch(&mut self, token: u32, ops: &mut EventOps) {
-        let wanted = match (self.gone, self.connection.has_unsent()) {
+    fn update_watch(&mut self, token: u32, ops: &mut EventOps) {
+        let wanted = match (self.closed, self.connection.has_unsent()) {
             (true, _) => EventSet::empty(),
             (false, true) => EventSet::IN | EventSet::OUT,
             (false, false) => EventSet::IN,
         };
-        if wanted == self.interest {
+        if wanted == self.watched {
             return;
         }
         let events = Events::with_data_raw(self.connection.as_fd().as_raw_fd(), token, wanted);
-        let result = match (self.interest.is_empty(), wanted.is_empty()) {
+        let result = match (self.watched.is_empty(), wanted.is_empty()) {
             (true, _) => ops.add(events),
             (false, true) => ops.remove(events),
             (false, false) => ops.modify(events),
         };
-        self.interest = wanted;
+        self.watched = wanted;
         if let Err(error) = result {
             tracing::error!(%error, "cannot watch a control connection: closed");
-            self.gone = true;
+            self.closed = true;
         }
     }
 }
 
-/// Listens at `path`, for the caller's user only.
+/// Creates the control socket at `path` with mode 0600 and listens on it.
 ///
 /// # Errors
-/// The path is taken, too long for a socket address, or cannot be made.
+/// `path` exists, is too long for a socket address, or cannot be created.
 pub fn listen(path: &std::path::Path) -> io::Result<UnixListener> {
     let listener = UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;

@@ -1,58 +1,56 @@
-//! Keeps the guest's time of day with the host's.
+//! Comparison of the guest's clock with the host's.
 //!
-//! The guest boots with the right time, and its clock then runs as the host's hardware does: the host's time of day is steered
-//! (by NTP) or set, the guest's is not. So the VMM compares the two at the start, every [`PERIOD`], and whenever the kernel says
-//! that the host's time was set, which it also does when the host wakes from suspend. The agent corrects a difference.
+//! The guest boots with the right time. Afterwards its clock runs at the rate of the host's hardware, while NTP adjusts the
+//! host's clock, or it is set. The VMM therefore compares the clocks after the boot, every [`PERIOD`], and whenever the kernel
+//! reports that the host's clock was set, which it also does after a suspend. The agent corrects a difference.
 //!
-//! A comparison is a question to the agent, which answers with the guest's time. The answer belongs to some moment between
-//! question and answer, so a difference below half of that span shows nothing, and is left alone.
+//! A comparison reads the guest's clock through the agent. The reading belongs to an unknown moment between request and
+//! reply, so a difference of less than half that span is no proof of a wrong clock and is ignored.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use agent::{Request, Response};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
-use super::{Purpose, Sandbox};
-
-/// How often the clocks are compared. NTP steers a clock by up to 500 millionths, so they part by 8 ms in it at most.
+/// Time between two comparisons. NTP adjusts a clock by up to 500 millionths, which makes at most 8 ms in this time.
 const PERIOD: Duration = Duration::from_secs(16);
 
-/// Questions a comparison may take. The one whose answer came fastest counts.
-const QUESTIONS: u32 = 8;
+/// Most readings of a comparison. The one with the shortest span counts.
+const MAX_READINGS: u32 = 8;
 
-/// An answer that came this fast needs no further question.
+/// A reading with a span of at most this is precise enough to end the comparison.
 const FAST: Duration = Duration::from_millis(2);
 
-/// An answer that took longer leaves too much open: after a correction by it, the clocks are compared again soon.
+/// A reading with a longer span is imprecise: after a correction by it, the clocks are compared again soon.
 const SLOW: Duration = Duration::from_millis(5);
 
-/// How soon; the time doubles up to [`PERIOD`] as long as answers are slow.
-const SOON: Duration = Duration::from_secs(1);
+/// Time to that comparison. It doubles up to [`PERIOD`] as long as readings are slow.
+const MIN_PAUSE: Duration = Duration::from_secs(1);
 
-/// Differences that are not worth a correction.
+/// Differences up to this, in nanoseconds, are not corrected.
 const TOLERANCE_NS: u64 = 200_000;
 
-/// A clock that differs by more is set; one that differs by less is slowed or sped up, so that it never goes backwards.
+/// A clock that differs by more than this, in nanoseconds, is set. For a smaller difference its rate is changed for a while,
+/// so that it never runs backwards.
 const STEP_NS: u64 = 20_000_000;
 
-/// How far in the future the timer is that waits for the host's time to be set, in seconds.
+/// Expiration of the timer that only reports that the host's clock was set, in seconds since 1970.
 const NEVER: i64 = 1 << 40;
 
-/// The guest's clock, as the VMM watches it.
+/// State of the comparisons.
 #[derive(Debug)]
 pub(super) struct Clock {
-    /// Readable when the host's time was set.
+    /// Readable after the host's clock was set.
     host: TimerFd,
-    /// When the clocks are compared next, unless they are being compared.
+    /// When the next comparison starts; `None` during one.
     due: Option<Instant>,
-    /// The comparison under way.
+    /// The current comparison.
     comparison: Option<Comparison>,
-    /// How many comparisons there have been.
+    /// Number of comparisons so far.
     count: u64,
-    /// Whether the guest's clock is set at once, however little it differs.
+    /// Whether the next correction sets the clock, however small the difference is.
     set: bool,
     /// Time from the end of this comparison to the next one.
     pause: Duration,
@@ -60,46 +58,61 @@ pub(super) struct Clock {
 
 #[derive(Debug)]
 struct Comparison {
-    /// Whether the guest's clock is set however little it differs.
+    /// Whether a correction sets the clock, however small the difference is.
     set: bool,
-    questions_left: u32,
+    readings_left: u32,
     best: Option<Difference>,
 }
 
-/// What one answer tells.
+/// The result of one reading.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct Difference {
-    /// What the guest's clock lacks, in nanoseconds.
+    /// The host's time minus the guest's, in nanoseconds.
     missing_ns: i64,
-    /// Time from the question to the answer.
+    /// Time from the request to the reply.
     span: Duration,
 }
 
-/// A question that was asked.
+/// A reading of the guest's clock that the agent was asked for.
 #[derive(Debug)]
-pub(super) struct Question {
-    /// The number of the comparison that it belongs to.
+pub(super) struct ClockReading {
+    /// The number of its comparison.
     comparison: u64,
-    asked: Instant,
-    /// The host's time then, in nanoseconds since 1970.
+    requested: Instant,
+    /// The host's time at `requested`, in nanoseconds since 1970.
     host_ns: i64,
 }
 
-impl Question {
+/// What follows from a reading.
+#[derive(Debug)]
+pub(super) enum Progress {
+    /// The host's clock was set since the reading was requested, and a new comparison has started.
+    Outdated,
+    /// Another reading is needed.
+    ReadAgain(ClockReading),
+    /// The comparison is finished.
+    Finished {
+        /// The nanoseconds that the guest's clock lacks, and whether it is to be set instead of changing its rate. `None` if
+        /// it is right.
+        correction: Option<(i64, bool)>,
+    },
+}
+
+impl ClockReading {
     fn new(comparison: u64) -> Self {
-        Self { comparison, asked: Instant::now(), host_ns: host_time_ns() }
+        Self { comparison, requested: Instant::now(), host_ns: host_time_ns() }
     }
 
-    /// The guest's time is taken for that of the middle between question and answer.
-    fn answered(&self, guest_ns: i64, now: Instant) -> Difference {
-        let span = now.saturating_duration_since(self.asked);
+    /// Assumes that the guest's clock was read in the middle between request and reply.
+    fn difference(&self, guest_ns: i64, now: Instant) -> Difference {
+        let span = now.saturating_duration_since(self.requested);
         let middle = self.host_ns.saturating_add(nanoseconds(span / 2));
         Difference { missing_ns: middle.saturating_sub(guest_ns), span }
     }
 }
 
 impl Difference {
-    /// Whether the guest's clock is wrong for certain, and by enough to correct it.
+    /// Whether the guest's clock is certainly wrong, and by more than [`TOLERANCE_NS`].
     fn is_certain(self) -> bool {
         self.missing_ns.unsigned_abs() > nanoseconds(self.span / 2).unsigned_abs() + TOLERANCE_NS
     }
@@ -107,18 +120,18 @@ impl Difference {
 
 impl Comparison {
     fn new(set: bool) -> Self {
-        Self { set, questions_left: QUESTIONS, best: None }
+        Self { set, readings_left: MAX_READINGS, best: None }
     }
 
-    /// Notes an answer. True when no further question is needed.
-    fn note(&mut self, difference: Difference) -> bool {
+    /// Records a reading. Returns true if no further one is needed.
+    fn record(&mut self, difference: Difference) -> bool {
         if self.best.is_none_or(|best| difference.span < best.span) {
             self.best = Some(difference);
         }
-        self.questions_left == 0 || difference.span <= FAST
+        self.readings_left == 0 || difference.span <= FAST
     }
 
-    /// The correction that the guest's clock needs, and whether it is set at once.
+    /// The correction, as in [`Progress::Finished`].
     fn correction(&self) -> Option<(i64, bool)> {
         let best = self.best.filter(|best| best.is_certain())?;
         Some((best.missing_ns, self.set || best.missing_ns.unsigned_abs() > STEP_NS))
@@ -126,8 +139,10 @@ impl Comparison {
 }
 
 impl Clock {
+    /// No comparison is scheduled.
+    ///
     /// # Errors
-    /// There is no descriptor left.
+    /// No file descriptor is left.
     pub(super) fn new() -> io::Result<Self> {
         let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
         let host = TimerFd::new(ClockId::CLOCK_REALTIME, flags)?;
@@ -136,13 +151,56 @@ impl Clock {
         Ok(Self { host, due: None, comparison: None, count: 0, set: false, pause: PERIOD })
     }
 
-    /// When there is something to do.
+    /// When the next comparison is due.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.due
     }
 
-    /// Ends the comparison, and decides on the next one.
-    fn end_comparison(&mut self, now: Instant) {
+    /// Whether the next comparison is due.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        self.due.is_some_and(|due| due <= now)
+    }
+
+    /// Whether comparisons have begun and were not stopped.
+    pub(super) fn is_started(&self) -> bool {
+        self.due.is_some() || self.comparison.is_some()
+    }
+
+    /// No further comparison is due.
+    pub(super) fn stop(&mut self) {
+        self.due = None;
+    }
+
+    /// The next correction sets the clock, however small the difference is.
+    pub(super) fn request_set(&mut self) {
+        (self.set, self.pause) = (true, MIN_PAUSE);
+    }
+
+    /// Starts a comparison, which replaces the current one. Returns its first reading.
+    pub(super) fn start_comparison(&mut self) -> ClockReading {
+        self.due = None;
+        self.count += 1;
+        self.comparison = Some(Comparison { readings_left: MAX_READINGS - 1, ..Comparison::new(self.set) });
+        ClockReading::new(self.count)
+    }
+
+    /// Records a reading; `guest_ns` is `None` if the agent answered with something else.
+    pub(super) fn on_reading(&mut self, reading: &ClockReading, guest_ns: Option<i64>, now: Instant) -> Progress {
+        if reading.comparison != self.count {
+            return Progress::Outdated;
+        }
+        let (Some(comparison), Some(guest_ns)) = (&mut self.comparison, guest_ns) else {
+            return Progress::Finished { correction: None };
+        };
+        if comparison.record(reading.difference(guest_ns, now)) {
+            return Progress::Finished { correction: comparison.correction() };
+        }
+        comparison.readings_left = comparison.readings_left.saturating_sub(1);
+        Progress::ReadAgain(ClockReading::new(self.count))
+    }
+
+    /// Ends the comparison and schedules the next one.
+    pub(super) fn end_comparison(&mut self, now: Instant) {
         let best = self.comparison.take().and_then(|comparison| comparison.best);
         if best.is_some_and(|best| best.span <= SLOW) || self.pause >= PERIOD {
             (self.set, self.pause) = (false, PERIOD);
@@ -150,78 +208,18 @@ impl Clock {
         self.due = Some(now + self.pause);
         self.pause = (2 * self.pause).min(PERIOD);
     }
+
+    /// Clears the event that the host's clock was set.
+    pub(super) fn clear_host_clock_event(&self) {
+        // The read fails with ECANCELED, which clears the event.
+        let _ = self.host.wait();
+    }
 }
 
 impl AsRawFd for Clock {
-    /// Readable when the host's time was set.
+    /// Readable after the host's clock was set.
     fn as_raw_fd(&self) -> RawFd {
         self.host.as_fd().as_raw_fd()
-    }
-}
-
-impl Sandbox {
-    /// Compares the clocks and sets the guest's: at the start, and after the host's was set.
-    pub(super) fn set_clock(&mut self) {
-        (self.clock.set, self.clock.pause) = (true, SOON);
-        self.compare_clocks();
-    }
-
-    fn compare_clocks(&mut self) {
-        self.clock.due = None;
-        self.clock.count += 1;
-        self.clock.comparison = Some(Comparison::new(self.clock.set));
-        self.ask_clock();
-    }
-
-    fn ask_clock(&mut self) {
-        if let Some(comparison) = &mut self.clock.comparison {
-            comparison.questions_left = comparison.questions_left.saturating_sub(1);
-            let question = Question::new(self.clock.count);
-            self.ask(Request::ReadClock, "read the guest's clock".to_owned(), Purpose::ReadClock(question));
-        }
-    }
-
-    /// The agent has told the guest's time.
-    pub(super) fn hear_clock(&mut self, question: &Question, response: &Response) {
-        if question.comparison != self.clock.count {
-            // The host's time was set since the question.
-            return;
-        }
-        let (Some(comparison), Response::Clock { guest_ns }) = (&mut self.clock.comparison, response) else {
-            return self.end_comparison();
-        };
-        if !comparison.note(question.answered(*guest_ns, Instant::now())) {
-            return self.ask_clock();
-        }
-        if let Some((missing_ns, set)) = comparison.correction() {
-            tracing::debug!(missing_ns, set, "the guest's clock is corrected");
-            let request = Request::AdjustClock { missing_ns, set };
-            self.ask(request, "correct the guest's clock".to_owned(), Purpose::Own);
-        }
-        self.end_comparison();
-    }
-
-    /// The next comparison comes in its time, also where this one has failed.
-    pub(super) fn end_comparison(&mut self) {
-        self.clock.end_comparison(Instant::now());
-    }
-
-    /// The host's time was set.
-    pub(super) fn hear_host_clock(&mut self) {
-        // The error that reading gives says so; it also makes the timer quiet.
-        let _ = self.clock.host.wait();
-        if self.lost.is_none() && (self.clock.due.is_some() || self.clock.comparison.is_some()) {
-            self.set_clock();
-        }
-    }
-
-    /// Compares the clocks if it is time.
-    pub(super) fn settle_clock(&mut self, now: Instant) {
-        if self.lost.is_some() {
-            self.clock.due = None;
-        } else if self.clock.due.is_some_and(|due| due <= now) {
-            self.compare_clocks();
-        }
     }
 }
 
@@ -244,61 +242,61 @@ mod tests {
     }
 
     #[test]
-    fn the_guests_time_is_that_of_the_middle() {
-        let question = Question { host_ns: 1000 * MS, ..Question::new(1) };
-        let answered = question.answered(900 * MS, question.asked + Duration::from_millis(10));
-        assert_eq!(answered, difference(105, 10));
+    fn the_reading_is_assumed_in_the_middle_of_the_span() {
+        let reading = ClockReading { host_ns: 1000 * MS, ..ClockReading::new(1) };
+        let measured = reading.difference(900 * MS, reading.requested + Duration::from_millis(10));
+        assert_eq!(measured, difference(105, 10));
     }
 
     #[test]
-    fn the_fastest_answer_counts_and_a_fast_one_is_enough() {
+    fn the_fastest_reading_counts_and_a_fast_one_ends_the_comparison() {
         let mut comparison = Comparison::new(false);
-        assert!(!comparison.note(difference(500, 100)));
-        assert!(!comparison.note(difference(40, 10)));
-        assert!(!comparison.note(difference(300, 50)));
+        assert!(!comparison.record(difference(500, 100)));
+        assert!(!comparison.record(difference(40, 10)));
+        assert!(!comparison.record(difference(300, 50)));
         assert_eq!(comparison.correction(), Some((40 * MS, true)));
-        assert!(comparison.note(difference(5, 1)));
+        assert!(comparison.record(difference(5, 1)));
         assert_eq!(comparison.correction(), Some((5 * MS, false)));
     }
 
     #[test]
-    fn what_the_span_may_explain_is_left_alone() {
+    fn a_difference_within_half_the_span_is_not_corrected() {
         for (missing, span, corrected) in [(4, 10, false), (6, 10, true), (-4, 10, false), (-6, 10, true)] {
             let mut comparison = Comparison::new(true);
-            comparison.note(difference(missing, span));
+            comparison.record(difference(missing, span));
             assert_eq!(comparison.correction().is_some(), corrected, "{missing} in {span}");
         }
     }
 
     #[test]
-    fn a_guest_that_never_answers_fast_is_not_asked_for_ever() {
+    fn the_number_of_readings_is_bounded() {
         let mut comparison = Comparison::new(false);
-        comparison.questions_left = 0;
-        assert!(comparison.note(difference(0, 1000)));
+        comparison.readings_left = 0;
+        assert!(comparison.record(difference(0, 1000)));
         assert_eq!(comparison.correction(), None);
     }
 
     #[test]
-    fn slow_answers_bring_the_next_comparison_nearer_for_a_while() {
+    fn slow_readings_shorten_the_pause_before_the_next_comparison() {
         let now = Instant::now();
-        let mut clock = Clock { set: true, pause: SOON, ..Clock::new().unwrap() };
+        let mut clock = Clock { set: true, pause: MIN_PAUSE, ..Clock::new().unwrap() };
         let mut next = |span: Duration| {
             let best = Some(Difference { missing_ns: 0, span });
             clock.comparison = Some(Comparison { best, ..Comparison::new(clock.set) });
             clock.end_comparison(now);
             (clock.due.unwrap() - now, clock.set)
         };
-        assert_eq!([next(2 * SLOW), next(2 * SLOW)], [(SOON, true), (2 * SOON, true)]);
+        assert_eq!([next(2 * SLOW), next(2 * SLOW)], [(MIN_PAUSE, true), (2 * MIN_PAUSE, true)]);
         assert_eq!([next(SLOW), next(2 * SLOW)], [(PERIOD, false), (PERIOD, false)]);
     }
 
     #[test]
-    fn numbers_of_a_hostile_guest_do_no_harm() {
+    fn extreme_times_of_a_hostile_guest_do_not_overflow() {
         for guest_ns in [i64::MIN, i64::MAX, 0] {
-            let question = Question::new(1);
-            let answered = question.answered(guest_ns, question.asked);
+            let reading = ClockReading::new(1);
+            let measured = reading.difference(guest_ns, reading.requested);
             let mut comparison = Comparison::new(true);
-            comparison.note(answered);
+            comparison.record(measured);
             assert!(comparison.correction().is_some());
         }
     }

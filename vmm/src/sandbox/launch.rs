@@ -1,4 +1,4 @@
-//! From the configuration to a running sandbox, and to its exit status.
+//! The life of the VMM's process: from the first request to the exit status.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -11,10 +11,12 @@ use event_manager::SubscriberOps;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use thiserror::Error;
 
-use super::stand_in::stand_in;
-use super::{Parts, Sandbox, Signals, listen};
+use super::clients::listen;
+use super::container_proxy::{self, ProxyError};
+use super::controller::{Controller, Parts};
+use super::signals::Signals;
 use crate::config::SandboxConfig;
-use crate::control::{Answer, Call, ClientError, Connection, ConnectionError, Reply, Request};
+use crate::control::{Answer, Call, Connection, ConnectionError, Reply, Request};
 use crate::event_loop::{EventLoop, LoopHandle};
 use crate::fs::SharesHandle;
 use crate::machine::assembly::{AssemblyError, assemble};
@@ -23,35 +25,35 @@ use crate::machine::{MachineError, RunningMachine};
 use crate::timeline;
 use crate::vsock::Ports;
 
-/// Why there is no sandbox.
+/// Why the sandbox or the proxy does not run.
 #[derive(Debug, Error)]
 pub enum LaunchError {
-    /// The client that started the VMM did not configure it.
+    /// The client that started the VMM closed the connection or broke the protocol.
     #[error("cannot receive the sandbox's configuration")]
     Connection(#[from] ConnectionError),
-    /// The first request was another.
+    /// The first request is neither [`Request::Configure`] nor [`Request::Join`].
     #[error("the first request does not configure the sandbox")]
     NotConfigured,
-    /// The configuration is wrong, or names what cannot be used.
+    /// The configuration is invalid, or one of its files cannot be used.
     #[error(transparent)]
     Resources(#[from] ResourcesError),
-    /// The machine cannot be made.
+    /// The machine cannot be built.
     #[error(transparent)]
     Assembly(#[from] AssemblyError),
-    /// Its vCPUs cannot be started.
+    /// The vCPUs cannot be started.
     #[error("cannot start the machine")]
     Machine(#[from] MachineError),
-    /// Nobody could connect.
+    /// The control socket cannot be created.
     #[error("cannot listen on {}", path.display())]
     Listen {
         /// The control socket.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// The sandbox of the container that this process stands in for cannot be talked to.
-    #[error("cannot talk to the container's sandbox")]
-    StandIn(#[from] ClientError),
+    /// This process cannot be the proxy of a container in another sandbox.
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
     /// The event loop cannot run.
     #[error("cannot run the event loop")]
     EventLoop(#[from] event_manager::Error),
@@ -61,31 +63,32 @@ pub enum LaunchError {
 }
 
 /// A sandbox whose vCPUs run.
-struct Running {
+struct RunningSandbox {
     event_loop: EventLoop,
     _machine: RunningMachine,
-    outcome: Receiver<u8>,
+    exit_status: Receiver<u8>,
 }
 
-/// Runs the sandbox that the client at the other end of `control` configures, and returns the VMM's exit status. Or stands in for
-/// a container of another sandbox, and returns that container's.
+/// Runs the sandbox that the client at the other end of `control` configures, and returns the VMM's exit status. If the first
+/// request is [`Request::Join`], runs the proxy of a container in another sandbox instead, and returns that container's
+/// exit status.
 ///
-/// The machine still runs when this returns: it ends with the process, which is faster than to take it apart.
+/// The machine still runs when this returns. It ends with the process, which is faster than destroying it.
 ///
 /// # Errors
-/// There is no sandbox; the client was told.
+/// The sandbox cannot be started. The client has received the cause.
 pub fn run(control: UnixStream) -> Result<u8, LaunchError> {
     let signals = Signals::block().map_err(|error| LaunchError::System("block signals", error))?;
     let stream = control.try_clone().map_err(|error| LaunchError::System("duplicate a descriptor", error))?;
     let mut client = Connection::new(stream);
-    let Call { id, request } = first_call(&mut client)?;
+    let Call { id, request } = receive_first_call(&mut client)?;
     timeline::mark("configuration received");
     let result = match request {
         Request::Configure(config) => launch(&config, client, signals),
-        Request::Join { container } => return stand_in(client, id, &container, signals),
+        Request::Join { container } => return Ok(container_proxy::run(client, id, &container, signals)?),
         _ => return Err(LaunchError::NotConfigured),
     };
-    let told = match &result {
+    let answer = match &result {
         Ok(_) => Ok(Reply::Done),
         Err(error) => Err(Failure {
             kind: FailureKind::System,
@@ -93,15 +96,15 @@ pub fn run(control: UnixStream) -> Result<u8, LaunchError> {
             cause: crate::chain(error),
         }),
     };
-    Connection::new(control).send(&Answer { id, result: told })?;
-    result?.serve()
+    Connection::new(control).send(&Answer { id, result: answer })?;
+    result?.run_event_loop()
 }
 
-fn first_call(client: &mut Connection) -> Result<Call, LaunchError> {
+/// Waits for the first request. There is no timeout: the client is the parent process, and its end closes the connection.
+fn receive_first_call(client: &mut Connection) -> Result<Call, LaunchError> {
     loop {
         match client.next_call()? {
             Some(call) => return Ok(call),
-            // The client may take its time: it is our parent, and closes the connection when it ends.
             None => match poll(&mut [PollFd::new(client.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
                 Ok(_) | Err(nix::Error::EINTR) => {}
                 Err(error) => return Err(LaunchError::System("wait for the configuration", error.into())),
@@ -110,16 +113,14 @@ fn first_call(client: &mut Connection) -> Result<Call, LaunchError> {
     }
 }
 
-fn launch(config: &SandboxConfig, client: Connection, signals: Signals) -> Result<Running, LaunchError> {
+fn launch(config: &SandboxConfig, client: Connection, signals: Signals) -> Result<RunningSandbox, LaunchError> {
     let mut event_loop = EventLoop::new()?;
     let shares = SharesHandle::new();
-    let ports = Ports::new().map_err(|error| LaunchError::System("make an event descriptor", error))?;
+    let ports = Ports::new().map_err(|error| LaunchError::System("create an event descriptor", error))?;
     let resources = Resources::open(config)?;
     let assembled = assemble(resources, &LoopHandle::new(&event_loop), shares.clone(), ports.clone())?;
     let path = &config.control_socket;
     let listener = listen(path).map_err(|source| LaunchError::Listen { path: path.clone(), source })?;
-    let main_container = config.main_container.clone();
-    let victim = config.has_cgroup.then(|| "/proc/self/exe".into());
     let parts = Parts {
         client,
         listener,
@@ -130,21 +131,22 @@ fn launch(config: &SandboxConfig, client: Connection, signals: Signals) -> Resul
         slots: assembled.slots,
         resizer: assembled.resizer,
         vcpus: assembled.vcpus,
-        main_container,
-        victim,
+        main_container: config.main_container.clone(),
+        oom_notifier: config.has_cgroup.then(|| "/proc/self/exe".into()),
         follow_interfaces: config.follow_interfaces.clone(),
     };
-    let (sandbox, outcome) =
-        Sandbox::new(parts).map_err(|error| LaunchError::System("make the sandbox's descriptors", error))?;
-    event_loop.add_subscriber(Box::new(sandbox));
-    Ok(Running { _machine: assembled.machine.start()?, event_loop, outcome })
+    let (controller, exit_status) =
+        Controller::new(parts).map_err(|error| LaunchError::System("create the sandbox's descriptors", error))?;
+    event_loop.add_subscriber(Box::new(controller));
+    Ok(RunningSandbox { _machine: assembled.machine.start()?, event_loop, exit_status })
 }
 
-impl Running {
-    fn serve(mut self) -> Result<u8, LaunchError> {
+impl RunningSandbox {
+    /// Runs the event loop until the controller sends the exit status.
+    fn run_event_loop(mut self) -> Result<u8, LaunchError> {
         loop {
             self.event_loop.run()?;
-            if let Ok(status) = self.outcome.try_recv() {
+            if let Ok(status) = self.exit_status.try_recv() {
                 std::mem::forget(self);
                 return Ok(status);
             }

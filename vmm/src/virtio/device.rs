@@ -1,17 +1,17 @@
-//! What every virtio device is: the [`VirtioDevice`] trait.
+//! The [`VirtioDevice`] trait, and what the transport gives a device when it activates it.
 //!
 //! ```text
 //!            activate(queues)
 //!  inactive ─────────────────► active      the device owns its queues
 //!     ▲                          │
 //!     └──────────────────────────┘
-//!            quiesce() -> queues           for reset, snapshot and shutdown
+//!          deactivate() -> queues          for reset, snapshot and shutdown
 //! ```
 //!
-//! The transport owns feature negotiation, the status register and the queue registers; the guest cannot reach the
-//! queues while the device owns them. A device saves only its backend's state ([`VirtioDevice::State`]), while it is
-//! inactive; queues, status and features are the transport's to save. Restoring is the device's constructor with
-//! `Some(state)`. `testing.rs` holds the test of this life cycle that every device passes.
+//! The transport owns feature negotiation, the status register and the queue registers. While the device owns the
+//! queues, the guest cannot change their registers. The transport saves the queues, the status and the features. A
+//! device saves only the state of its backend ([`VirtioDevice::State`]), while it is inactive. A device is restored by
+//! its constructor with `Some(state)`. `testing.rs` holds the test of this life cycle, which every device passes.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,51 +20,62 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
-use virtio_queue::{Queue, QueueT};
+use virtio_queue::{DescriptorChain, Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::registers::{RegisterPage, register};
 
-/// The guest's memory, as devices see it.
+/// The guest's memory, as devices access it.
 pub type Memory = GuestMemoryMmap<()>;
 
-/// A virtqueue and the descriptor its doorbell is tied to (ioeventfd).
+/// A virtqueue and its notification.
 #[derive(Debug)]
 pub struct VirtQueue {
     /// The virtqueue.
     pub queue: Queue,
-    /// Readable when the driver notified.
-    pub kick: EventFd,
+    /// Readable after the driver notified the device (`QueueNotify`). KVM writes it (ioeventfd).
+    pub notify: EventFd,
 }
 
 impl VirtQueue {
-    /// A queue of at most `size` descriptors that no driver has set up.
+    /// A queue of at most `size` descriptors that the driver has not set up.
     ///
     /// # Panics
-    /// `size` is not a power of two up to 32768: a device asked for what virtio does not have.
+    /// `size` is not a power of two up to 32768, which is what virtio allows.
     #[must_use]
-    pub fn new(size: u16, kick: EventFd) -> Self {
-        Self { queue: Queue::new(size).expect("the size of a virtqueue is a power of two"), kick }
+    pub fn new(size: u16, notify: EventFd) -> Self {
+        Self { queue: Queue::new(size).expect("the size of a virtqueue is a power of two"), notify }
     }
 
-    /// Forgets what the driver set up, and that it notified.
+    /// Resets the queue's registers and clears its notification.
     pub(super) fn reset(&mut self) {
         self.queue.reset();
-        self.drain();
+        self.clear_notification();
     }
 
-    /// Takes note of the driver's notifications so far: from here on, `kick` is readable only when a new one comes.
-    pub fn drain(&self) {
-        // It has nothing to read where the driver did not notify.
-        let _ = self.kick.read();
+    /// Clears the driver's notifications so far. From here on, `notify` is readable only after a new one.
+    pub fn clear_notification(&self) {
+        // The read fails if the driver has not notified the device.
+        let _ = self.notify.read();
     }
 }
 
-/// A device's interrupt line: an irqfd, and the registers that tell why it was interrupted (virtio 1.2, 4.2.2).
+/// Takes the next chain off the available ring of `queue`. `None` means that there is none, and that the driver notifies
+/// the device of the next one.
+pub(crate) fn next_chain<'m>(queue: &mut Queue, memory: &'m Memory) -> Option<DescriptorChain<&'m Memory>> {
+    queue.pop_descriptor_chain(memory).or_else(|| match queue.enable_notification(memory) {
+        // The driver added a chain just before notifications were enabled. This looks only once more: with an invalid
+        // available index there always seems to be another chain.
+        Ok(true) => queue.pop_descriptor_chain(memory),
+        _ => None,
+    })
+}
+
+/// A device's interrupt: an irqfd, and the registers that give its reason (virtio 1.2, 4.2.2).
 ///
-/// The interrupt status register says at all times that buffers were used, and the driver always looks. So there is nothing
-/// to clear when it acknowledges that: no exit, where every interrupt would need one.
+/// The interrupt status register always has the bit for used buffers set, so the driver always looks for used buffers.
+/// An acknowledgement of that bit has nothing to clear and needs no exit; otherwise every interrupt would need one.
 #[derive(Clone, Debug)]
 pub struct Interrupt {
     registers: RegisterPage,
@@ -72,53 +83,55 @@ pub struct Interrupt {
 }
 
 impl Interrupt {
-    /// An interrupt that says in `registers` why, and writes `line`.
+    /// An interrupt that stores its reason in `registers` and writes `line`.
     #[must_use]
     pub fn new(registers: RegisterPage, line: Arc<EventFd>) -> Self {
         registers.store(register::INTERRUPT_STATUS, VIRTIO_MMIO_INT_VRING);
         Self { registers, line }
     }
 
-    /// Where it says why.
+    /// The device's register page.
     pub(super) fn registers(&self) -> RegisterPage {
         self.registers
     }
 
-    /// Tells the driver that a queue has used buffers.
-    pub fn used_buffers(&self) -> std::io::Result<()> {
+    /// Sends a used buffer notification.
+    pub fn notify_used_buffers(&self) -> std::io::Result<()> {
         self.line.write(1)
     }
 
-    /// Has the device's configuration space say `config`, of which the driver need not be told.
+    /// Stores `config` as the device configuration space without a notification to the driver.
     pub fn set_config(&self, config: &[u8]) {
         self.registers.store_config(config);
     }
 
-    /// Tells the driver that the device's configuration space is `config` from now on. At most one field changes.
-    pub fn config_changed(&self, config: &[u8]) -> std::io::Result<()> {
+    /// Stores `config` as the device configuration space and sends a configuration change notification. `config`
+    /// differs from the previous one in at most one field.
+    pub fn notify_config_change(&self, config: &[u8]) -> std::io::Result<()> {
         self.registers.store_config(config);
         self.registers.at(register::CONFIG_GENERATION).fetch_add(1, Ordering::SeqCst);
-        self.status_changed()
+        self.notify_status_change()
     }
 
-    /// Tells the driver that the device needs a reset.
-    pub(super) fn status_changed(&self) -> std::io::Result<()> {
+    /// Notifies the driver that the status register has changed: the device needs a reset.
+    pub(super) fn notify_status_change(&self) -> std::io::Result<()> {
         self.registers.at(register::INTERRUPT_STATUS).fetch_or(VIRTIO_MMIO_INT_CONFIG, Ordering::SeqCst);
         self.line.write(1)
     }
 
-    /// Why the driver is interrupted, as it reads it.
+    /// The interrupt status register.
     pub(super) fn status(&self) -> u32 {
         self.registers.at(register::INTERRUPT_STATUS).load(Ordering::SeqCst)
     }
 
-    /// The driver has seen `bits`.
+    /// The driver acknowledges `bits`.
     pub(super) fn acknowledge(&self, bits: u32) {
         let seen = bits & VIRTIO_MMIO_INT_CONFIG;
         self.registers.at(register::INTERRUPT_STATUS).fetch_and(!seen, Ordering::SeqCst);
     }
 
-    /// Changes whenever the device's configuration did, so that the driver sees that it read half of each.
+    /// The configuration generation. It changes whenever the configuration space does, so that the driver detects an
+    /// inconsistent read.
     pub(super) fn generation(&self) -> u32 {
         self.registers.at(register::CONFIG_GENERATION).load(Ordering::SeqCst)
     }
@@ -129,7 +142,7 @@ impl Interrupt {
     }
 }
 
-/// Everything a device gets when the driver set `DRIVER_OK`.
+/// What a device gets when the driver sets `DRIVER_OK`.
 #[derive(Debug)]
 pub struct Activation {
     /// The guest's memory.
@@ -151,17 +164,17 @@ pub enum ActivateError {
     /// The driver left a queue the device needs disabled.
     #[error("queue {0} is not enabled")]
     QueueDisabled(usize),
-    /// The driver put a queue where there is no memory.
+    /// The driver put a queue outside guest memory.
     #[error("queue {0} does not lie in guest memory")]
     QueueInvalid(usize),
-    /// The event loop does not take the device's work.
-    #[error("cannot hand the device's queues to the event loop")]
+    /// The event loop does not accept the device's handler.
+    #[error("cannot move the device's queues to the event loop")]
     EventLoop(#[from] event_manager::Error),
 }
 
-/// A virtio device behind any transport.
+/// A virtio device, independent of its transport.
 pub trait VirtioDevice: Send {
-    /// What a snapshot keeps of the device's backend.
+    /// What a snapshot saves of the device's backend.
     type State: Serialize + DeserializeOwned;
 
     /// Device type (virtio 1.2, section 5).
@@ -170,25 +183,25 @@ pub trait VirtioDevice: Send {
     /// Features the device offers, `VIRTIO_F_VERSION_1` included.
     fn features(&self) -> u64;
 
-    /// Largest size of each queue; their number is the number of queues.
+    /// The largest size of each queue. Their number is the number of queues.
     fn queue_sizes(&self) -> &[u16];
 
-    /// The device configuration space; bytes past its end read as zero. While the device is active, changes are told with
-    /// [`Interrupt::config_changed`]. Drivers write none of it.
+    /// The device configuration space. Bytes past its end read as zero. While the device is active, it reports changes
+    /// with [`Interrupt::notify_config_change`]. The driver cannot write to it.
     fn config(&self) -> Vec<u8> {
         Vec::new()
     }
 
-    /// Takes the queues and begins to work.
+    /// Takes the queues and starts to serve them.
     ///
     /// # Errors
-    /// The device stays inactive, and the transport sets `DEVICE_NEEDS_RESET`; the queues are dropped.
+    /// The device stays inactive and drops the queues. The transport sets `DEVICE_NEEDS_RESET`.
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
 
-    /// Stops working and hands the queues back, as they were given; empty where the device was inactive. When this
-    /// returns, nothing touches guest memory on the device's behalf any more.
-    fn quiesce(&mut self) -> Vec<VirtQueue>;
+    /// Stops serving the queues and returns them in their order. The result is empty if the device was inactive. After
+    /// the return, the device no longer accesses guest memory.
+    fn deactivate(&mut self) -> Vec<VirtQueue>;
 
-    /// The backend's state. Called while the device is inactive.
+    /// The backend's state. The transport calls this while the device is inactive.
     fn save(&self) -> Self::State;
 }

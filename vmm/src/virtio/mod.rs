@@ -1,10 +1,10 @@
-//! Virtio devices (specification 1.2) and what they share.
+//! Virtio devices (specification 1.2): the transport, the device trait, the entropy device, and what all devices share.
 
 pub mod device;
+pub(crate) mod event_loop_backend;
 pub mod mmio;
 pub mod registers;
 pub mod rng;
 pub mod state;
 #[cfg(test)]
 pub(crate) mod testing;
-pub(crate) mod work;

@@ -1,13 +1,14 @@
-//! The registers of virtio-mmio devices as the guest reads them: pages of ours that KVM maps read-only into the guest.
+//! The registers of virtio-mmio devices as the guest reads them: pages of this process that KVM maps read-only into the
+//! guest.
 //!
-//! To read a register costs the guest nothing, where an exit to this process is thousands of instructions; to write one
-//! is an exit as ever. Whoever changes what a register says stores it here, so the pages *are* the readable registers.
-//! The guest can change nothing in them.
+//! A read of a register takes no exit. An exit takes thousands of instructions. A write takes an exit as usual. The
+//! pages *are* the readable registers: code that changes a register's value stores it here. The guest cannot change the
+//! pages.
 
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Register offsets (section 4.2.2).
+/// Register offsets (virtio 1.2, section 4.2.2).
 pub(crate) mod register {
     pub(crate) const MAGIC: u64 = 0x00;
     pub(crate) const VERSION: u64 = 0x04;
@@ -21,7 +22,8 @@ pub(crate) mod register {
     pub(crate) const QUEUE_NUM_MAX: u64 = 0x34;
     pub(crate) const QUEUE_NUM: u64 = 0x38;
     pub(crate) const QUEUE_READY: u64 = 0x44;
-    /// The doorbell: writes of a queue's number go to that queue's descriptor without reaching the transport.
+    /// Queue notification. KVM delivers the write of a queue's number to that queue's ioeventfd, and the transport does
+    /// not see it.
     pub(crate) const QUEUE_NOTIFY: u64 = 0x50;
     pub(crate) const INTERRUPT_STATUS: u64 = 0x60;
     pub(crate) const INTERRUPT_ACK: u64 = 0x64;
@@ -40,36 +42,37 @@ pub(crate) mod register {
     pub(crate) const CONFIG: u64 = 0x100;
 }
 
-/// How much of the device configuration space a guest can read, in bytes.
+/// Size of the readable device configuration space in bytes.
 const CONFIG_SIZE: usize = 256;
 
-/// As large as [`crate::arch::layout::VIRTIO_MMIO_SIZE`], a page.
+/// A page, which is [`crate::arch::layout::VIRTIO_MMIO_SIZE`] bytes.
 const PAGE: usize = 0x1000;
 type Page = [AtomicU32; PAGE / size_of::<AtomicU32>()];
 
-/// One device's registers.
+/// The registers of one device.
 #[derive(Clone, Copy, Debug)]
 pub struct RegisterPage(&'static Page);
 
 impl RegisterPage {
-    /// `count` pages, one behind the other, all zero. They live as long as the process: vCPUs read them until its end.
+    /// Maps `count` consecutive pages of zeros. They live as long as the process, because vCPUs read them until its
+    /// end.
     ///
     /// # Errors
     /// The host has no memory left.
     pub fn map(count: usize) -> io::Result<Vec<Self>> {
         let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+        // SAFETY: a new mapping at an address that the kernel chooses overlaps nothing that exists.
         let address = unsafe { libc::mmap(std::ptr::null_mut(), count * PAGE, protection, flags, -1, 0) };
         if address == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the mapping holds `count` pages of zeros, which are valid atomics, is aligned to a page, is never
-        // unmapped, and nobody else knows it.
+        // SAFETY: the mapping holds `count` pages of zeros, which are valid atomics. It is aligned to a page, it is
+        // never unmapped, and no other reference to it exists.
         let pages: &'static [Page] = unsafe { std::slice::from_raw_parts(address.cast(), count) };
         Ok(pages.iter().map(Self).collect())
     }
 
-    /// Where the page lies in this process.
+    /// The page's address in this process.
     #[must_use]
     pub fn address(self) -> u64 {
         self.0.as_ptr() as u64
@@ -78,18 +81,18 @@ impl RegisterPage {
     /// The 32-bit register at `offset`.
     ///
     /// # Panics
-    /// It is outside the page.
+    /// `offset` is outside the page.
     pub(super) fn at(self, offset: u64) -> &'static AtomicU32 {
         let index = usize::try_from(offset).expect("an offset within a page") / size_of::<AtomicU32>();
         &self.0[index]
     }
 
-    /// Has the register at `offset` say `value`.
+    /// Stores `value` as the register at `offset`.
     pub(super) fn store(self, offset: u64, value: u32) {
         self.at(offset).store(value, Ordering::SeqCst);
     }
 
-    /// Has the device configuration space say `config`, with zeros behind it.
+    /// Stores `config` as the device configuration space, followed by zeros.
     pub(super) fn store_config(self, config: &[u8]) {
         let mut bytes = [0; CONFIG_SIZE];
         let length = config.len().min(CONFIG_SIZE);
@@ -106,7 +109,7 @@ mod tests {
     use crate::arch::layout;
 
     #[test]
-    fn pages_lie_one_behind_the_other_and_do_not_touch() {
+    fn pages_are_consecutive_and_do_not_overlap() {
         let pages = RegisterPage::map(2).unwrap();
         assert_eq!(pages[1].address() - pages[0].address(), layout::VIRTIO_MMIO_SIZE);
         pages[0].store(0xffc, 7);
@@ -114,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shorter_configuration_ends_in_zeros() {
+    fn a_short_configuration_is_filled_with_zeros() {
         let page = RegisterPage::map(1).unwrap()[0];
         page.store_config(&[0xff; 300]);
         page.store_config(&[1, 2, 3, 4, 5]);

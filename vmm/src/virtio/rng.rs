@@ -1,4 +1,4 @@
-//! Entropy device (virtio 1.2, section 5.4): gives the guest random bytes of the host's kernel.
+//! The entropy device (virtio 1.2, section 5.4). It gives the guest random bytes from the host's kernel.
 
 use std::sync::atomic::Ordering;
 
@@ -14,10 +14,11 @@ use crate::event_loop::{LoopHandle, Registration};
 
 const QUEUE_SIZES: [u16; 1] = [64];
 
-/// Most bytes a request gets. A device may give less than there is room for; a driver asks again.
-const MOST_BYTES: usize = 4096;
+/// The most bytes that one request gets. A device may write less than the buffer holds; the driver then sends another
+/// request.
+const MAX_BYTES: usize = 4096;
 
-/// What is saved of an entropy device: it has nothing that outlasts a request.
+/// The saved state of an entropy device, which is empty: no state outlasts a request.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct RngState {}
@@ -29,7 +30,7 @@ pub struct Rng {
 }
 
 impl Rng {
-    /// A device served by `event_loop`. A saved one differs from a new one in nothing.
+    /// A device served by `event_loop`. A restored device equals a new one.
     #[must_use]
     pub fn new(event_loop: LoopHandle, _state: Option<RngState>) -> Self {
         Self { event_loop, active: None }
@@ -58,12 +59,12 @@ impl VirtioDevice for Rng {
         Ok(())
     }
 
-    fn quiesce(&mut self) -> Vec<VirtQueue> {
+    fn deactivate(&mut self) -> Vec<VirtQueue> {
         let handler = self.active.take().map(|registration| self.event_loop.remove(registration));
         match handler {
             Some(Ok(handler)) => vec![handler.queue],
             Some(Err(error)) => {
-                tracing::error!(%error, "the event loop does not give the entropy device's queue back");
+                tracing::error!(%error, "the event loop does not return the entropy device's queue");
                 Vec::new()
             }
             None => Vec::new(),
@@ -75,7 +76,7 @@ impl VirtioDevice for Rng {
     }
 }
 
-/// The part that works.
+/// The active device, in the event loop.
 struct RngHandler {
     memory: Memory,
     queue: VirtQueue,
@@ -83,8 +84,8 @@ struct RngHandler {
 }
 
 impl RngHandler {
-    /// Fills the buffers the driver offers, a queueful at a time: a driver that never stops offering must not keep the
-    /// event loop from everything else.
+    /// Fills available buffers, at most a queue's size of them per call, so that a driver that always adds buffers does
+    /// not block the event loop.
     fn serve(&mut self) -> Result<(), ServeError> {
         let queue = &mut self.queue.queue;
         let mut used = false;
@@ -95,20 +96,20 @@ impl RngHandler {
             used = true;
         }
         if queue.avail_idx(&self.memory, Ordering::Acquire)?.0 != queue.next_avail() {
-            self.queue.kick.write(1).map_err(ServeError::Kick)?;
+            self.queue.notify.write(1).map_err(ServeError::Notify)?;
         }
         if used && queue.needs_notification(&self.memory)? {
-            self.interrupt.used_buffers().map_err(ServeError::Interrupt)?;
+            self.interrupt.notify_used_buffers().map_err(ServeError::Interrupt)?;
         }
         Ok(())
     }
 }
 
-/// Writes random bytes to the start of `buffer` and says how many.
+/// Writes random bytes to the start of `buffer` and returns their number.
 fn fill(memory: &Memory, buffer: Option<virtio_queue::desc::split::Descriptor>) -> Result<u32, ServeError> {
     let Some(buffer) = buffer else { return Ok(0) };
-    let mut bytes = [0; MOST_BYTES];
-    let length = MOST_BYTES.min(usize::try_from(buffer.len()).unwrap_or(MOST_BYTES));
+    let mut bytes = [0; MAX_BYTES];
+    let length = MAX_BYTES.min(usize::try_from(buffer.len()).unwrap_or(MAX_BYTES));
     let bytes = &mut bytes[..length];
     random(bytes).map_err(ServeError::Random)?;
     memory.write_slice(bytes, buffer.addr())?;
@@ -119,7 +120,7 @@ fn random(bytes: &mut [u8]) -> std::io::Result<()> {
     let mut filled = 0;
     while filled < bytes.len() {
         let rest = &mut bytes[filled..];
-        // SAFETY: `rest` may be written for its whole length.
+        // SAFETY: `rest` is a live, writable slice of `rest.len()` bytes.
         let got = unsafe { libc::getrandom(rest.as_mut_ptr().cast(), rest.len(), 0) };
         match usize::try_from(got) {
             Ok(got) => filled += got,
@@ -130,37 +131,37 @@ fn random(bytes: &mut [u8]) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Why a request was not served.
+/// Why a request could not be served.
 #[derive(Debug, thiserror::Error)]
 enum ServeError {
     #[error("the driver's queue is broken")]
     Queue(#[from] virtio_queue::Error),
     #[error("the driver's buffer does not lie in guest memory")]
     Buffer(#[from] vm_memory::GuestMemoryError),
-    #[error("the host gives no random bytes")]
+    #[error("the host provides no random bytes")]
     Random(#[source] std::io::Error),
-    #[error("cannot go on with the queue later")]
-    Kick(#[source] std::io::Error),
+    #[error("cannot reschedule the queue")]
+    Notify(#[source] std::io::Error),
     #[error("cannot interrupt the guest")]
     Interrupt(#[source] std::io::Error),
 }
 
 impl MutEventSubscriber for RngHandler {
     fn process(&mut self, events: Events, ops: &mut EventOps) {
-        self.queue.drain();
+        self.queue.clear_notification();
         if let Err(error) = self.serve() {
-            // A driver that breaks its queue gets nothing more until it resets the device. It may do both for ever, and the
-            // log is not its to fill.
+            // After a driver breaks its queue, the device does not serve it until reset. A driver can repeat this
+            // without end, so it is only logged at debug level.
             tracing::debug!("the entropy device stops: {}", crate::chain(&error));
             if let Err(error) = ops.remove(events) {
-                tracing::error!(%error, "cannot stop listening to the entropy device's queue");
+                tracing::error!(%error, "cannot stop watching the entropy device's queue");
             }
         }
     }
 
     fn init(&mut self, ops: &mut EventOps) {
-        if let Err(error) = ops.add(Events::new(&self.queue.kick, EventSet::IN)) {
-            tracing::error!(%error, "cannot listen to the entropy device's queue");
+        if let Err(error) = ops.add(Events::new(&self.queue.notify, EventSet::IN)) {
+            tracing::error!(%error, "cannot watch the entropy device's queue");
         }
     }
 }
@@ -181,32 +182,32 @@ mod tests {
     }
 
     #[test]
-    fn it_gives_random_bytes_through_its_whole_life() {
+    fn the_device_passes_the_life_cycle_test() {
         let event_loop = LoopThread::start();
         life_cycle(|state| Rng::new(event_loop.handle(), state), check);
     }
 
     #[test]
-    fn a_driver_that_offers_a_whole_queue_gets_all_of_it() {
+    fn a_full_queue_of_buffers_is_filled() {
         let event_loop = LoopThread::start();
         let mut driver = Driver::new(Rng::new(event_loop.handle(), None));
         driver.set_up();
         for _ in 0..3 {
-            let heads: Vec<u16> = (0..QUEUE_SIZES[0]).map(|_| driver.offer(0, &[], &[16])).collect();
+            let heads: Vec<u16> = (0..QUEUE_SIZES[0]).map(|_| driver.make_available(0, &[], &[16])).collect();
             driver.notify(0);
             assert_eq!(heads, heads.iter().map(|_| driver.wait_used(0).head).collect::<Vec<_>>());
         }
     }
 
     #[test]
-    fn a_buffer_outside_memory_stops_the_device_until_reset() {
+    fn a_buffer_outside_guest_memory_stops_the_device_until_reset() {
         let event_loop = LoopThread::start();
         let mut driver = Driver::new(Rng::new(event_loop.handle(), None));
         driver.set_up();
-        driver.offer_at(0, u64::MAX - 10, 64);
+        driver.make_available_at(0, u64::MAX - 10, 64);
         driver.notify(0);
         std::thread::sleep(Duration::from_millis(50));
-        driver.offer(0, &[], &[16]);
+        driver.make_available(0, &[], &[16]);
         driver.notify(0);
         std::thread::sleep(Duration::from_millis(50));
         assert_eq!(driver.take_used(0), None);
@@ -216,11 +217,11 @@ mod tests {
     }
 
     #[test]
-    fn a_request_gets_at_most_a_page_and_a_read_only_one_nothing() {
+    fn a_request_gets_at_most_a_page_and_a_readable_chain_gets_nothing() {
         let event_loop = LoopThread::start();
         let mut driver = Driver::new(Rng::new(event_loop.handle(), None));
         driver.set_up();
-        assert_eq!(driver.request(0, &[], &[100_000]).len(), MOST_BYTES);
+        assert_eq!(driver.request(0, &[], &[100_000]).len(), MAX_BYTES);
         assert_eq!(driver.request(0, &[b"read me"], &[]).len(), 0);
     }
 }

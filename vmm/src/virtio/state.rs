@@ -1,4 +1,4 @@
-//! What a snapshot keeps of a virtio device: the transport's registers, the queues' positions, the device's own state.
+//! The saved state of a virtio device: the transport's registers, the queues and the device's own state.
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -6,19 +6,19 @@ use virtio_queue::{Queue, QueueState};
 
 use super::device::VirtQueue;
 
-/// A device behind the virtio-mmio transport, as saved. `S` is the device's own part.
+/// The saved state of a device behind the virtio-mmio transport. `S` is the device's own state.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct TransportState<S> {
     /// Status register.
     pub status: u32,
-    /// Feature selection registers: the device's and the driver's.
+    /// Feature selection registers: the device's, then the driver's.
     pub features_sel: (u32, u32),
     /// Features the driver accepted.
     pub driver_features: u64,
     /// Queue selection register.
     pub queue_sel: u32,
-    /// Interrupts that were not acknowledged.
+    /// The interrupt status register.
     pub interrupt_status: u32,
     /// Configuration generation.
     pub config_generation: u32,
@@ -28,11 +28,11 @@ pub struct TransportState<S> {
     pub device: S,
 }
 
-/// A virtqueue, as saved.
+/// The saved state of a virtqueue.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub struct SavedQueue(#[serde(with = "QueueFields")] QueueState);
 
-/// The fields of [`QueueState`], which does not serialise itself.
+/// The fields of [`QueueState`], which does not implement serde's traits.
 #[derive(Deserialize, Serialize)]
 #[serde(remote = "QueueState", deny_unknown_fields)]
 struct QueueFields {
@@ -64,15 +64,15 @@ pub enum RestoreError {
         /// Queues the device has.
         device: usize,
     },
-    /// A queue's fields contradict themselves.
-    #[error("the saved queue {0} is not one")]
+    /// A queue's saved fields contradict each other.
+    #[error("the saved queue {0} is not valid")]
     Queue(usize, #[source] virtio_queue::Error),
-    /// A doorbell cannot be rung.
+    /// A queue's notification cannot be written.
     #[error("cannot notify queue {0}")]
-    Kick(usize, #[source] std::io::Error),
+    Notify(usize, #[source] std::io::Error),
 }
 
-/// Gives `queues` the positions of `saved`, and rings the doorbells of those in use.
+/// Gives `queues` the `saved` state, and notifies the device of those that are ready.
 pub(super) fn restore_queues(queues: &mut [VirtQueue], saved: &[SavedQueue]) -> Result<(), RestoreError> {
     if queues.len() != saved.len() {
         return Err(RestoreError::QueueCount { saved: saved.len(), device: queues.len() });
@@ -80,7 +80,7 @@ pub(super) fn restore_queues(queues: &mut [VirtQueue], saved: &[SavedQueue]) -> 
     for (index, (queue, SavedQueue(state))) in queues.iter_mut().zip(saved).enumerate() {
         queue.queue = Queue::try_from(*state).map_err(|error| RestoreError::Queue(index, error))?;
         if state.ready {
-            queue.kick.write(1).map_err(|error| RestoreError::Kick(index, error))?;
+            queue.notify.write(1).map_err(|error| RestoreError::Notify(index, error))?;
         }
     }
     Ok(())

@@ -1,6 +1,7 @@
-//! The test every device passes ([`life_cycle`]), and the raw driver it and other tests are written with.
+//! The test that every device passes ([`life_cycle`]), and the raw driver for this and other tests.
 //!
-//! The driver works as a guest does: registers through the transport, rings in guest memory, doorbells, interrupts.
+//! The driver does what a guest does: it writes registers through the transport, keeps rings in guest memory, notifies
+//! the device and waits for its interrupts.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,18 +17,18 @@ use super::registers::RegisterPage;
 use crate::event_loop::{EventLoop, LoopHandle};
 use crate::machine::bus::Registers;
 
-/// How long a device may take to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a device may take to use a buffer.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Where the driver puts a queue's rings, and behind them its buffers.
+/// The memory for a queue's rings and, after them, its buffers, in bytes.
 const QUEUE_AREA: u64 = 1 << 20;
 const RING_AREA: u64 = 64 << 10;
 
-/// Checks that a device works, gives its queues back, works again after it was saved and restored into a new device, and
-/// again after a reset.
+/// Checks that a device works and returns all its queues, that it works again after it was saved and restored into a
+/// new device, and again after a reset.
 ///
-/// `make` is the device's constructor; `work` has the device do something and checks the result. What `work` leaves in
-/// the queues stays there across the save.
+/// `make` is the device's constructor. `work` makes the device do something and checks the result. The state in which
+/// `work` leaves the queues is part of the saved state.
 pub(crate) fn life_cycle<D: VirtioDevice>(
     mut make: impl FnMut(Option<D::State>) -> D,
     mut work: impl FnMut(&mut Driver<D>),
@@ -38,7 +39,7 @@ pub(crate) fn life_cycle<D: VirtioDevice>(
 
     let saved = serde_json::to_string(&driver.transport.save()).expect("a saved device is serialised");
     let state: super::state::TransportState<D::State> = serde_json::from_str(&saved).expect("and read again");
-    assert_eq!(state.queues.len(), driver.kicks.len(), "the device did not hand all its queues back");
+    assert_eq!(state.queues.len(), driver.notify_events.len(), "the device did not return all its queues");
     let device = serde_json::from_value(serde_json::to_value(&state.device).unwrap()).unwrap();
     let mut driver = driver.restored(make(Some(device)), &state);
     work(&mut driver);
@@ -48,7 +49,7 @@ pub(crate) fn life_cycle<D: VirtioDevice>(
     work(&mut driver);
 }
 
-/// An event loop on a thread of its own.
+/// An event loop on its own thread.
 pub(crate) struct LoopThread {
     handle: LoopHandle,
     stop: Arc<AtomicBool>,
@@ -56,7 +57,7 @@ pub(crate) struct LoopThread {
 }
 
 impl LoopThread {
-    /// Starts it.
+    /// Starts the thread.
     pub(crate) fn start() -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
@@ -71,7 +72,7 @@ impl LoopThread {
         Self { handle: receiver.recv().unwrap(), stop, thread: Some(thread) }
     }
 
-    /// Reaches it.
+    /// A handle to the event loop.
     pub(crate) fn handle(&self) -> LoopHandle {
         self.handle.clone()
     }
@@ -89,27 +90,27 @@ impl Drop for LoopThread {
     }
 }
 
-/// What the device did with a chain.
+/// A used chain.
 #[derive(Debug, Eq, PartialEq)]
-pub(crate) struct Used {
-    /// Number of the chain's first descriptor, as [`Driver::offer`] returned it.
+pub(crate) struct UsedChain {
+    /// Number of the chain's first descriptor, as [`Driver::make_available`] returned it.
     pub(crate) head: u16,
-    /// What it wrote, of the writable buffers one after the other.
+    /// What the device wrote to the chain's writable buffers, concatenated.
     pub(crate) data: Vec<u8>,
 }
 
-/// A driver and the device it drives.
+/// A driver and its device.
 pub(crate) struct Driver<D: VirtioDevice> {
     pub(crate) transport: MmioTransport<D>,
     registers: RegisterPage,
     pub(crate) memory: Memory,
-    kicks: Vec<EventFd>,
+    notify_events: Vec<EventFd>,
     line: Arc<EventFd>,
     rings: Vec<Ring>,
     event_idx: bool,
 }
 
-/// The driver's side of a queue.
+/// The driver's side of a virtqueue.
 #[derive(Default)]
 struct Ring {
     size: u16,
@@ -118,7 +119,7 @@ struct Ring {
     avail_idx: u16,
     used_idx: u16,
     next_buffer: u64,
-    /// For each head: where its writable buffers are.
+    /// Address and length of the writable buffers, by the chain's head.
     writable: std::collections::HashMap<u16, Vec<(u64, u32)>>,
 }
 
@@ -133,26 +134,26 @@ impl Ring {
 }
 
 impl<D: VirtioDevice> Driver<D> {
-    /// A driver that has not touched the device yet.
+    /// A driver that has not accessed the device yet.
     pub(crate) fn new(device: D) -> Self {
         let count = device.queue_sizes().len() as u64;
         let size = usize::try_from(QUEUE_AREA * (count + 1)).unwrap();
         let memory = Memory::from_ranges(&[(GuestAddress(0), size)]).unwrap();
-        let (queues, kicks) = queues(&device);
+        let (queues, notify_events) = queues(&device);
         let line = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
         let registers = RegisterPage::map(1).unwrap()[0];
         let interrupt = Interrupt::new(registers, Arc::clone(&line));
         let transport = MmioTransport::new(device, queues, memory.clone(), interrupt);
-        Self { transport, registers, memory, kicks, line, rings: Vec::new(), event_idx: false }
+        Self { transport, registers, memory, notify_events, line, rings: Vec::new(), event_idx: false }
     }
 
-    /// The same driver in a restored machine.
+    /// The same driver after the machine was restored.
     fn restored(self, device: D, state: &super::state::TransportState<D::State>) -> Self {
-        let (queues, kicks) = queues(&device);
+        let (queues, notify_events) = queues(&device);
         let registers = RegisterPage::map(1).unwrap()[0];
         let interrupt = Interrupt::new(registers, Arc::clone(&self.line));
         let transport = MmioTransport::restore(device, queues, self.memory.clone(), interrupt, state).unwrap();
-        Self { transport, registers, kicks, ..self }
+        Self { transport, registers, notify_events, ..self }
     }
 
     /// Reads a register.
@@ -178,7 +179,7 @@ impl<D: VirtioDevice> Driver<D> {
         }
         self.set_register(0x70, 1 | 2 | 8);
         assert_eq!(self.register(0x70), 1 | 2 | 8, "the device does not accept its own features");
-        self.rings = (0..self.kicks.len()).map(|index| self.set_up_queue(index)).collect();
+        self.rings = (0..self.notify_events.len()).map(|index| self.set_up_queue(index)).collect();
         self.set_register(0x70, 1 | 2 | 8 | 4);
         assert_eq!(self.register(0x70), 1 | 2 | 8 | 4, "the device was not activated");
     }
@@ -206,14 +207,14 @@ impl<D: VirtioDevice> Driver<D> {
         assert_eq!(self.register(0x70), 0);
     }
 
-    /// Puts a chain into a queue: buffers for the device to read, then buffers of so many bytes for it to write. The
-    /// device is not notified.
-    pub(crate) fn offer(&mut self, queue: usize, readable: &[&[u8]], writable: &[u32]) -> u16 {
+    /// Adds a chain to the available ring: `readable` buffers with their contents, then `writable` buffers of these
+    /// lengths in bytes. Returns the chain's head. Does not notify the device.
+    pub(crate) fn make_available(&mut self, queue: usize, readable: &[&[u8]], writable: &[u32]) -> u16 {
         let ring = &mut self.rings[queue];
         let head = ring.next_descriptor % ring.size;
         let count = readable.len() + writable.len();
         let lengths = readable.iter().map(|bytes| u32::try_from(bytes.len()).unwrap()).chain(writable.iter().copied());
-        let mut places = Vec::new();
+        let mut buffers = Vec::new();
         for (position, length) in lengths.enumerate() {
             let address = ring.next_buffer;
             ring.next_buffer += u64::from(length);
@@ -230,10 +231,10 @@ impl<D: VirtioDevice> Driver<D> {
             self.memory.write_obj(next, GuestAddress(descriptor.0 + 14)).unwrap();
             match readable.get(position) {
                 Some(bytes) => self.memory.write_slice(bytes, GuestAddress(address)).unwrap(),
-                None => places.push((address, length)),
+                None => buffers.push((address, length)),
             }
         }
-        ring.writable.insert(head, places);
+        ring.writable.insert(head, buffers);
         let slot = ring.avail() + 4 + 2 * u64::from(ring.avail_idx % ring.size);
         self.memory.write_obj(head, GuestAddress(slot)).unwrap();
         ring.avail_idx = ring.avail_idx.wrapping_add(1);
@@ -241,24 +242,24 @@ impl<D: VirtioDevice> Driver<D> {
         head
     }
 
-    /// Puts a buffer for the device to write at any address into a queue, as no honest driver does.
-    pub(crate) fn offer_at(&mut self, queue: usize, address: u64, length: u32) -> u16 {
-        let head = self.offer(queue, &[], &[length]);
+    /// Adds a chain of one writable buffer at any `address`, even outside guest memory.
+    pub(crate) fn make_available_at(&mut self, queue: usize, address: u64, length: u32) -> u16 {
+        let head = self.make_available(queue, &[], &[length]);
         let descriptor = self.rings[queue].base + 16 * u64::from(head);
         self.memory.write_obj(address, GuestAddress(descriptor)).unwrap();
         head
     }
 
-    /// Rings a queue's doorbell.
+    /// Notifies the device of a queue (`QueueNotify`).
     pub(crate) fn notify(&self, queue: usize) {
-        self.kicks[queue].write(1).unwrap();
+        self.notify_events[queue].write(1).unwrap();
     }
 
-    /// The next chain the device is done with; waits for an interrupt where there is none yet.
-    pub(crate) fn wait_used(&mut self, queue: usize) -> Used {
-        let deadline = Instant::now() + PATIENCE;
+    /// The next used chain. Waits for an interrupt while there is none.
+    pub(crate) fn wait_used(&mut self, queue: usize) -> UsedChain {
+        let deadline = Instant::now() + TIMEOUT;
         loop {
-            self.ask_for_interrupt(queue);
+            self.set_used_event(queue);
             if let Some(used) = self.take_used(queue) {
                 return used;
             }
@@ -271,9 +272,9 @@ impl<D: VirtioDevice> Driver<D> {
         }
     }
 
-    /// Head and length of the next used chain, whose buffers are nowhere to be read; waits for it.
-    pub(crate) fn take_used_unread(&mut self, queue: usize) -> (u16, u32) {
-        let deadline = Instant::now() + PATIENCE;
+    /// Head and length of the next used element, without a look at the chain's buffers. Waits for it.
+    pub(crate) fn take_used_element(&mut self, queue: usize) -> (u16, u32) {
+        let deadline = Instant::now() + TIMEOUT;
         let ring = &mut self.rings[queue];
         while self.memory.load::<u16>(GuestAddress(ring.used() + 2), Ordering::SeqCst).unwrap() == ring.used_idx {
             assert!(Instant::now() < deadline, "the device did not use a buffer of queue {queue}");
@@ -287,9 +288,9 @@ impl<D: VirtioDevice> Driver<D> {
         (head, entry[1])
     }
 
-    /// Offers a chain, rings the doorbell and waits until the device is done with it.
+    /// Adds a chain, notifies the device and waits until the chain is used. Returns what the device wrote.
     pub(crate) fn request(&mut self, queue: usize, readable: &[&[u8]], writable: &[u32]) -> Vec<u8> {
-        let head = self.offer(queue, readable, writable);
+        let head = self.make_available(queue, readable, writable);
         self.notify(queue);
         let used = self.wait_used(queue);
         assert_eq!(used.head, head, "the device used another chain first");
@@ -301,8 +302,8 @@ impl<D: VirtioDevice> Driver<D> {
         self.line.read().is_ok()
     }
 
-    /// With `VIRTIO_F_EVENT_IDX`, says in the available ring that the next used buffer is worth an interrupt.
-    fn ask_for_interrupt(&self, queue: usize) {
+    /// With `VIRTIO_F_EVENT_IDX`, requests a notification of the next used buffer (`used_event`).
+    fn set_used_event(&self, queue: usize) {
         if self.event_idx {
             let ring = &self.rings[queue];
             let used_event = ring.avail() + 4 + 2 * u64::from(ring.size);
@@ -310,8 +311,8 @@ impl<D: VirtioDevice> Driver<D> {
         }
     }
 
-    /// The next chain the device is done with, if it is done with one now.
-    pub(crate) fn take_used(&mut self, queue: usize) -> Option<Used> {
+    /// The next used chain, if there is one now.
+    pub(crate) fn take_used(&mut self, queue: usize) -> Option<UsedChain> {
         let ring = &mut self.rings[queue];
         let device_idx: u16 = self.memory.load(GuestAddress(ring.used() + 2), Ordering::SeqCst).unwrap();
         if device_idx == ring.used_idx {
@@ -329,17 +330,17 @@ impl<D: VirtioDevice> Driver<D> {
             left -= u32::try_from(part.len()).unwrap();
             data.extend(part);
         }
-        assert_eq!(left, 0, "the device claims to have written more than there was room for");
-        Some(Used { head, data })
+        assert_eq!(left, 0, "the device claims to have written more than the buffers hold");
+        Some(UsedChain { head, data })
     }
 }
 
-/// Queues for `device`, and the other ends of their doorbells.
+/// Queues for `device`, and the write ends of their notifications.
 fn queues<D: VirtioDevice>(device: &D) -> (Vec<VirtQueue>, Vec<EventFd>) {
     let queue = |size: &u16| {
-        let kick = EventFd::new(EFD_NONBLOCK).unwrap();
-        let ring = kick.try_clone().unwrap();
-        (VirtQueue::new(*size, kick), ring)
+        let notify = EventFd::new(EFD_NONBLOCK).unwrap();
+        let ring = notify.try_clone().unwrap();
+        (VirtQueue::new(*size, notify), ring)
     };
     device.queue_sizes().iter().map(queue).unzip()
 }

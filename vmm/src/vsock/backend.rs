@@ -1,18 +1,18 @@
-//! All connections: which packet belongs to which, and whose turn it is.
+//! All connections of the device: which connection a packet belongs to, and which connection sends next.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use super::connection::{Connection, Violation};
-use super::descriptor::Watcher;
+use super::connection::{Connection, ProtocolViolation};
 use super::header::{OP_CREDIT_REQUEST, OP_CREDIT_UPDATE, OP_REQUEST, OP_RST, OP_RW, OP_SHUTDOWN, TYPE_STREAM};
-use super::packet::Incoming;
+use super::host_fd::Watcher;
+use super::packet::GuestPacket;
 use super::{GUEST_CID, HOST_CID, Packet, Ports};
 
-/// Resets that wait for a receive buffer. While there are this many, the guest's packets are left in its queue, so that a
-/// guest that sends nonsense and takes no answers costs no memory.
+/// The most resets that wait for a receive buffer. At this number, the device stops taking packets from the transmit
+/// queue. This bounds the memory that a guest can use by sending invalid packets and adding no receive buffers.
 const MAX_RESETS: usize = 256;
 
 /// The answer to a packet that belongs to no connection.
@@ -29,11 +29,11 @@ pub(super) struct Backend {
     /// By [`key`].
     connections: HashMap<u64, Connection>,
     resets: VecDeque<Reset>,
-    /// Keys of the connections that have something to send, in turn.
-    turns: VecDeque<u64>,
+    /// Keys of the connections that have a packet to send, in the order of their turns.
+    send_queue: VecDeque<u64>,
 }
 
-/// What tells connections apart: both their ports. The host's come from a small counter, which leaves the highest bit for the
+/// The key of a connection: its two ports. Host ports come from a small counter, so the highest bit is free for the
 /// [`Watcher`]'s tokens.
 fn key(host_port: u32, guest_port: u32) -> u64 {
     u64::from(host_port) << 32 | u64::from(guest_port)
@@ -50,16 +50,16 @@ impl Backend {
             watcher: Arc::new(Watcher::new()?),
             connections: HashMap::new(),
             resets: VecDeque::new(),
-            turns: VecDeque::new(),
+            send_queue: VecDeque::new(),
         })
     }
 
-    /// Readable when [`Backend::dispatch`] has work.
+    /// Readable when [`Backend::dispatch`] has something to do.
     pub(super) fn events(&self) -> BorrowedFd<'_> {
         self.watcher.as_fd()
     }
 
-    /// Takes note of descriptors that became ready, and writes what waited for them.
+    /// Handles the host descriptors that became ready, and writes the backlogs of ready sinks.
     pub(super) fn dispatch(&mut self) -> io::Result<()> {
         let watcher = Arc::clone(&self.watcher);
         watcher.dispatch(|token, events| {
@@ -70,42 +70,42 @@ impl Backend {
             } else {
                 connection.sink_ready(events);
             }
-            self.settle(key);
+            self.update_schedule(key);
         })
     }
 
-    /// Whether the guest's packets can be taken.
+    /// Whether the device may take packets from the transmit queue.
     pub(super) fn accepts_packets(&self) -> bool {
         self.resets.len() < MAX_RESETS
     }
 
-    /// Whether [`Backend::fill`] is worth a receive buffer.
+    /// Whether [`Backend::fill`] may have a packet for a receive buffer.
     pub(super) fn has_output(&self) -> bool {
-        !self.resets.is_empty() || !self.turns.is_empty()
+        !self.resets.is_empty() || !self.send_queue.is_empty()
     }
 
-    /// A packet from the guest.
-    pub(super) fn receive(&mut self, packet: &Incoming) {
-        let ours = packet.src_cid() == GUEST_CID && packet.dst_cid() == HOST_CID && packet.kind() == TYPE_STREAM;
+    /// Handles a packet from the guest.
+    pub(super) fn receive(&mut self, packet: &GuestPacket) {
+        let is_for_host = packet.src_cid() == GUEST_CID && packet.dst_cid() == HOST_CID && packet.kind() == TYPE_STREAM;
         let key = key(packet.dst_port(), packet.src_port());
-        match self.connections.get_mut(&key).filter(|connection| ours && connection.is_open()) {
+        match self.connections.get_mut(&key).filter(|connection| is_for_host && connection.is_open()) {
             Some(connection) => {
-                if let Err(Violation(what)) = Self::advance(connection, packet) {
+                if let Err(ProtocolViolation(what)) = Self::handle_packet(connection, packet) {
                     tracing::debug!(port = packet.dst_port(), what, "guest broke the vsock protocol: connection reset");
                     connection.close();
                     self.reset(packet);
-                } else if connection.is_shut() {
+                } else if connection.is_shut_down() {
                     connection.close();
                     self.reset(packet);
                 }
-                self.settle(key);
+                self.update_schedule(key);
             }
-            None if ours && packet.op() == OP_REQUEST => self.request(packet),
+            None if is_for_host && packet.op() == OP_REQUEST => self.request(packet),
             None => self.reset(packet),
         }
     }
 
-    /// Makes `packet` the next packet to the guest; false if there is none.
+    /// Fills `packet` with the next packet to the guest. Returns false if there is none.
     pub(super) fn fill(&mut self, packet: &mut Packet) -> bool {
         packet.set_src_cid(HOST_CID).set_dst_cid(GUEST_CID).set_type(TYPE_STREAM);
         if let Some(Reset { host_port, guest_port }) = self.resets.pop_front() {
@@ -113,11 +113,11 @@ impl Backend {
             packet.set_len(0).set_flags(0).set_buf_alloc(0).set_fwd_cnt(0);
             return true;
         }
-        while let Some(key) = self.turns.pop_front() {
+        while let Some(key) = self.send_queue.pop_front() {
             let Some(connection) = self.connections.get_mut(&key) else { continue };
             connection.queued = false;
             let filled = connection.fill(packet.set_src_port(host_port(key)));
-            self.settle(key);
+            self.update_schedule(key);
             if filled {
                 return true;
             }
@@ -125,13 +125,13 @@ impl Backend {
         false
     }
 
-    /// Number of connections, pending resets and pending turns.
+    /// The number of connections, pending resets and connections in the send queue.
     #[cfg(test)]
     pub(super) fn sizes(&self) -> (usize, usize, usize) {
-        (self.connections.len(), self.resets.len(), self.turns.len())
+        (self.connections.len(), self.resets.len(), self.send_queue.len())
     }
 
-    fn advance(connection: &mut Connection, packet: &Incoming) -> Result<(), Violation> {
+    fn handle_packet(connection: &mut Connection, packet: &GuestPacket) -> Result<(), ProtocolViolation> {
         connection.update_credit(packet);
         match packet.op() {
             OP_RW => connection.receive(packet)?,
@@ -139,22 +139,22 @@ impl Backend {
             OP_CREDIT_UPDATE => {}
             OP_CREDIT_REQUEST => connection.credit_request(),
             OP_RST => connection.close(),
-            _ => return Err(Violation("operation that no open connection has")),
+            _ => return Err(ProtocolViolation("operation that no open connection has")),
         }
         Ok(())
     }
 
-    fn request(&mut self, packet: &Incoming) {
+    fn request(&mut self, packet: &GuestPacket) {
         let (port, key) = (packet.dst_port(), key(packet.dst_port(), packet.src_port()));
         if self.connections.contains_key(&key) {
-            // What the guest sent on an earlier connection of that name still waits for its reader.
+            // The key is in use by a closed connection whose backlog has not been written yet.
             return self.reset(packet);
         }
         let accepted = self.ports.take(port).map(|listener| Connection::accept(packet, listener, key, &self.watcher));
         match accepted {
             Some(Ok(connection)) => {
                 self.connections.insert(key, connection);
-                self.settle(key);
+                self.update_schedule(key);
             }
             Some(Err(error)) => {
                 tracing::warn!(port, %error, "cannot serve a stream's descriptor");
@@ -164,21 +164,21 @@ impl Backend {
         }
     }
 
-    fn reset(&mut self, packet: &Incoming) {
-        // A reset is never answered, or both sides would go on for ever.
+    fn reset(&mut self, packet: &GuestPacket) {
+        // A reset is never answered, since the answers would not end.
         if packet.op() != OP_RST {
             self.resets.push_back(Reset { host_port: packet.dst_port(), guest_port: packet.src_port() });
         }
     }
 
-    /// Puts a connection in line, or away.
-    fn settle(&mut self, key: u64) {
+    /// Removes a finished connection, or adds one with a packet to send to the send queue.
+    fn update_schedule(&mut self, key: u64) {
         let Some(connection) = self.connections.get_mut(&key) else { return };
         if connection.is_finished() {
             self.connections.remove(&key);
-        } else if !connection.queued && connection.wants_to_send() {
+        } else if !connection.queued && connection.has_output() {
             connection.queued = true;
-            self.turns.push_back(key);
+            self.send_queue.push_back(key);
         }
     }
 }

@@ -1,15 +1,15 @@
-//! Bytes the guest sent that the sink did not take yet.
+//! Bytes from the guest that the sink has not taken yet.
 
 use vm_memory::VolatileSlice;
 
-/// Memory that stays allocated for the next burst.
+/// Bytes of memory that stay allocated for the next backlog.
 const KEPT_CAPACITY: usize = 16 << 10;
 
-/// A queue of bytes whose readable part is one slice. Its size is bounded by the credit given to the guest.
+/// A queue of bytes whose content is one slice. The guest's credit bounds its size.
 #[derive(Debug, Default)]
 pub(super) struct Backlog {
     bytes: Vec<u8>,
-    /// How much of `bytes` was consumed.
+    /// The number of consumed bytes at the start of `bytes`.
     start: usize,
 }
 
@@ -26,7 +26,7 @@ impl Backlog {
         &self.bytes[self.start..]
     }
 
-    /// Copies a packet's payload out of guest memory.
+    /// Copies part of a packet's payload out of guest memory.
     pub(super) fn push(&mut self, data: &VolatileSlice) {
         if self.start > 0 && self.start >= self.len() {
             self.bytes.drain(..self.start);
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_come_out_in_order_and_memory_is_given_back() {
+    fn bytes_keep_their_order_and_memory_is_freed() {
         let mut backlog = Backlog::default();
         let mut expected = 0_u8;
         for round in 0..100_u8 {

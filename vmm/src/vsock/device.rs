@@ -1,4 +1,4 @@
-//! The device as the transport sees it.
+//! The [`VirtioDevice`] implementation.
 
 use std::io;
 
@@ -13,34 +13,34 @@ use super::handler::{EVENT, Handler, RX, TX};
 use super::{GUEST_CID, Ports};
 use crate::event_loop::LoopHandle;
 use crate::virtio::device::{ActivateError, Activation, VirtQueue, VirtioDevice};
-use crate::virtio::work::Work;
+use crate::virtio::event_loop_backend::EventLoopBackend;
 
 /// `VIRTIO_VSOCK_F_STREAM` (virtio 1.2, 5.10.3).
 const F_STREAM: u32 = 0;
 
-/// Packets that can wait in a queue. Linux fills the receive queue with 4 KiB buffers, which the guest pays for.
+/// Packets per queue. Linux fills the receive queue with 4 KiB buffers, which use the guest's memory.
 const QUEUE_SIZES: [u16; 3] = [128, 128, 8];
 
-/// What a snapshot keeps of the device: nothing. Connections lead to descriptors of this process and end with it; a
-/// guest that is restored is told so.
+/// The saved state of the device, which is empty. Connections use descriptors of this process and end with it; a
+/// restored guest gets a transport reset event.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct VsockState {}
 
 /// The virtio-vsock device.
 pub struct Vsock {
-    work: Work<Backend, Handler>,
-    reset_due: bool,
+    backend: EventLoopBackend<Backend, Handler>,
+    transport_reset_due: bool,
 }
 
 impl Vsock {
-    /// A device whose guest may connect to `ports`. With a state, its guest's earlier connections are reset.
+    /// A device whose guest may connect to `ports`. With a state, the guest gets a transport reset event.
     ///
     /// # Errors
-    /// No epoll descriptor can be made.
+    /// The epoll descriptor cannot be created.
     pub fn new(ports: Ports, event_loop: LoopHandle, state: Option<VsockState>) -> io::Result<Self> {
-        let work = Work::new(event_loop, Backend::new(ports)?);
-        Ok(Self { work, reset_due: state.is_some() })
+        let backend = EventLoopBackend::new(event_loop, Backend::new(ports)?);
+        Ok(Self { backend, transport_reset_due: state.is_some() })
     }
 }
 
@@ -73,15 +73,15 @@ impl VirtioDevice for Vsock {
             }
             queue.set_event_idx(activation.features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0);
         }
-        let reset_due = self.reset_due;
-        self.work.begin(|backend| Handler::new(activation, backend, reset_due))
+        let transport_reset_due = self.transport_reset_due;
+        self.backend.activate(|backend| Handler::new(activation, backend, transport_reset_due))
     }
 
-    fn quiesce(&mut self) -> Vec<VirtQueue> {
-        let reset_due = &mut self.reset_due;
-        self.work.end("vsock", |handler| {
+    fn deactivate(&mut self) -> Vec<VirtQueue> {
+        let transport_reset_due = &mut self.transport_reset_due;
+        self.backend.deactivate("vsock", |handler| {
             let (queues, backend, still_due) = handler.into_parts();
-            *reset_due = still_due;
+            *transport_reset_due = still_due;
             (queues, backend)
         })
     }

@@ -1,26 +1,26 @@
-//! The device's work while it is active: moving packets between its queues and the [`Backend`].
+//! The active device: moves packets between its queues and the [`Backend`].
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use std::os::fd::AsRawFd;
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use virtio_vsock::packet::{PKT_HEADER_SIZE, VsockPacket};
 use vm_memory::Bytes;
 
 use super::backend::Backend;
-use super::packet::Incoming;
-use crate::virtio::device::{Activation, Interrupt, Memory, VirtQueue};
+use super::packet::GuestPacket;
+use crate::virtio::device::{Activation, Interrupt, Memory, VirtQueue, next_chain};
 
-/// Index of the queue that carries packets to the guest.
+/// Index of the receive queue, which carries packets to the guest.
 pub(super) const RX: usize = 0;
-/// Index of the queue that carries packets from the guest.
+/// Index of the transmit queue, which carries packets from the guest.
 pub(super) const TX: usize = 1;
-/// Index of the queue that carries events to the guest.
+/// Index of the event queue, which carries events to the guest.
 pub(super) const EVENT: usize = 2;
 
-/// Packets taken from the guest before the event loop serves others.
+/// The most packets taken from the guest before the event loop serves other subscribers.
 const BATCH: usize = 256;
 
-/// `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET` (virtio 1.2, 5.10.6.7), as it is written to an event buffer.
+/// `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET` (virtio 1.2, 5.10.6.7) as written to an event buffer.
 const TRANSPORT_RESET: [u8; 4] = [0; 4];
 
 /// The active device, in the event loop.
@@ -30,11 +30,11 @@ pub(super) struct Handler {
     queues: Vec<VirtQueue>,
     interrupt: Interrupt,
     backend: Backend,
-    /// The guest does not know yet that its connections are gone.
-    reset_due: bool,
+    /// Whether the guest has yet to get a transport reset event.
+    transport_reset_due: bool,
 }
 
-/// What one round of work put into the used rings.
+/// The queues in which buffers were used since the last notification.
 #[derive(Default)]
 struct Used {
     rx: bool,
@@ -43,16 +43,16 @@ struct Used {
 }
 
 impl Handler {
-    pub(super) fn new(activation: Activation, backend: Backend, reset_due: bool) -> Self {
+    pub(super) fn new(activation: Activation, backend: Backend, transport_reset_due: bool) -> Self {
         let Activation { memory, queues, interrupt, .. } = activation;
-        Self { memory, queues, interrupt, backend, reset_due }
+        Self { memory, queues, interrupt, backend, transport_reset_due }
     }
 
     pub(super) fn into_parts(self) -> (Vec<VirtQueue>, Backend, bool) {
-        (self.queues, self.backend, self.reset_due)
+        (self.queues, self.backend, self.transport_reset_due)
     }
 
-    /// Takes note of host descriptors that became ready.
+    /// Handles the host descriptors that became ready.
     pub(super) fn dispatch(&mut self) -> std::io::Result<()> {
         self.backend.dispatch()
     }
@@ -62,20 +62,20 @@ impl Handler {
         &self.backend
     }
 
-    /// Does all there is to do, and tells the driver once.
+    /// Serves all queues and sends at most one used buffer notification.
     pub(super) fn serve(&mut self) {
         let mut used = Used::default();
-        self.announce_reset(&mut used);
+        self.send_transport_reset(&mut used);
         let mut left = BATCH;
         while self.transmit(&mut used, &mut left) | self.deliver(&mut used) {}
         if left == 0 {
-            // There may be more; the loop comes back to it after it looked at everybody else.
-            let _ = self.queues[TX].kick.write(1);
+            // The queue may hold more packets. The event loop calls again after it has served its other subscribers.
+            let _ = self.queues[TX].notify.write(1);
         }
         self.interrupt(&used);
     }
 
-    /// Takes packets from the guest, unless too many answers to earlier ones wait.
+    /// Takes packets from the guest while the number of pending resets is below its bound.
     fn transmit(&mut self, used: &mut Used, left: &mut usize) -> bool {
         let Self { memory, queues, backend, .. } = self;
         let queue = &mut queues[TX].queue;
@@ -83,16 +83,16 @@ impl Handler {
         while *left > 0 && backend.accepts_packets() {
             let Some(mut chain) = next_chain(queue, memory) else { break };
             *left -= 1;
-            match Incoming::parse(memory, &mut chain) {
+            match GuestPacket::parse(memory, &mut chain) {
                 Ok(packet) => backend.receive(&packet),
-                Err(error) => tracing::debug!(%error, "guest sent a chain that is no vsock packet"),
+                Err(error) => tracing::debug!(%error, "the guest sent an invalid vsock packet"),
             }
-            used.tx |= give_back(queue, memory, chain.head_index(), 0);
+            used.tx |= add_used(queue, memory, chain.head_index(), 0);
         }
         *left < before
     }
 
-    /// Hands packets to the guest as long as there are any, and buffers for them.
+    /// Writes packets to the guest while there are packets and receive buffers.
     fn deliver(&mut self, used: &mut Used) -> bool {
         let Self { memory, queues, backend, .. } = self;
         let queue = &mut queues[RX].queue;
@@ -108,26 +108,26 @@ impl Handler {
                     HEADER_SIZE + packet.len()
                 }
                 Err(error) => {
-                    tracing::debug!(%error, "guest offers a chain that holds no vsock packet");
+                    tracing::debug!(%error, "the guest added an invalid vsock receive buffer");
                     0
                 }
             };
-            used.rx |= give_back(queue, memory, chain.head_index(), length);
+            used.rx |= add_used(queue, memory, chain.head_index(), length);
             progress = true;
         }
         progress
     }
 
-    fn announce_reset(&mut self, used: &mut Used) {
-        if !self.reset_due {
+    fn send_transport_reset(&mut self, used: &mut Used) {
+        if !self.transport_reset_due {
             return;
         }
         let queue = &mut self.queues[EVENT].queue;
         let Some(mut chain) = next_chain(queue, &self.memory) else { return };
         let buffer = chain.next().filter(|buffer| buffer.is_write_only() && buffer.len() >= 4);
         let written = buffer.is_some_and(|buffer| self.memory.write_slice(&TRANSPORT_RESET, buffer.addr()).is_ok());
-        self.reset_due = !written;
-        used.event = give_back(queue, &self.memory, chain.head_index(), if written { 4 } else { 0 });
+        self.transport_reset_due = !written;
+        used.event = add_used(queue, &self.memory, chain.head_index(), if written { 4 } else { 0 });
     }
 
     fn interrupt(&mut self, used: &Used) {
@@ -135,7 +135,7 @@ impl Handler {
         for (index, used) in [(RX, used.rx), (TX, used.tx), (EVENT, used.event)] {
             needed |= used && self.queues[index].queue.needs_notification(&self.memory).unwrap_or(true);
         }
-        if needed && let Err(error) = self.interrupt.used_buffers() {
+        if needed && let Err(error) = self.interrupt.notify_used_buffers() {
             tracing::error!(%error, "cannot interrupt the guest");
         }
     }
@@ -146,7 +146,7 @@ const HEADER_SIZE: u32 = PKT_HEADER_SIZE as u32;
 
 impl MutEventSubscriber for Handler {
     fn init(&mut self, ops: &mut EventOps) {
-        let mut fds: Vec<_> = self.queues.iter().map(|queue| queue.kick.as_raw_fd()).collect();
+        let mut fds: Vec<_> = self.queues.iter().map(|queue| queue.notify.as_raw_fd()).collect();
         fds.push(self.backend.events().as_raw_fd());
         for fd in fds {
             if let Err(error) = ops.add(Events::new_raw(fd, EventSet::IN)) {
@@ -159,31 +159,21 @@ impl MutEventSubscriber for Handler {
     fn process(&mut self, events: Events, _ops: &mut EventOps) {
         if events.fd() == self.backend.events().as_raw_fd() {
             if let Err(error) = self.dispatch() {
-                tracing::error!(%error, "cannot learn which streams are ready");
+                tracing::error!(%error, "cannot wait for the streams' descriptors");
             }
-        } else if let Some(queue) = self.queues.iter().find(|queue| queue.kick.as_raw_fd() == events.fd()) {
-            // Nothing to read means that somebody has read it: the queue is looked at all the same.
-            let _ = queue.kick.read();
+        } else if let Some(queue) = self.queues.iter().find(|queue| queue.notify.as_raw_fd() == events.fd()) {
+            // The read fails if another call has read the eventfd already. The queue is served in any case.
+            let _ = queue.notify.read();
         }
         self.serve();
     }
 }
 
-/// The next chain; when there is none, the driver will notify.
-fn next_chain<'m>(queue: &mut Queue, memory: &'m Memory) -> Option<DescriptorChain<&'m Memory>> {
-    queue.pop_descriptor_chain(memory).or_else(|| match queue.enable_notification(memory) {
-        // One more came just before notifications were on. Only one more look: a driver whose index is nonsense
-        // always seems to have something.
-        Ok(true) => queue.pop_descriptor_chain(memory),
-        _ => None,
-    })
-}
-
-fn give_back(queue: &mut Queue, memory: &Memory, head: u16, length: u32) -> bool {
+fn add_used(queue: &mut Queue, memory: &Memory, head: u16, length: u32) -> bool {
     match queue.add_used(memory, head, length) {
         Ok(()) => true,
         Err(error) => {
-            tracing::debug!(%error, "cannot give a chain back to the guest");
+            tracing::debug!(%error, "cannot add a chain to the used ring");
             false
         }
     }

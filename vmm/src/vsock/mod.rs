@@ -1,23 +1,24 @@
-//! The virtio-vsock device (virtio 1.2, section 5.10), wholly inside the VMM: no vhost, no host sockets.
+//! The virtio-vsock device (virtio 1.2, section 5.10). It is implemented in the VMM, without vhost and without host
+//! sockets.
 //!
-//! Every connection is made by the guest, to a host port that the controller listens on ([`Ports`]), and is bridged to
-//! descriptors of the host: what is read from one goes to the guest, what the guest sends is written to the other. A
-//! port takes one connection in its life, or is a service, which takes a bounded number at once: the guest can never make
-//! the VMM keep more connections than the host has allowed for, however many it tries.
+//! The guest makes every connection, to a host port that the sandbox listens on ([`Ports`]). The device bridges the
+//! connection to host descriptors: it sends what it reads from the source to the guest, and writes what the guest sends
+//! to the sink. A port takes one connection in its life; a service's port takes a bounded number at a time. So the
+//! number of connections that the guest can keep open is bounded by what the host has allowed.
 //!
 //! ```text
-//!  guest ── tx queue ─► Handler ─► Backend ─► Connection ─► Sink ─► descriptor
-//!        ◄─ rx queue ──         ◄─         ◄─            ◄─ Source ◄─
+//!  guest ── tx queue ─► Handler ─► Backend ─► Connection ─► sink   ─► host descriptor
+//!        ◄─ rx queue ──         ◄─         ◄─            ◄─ source ◄─
 //! ```
 //!
-//! [`Vsock`] is the device as the transport sees it; the handler is its work in the event loop.
+//! [`Vsock`] is the device as the transport sees it. The handler serves its queues in the event loop.
 
 mod backend;
 mod backlog;
 mod connection;
-mod descriptor;
 mod device;
 mod handler;
+mod host_fd;
 mod packet;
 mod ports;
 #[cfg(test)]
@@ -29,13 +30,13 @@ pub use ports::{Bridge, Connect, Flow, Ports};
 /// Context id of the host (virtio 1.2, 5.10.4).
 pub const HOST_CID: u64 = 2;
 
-/// Context id of every guest. Each sandbox has a device of its own, so they need not differ.
+/// Context id of every guest. Each sandbox has its own device, so all guests can have the same id.
 pub const GUEST_CID: u64 = 3;
 
-/// Credit given to the guest for each connection: the most bytes that wait in the VMM for a slow reader.
+/// The credit of each connection: the most bytes that wait in the VMM for a slow reader.
 const BUFFER_SIZE: u32 = 256 << 10;
 
-/// The largest payload the device takes in one packet; Linux sends at most this much.
+/// The most bytes of payload that the device takes in one packet. Linux sends at most this many.
 const MAX_PAYLOAD: u32 = 64 << 10;
 
 /// Values of the packet header's fields (virtio 1.2, 5.10.6).
@@ -50,11 +51,11 @@ mod header {
     pub(super) const OP_CREDIT_UPDATE: u16 = 6;
     pub(super) const OP_CREDIT_REQUEST: u16 = 7;
 
-    /// Flag of `OP_SHUTDOWN`: the sender receives no more.
+    /// Flag of `OP_SHUTDOWN`: the sender will not receive any more data.
     pub(super) const SHUTDOWN_RECEIVE: u32 = 1;
-    /// Flag of `OP_SHUTDOWN`: the sender sends no more.
+    /// Flag of `OP_SHUTDOWN`: the sender will not send any more data.
     pub(super) const SHUTDOWN_SEND: u32 = 2;
 }
 
-/// A packet to the guest, in its memory.
+/// A packet to the guest, in guest memory.
 type Packet<'a> = virtio_vsock::packet::VsockPacket<'a, ()>;

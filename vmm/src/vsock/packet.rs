@@ -1,7 +1,8 @@
-//! A packet from the guest, wherever in memory its parts lie.
+//! A packet from the guest, in any number of descriptors.
 //!
-//! A driver may cut a packet into descriptors as it likes (virtio 1.2, 2.7.4.2). Linux does: a payload that is not in one
-//! piece is sent page by page, which the `virtio-vsock` crate does not read; it is used for packets to the guest.
+//! A driver may split a packet into descriptors at any position (virtio 1.2, 2.7.4.2). Linux sends a payload that is
+//! not contiguous page by page. The `virtio-vsock` crate cannot read such packets, so it is used only for packets to
+//! the guest.
 
 use thiserror::Error;
 use virtio_queue::DescriptorChain;
@@ -11,7 +12,7 @@ use vm_memory::{ByteValued, GuestMemory, GuestMemoryError, Le16, Le32, Permissio
 use super::MAX_PAYLOAD;
 use crate::virtio::device::Memory;
 
-/// Why a chain is no packet.
+/// Why a chain is not a packet.
 #[derive(Debug, Error)]
 pub(super) enum PacketError {
     #[error("a descriptor of the chain is writable")]
@@ -20,7 +21,7 @@ pub(super) enum PacketError {
     Memory(#[from] GuestMemoryError),
     #[error("the chain is shorter than its packet")]
     Short,
-    #[error("the payload of {0} bytes is longer than any packet's")]
+    #[error("the payload of {0} bytes is longer than the limit")]
     TooLong(u32),
 }
 
@@ -40,19 +41,19 @@ struct Header {
     fwd_cnt: Le32,
 }
 
-// SAFETY: integers only, and no padding between or after them.
+// SAFETY: the structure consists of integers without padding.
 unsafe impl ByteValued for Header {}
 
 const _: () = assert!(size_of::<Header>() == PKT_HEADER_SIZE);
 
 /// A packet from the guest: a copy of its header, and its payload in guest memory.
 #[derive(Debug)]
-pub(super) struct Incoming<'m> {
+pub(super) struct GuestPacket<'m> {
     header: Header,
     payload: Vec<VolatileSlice<'m>>,
 }
 
-impl<'m> Incoming<'m> {
+impl<'m> GuestPacket<'m> {
     /// Reads a chain of the transmit queue.
     pub(super) fn parse(memory: &'m Memory, chain: &mut DescriptorChain<&'m Memory>) -> Result<Self, PacketError> {
         let mut parts = Vec::with_capacity(2);
@@ -116,7 +117,7 @@ impl<'m> Incoming<'m> {
         self.header.len.into()
     }
 
-    /// The payload's parts, together [`Incoming::len`] bytes.
+    /// The parts of the payload, [`GuestPacket::len`] bytes in total.
     pub(super) fn payload(&self) -> &[VolatileSlice<'m>] {
         &self.payload
     }
@@ -126,7 +127,7 @@ fn join([low, high]: [Le32; 2]) -> u64 {
     u64::from(u32::from(high)) << 32 | u64::from(u32::from(low))
 }
 
-/// Takes the header off the front of `parts`.
+/// Removes the header from the front of `parts`.
 fn take_header(parts: &mut Vec<VolatileSlice>) -> Result<Header, PacketError> {
     let mut header = Header::default();
     let bytes = header.as_mut_slice();
@@ -143,7 +144,7 @@ fn take_header(parts: &mut Vec<VolatileSlice>) -> Result<Header, PacketError> {
     Ok(header)
 }
 
-/// Shortens `parts` to `length` bytes.
+/// Truncates `parts` to `length` bytes.
 fn cut(parts: &mut Vec<VolatileSlice>, length: usize) -> Result<(), PacketError> {
     let mut left = length;
     let mut needed = 0;

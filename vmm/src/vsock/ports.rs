@@ -1,4 +1,4 @@
-//! The host's ports: what the guest may connect to, and what becomes of it.
+//! The host's ports that the guest may connect to, and the descriptors that its connections are bridged to.
 
 use std::collections::HashMap;
 use std::io;
@@ -8,45 +8,46 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-/// The first port that is given out; those below are for fixed services.
+/// The first port that is assigned dynamically. Lower ports are for fixed services.
 const FIRST_PORT: u32 = agent::CONTROL_PORT + 1;
 
-/// The most connections a service's port has at once.
+/// The most simultaneous connections to a service's port.
 const MAX_CONNECTIONS: usize = 128;
 
-/// The descriptors a connection is bridged to. They may be shared with other processes: their file status flags are
-/// never changed.
+/// The host descriptors of a connection. They may be shared with other processes, so their file status flags are never
+/// changed.
 #[derive(Debug)]
 pub struct Bridge {
-    /// Read from, for the guest; its end of file becomes a half-close.
+    /// The device sends what it reads from here to the guest. The end of file becomes a half-close.
     pub source: Option<OwnedFd>,
-    /// Gets what the guest sends; without one, that is dropped.
+    /// The device writes what the guest sends to here. Without a sink it drops the data.
     pub sink: Option<OwnedFd>,
-    /// The sink is a socket that nobody else has: the end of what the guest sends is passed on as a half-close.
-    pub own_socket: bool,
+    /// The sink is a socket that nobody else uses. When the guest ends its stream, the device shuts down the socket's
+    /// write direction.
+    pub exclusive_socket: bool,
 }
 
 impl Bridge {
-    /// To descriptors that others may have, too.
+    /// A bridge to descriptors that other processes may share.
     #[must_use]
     pub fn new(source: Option<OwnedFd>, sink: Option<OwnedFd>) -> Self {
-        Self { source, sink, own_socket: false }
+        Self { source, sink, exclusive_socket: false }
     }
 
-    /// To a socket of this connection's own.
+    /// A bridge to a socket that only this connection uses.
     fn to_socket(socket: OwnedFd) -> io::Result<Self> {
         let sink = socket.try_clone()?;
-        Ok(Self { source: Some(socket), sink: Some(sink), own_socket: true })
+        Ok(Self { source: Some(socket), sink: Some(sink), exclusive_socket: true })
     }
 }
 
-/// Makes the host's end of each connection to a service. Called in the event loop, so it must not block.
+/// Creates the host's end of a connection to a service. The event loop calls it, so it must not block.
 pub type Connect = Box<dyn Fn() -> io::Result<OwnedFd> + Send>;
 
-/// A port that takes any number of connections one after another, and a bounded one at a time.
+/// A port that takes any number of connections in its life, and a bounded number at a time.
 struct Service {
     connect: Connect,
-    /// Those that were made; they live as long as their connections.
+    /// The flows of its connections. A flow lives as long as its connection.
     flows: Vec<Weak<Flow>>,
 }
 
@@ -56,7 +57,7 @@ impl std::fmt::Debug for Service {
     }
 }
 
-/// How much of a stream the guest sent and the sink has not taken yet.
+/// The number of bytes that the guest sent in a stream and that the sink has not taken yet.
 #[derive(Debug)]
 pub struct Flow {
     unwritten: AtomicUsize,
@@ -65,8 +66,8 @@ pub struct Flow {
 }
 
 impl Flow {
-    /// Whether everything the guest sent so far was handed over, or dropped because its reader is gone. If not,
-    /// [`Ports::drained`] becomes readable when it was.
+    /// Whether all data that the guest has sent so far was written, or dropped because its reader closed the sink. If
+    /// the result is false, [`Ports::drained`] becomes readable once it would be true.
     #[must_use]
     pub fn is_drained(&self) -> bool {
         self.watched.store(true, Ordering::SeqCst);
@@ -80,13 +81,13 @@ impl Flow {
     pub(crate) fn set_unwritten(&self, bytes: usize) {
         self.unwritten.store(bytes, Ordering::SeqCst);
         if bytes == 0 && self.watched.swap(false, Ordering::SeqCst) {
-            // A counter that is full is readable already.
+            // The write fails only if the counter is full, and then it is readable.
             let _ = self.drained.write(1);
         }
     }
 }
 
-/// A port that was listened on and not connected to yet.
+/// A port with a listener and without a connection.
 #[derive(Debug)]
 pub(crate) struct Listener {
     pub(crate) bridge: Bridge,
@@ -107,8 +108,8 @@ impl Table {
     }
 }
 
-/// Opens and closes host ports. A handle: all clones are the same table, which the controller fills and the device
-/// empties.
+/// A handle to the table of host ports. All clones refer to the same table. The sandbox adds ports, and the device
+/// takes them when the guest connects.
 #[derive(Clone, Debug)]
 pub struct Ports {
     table: Arc<Mutex<Table>>,
@@ -116,16 +117,16 @@ pub struct Ports {
 }
 
 impl Ports {
-    /// No port is open.
+    /// An empty table.
     ///
     /// # Errors
-    /// No event descriptor can be made.
+    /// The eventfd cannot be created.
     pub fn new() -> io::Result<Self> {
         let table = Table { listeners: HashMap::new(), services: HashMap::new(), next_port: FIRST_PORT };
         Ok(Self { table: Arc::new(Mutex::new(table)), drained: Arc::new(EventFd::new(EFD_NONBLOCK)?) })
     }
 
-    /// Listens on a fresh port for one connection.
+    /// Listens on a new port for one connection. Returns the port.
     #[must_use]
     pub fn listen(&self, bridge: Bridge) -> (u32, Arc<Flow>) {
         let mut table = self.lock();
@@ -138,7 +139,7 @@ impl Ports {
         self.insert(&mut self.lock(), port, bridge)
     }
 
-    /// Listens on a fresh port for connections of which each gets its own end from `connect`.
+    /// Listens on a new port for connections. Each gets its own host descriptor from `connect`. Returns the port.
     #[must_use]
     pub fn serve(&self, connect: Connect) -> u32 {
         let mut table = self.lock();
@@ -147,14 +148,14 @@ impl Ports {
         port
     }
 
-    /// Stops listening and closes the descriptors, but not those of connections that the guest has made already.
+    /// Stops listening and closes the port's descriptors. Established connections keep theirs.
     pub fn close(&self, port: u32) {
         let mut table = self.lock();
         table.listeners.remove(&port);
         table.services.remove(&port);
     }
 
-    /// Readable when a stream was drained that [`Flow::is_drained`] said was not.
+    /// Readable when a stream is drained for which [`Flow::is_drained`] returned false.
     #[must_use]
     pub fn drained(&self) -> &EventFd {
         &self.drained
@@ -168,7 +169,9 @@ impl Ports {
     fn connect(&self, service: &mut Service) -> Option<Listener> {
         service.flows.retain(|flow| flow.strong_count() > 0);
         if service.flows.len() >= MAX_CONNECTIONS {
-            tracing::warn!("the guest has {MAX_CONNECTIONS} connections to one socket: a further one was refused");
+            tracing::warn!(
+                "the guest has {MAX_CONNECTIONS} connections to one socket: a further connection was refused"
+            );
             return None;
         }
         match (service.connect)().and_then(Bridge::to_socket) {
@@ -199,7 +202,7 @@ impl Ports {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Table> {
-        // No code panics while it holds the lock, and the table is whole at every step.
+        // The code that holds the lock does not panic, and the table is consistent after each step.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

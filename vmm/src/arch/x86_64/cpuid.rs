@@ -1,15 +1,16 @@
-//! What CPUID tells the guest: what KVM supports on this host, with the machine's own topology.
+//! The guest's CPUID: the features that KVM supports on this host, with the machine's topology.
 //!
-//! Linux measures whatever it is not told, and measuring takes it tens of milliseconds. KVM's own leaves (the kvm-clock
-//! with its TSC frequency) are among what KVM reports; the TSC-deadline bit, which spares the guest the calibration of
-//! its APIC timer, is not, because it needs the in-kernel APIC that this machine always has.
+//! Linux measures frequencies that CPUID does not give, which takes tens of milliseconds. KVM reports its own leaves, among
+//! them the kvm-clock with the TSC frequency, as supported. It does not report the TSC-deadline bit, which saves the guest the
+//! calibration of its APIC timer, because the bit requires the in-kernel APIC. This machine always has that, so the bit is set
+//! here.
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
 
 use super::mptable::ProcessorId;
 
-/// Leaves and bits that are changed. Names as in the processor makers' manuals.
+/// Leaves that are changed, named as in the manuals of Intel and AMD.
 mod leaf {
     pub(super) const FEATURES: u32 = 0x1;
     pub(super) const CACHES: u32 = 0x4;
@@ -28,11 +29,11 @@ const ECX_HYPERVISOR: u32 = 1 << 31;
 const EDX_HTT: u32 = 1 << 28;
 const AMD_ECX_SVM: u32 = 1 << 2;
 
-/// Level types of the extended topology leaves.
+/// Level types of the extended topology leaves (Intel SDM volume 2A, CPUID leaf 0BH).
 const LEVEL_THREAD: u32 = 1;
 const LEVEL_CORE: u32 = 2;
 
-/// CPUID of any vCPU of a machine: one socket, as many cores as vCPUs, one thread each.
+/// CPUID of a machine's vCPUs: one socket, as many cores as vCPUs, one thread per core.
 #[derive(Clone, Debug)]
 pub struct CpuidTemplate {
     entries: CpuId,
@@ -40,10 +41,10 @@ pub struct CpuidTemplate {
 }
 
 impl CpuidTemplate {
-    /// What this host supports, for a machine with `vcpus` vCPUs.
+    /// CPUID of a machine that can have `vcpus` vCPUs.
     ///
     /// # Errors
-    /// KVM does not tell.
+    /// `KVM_GET_SUPPORTED_CPUID` failed.
     pub fn new(kvm: &Kvm, vcpus: u8) -> Result<Self, kvm_ioctls::Error> {
         let mut entries = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
         let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
@@ -63,7 +64,7 @@ impl CpuidTemplate {
         entries
     }
 
-    /// What the MPTable says of each processor.
+    /// The values for the MPTable's processor entries.
     pub(super) fn processor_id(&self) -> ProcessorId {
         let features = self.entries.as_slice().iter().find(|entry| entry.function == leaf::FEATURES);
         features.map_or(ProcessorId { signature: 0, features: 0 }, |entry| ProcessorId {
@@ -73,12 +74,12 @@ impl CpuidTemplate {
     }
 }
 
-/// Number of APIC id bits that tell cores apart.
+/// Number of APIC id bits that identify a core.
 fn core_bits(vcpus: u32) -> u32 {
     vcpus.next_power_of_two().trailing_zeros()
 }
 
-/// Sets what is the same for every vCPU.
+/// Sets the values that are equal for all vCPUs.
 fn adjust(entry: &mut kvm_cpuid_entry2, vcpus: u32, tsc_deadline: bool) {
     match entry.function {
         leaf::FEATURES => {
@@ -90,7 +91,7 @@ fn adjust(entry: &mut kvm_cpuid_entry2, vcpus: u32, tsc_deadline: bool) {
             set_bit(&mut entry.edx, EDX_HTT, vcpus > 1);
         }
         leaf::CACHES => adjust_cache(entry, vcpus),
-        // No virtual performance counters: probing them costs an exit for each register.
+        // No performance counters: the guest's probing would cost an exit for each register.
         leaf::PERFORMANCE_MONITORING => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
         leaf::AMD_FEATURES => entry.ecx &= !AMD_ECX_SVM,
         leaf::AMD_SIZES => entry.ecx = (entry.ecx & !0xf0ff) | (core_bits(vcpus) << 12) | (vcpus - 1),
@@ -102,10 +103,10 @@ fn adjust(entry: &mut kvm_cpuid_entry2, vcpus: u32, tsc_deadline: bool) {
     }
 }
 
-/// Intel's cache leaf: the last level is shared by all cores, the others belong to one.
+/// Intel's cache leaf: all cores share the last level; each core has the other levels of its own.
 fn adjust_cache(entry: &mut kvm_cpuid_entry2, vcpus: u32) {
     if entry.eax & 0x1f == 0 {
-        return; // no further cache
+        return; // the list of caches ends here
     }
     let sharing = if cache_level(entry.eax) >= 3 { 1 << core_bits(vcpus) } else { 1 };
     let cores = 1_u32 << core_bits(vcpus);
@@ -120,7 +121,7 @@ fn set_bit(register: &mut u32, bit: u32, on: bool) {
     *register = if on { *register | bit } else { *register & !bit };
 }
 
-/// Sets what differs between vCPUs.
+/// Sets the values that differ between vCPUs.
 fn set_apic_id(entry: &mut kvm_cpuid_entry2, id: u32, vcpus: u32) {
     match entry.function {
         leaf::FEATURES => entry.ebx = (entry.ebx & 0x00ff_ffff) | (id << 24),
@@ -155,11 +156,11 @@ mod tests {
     }
 
     #[test]
-    fn each_vcpu_sees_its_own_apic_id_and_one_topology() {
+    fn each_vcpu_has_its_apic_id_and_the_same_topology() {
         let template = template(6, vec![entry(leaf::FEATURES, 0), entry(leaf::TOPOLOGY, 0), entry(leaf::TOPOLOGY, 1)]);
         for id in 0..6 {
             let cpuid = template.for_vcpu(id);
-            let [features, thread, core] = cpuid.as_slice() else { panic!("entries were lost") };
+            let [features, thread, core] = cpuid.as_slice() else { panic!("three entries") };
             assert_eq!(features.ebx >> 24, u32::from(id));
             assert_eq!((features.ebx >> 16) & 0xff, 6);
             assert_eq!((thread.eax, thread.ebx, thread.ecx, thread.edx), (0, 1, 0x100, u32::from(id)));
@@ -168,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn the_guest_sees_a_hypervisor_with_a_deadline_timer_and_no_nesting() {
+    fn the_guest_has_the_deadline_timer_and_no_nested_virtualization() {
         let mut features = entry(leaf::FEATURES, 0);
         features.ecx = ECX_VMX;
         features.edx = EDX_HTT;

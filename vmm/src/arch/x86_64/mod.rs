@@ -1,14 +1,14 @@
-//! x86-64: a machine that Linux boots through the PVH entry, described by an MPTable.
+//! x86-64: Linux boots through its PVH entry and reads the machine's description from an MPTable.
 
 mod boot;
-mod counting;
 mod cpuid;
 pub mod layout;
 mod mptable;
 mod pvh;
 mod registers;
+mod timing_loop;
 
 pub use boot::{Firmware, FirmwareError, write_firmware};
-pub use counting::{count, counting_code};
 pub use cpuid::CpuidTemplate;
-pub use registers::{VcpuSetupError, connect_vcpu, set_up_boot_vcpu, set_up_vcpu};
+pub use registers::{VcpuSetupError, refresh_apic_map, set_up_boot_vcpu, set_up_vcpu};
+pub use timing_loop::{run_timing_loop, timing_loop_code};

@@ -1,4 +1,4 @@
-//! MPTable: tells the guest its processors, its I/O APIC and its interrupt lines (Intel MultiProcessor Specification
+//! MPTable: describes the processors, the I/O APIC and the interrupt lines to the guest (Intel MultiProcessor Specification
 //! 1.4, chapter 4). It is the smallest description that Linux accepts without ACPI.
 
 use super::layout;
@@ -17,7 +17,7 @@ const INT: u8 = 0;
 const NMI: u8 = 1;
 const EXT_INT: u8 = 3;
 
-/// What a processor entry says of a processor besides its number.
+/// CPUID values of a processor entry (section 4.3.1).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ProcessorId {
     /// Stepping, model and family: EAX of CPUID leaf 1.
@@ -26,7 +26,7 @@ pub(super) struct ProcessorId {
     pub(super) features: u32,
 }
 
-/// The floating pointer structure that leads to a table at [`layout::MP_TABLE`] (section 4.1).
+/// The floating pointer structure of a table at [`layout::MP_TABLE`] (section 4.1).
 pub(super) fn floating_pointer() -> [u8; 16] {
     let mut pointer = [0; 16];
     pointer[0..4].copy_from_slice(b"_MP_");
@@ -38,8 +38,9 @@ pub(super) fn floating_pointer() -> [u8; 16] {
     pointer
 }
 
-/// The configuration table for `vcpus` processors, APIC ids from 0 up; the first boots. Only the interrupt lines in use
-/// are in it, the timer's and those of `devices` virtio devices: Linux programs each line it hears of, an exit at a time.
+/// The configuration table for `vcpus` processors with APIC ids from 0, of which the first is the bootstrap processor. It has
+/// entries only for the interrupt lines in use, which are those of the timer and of `devices` virtio devices: Linux programs
+/// each line in the table, which costs exits.
 pub(super) fn table(vcpus: u8, devices: u8, id: ProcessorId) -> Vec<u8> {
     let io_apic_id = vcpus;
     let mut entries = Entries::default();
@@ -79,7 +80,7 @@ impl Entries {
         self.add(entry);
     }
 
-    /// Puts the header (section 4.2) before the entries.
+    /// Adds the header (section 4.2) before the entries.
     fn into_table(self) -> Vec<u8> {
         let length = u16::try_from(HEADER_LENGTH + self.bytes.len()).expect("64 processors need less than 2 KiB");
         let mut table = Vec::with_capacity(usize::from(length));
@@ -87,7 +88,7 @@ impl Entries {
         table.extend_from_slice(&length.to_le_bytes());
         table.extend_from_slice(&[SPECIFICATION, 0]);
         table.extend_from_slice(b"VMRT    MICROVM     ");
-        table.extend_from_slice(&[0; 6]); // no table of the maker's own
+        table.extend_from_slice(&[0; 6]); // no OEM table
         table.extend_from_slice(&self.count.to_le_bytes());
         table.extend_from_slice(&layout::LOCAL_APIC.to_le_bytes());
         table.extend_from_slice(&[0; 4]); // no extended table
@@ -97,7 +98,7 @@ impl Entries {
     }
 }
 
-/// The byte that makes the sum of all bytes zero.
+/// The byte that makes the sum of all bytes 0, modulo 256.
 fn checksum(bytes: &[u8]) -> u8 {
     bytes.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte)).wrapping_neg()
 }
@@ -109,7 +110,7 @@ mod tests {
     const ID: ProcessorId = ProcessorId { signature: 0x00a2_0f12, features: 0x178b_fbff };
 
     #[test]
-    fn pointer_and_table_sum_to_zero() {
+    fn checksums_are_correct() {
         assert_eq!(checksum(&floating_pointer()), 0);
         for vcpus in [1, 2, 64] {
             assert_eq!(checksum(&table(vcpus, 3, ID)), 0);
@@ -117,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_says_its_length_and_how_many_entries_it_has() {
+    fn the_header_has_the_length_and_the_number_of_entries() {
         let table = table(64, layout::MAX_VIRTIO_DEVICES, ID);
         assert_eq!(usize::from(u16::from_le_bytes([table[4], table[5]])), table.len());
         let mut offset = HEADER_LENGTH;
@@ -134,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_first_processor_boots() {
+    fn only_the_first_processor_is_the_bootstrap_processor() {
         let table = table(3, 1, ID);
         let flags: Vec<u8> = (0..3).map(|cpu| table[HEADER_LENGTH + cpu * 20 + 3]).collect();
         assert_eq!(flags, [0b11, 0b01, 0b01]);

@@ -1,4 +1,4 @@
-//! PVH boot parameters: the start information that the kernel's PVH entry takes (Xen's `public/arch-x86/hvm/start_info.h`).
+//! PVH boot parameters: the start information for the kernel's PVH entry (Xen's `public/arch-x86/hvm/start_info.h`).
 
 use linux_loader::configurator::pvh::PvhBootConfigurator;
 use linux_loader::configurator::{BootConfigurator, BootParams, Error};
@@ -12,14 +12,14 @@ const VERSION_WITH_MEMORY_MAP: u32 = 1;
 const RAM: u32 = 1;
 const RESERVED: u32 = 2;
 
-/// Where the initramfs was put.
+/// Address and size in bytes of the initramfs.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Module {
     pub(super) start: u64,
     pub(super) size: u64,
 }
 
-/// Writes the start information for a guest with `memory_size` bytes of RAM.
+/// Writes the start information for a guest with `memory_size` bytes of memory.
 pub(super) fn write(memory: &Memory, memory_size: u64, initramfs: Module) -> Result<(), Error> {
     let map = memory_map(memory_size);
     let start_info = hvm_start_info {
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_map_holds_all_memory_but_the_legacy_area() {
+    fn the_map_has_all_memory_but_the_legacy_area() {
         for size in [64 << 20, 512 << 20, 3 << 30, 7 << 30] {
             let ram: u64 = memory_map(size).iter().filter(|entry| entry.type_ == RAM).map(|entry| entry.size).sum();
             assert_eq!(ram, size - (layout::HIGH_MEMORY_START - layout::BASE_MEMORY_END));
@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn the_map_is_in_order_and_does_not_overlap() {
+    fn the_map_is_sorted_and_does_not_overlap() {
         for pair in memory_map(8 << 30).windows(2) {
             assert!(pair[0].addr + pair[0].size <= pair[1].addr);
         }

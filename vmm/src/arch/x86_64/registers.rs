@@ -1,4 +1,4 @@
-//! The state vCPUs start in.
+//! The initial state of vCPUs.
 
 use kvm_bindings::{Msrs, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
@@ -11,7 +11,7 @@ use super::layout;
 const MSR_IA32_MISC_ENABLE: u32 = 0x1a0;
 const MISC_ENABLE_FAST_STRINGS: u64 = 1;
 const MSR_MTRR_DEFAULT_TYPE: u32 = 0x2ff;
-/// MTRRs on; memory is write-back where none says otherwise. A BIOS would have set that.
+/// MTRRs enabled, with write-back as the default memory type, as a BIOS would set them.
 const MTRR_ENABLED_WRITE_BACK: u64 = (1 << 11) | 6;
 
 const CR0_PROTECTION: u64 = 1;
@@ -23,7 +23,7 @@ const CODE_EXECUTE_READ_ACCESSED: u8 = 0xb;
 const DATA_READ_WRITE_ACCESSED: u8 = 0x3;
 const TSS_32_BIT_BUSY: u8 = 0xb;
 
-/// Which part of a vCPU's state KVM refused.
+/// The part of a vCPU's state that KVM refused.
 #[derive(Debug, Error)]
 pub enum VcpuSetupError {
     /// The CPUID entries.
@@ -46,7 +46,8 @@ pub enum VcpuSetupError {
     Lapic(#[source] kvm_ioctls::Error),
 }
 
-/// Gives the vCPU with APIC id `id` what every vCPU needs. All but the first then wait for the guest to start them.
+/// Sets CPUID and model-specific registers of the vCPU with APIC id `id`. Every vCPU but the first then waits until the guest
+/// starts it.
 ///
 /// # Errors
 /// KVM refused.
@@ -60,17 +61,17 @@ pub fn set_up_vcpu(vcpu: &VcpuFd, id: u8, cpuid: &CpuidTemplate) -> Result<(), V
     entries.get(set).map_or(Ok(()), |refused| Err(VcpuSetupError::Msr(refused.index)))
 }
 
-/// Lets the others interrupt a vCPU that is made while they run. KVM finds whom an interrupt is for in a table, which it makes
-/// anew when the state of a local APIC is set, but not when there is one more.
+/// Makes a vCPU that is created while others run reachable for their interrupts. KVM maps APIC ids to vCPUs by a table. It
+/// rebuilds the table when the state of a local APIC is set, but not when a vCPU is created.
 ///
 /// # Errors
 /// KVM refused.
-pub fn connect_vcpu(vcpu: &VcpuFd) -> Result<(), VcpuSetupError> {
+pub fn refresh_apic_map(vcpu: &VcpuFd) -> Result<(), VcpuSetupError> {
     vcpu.get_lapic().and_then(|state| vcpu.set_lapic(&state)).map_err(VcpuSetupError::Lapic)
 }
 
-/// Makes the first vCPU start at the kernel's PVH entry: 32-bit protected mode, flat segments, no paging, the start
-/// information's address in EBX.
+/// Sets the first vCPU to the kernel's PVH entry: 32-bit protected mode, flat segments, no paging, and the address of the start
+/// information in EBX.
 ///
 /// # Errors
 /// KVM refused.
@@ -83,7 +84,7 @@ pub fn set_up_boot_vcpu(vcpu: &VcpuFd, entry: GuestAddress) -> Result<(), VcpuSe
     vcpu.set_regs(&regs).map_err(VcpuSetupError::Regs)
 }
 
-/// The segments live in the hidden registers only: the kernel loads a table of its own before it loads a selector.
+/// Sets the segments' hidden parts only, without a descriptor table: the kernel loads its own table before it loads a selector.
 fn set_protected_mode(sregs: &mut kvm_sregs) {
     let data = flat_segment(0x10, DATA_READ_WRITE_ACCESSED);
     sregs.cs = flat_segment(0x08, CODE_EXECUTE_READ_ACCESSED);

@@ -1,22 +1,22 @@
-//! Requests about files and attributes.
+//! Requests for files and attributes.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::{Duration, SystemTime};
 
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::super::FsError;
-use super::super::wire::*;
 use super::guest::{Guest, nul};
+use crate::fs::FsError;
+use crate::fs::protocol::wire::*;
 
 #[test]
-fn reading_and_writing() {
+fn files_are_read_and_written() {
     let mut guest = Guest::new();
     let (file, open) = guest.create("file", libc::O_RDWR, 0o644).unwrap();
     let data: Vec<u8> = (0..1 << 20).map(|byte: u32| byte.to_le_bytes()[1]).collect();
     assert_eq!(guest.write(file.nodeid, open.fh, 5, &data, 0), Ok(MAX_DATA));
     assert_eq!(guest.read(file.nodeid, open.fh, 5, MAX_DATA).unwrap(), data);
-    assert_eq!(guest.read(file.nodeid, open.fh, 1 << 20, 100).unwrap().len(), 5, "up to the end");
+    assert_eq!(guest.read(file.nodeid, open.fh, 1 << 20, 100).unwrap().len(), 5, "up to the end of the file");
     assert_eq!(guest.read(file.nodeid, open.fh, u64::MAX, 100), Err(libc::EINVAL));
     let append = WriteIn { fh: open.fh, size: 3, flags: libc::O_APPEND as u32, ..WriteIn::default() };
     let out: WriteOut = guest.ask(op::WRITE, file.nodeid, &append, b"end").unwrap();
@@ -29,7 +29,7 @@ fn reading_and_writing() {
 }
 
 #[test]
-fn sparse_files_and_copies() {
+fn fallocate_lseek_and_copy_file_range_work() {
     let mut guest = Guest::new();
     let (file, open) = guest.create("file", libc::O_RDWR, 0o644).unwrap();
     let args = FallocateIn { fh: open.fh, length: 1 << 20, ..FallocateIn::default() };
@@ -57,10 +57,10 @@ fn sparse_files_and_copies() {
 }
 
 #[test]
-fn attributes() {
+fn attributes_are_set_and_read() {
     let mut guest = Guest::new();
     let (file, open) = guest.create("file", libc::O_RDWR, 0o644).unwrap();
-    let wish = SetattrIn {
+    let args = SetattrIn {
         valid: fattr::UID | fattr::GID | fattr::MODE | fattr::MTIME | fattr::ATIME | fattr::ATIME_NOW | fattr::SIZE,
         uid: 12,
         gid: 13,
@@ -70,7 +70,7 @@ fn attributes() {
         size: 77,
         ..SetattrIn::default()
     };
-    let attr = guest.setattr(file.nodeid, wish).unwrap();
+    let attr = guest.setattr(file.nodeid, args).unwrap();
     assert_eq!((attr.uid, attr.gid, attr.size, attr.mtime, attr.mtimensec), (12, 13, 77, 1_000_000_000, 5));
     assert_eq!(attr.mode & 0o7777, 0o4711);
     for getattr in [GetattrIn::default(), GetattrIn { getattr_flags: GETATTR_FH, dummy: 0, fh: open.fh }] {
@@ -99,7 +99,7 @@ fn unlinked_files_stay_open() {
 }
 
 #[test]
-fn temporary_files_have_no_name_until_linked() {
+fn temporary_files_have_no_name_until_they_are_linked() {
     let mut guest = Guest::new();
     let args = CreateIn { flags: libc::O_RDWR as u32, mode: 0o640, umask: 0, open_flags: 0 };
     let body = guest.call(op::TMPFILE, guest.root, &[args.as_bytes(), &nul("#1")]).unwrap();
@@ -112,7 +112,7 @@ fn temporary_files_have_no_name_until_linked() {
 }
 
 #[test]
-fn extended_attributes() {
+fn extended_attributes_are_set_listed_and_removed() {
     let mut guest = Guest::new();
     let (file, _) = guest.create("file", libc::O_RDWR, 0o644).unwrap();
     let set = |name: &str, value: &[u8]| {
@@ -134,9 +134,9 @@ fn extended_attributes() {
     assert_eq!(guest.call(op::GETXATTR, file.nodeid, &[get(100).as_bytes(), &name]), Err(libc::ENODATA));
 }
 
-/// Those of the guest's overlays, which are none of the host's.
+/// The guest's `trusted.*` have another name on the host.
 #[test]
-fn trusted_attributes_are_the_guests_own() {
+fn trusted_attributes_of_the_guest_are_separate_from_the_hosts() {
     let mut guest = Guest::new();
     guest.create("file", libc::O_RDWR, 0o644).unwrap();
     let file = guest.lookup(guest.root, "file").unwrap().nodeid;
@@ -158,14 +158,14 @@ fn trusted_attributes_are_the_guests_own() {
 }
 
 #[test]
-fn setgid_goes_with_an_acl_by_someone_outside_of_the_group() {
+fn an_acl_with_kill_sgid_clears_setgid() {
     let mut guest = Guest::new();
     let (file, _) = guest.create("program", libc::O_RDWR, 0o755).unwrap();
     let host = guest.host("program");
-    // Version 2: the owner everything, the group and others everything but writing.
+    // ACL version 2: all permissions for the owner, all but writing for the group and others.
     let entries = [(1_u16, 7_u16), (4, 5), (0x20, 5)].map(|(tag, permissions)| [tag, permissions, u16::MAX, u16::MAX]);
     let acl: Vec<u8> = [2_u16, 0].iter().chain(entries.as_flattened()).flat_map(|word| word.to_le_bytes()).collect();
-    // Such a request does not say whose it is where mounts may map ids.
+    // If mounts may map ids, such a request does not say who the caller is.
     (guest.uid, guest.gid) = (u32::MAX, u32::MAX);
     let mut set = |setxattr_flags| {
         let args = SetxattrIn { size: 28, setxattr_flags, ..SetxattrIn::default() };
@@ -180,32 +180,32 @@ fn setgid_goes_with_an_acl_by_someone_outside_of_the_group() {
 }
 
 #[test]
-fn privileges_are_cleared() {
+fn setuid_setgid_and_file_capabilities_are_cleared() {
     let mut guest = Guest::new();
     let (file, open) = guest.create("program", libc::O_RDWR, 0o755).unwrap();
     let host = guest.host("program");
-    let arm = || std::fs::set_permissions(&host, PermissionsExt::from_mode(0o6755)).unwrap();
+    let set_privileges = || std::fs::set_permissions(&host, PermissionsExt::from_mode(0o6755)).unwrap();
     let mode = || host.metadata().unwrap().mode() & 0o7777;
-    arm();
+    set_privileges();
     guest.write(file.nodeid, open.fh, 0, b"x", 0).unwrap();
     assert_eq!(mode(), 0o6755, "a writer with CAP_FSETID keeps them");
     guest.write(file.nodeid, open.fh, 0, b"x", WRITE_KILL_SUIDGID).unwrap();
     assert_eq!(mode(), 0o755);
-    arm();
-    let wish = SetattrIn { valid: fattr::SIZE | fattr::KILL_SUIDGID, ..SetattrIn::default() };
-    guest.setattr(file.nodeid, wish).unwrap();
+    set_privileges();
+    let args = SetattrIn { valid: fattr::SIZE | fattr::KILL_SUIDGID, ..SetattrIn::default() };
+    guest.setattr(file.nodeid, args).unwrap();
     assert_eq!(mode(), 0o755);
-    arm();
+    set_privileges();
     let args = OpenIn { flags: (libc::O_WRONLY | libc::O_TRUNC) as u32, open_flags: OPEN_KILL_SUIDGID };
     guest.ask::<OpenOut>(op::OPEN, file.nodeid, &args, &[]).unwrap();
     assert_eq!(mode(), 0o755);
-    arm();
+    set_privileges();
     let allocate = FallocateIn { fh: open.fh, length: 10, ..FallocateIn::default() };
     guest.call(op::FALLOCATE, file.nodeid, &[allocate.as_bytes()]).unwrap();
     assert_eq!(mode(), 0o6755);
     guest.setattr(file.nodeid, SetattrIn::default()).unwrap();
     assert_eq!(mode(), 0o755, "before a change by someone without CAP_FSETID");
-    arm();
+    set_privileges();
     guest.setattr(file.nodeid, SetattrIn { valid: fattr::ATIME | fattr::ATIME_NOW, ..SetattrIn::default() }).unwrap();
     assert_eq!(mode(), 0o6755, "the contents do not change");
     guest.setattr(file.nodeid, SetattrIn { valid: fattr::UID, uid: 5, ..SetattrIn::default() }).unwrap();
@@ -221,28 +221,28 @@ fn privileges_are_cleared() {
 }
 
 #[test]
-fn cache_is_kept_while_the_host_leaves_the_file_alone() {
+fn the_guest_keeps_its_cache_while_the_file_does_not_change() {
     let mut guest = Guest::new();
     std::fs::write(guest.host("file"), "old").unwrap();
-    let age = |path: &std::path::Path| {
+    let set_old_mtime = |path: &std::path::Path| {
         let past = SystemTime::now() - Duration::from_secs(60);
         std::fs::File::options().write(true).open(path).unwrap().set_modified(past).unwrap();
     };
     let file = guest.lookup(guest.root, "file").unwrap().nodeid;
-    let keep = |guest: &mut Guest| guest.open(file, libc::O_RDONLY).unwrap().open_flags & FOPEN_KEEP_CACHE != 0;
-    assert!(!keep(&mut guest), "never opened");
-    assert!(!keep(&mut guest), "changed too lately to tell");
-    age(&guest.host("file"));
+    let keeps_cache = |guest: &mut Guest| guest.open(file, libc::O_RDONLY).unwrap().open_flags & FOPEN_KEEP_CACHE != 0;
+    assert!(!keeps_cache(&mut guest), "never opened");
+    assert!(!keeps_cache(&mut guest), "changed too recently");
+    set_old_mtime(&guest.host("file"));
     std::thread::sleep(Duration::from_millis(2100));
-    assert!(!keep(&mut guest));
-    assert!(keep(&mut guest));
+    assert!(!keeps_cache(&mut guest));
+    assert!(keeps_cache(&mut guest));
     std::fs::write(guest.host("file"), "new").unwrap();
-    age(&guest.host("file"));
-    assert!(!keep(&mut guest), "same size and time of modification, but changed");
+    set_old_mtime(&guest.host("file"));
+    assert!(!keeps_cache(&mut guest), "same size and modification time, but changed");
 }
 
 #[test]
-fn sessions_can_be_saved() {
+fn a_session_is_saved_and_restored() {
     let mut guest = Guest::new();
     std::fs::create_dir(guest.host("dir")).unwrap();
     let directory = guest.lookup(guest.root, "dir").unwrap().nodeid;
@@ -255,15 +255,15 @@ fn sessions_can_be_saved() {
     guest.write(inner, open.fh, 0, b"INSIDE", 0).unwrap();
     let args = ReadIn { fh: listing.fh, size: 4096, ..ReadIn::default() };
     assert!(!guest.call(op::READDIR, directory, &[args.as_bytes()]).unwrap().is_empty());
-    assert_eq!(guest.lookup(directory, "inner").unwrap().nodeid, inner, "known by the same id");
+    assert_eq!(guest.lookup(directory, "inner").unwrap().nodeid, inner, "the same node id");
     let (fresh, _) = guest.create("fresh", libc::O_RDWR, 0o600).unwrap();
-    assert!(fresh.nodeid > inner, "ids are not used again");
+    assert!(fresh.nodeid > inner, "node ids are not reused");
 }
 
 #[test]
-fn open_files_without_a_name_cannot_be_restored() {
+fn open_files_without_a_path_cannot_be_restored() {
     let mut guest = Guest::new();
     guest.create("file", libc::O_RDWR, 0o644).unwrap();
     guest.call(op::UNLINK, guest.root, &[&nul("file")]).unwrap();
-    assert!(matches!(guest.restored(), Err(FsError::Nameless { .. })));
+    assert!(matches!(guest.restored(), Err(FsError::NoPath { .. })));
 }

@@ -1,4 +1,4 @@
-//! A guest that says what it likes.
+//! A raw FUSE client in place of a guest.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -9,27 +9,27 @@ use tempfile::TempDir;
 use vm_memory::VolatileSlice;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::super::FsError;
-use super::super::buffers::Buffers;
-use super::super::server::{Limits, Server};
-use super::super::shares::{ShareOptions, SharesHandle};
-use super::super::wire::*;
-use super::super::worker::Worker;
+use crate::fs::FsError;
+use crate::fs::protocol::buffers::Buffers;
+use crate::fs::protocol::wire::*;
+use crate::fs::server::{Limits, Server};
+use crate::fs::tables::shares::{ShareOptions, SharesHandle};
+use crate::fs::worker::Worker;
 
-/// A reply's body, or the error number it carried.
+/// A reply's body, or its error number.
 pub(super) type Answer = Result<Vec<u8>, i32>;
 
-/// A server of one share, `c/share`, on a directory of its own, and its guest.
+/// A server of one share, `c/share`, in its own directory, and the client.
 pub(super) struct Guest {
     pub(super) server: Server,
     pub(super) shares: SharesHandle,
     pub(super) worker: Worker,
     /// The node id of the share's root.
     pub(super) root: u64,
-    /// Who calls.
+    /// The caller's ids.
     pub(super) uid: u32,
     pub(super) gid: u32,
-    /// Extensions behind the arguments.
+    /// Extensions after the arguments.
     pub(super) extensions: Vec<u8>,
     unique: u64,
     directory: TempDir,
@@ -40,7 +40,7 @@ pub(super) fn open_path(path: &Path) -> OwnedFd {
 }
 
 impl Guest {
-    /// A guest of a read-write share that has begun a session.
+    /// A client with a session, and a read-write share.
     pub(super) fn new() -> Self {
         Self::with(Limits { inodes: 1000, handles: 100 }, false)
     }
@@ -65,7 +65,7 @@ impl Guest {
         guest
     }
 
-    /// The same guest before a server that was restored from what the first saved.
+    /// The same client with a new server, restored from the first one's saved state.
     pub(super) fn restored(self) -> Result<Self, FsError> {
         let saved = serde_json::to_string(&self.server.save()).unwrap();
         let Self { shares, directory, root, .. } = self;
@@ -85,7 +85,7 @@ impl Guest {
         self.root = self.lookup(container.nodeid, "share").unwrap().nodeid;
     }
 
-    /// A path of the host in the share.
+    /// The host's path of `path` in the share.
     pub(super) fn host(&self, path: &str) -> PathBuf {
         self.directory.path().join(path)
     }
@@ -105,7 +105,7 @@ impl Guest {
         }
     }
 
-    /// Makes a request and gives the reply's body.
+    /// Sends a request and returns the reply's body.
     pub(super) fn call(&mut self, opcode: u32, nodeid: u64, parts: &[&[u8]]) -> Answer {
         let mut body = parts.concat();
         body.extend(&self.extensions);
@@ -118,7 +118,7 @@ impl Guest {
         if out.error != 0 { Err(-out.error) } else { Ok(space[OUT_HEADER..length].to_vec()) }
     }
 
-    /// Hands over bytes as they are, in as many segments as `parts`; the length of the reply in `space`.
+    /// Sends bytes unchanged, in as many segments as `parts`. Returns the length of the reply in `space`.
     pub(super) fn raw(&mut self, parts: &[&[u8]], space: &mut [u8]) -> usize {
         let mut copies: Vec<Vec<u8>> = parts.iter().map(|part| part.to_vec()).collect();
         let request: Buffers<'_> = copies.iter_mut().map(|part| VolatileSlice::from(&mut part[..])).collect();
@@ -168,8 +168,8 @@ impl Guest {
         self.call(op::READ, node, &[args.as_bytes()])
     }
 
-    pub(super) fn setattr(&mut self, node: u64, wish: SetattrIn) -> Result<Attr, i32> {
-        self.ask::<AttrOut>(op::SETATTR, node, &wish, &[]).map(|out| out.attr)
+    pub(super) fn setattr(&mut self, node: u64, args: SetattrIn) -> Result<Attr, i32> {
+        self.ask::<AttrOut>(op::SETATTR, node, &args, &[]).map(|out| out.attr)
     }
 
     pub(super) fn forget(&mut self, node: u64, nlookup: u64) {
@@ -177,7 +177,7 @@ impl Guest {
         assert_eq!(self.raw(&[header.as_bytes(), ForgetIn { nlookup }.as_bytes()], &mut [0; 64]), 0);
     }
 
-    /// Every entry of a directory, by `opcode`; with `READDIRPLUS` the node ids they came with.
+    /// All entries of a directory, read with `opcode`. With `READDIRPLUS`, includes their node ids.
     pub(super) fn list(&mut self, opcode: u32, node: u64, size: u32) -> Vec<(String, u64)> {
         let open: OpenOut = self.ask(op::OPENDIR, node, &OpenIn::default(), &[]).unwrap();
         let (mut all, mut offset) = (Vec::new(), 0);
@@ -206,13 +206,13 @@ impl Guest {
     }
 }
 
-/// A string as it goes over the wire.
+/// A string as the protocol sends it.
 pub(super) fn nul(text: &str) -> Vec<u8> {
     [text.as_bytes(), b"\0"].concat()
 }
 
-/// Everything below `path`: relative name, mode, owner, size, whether a device. To tell that nothing changed.
-pub(super) fn census(path: &Path) -> Vec<(PathBuf, u32, u32, u64, bool)> {
+/// Everything below `path`, to show that nothing changed: name, mode, owner, size, and whether it is a device.
+pub(super) fn tree_state(path: &Path) -> Vec<(PathBuf, u32, u32, u64, bool)> {
     let mut all = Vec::new();
     for entry in std::fs::read_dir(path).unwrap() {
         let entry = entry.unwrap();
@@ -220,7 +220,7 @@ pub(super) fn census(path: &Path) -> Vec<(PathBuf, u32, u32, u64, bool)> {
         let device = stat.file_type().is_char_device() || stat.file_type().is_block_device();
         all.push((entry.path(), stat.mode(), stat.uid(), stat.size(), device));
         if stat.is_dir() {
-            all.extend(census(&entry.path()));
+            all.extend(tree_state(&entry.path()));
         }
     }
     all.sort();

@@ -1,6 +1,7 @@
-//! Tests of the server with a raw client: no kernel in the way.
+//! Tests of the server with raw requests, without a guest kernel.
 
 mod files;
 mod guest;
-mod hostile;
+mod isolation;
 mod names;
+mod session;

@@ -1,15 +1,15 @@
-//! Requests about names.
+//! Requests for names.
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 
 use zerocopy::IntoBytes;
 
-use super::super::shares::ShareOptions;
-use super::super::wire::*;
 use super::guest::{Guest, nul, open_path};
+use crate::fs::protocol::wire::*;
+use crate::fs::tables::shares::ShareOptions;
 
 #[test]
-fn tree_of_shares() {
+fn shares_are_listed_and_looked_up() {
     let mut guest = Guest::new();
     assert_eq!(guest.lookup(ROOT_ID, "none").map(|entry| entry.nodeid), Err(libc::ENOENT));
     let container = guest.lookup(ROOT_ID, "c").unwrap();
@@ -23,7 +23,7 @@ fn tree_of_shares() {
 }
 
 #[test]
-fn shares_come_and_go() {
+fn shares_are_added_and_removed() {
     let mut guest = Guest::new();
     std::fs::write(guest.host("file"), "one file").unwrap();
     guest
@@ -42,13 +42,13 @@ fn shares_come_and_go() {
 }
 
 #[test]
-fn what_takes_the_place_of_a_container_s_shares_is_found_at_once() {
+fn shares_that_replace_removed_ones_are_found_immediately() {
     let mut guest = Guest::new();
     let add = |guest: &Guest| guest.shares.add("d/root", open_path(&guest.host("")), ShareOptions::default()).unwrap();
     let find = |guest: &mut Guest| {
         let container = guest.lookup(ROOT_ID, "d").unwrap();
         let root = guest.lookup(container.nodeid, "root").unwrap();
-        assert_eq!((container.entry_valid, root.entry_valid), (0, 0), "the guest keeps no names of shares");
+        assert_eq!((container.entry_valid, root.entry_valid), (0, 0), "the guest does not cache names of shares");
         (container.nodeid, root.nodeid)
     };
     add(&guest);
@@ -63,7 +63,7 @@ fn what_takes_the_place_of_a_container_s_shares_is_found_at_once() {
 }
 
 #[test]
-fn making_and_removing() {
+fn entries_are_created_renamed_and_removed() {
     let mut guest = Guest::new();
     let root = guest.root;
     let entry: EntryOut = guest.ask(op::MKDIR, root, &MkdirIn { mode: 0o777, umask: 0o027 }, &nul("dir")).unwrap();
@@ -100,7 +100,7 @@ fn making_and_removing() {
 }
 
 #[test]
-fn listing() {
+fn directories_are_listed_completely() {
     let mut guest = Guest::new();
     for number in 0..300 {
         std::fs::write(guest.host(&format!("file-{number}")), "").unwrap();
@@ -117,7 +117,7 @@ fn listing() {
 }
 
 #[test]
-fn owners_and_setgid_directories() {
+fn new_files_get_the_callers_owner_and_the_directorys_group() {
     let mut guest = Guest::new();
     let root = guest.root;
     (guest.uid, guest.gid) = (1000, 1001);
@@ -126,7 +126,7 @@ fn owners_and_setgid_directories() {
     std::os::unix::fs::chown(guest.host(""), Some(1000), Some(2000)).unwrap();
     std::fs::set_permissions(guest.host(""), PermissionsExt::from_mode(0o2775)).unwrap();
     let (file, _) = guest.create("inherits", libc::O_RDWR, 0o2775).unwrap();
-    assert_eq!((file.attr.gid, file.attr.mode & 0o7777), (2000, 0o755), "not in the group: no setgid program");
+    assert_eq!((file.attr.gid, file.attr.mode & 0o7777), (2000, 0o755), "not in the group: no setgid");
     let mkdir = MkdirIn { mode: 0o755, umask: 0 };
     let entry: EntryOut = guest.ask(op::MKDIR, root, &mkdir, &nul("dir")).unwrap();
     assert_eq!((entry.attr.gid, entry.attr.mode & 0o7777), (2000, 0o2755), "directories inherit setgid");
@@ -134,7 +134,7 @@ fn owners_and_setgid_directories() {
         guest.extensions.extend(word.to_ne_bytes());
     }
     let (file, _) = guest.create("member", libc::O_RDWR, 0o2775).unwrap();
-    assert_eq!((file.attr.gid, file.attr.mode & 0o7777), (2000, 0o2755), "in the group by a supplementary one");
+    assert_eq!((file.attr.gid, file.attr.mode & 0o7777), (2000, 0o2755), "in the group as a supplementary group");
     guest.extensions.clear();
     let entry: EntryOut = guest.ask(op::SYMLINK, root, &[0_u8; 0], &[nul("link"), nul("x")].concat()).unwrap();
     assert_eq!(entry.attr.uid, 1000);
@@ -143,7 +143,7 @@ fn owners_and_setgid_directories() {
 }
 
 #[test]
-fn links_and_renames_stay_in_their_share() {
+fn links_and_renames_across_shares_are_rejected() {
     let mut guest = Guest::new();
     std::fs::create_dir(guest.host("other")).unwrap();
     std::fs::write(guest.host("file"), "").unwrap();

@@ -1,26 +1,26 @@
-//! The guest's clock.
+//! Corrections of the guest's clock.
 
 use super::*;
 
 const SECOND: i64 = 1_000_000_000;
 
-/// Answers questions for the time until a call of another kind comes.
-fn correction(bench: &mut Bench, missing_ns: i64) -> agent::Request {
+/// Answers calls that read the clock until a call of another kind comes, and returns that one's request.
+fn correction(sandbox: &mut TestSandbox, missing_ns: i64) -> agent::Request {
     loop {
-        let agent::Call { id, request } = bench.any_call();
+        let agent::Call { id, request } = sandbox.next_call_of_any_kind();
         match request {
-            agent::Request::ReadClock => bench.tell_time(id, missing_ns),
+            agent::Request::ReadClock => sandbox.answer_clock(id, missing_ns),
             other => return other,
         }
     }
 }
 
 #[test]
-fn a_clock_that_is_late_or_ahead_at_the_start_is_set() {
+fn a_clock_that_is_wrong_after_the_boot_is_set() {
     for missing in [SECOND, -3600 * SECOND] {
-        let mut bench = Bench::new();
-        bench.greet();
-        let agent::Request::AdjustClock { missing_ns, set: true } = correction(&mut bench, missing) else {
+        let mut sandbox = TestSandbox::new();
+        sandbox.send_hello();
+        let agent::Request::AdjustClock { missing_ns, set: true } = correction(&mut sandbox, missing) else {
             panic!("another request came")
         };
         assert!(missing_ns.abs_diff(missing) < SECOND.unsigned_abs() / 2, "{missing_ns} for {missing}");
@@ -28,19 +28,21 @@ fn a_clock_that_is_late_or_ahead_at_the_start_is_set() {
 }
 
 #[test]
-fn a_clock_that_is_right_is_left_alone_and_one_that_cannot_be_read_harms_nobody() {
-    let mut bench = Bench::new();
-    bench.greet();
-    let agent::Call { id, request: agent::Request::ReadClock } = bench.any_call() else { panic!("another request") };
+fn a_right_clock_is_not_corrected_and_an_unreadable_one_has_no_effect() {
+    let mut sandbox = TestSandbox::new();
+    sandbox.send_hello();
+    let agent::Call { id, request: agent::Request::ReadClock } = sandbox.next_call_of_any_kind() else {
+        panic!("another request")
+    };
     let cause = Failure { kind: FailureKind::System, step: "read".into(), cause: "no".into() };
-    bench.say(&FromAgent::Reply { id, result: Err(cause) });
-    let (_, _output) = bench.create("main");
-    bench.answer_make();
-    assert!(bench.runs());
-    let mut bench = Bench::new();
-    bench.greet();
-    let agent::Call { id, .. } = bench.any_call();
-    bench.tell_time(id, 0);
-    let (_, _output) = bench.create("main");
-    bench.answer_make();
+    sandbox.send(&FromAgent::Reply { id, result: Err(cause) });
+    let (_, _output) = sandbox.create("main");
+    sandbox.answer_create();
+    assert!(sandbox.is_running());
+    let mut sandbox = TestSandbox::new();
+    sandbox.send_hello();
+    let agent::Call { id, .. } = sandbox.next_call_of_any_kind();
+    sandbox.answer_clock(id, 0);
+    let (_, _output) = sandbox.create("main");
+    sandbox.answer_create();
 }

@@ -1,33 +1,39 @@
-//! The controller against a false agent, clients of every kind, and a machine that only ends.
+//! Tests of the controller with a simulated agent and machine, and real clients.
 
 mod clients;
 mod clock;
-mod endings;
+mod ending;
 mod events;
-mod resizing;
+mod resize;
 
+use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::thread::JoinHandleExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use agent::{Event, ExitStatus, FromAgent, Hello, Response, Stdio, frame};
+use agent::{Event, ExitStatus, Failure, FailureKind, FromAgent, Hello, ProcessId, Response, Stdio, frame};
 use nix::sys::signal::Signal;
 use oci_spec::runtime::Spec;
 use vm_memory::GuestAddress;
 
-use super::*;
-use crate::control::{Answer, Client, ClientError, NewContainer, Reply, Request, ShareOptions, Status, StdioFds};
+use super::{Controller, GUEST_DIED, Parts, Signals, failures, listen};
+use crate::control::{
+    Answer, Client, ClientError, Connection, NewContainer, Reply, Request, ShareOptions, Status, StdioFds,
+};
 use crate::event_loop::{BoxedSubscriber, EventLoop};
+use crate::fs::SharesHandle;
 use crate::machine::exit::{self, ExitSender, MachineExit};
 use crate::machine::memory::map_pluggable;
-use crate::machine::vcpus::VcpuSource;
-use crate::mem::{self, Pluggable, Region};
-use crate::vsock::Flow;
+use crate::machine::vcpu::VcpuSource;
+use crate::mem::{self, Pluggable, Region, Resizer};
+use crate::net::Slots;
+use crate::vsock::{Flow, Ports};
 
 const LONG: Duration = Duration::from_secs(20);
 const STREAMS: StdioFds = StdioFds::Streams { stdin: false, stdout: true, stderr: false };
@@ -45,31 +51,31 @@ fn create_request(container: &str) -> Request {
     }))
 }
 
-/// What resizes a machine that boots with 64 MiB and may have 96.
+/// The memory control of a machine that boots with 64 MiB and may have 96 MiB.
 fn pluggable() -> (Resizer, Pluggable) {
     let mapping = map_pluggable(GuestAddress(4 << 30), 32 << 20, mem::BLOCK_SIZE).unwrap();
     mem::pluggable(Region::new(mapping).unwrap(), 64 << 20, 1 << 40, Box::new(|| Ok(()))).unwrap()
 }
 
-/// A sandbox in an event loop of its own, and all that is around it.
-struct Bench {
+/// A sandbox whose event loop runs on its own thread, and the other ends of its connections.
+struct TestSandbox {
     client: Option<Client>,
     agent: UnixStream,
     ports: Ports,
-    /// What the machine's memory device is made of.
+    /// The memory device's part of the memory control.
     pluggable: Option<Pluggable>,
     machine: ExitSender,
-    outcome: Receiver<u8>,
+    exit_status: Receiver<u8>,
     directory: tempfile::TempDir,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Bench {
+impl TestSandbox {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let listener = listen(&directory.path().join("control.sock")).unwrap();
-        let victim = victim_in(directory.path());
+        let oom_notifier = oom_notifier_in(directory.path());
         let (client, theirs) = UnixStream::pair().unwrap();
         let (machine, exit) = exit::channel().unwrap();
         let (ports, stop) = (Ports::new().unwrap(), Arc::new(AtomicBool::new(false)));
@@ -88,37 +94,37 @@ impl Bench {
                 resizer,
                 vcpus: VcpuSource::with(1, 3, Box::new(|_| Ok(()))),
                 main_container: "main".into(),
-                victim: Some(victim),
+                oom_notifier: Some(oom_notifier),
                 follow_interfaces: Vec::new(),
             };
-            let (sandbox, outcome) = Sandbox::new(parts).unwrap();
+            let (controller, exit_status) = Controller::new(parts).unwrap();
             let mut event_loop = EventLoop::new().unwrap();
-            event_manager::SubscriberOps::add_subscriber(&mut event_loop, Box::new(sandbox) as BoxedSubscriber);
-            sender.send(outcome).unwrap();
+            event_manager::SubscriberOps::add_subscriber(&mut event_loop, Box::new(controller) as BoxedSubscriber);
+            sender.send(exit_status).unwrap();
             while !stopped.load(Ordering::SeqCst) {
                 event_loop.run_with_timeout(20).unwrap();
             }
         });
-        let outcome = receiver.recv().unwrap();
+        let exit_status = receiver.recv().unwrap();
         let agent: UnixStream = ports.take(agent::CONTROL_PORT).unwrap().bridge.sink.unwrap().into();
         agent.set_read_timeout(Some(LONG)).unwrap();
         let client = Some(Client::from_stream(client));
         let pluggable = Some(pluggable);
-        Self { client, agent, ports, pluggable, machine, outcome, directory, stop, thread: Some(thread) }
+        Self { client, agent, ports, pluggable, machine, exit_status, directory, stop, thread: Some(thread) }
     }
 
-    /// One whose agent has greeted and whose main container runs, with a pipe as its output.
+    /// A sandbox whose agent has sent `Hello` and whose main container runs with a pipe as its standard output.
     fn running() -> (Self, Output) {
-        let mut bench = Self::new();
-        bench.greet();
-        let (id, output) = bench.create("main");
-        bench.answer_make();
-        assert_eq!(bench.client().receive(Some(LONG)).unwrap().id, id);
-        let start = bench.client().send(&Request::Start { container: "main".into() }, &[]).unwrap();
-        bench.answer(Ok(Response::Done));
-        assert_eq!(bench.client().receive(Some(LONG)).unwrap().id, start);
-        assert_eq!(bench.status(), Status::Running);
-        (bench, output)
+        let mut sandbox = Self::new();
+        sandbox.send_hello();
+        let (id, output) = sandbox.create("main");
+        sandbox.answer_create();
+        assert_eq!(sandbox.client().receive(Some(LONG)).unwrap().id, id);
+        let start = sandbox.client().send(&Request::Start { container: "main".into() }, &[]).unwrap();
+        sandbox.answer(Ok(Response::Done));
+        assert_eq!(sandbox.client().receive(Some(LONG)).unwrap().id, start);
+        assert_eq!(sandbox.status(), Status::Running);
+        (sandbox, output)
     }
 
     fn client(&mut self) -> &mut Client {
@@ -133,43 +139,44 @@ impl Bench {
         self.directory.path().join("control.sock")
     }
 
-    fn say(&mut self, message: &FromAgent) {
+    fn send(&mut self, message: &FromAgent) {
         frame::write(&mut self.agent, message).unwrap();
     }
 
-    fn greet(&mut self) {
+    fn send_hello(&mut self) {
         let hello = Hello { version: agent::VERSION, kernel: "6.12".into(), started_ns: 1, ready_ns: 2 };
-        self.say(&FromAgent::Hello(hello));
+        self.send(&FromAgent::Hello(hello));
     }
 
-    /// The next call but for those that read the clock, which are answered with the right time.
+    /// The next call to the agent. Calls that read the clock are answered with the right time and skipped.
     fn next_call(&mut self) -> agent::Call {
         loop {
-            let call = self.any_call();
+            let call = self.next_call_of_any_kind();
             let agent::Request::ReadClock = call.request else { return call };
-            self.tell_time(call.id, 0);
+            self.answer_clock(call.id, 0);
         }
     }
 
-    fn any_call(&mut self) -> agent::Call {
+    fn next_call_of_any_kind(&mut self) -> agent::Call {
         frame::read(&mut self.agent).unwrap().unwrap()
     }
 
-    /// Answers with the host's time, less what the guest's clock lacks.
-    fn tell_time(&mut self, id: u64, missing_ns: i64) {
+    /// Answers a call that reads the clock with the host's time minus `missing_ns`.
+    fn answer_clock(&mut self, id: u64, missing_ns: i64) {
         let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos();
         let guest_ns = i64::try_from(now).unwrap() - missing_ns;
-        self.say(&FromAgent::Reply { id, result: Ok(Response::Clock { guest_ns }) });
+        self.send(&FromAgent::Reply { id, result: Ok(Response::Clock { guest_ns }) });
     }
 
+    /// Answers the next call with `result`, and returns the call's request.
     fn answer(&mut self, result: Result<Response, Failure>) -> agent::Request {
         let agent::Call { id, request } = self.next_call();
-        self.say(&FromAgent::Reply { id, result });
+        self.send(&FromAgent::Reply { id, result });
         request
     }
 
-    /// The port of the standard output of the process that is to be made.
-    fn answer_make(&mut self) -> u32 {
+    /// Answers the call that creates a process, and returns the port of its standard output.
+    fn answer_create(&mut self) -> u32 {
         let stdio = match self.answer(Ok(Response::Process { pid: 5 })) {
             agent::Request::Create(create) => create.stdio,
             agent::Request::Exec(exec) => exec.stdio,
@@ -201,9 +208,9 @@ impl Bench {
         client.send(&Request::Wait { process: of_main(exec) }, &[]).unwrap()
     }
 
-    fn ended(&mut self, exec: Option<&str>, status: ExitStatus) {
+    fn send_exit(&mut self, exec: Option<&str>, status: ExitStatus) {
         let process = of_main(exec);
-        self.say(&FromAgent::Event(Event::Exited { process, status }));
+        self.send(&FromAgent::Event(Event::Exited { process, status }));
     }
 
     fn status(&mut self) -> Status {
@@ -214,15 +221,15 @@ impl Bench {
     }
 
     fn exit_status(&self) -> u8 {
-        self.outcome.recv_timeout(LONG).unwrap()
+        self.exit_status.recv_timeout(LONG).unwrap()
     }
 
-    fn runs(&self) -> bool {
-        self.outcome.recv_timeout(Duration::from_millis(50)).is_err()
+    fn is_running(&self) -> bool {
+        self.exit_status.recv_timeout(Duration::from_millis(50)).is_err()
     }
 }
 
-impl Drop for Bench {
+impl Drop for TestSandbox {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
         let panicked = self.thread.take().is_some_and(|thread| thread.join().is_err());
@@ -230,16 +237,16 @@ impl Drop for Bench {
     }
 }
 
-/// A program in place of the one that is killed for want of memory: it takes its time and leaves its arguments in a file.
-fn victim_in(directory: &Path) -> OsString {
-    let program = directory.join("victim");
-    std::fs::write(&program, format!("#!/bin/sh\nsleep 0.2\necho \"$@\" >{}\n", directory.join("died").display()))
+/// Creates a program to run as the OOM notifier: it takes 0.2 s and writes its arguments to the file `oom-kill`.
+fn oom_notifier_in(directory: &Path) -> OsString {
+    let program = directory.join("oom-notifier");
+    std::fs::write(&program, format!("#!/bin/sh\nsleep 0.2\necho \"$@\" >{}\n", directory.join("oom-kill").display()))
         .unwrap();
     std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     program.into()
 }
 
-/// The reading end of a process's output.
+/// The read end of a process's output.
 struct Output(std::io::PipeReader);
 
 impl Output {

@@ -1,4 +1,4 @@
-//! A vsock driver in a hundred lines.
+//! A minimal vsock driver.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ const MEMORY: usize = 32 << 20;
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub(super) struct Header {
-    /// Low and high half, so that the structure has no padding.
+    /// Low and high 32 bits, so that the structure has no padding.
     pub(super) src_cid: [u32; 2],
     pub(super) dst_cid: [u32; 2],
     pub(super) src_port: u32,
@@ -35,11 +35,11 @@ pub(super) struct Header {
     pub(super) fwd_cnt: u32,
 }
 
-// SAFETY: plain integers without padding.
+// SAFETY: the structure consists of integers without padding.
 unsafe impl ByteValued for Header {}
 
 impl Header {
-    /// From guest port 9, with 64 KiB of credit.
+    /// A header from guest port 9 with 64 KiB of credit.
     pub(super) fn new(dst_port: u32, op: u16) -> Self {
         Self {
             src_cid: cid(GUEST_CID),
@@ -63,14 +63,14 @@ pub(super) struct Descriptor {
     pub(super) next: u16,
 }
 
-// SAFETY: plain integers without padding.
+// SAFETY: the structure consists of integers without padding.
 unsafe impl ByteValued for Descriptor {}
 
 fn cid(cid: u64) -> [u32; 2] {
     [u32::try_from(cid).unwrap(), 0]
 }
 
-/// The rings of one queue, from the driver's side.
+/// The rings of one queue, as the driver uses them.
 struct Ring {
     base: u64,
     avail: u16,
@@ -95,7 +95,7 @@ impl Ring {
         memory.write_obj(descriptor, GuestAddress(self.base + u64::from(index) * 16)).unwrap();
     }
 
-    fn offer(&mut self, memory: &Memory, head: u16) {
+    fn make_available(&mut self, memory: &Memory, head: u16) {
         let slot = self.base + 0x1000 + 4 + u64::from(self.avail % QUEUE_SIZE) * 2;
         memory.write_obj(head, GuestAddress(slot)).unwrap();
         self.avail = self.avail.wrapping_add(1);
@@ -128,10 +128,10 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    /// A driver whose receive buffers are all offered.
+    /// A driver whose receive buffers are all available.
     pub(super) fn new() -> Self {
         let mut driver = Self::without_buffers(false);
-        driver.offer_receive_buffers(QUEUE_SIZE);
+        driver.add_receive_buffers(QUEUE_SIZE);
         driver
     }
 
@@ -139,33 +139,33 @@ impl Driver {
         let memory = Memory::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
         let ports = Ports::new().unwrap();
         let rings = [RX, TX, EVENT].map(Ring::new);
-        let kick = || EventFd::new(EFD_NONBLOCK).unwrap();
-        let queues = rings.iter().map(|ring| VirtQueue { queue: ring.queue(), kick: kick() }).collect();
-        let line = Arc::new(kick());
+        let notify = || EventFd::new(EFD_NONBLOCK).unwrap();
+        let queues = rings.iter().map(|ring| VirtQueue { queue: ring.queue(), notify: notify() }).collect();
+        let line = Arc::new(notify());
         let interrupt = Interrupt::new(RegisterPage::map(1).unwrap()[0], Arc::clone(&line));
         let activation = Activation { memory: memory.clone(), queues, interrupt, features: 0 };
         let handler = Handler::new(activation, Backend::new(ports.clone()).unwrap(), restored);
         Self { memory, ports, line, rings, next: 0, handler }
     }
 
-    pub(super) fn offer_receive_buffers(&mut self, count: u16) {
+    pub(super) fn add_receive_buffers(&mut self, count: u16) {
         for index in 0..count {
-            self.offer_receive_buffer(index);
+            self.add_receive_buffer(index);
         }
     }
 
-    fn offer_receive_buffer(&mut self, index: u16) {
+    fn add_receive_buffer(&mut self, index: u16) {
         let flags = u16::try_from(VRING_DESC_F_WRITE).unwrap();
         let buffer = Descriptor { addr: Self::buffer(RX, index), len: 4096, flags, next: 0 };
         self.rings[RX].describe(&self.memory, index, buffer);
-        self.rings[RX].offer(&self.memory, index);
+        self.rings[RX].make_available(&self.memory, index);
     }
 
-    pub(super) fn offer_event_buffer(&mut self) {
+    pub(super) fn add_event_buffer(&mut self) {
         let flags = u16::try_from(VRING_DESC_F_WRITE).unwrap();
         let buffer = Descriptor { addr: Self::buffer(EVENT, 0), len: 4, flags, next: 0 };
         self.rings[EVENT].describe(&self.memory, 0, buffer);
-        self.rings[EVENT].offer(&self.memory, 0);
+        self.rings[EVENT].make_available(&self.memory, 0);
     }
 
     pub(super) fn take_event(&mut self) -> Option<u32> {
@@ -177,8 +177,8 @@ impl Driver {
         0x10_0000 + (queue as u64 * u64::from(QUEUE_SIZE) + u64::from(index)) * BUFFER
     }
 
-    /// Puts a packet into the transmit queue, in one, two or three descriptors.
-    pub(super) fn put(&mut self, mut header: Header, data: &[u8]) {
+    /// Adds a packet to the transmit queue, in one, two or three descriptors.
+    pub(super) fn send(&mut self, mut header: Header, data: &[u8]) {
         header.len = data.len().try_into().unwrap();
         let head = self.next_head();
         let addr = Self::buffer(TX, head);
@@ -197,21 +197,21 @@ impl Driver {
             let descriptor = Descriptor { addr, len, flags: more, next: head + index + 1 };
             self.rings[TX].describe(&self.memory, head + index, descriptor);
         }
-        self.rings[TX].offer(&self.memory, head);
+        self.rings[TX].make_available(&self.memory, head);
     }
 
-    /// The first of four descriptors that are free.
+    /// The first of four free descriptors.
     pub(super) fn next_head(&mut self) -> u16 {
         self.next = (self.next + 4) % QUEUE_SIZE;
         self.next
     }
 
-    pub(super) fn put_raw(&mut self, head: u16, descriptor: Descriptor) {
+    pub(super) fn add_descriptor(&mut self, head: u16, descriptor: Descriptor) {
         self.rings[TX].describe(&self.memory, head, descriptor);
-        self.rings[TX].offer(&self.memory, head);
+        self.rings[TX].make_available(&self.memory, head);
     }
 
-    pub(super) fn claim_available(&mut self, queue: usize, index: u16) {
+    pub(super) fn set_available_index(&mut self, queue: usize, index: u16) {
         self.rings[queue].set_avail(&self.memory, index);
     }
 
@@ -219,7 +219,7 @@ impl Driver {
         self.handler.serve();
     }
 
-    /// What the event loop does when a host descriptor became ready.
+    /// Does what the event loop does when a host descriptor becomes ready.
     pub(super) fn host_events(&mut self) {
         self.handler.dispatch().unwrap();
         self.handler.serve();
@@ -229,11 +229,11 @@ impl Driver {
         self.handler.backend()
     }
 
-    pub(super) fn sent_back(&mut self) -> usize {
+    pub(super) fn take_transmitted(&mut self) -> usize {
         std::iter::from_fn(|| self.rings[TX].take_used(&self.memory)).count()
     }
 
-    /// Takes what the device delivered, and offers the buffers again.
+    /// Takes the used receive buffers and makes them available again.
     pub(super) fn receive(&mut self) -> Vec<(Header, Vec<u8>)> {
         let mut packets = Vec::new();
         while let Some((head, written)) = self.rings[RX].take_used(&self.memory) {
@@ -244,16 +244,16 @@ impl Driver {
             let mut data = vec![0; header.len as usize];
             self.memory.read_slice(&mut data, GuestAddress(addr + 44)).unwrap();
             packets.push((header, data));
-            self.offer_receive_buffer(head);
+            self.add_receive_buffer(head);
         }
         packets
     }
 
-    /// Sends one packet and returns what comes back at once.
+    /// Sends one packet and returns the packets that the device has sent after it.
     pub(super) fn exchange(&mut self, header: Header, data: &[u8]) -> Vec<(Header, Vec<u8>)> {
-        self.put(header, data);
+        self.send(header, data);
         self.serve();
-        self.sent_back();
+        self.take_transmitted();
         self.receive()
     }
 }

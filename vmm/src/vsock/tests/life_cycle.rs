@@ -1,4 +1,4 @@
-//! The test every device passes, and the device's configuration space.
+//! The life cycle test that every device passes, and the device configuration space.
 
 use std::io::Read;
 
@@ -17,26 +17,26 @@ fn op(packet: &[u8]) -> u16 {
     Header::from_slice(packet).unwrap().op
 }
 
-/// Connects, sends a line and closes.
+/// Connects, sends a line and closes the connection.
 fn work(ports: &Ports, driver: &mut testing::Driver<Vsock>) {
     let (mut reader, writer) = std::io::pipe().unwrap();
     let (port, _) = ports.listen(bridge(NONE, Some(writer)));
-    driver.offer(RX, &[], &[44, 100]);
+    driver.make_available(RX, &[], &[44, 100]);
     driver.request(TX, &[Header::new(port, OP_REQUEST).as_slice()], &[]);
     assert_eq!(op(&driver.wait_used(RX).data), OP_RESPONSE);
     let line = Header { len: 5, ..Header::new(port, OP_RW) };
     driver.request(TX, &[line.as_slice(), b"line\n"], &[]);
-    driver.offer(RX, &[], &[44, 100]);
+    driver.make_available(RX, &[], &[44, 100]);
     let end = Header { flags: SHUTDOWN_RECEIVE | SHUTDOWN_SEND, ..Header::new(port, OP_SHUTDOWN) };
     driver.request(TX, &[end.as_slice()], &[]);
     assert_eq!(op(&driver.wait_used(RX).data), OP_RST);
-    let mut said = String::new();
-    reader.read_to_string(&mut said).unwrap();
-    assert_eq!(said, "line\n");
+    let mut output = String::new();
+    reader.read_to_string(&mut output).unwrap();
+    assert_eq!(output, "line\n");
 }
 
 #[test]
-fn the_device_passes_the_test_of_all_devices() {
+fn the_device_passes_the_life_cycle_test() {
     let event_loop = LoopThread::start();
     let ports = Ports::new().unwrap();
     let make = |state: Option<VsockState>| Vsock::new(ports.clone(), event_loop.handle(), state).unwrap();
@@ -45,7 +45,7 @@ fn the_device_passes_the_test_of_all_devices() {
         work(&ports, driver);
         rounds += 1;
         if rounds == 2 {
-            // The restored one: the guest is told that its connections are gone.
+            // The second device is restored. Its guest gets a transport reset event.
             assert_eq!(driver.request(EVENT, &[], &[4]), [0; 4]);
         }
     });
@@ -53,14 +53,14 @@ fn the_device_passes_the_test_of_all_devices() {
 }
 
 #[test]
-fn the_configuration_is_the_guests_cid() {
+fn the_configuration_space_holds_the_guest_cid() {
     let event_loop = LoopThread::start();
     let device = Vsock::new(Ports::new().unwrap(), event_loop.handle(), None).unwrap();
     assert_eq!(device.config(), GUEST_CID.to_le_bytes());
 }
 
 #[test]
-fn a_queue_that_is_not_enabled_is_an_error() {
+fn activation_fails_if_a_queue_is_not_enabled() {
     let event_loop = LoopThread::start();
     let mut device = Vsock::new(Ports::new().unwrap(), event_loop.handle(), None).unwrap();
     let event = || EventFd::new(EFD_NONBLOCK).unwrap();
@@ -70,5 +70,5 @@ fn a_queue_that_is_not_enabled_is_an_error() {
     let interrupt = Interrupt::new(RegisterPage::map(1).unwrap()[0], std::sync::Arc::new(event()));
     let result = device.activate(Activation { memory, queues, interrupt, features: 0 });
     assert!(matches!(result, Err(ActivateError::QueueDisabled(TX))));
-    assert!(device.quiesce().is_empty());
+    assert!(device.deactivate().is_empty());
 }

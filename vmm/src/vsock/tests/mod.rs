@@ -1,8 +1,8 @@
-//! The device against a raw driver: no kernel in the way, so it can be as hostile as it likes.
+//! Tests of the device with a raw driver. No kernel is involved, so the driver can violate the protocol.
 
 mod driver;
-mod hostile;
 mod life_cycle;
+mod protocol_violations;
 mod streams;
 
 use std::os::fd::OwnedFd;
@@ -17,7 +17,7 @@ fn bridge(source: Option<impl Into<OwnedFd>>, sink: Option<impl Into<OwnedFd>>) 
 
 const NONE: Option<OwnedFd> = None;
 
-/// A driver whose guest port 9 is connected to `bridge`; also the host port.
+/// A driver whose guest port 9 is connected to `bridge`, with the host port and the flow.
 fn connected(bridge: Bridge) -> (Driver, u32, std::sync::Arc<Flow>) {
     let mut driver = Driver::new();
     let (port, flow) = driver.ports.listen(bridge);

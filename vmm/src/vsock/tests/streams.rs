@@ -1,4 +1,4 @@
-//! Bytes from descriptors to the guest and back.
+//! Data between host descriptors and the guest.
 
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
@@ -12,7 +12,7 @@ fn rw(port: u32) -> Header {
 }
 
 #[test]
-fn both_directions_of_a_socket() {
+fn a_socket_carries_data_in_both_directions() {
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     let (mut driver, port, flow) = connected(bridge(Some(ours.try_clone().unwrap()), Some(ours)));
     assert!(driver.exchange(rw(port), b"to the host").is_empty());
@@ -32,14 +32,14 @@ fn both_directions_of_a_socket() {
 }
 
 #[test]
-fn input_stops_at_the_guests_credit_and_goes_on() {
+fn input_pauses_at_the_guests_credit_and_continues() {
     let file = tempfile::tempfile().unwrap();
     let content: Vec<u8> = (0..200_000_u32).map(|n| n.to_le_bytes()[0]).collect();
     (&file).write_all(&content).unwrap();
     std::io::Seek::rewind(&mut (&file)).unwrap();
     let mut driver = Driver::new();
     let (port, _) = driver.ports.listen(bridge(Some(file), NONE));
-    driver.put(Header::new(port, OP_REQUEST), b"");
+    driver.send(Header::new(port, OP_REQUEST), b"");
     let mut got: Vec<u8> = Vec::new();
     let mut ended = false;
     for round in 1..=4 {
@@ -53,13 +53,13 @@ fn input_stops_at_the_guests_credit_and_goes_on() {
         }
         assert_eq!(got.len(), content.len().min(round * (64 << 10)));
         let fwd_cnt = got.len().try_into().unwrap();
-        driver.put(Header { fwd_cnt, ..Header::new(port, OP_CREDIT_UPDATE) }, b"");
+        driver.send(Header { fwd_cnt, ..Header::new(port, OP_CREDIT_UPDATE) }, b"");
     }
     assert!(ended && got == content);
 }
 
 #[test]
-fn a_slow_reader_gets_everything_and_the_guest_its_credit_back() {
+fn a_slow_reader_gets_all_data_and_the_guest_regains_its_credit() {
     let (mut reader, writer) = std::io::pipe().unwrap();
     let (mut driver, port, flow) = connected(bridge(NONE, Some(writer)));
     let (mut sent, mut forwarded, mut sum) = (0_u32, 0_u32, 0_usize);
@@ -80,20 +80,20 @@ fn a_slow_reader_gets_everything_and_the_guest_its_credit_back() {
             forwarded = header.fwd_cnt;
         }
     }
-    driver.put(Header { flags: SHUTDOWN_RECEIVE | SHUTDOWN_SEND, ..Header::new(port, OP_SHUTDOWN) }, b"");
+    driver.send(Header { flags: SHUTDOWN_RECEIVE | SHUTDOWN_SEND, ..Header::new(port, OP_SHUTDOWN) }, b"");
     driver.serve();
-    assert_eq!(driver.receive().last().unwrap().0.op, OP_RST, "the guest does not wait for our reader");
+    assert_eq!(driver.receive().last().unwrap().0.op, OP_RST, "the guest does not wait for the host's reader");
     while sum < sent as usize {
         sum += reader.read(&mut vec![0; 100_000]).unwrap();
         driver.host_events();
     }
     assert!(flow.is_drained());
-    assert_eq!(reader.read(&mut [0; 1]).unwrap(), 0, "closed once everything was written");
+    assert_eq!(reader.read(&mut [0; 1]).unwrap(), 0, "closed after all data was written");
     assert_eq!(driver.backend().sizes(), (0, 0, 0));
 }
 
 #[test]
-fn drained_is_told_when_it_was_asked_for() {
+fn the_drained_event_is_written_after_is_drained_returned_false() {
     let (mut reader, writer) = std::io::pipe().unwrap();
     let (mut driver, port, flow) = connected(bridge(NONE, Some(writer)));
     driver.exchange(rw(port), &vec![7; 64 << 10]);
@@ -107,7 +107,7 @@ fn drained_is_told_when_it_was_asked_for() {
 }
 
 #[test]
-fn a_reader_that_is_gone_is_told_to_the_guest() {
+fn a_closed_reader_shuts_down_the_guests_sending() {
     let (reader, writer) = std::io::pipe().unwrap();
     let (mut driver, port, flow) = connected(bridge(NONE, Some(writer)));
     drop(reader);
@@ -117,24 +117,24 @@ fn a_reader_that_is_gone_is_told_to_the_guest() {
     for _ in 0..10 {
         driver.exchange(rw(port), &vec![0; 64 << 10]);
     }
-    assert!(flow.is_drained(), "what was under way is dropped, its credit returned");
+    assert!(flow.is_drained(), "pending data is dropped and its credit returned");
 }
 
 #[test]
-fn half_closes_in_either_order() {
+fn each_direction_can_be_closed_first() {
     for guest_first in [true, false] {
         let (mut reader, writer) = std::io::pipe().unwrap();
         let (input, input_writer) = std::io::pipe().unwrap();
         let (mut driver, port, _) = connected(bridge(Some(input), Some(writer)));
         let guest_ends = |driver: &mut Driver| {
-            driver.exchange(rw(port), b"last words");
+            driver.exchange(rw(port), b"final data");
             driver.exchange(Header { flags: SHUTDOWN_SEND, ..Header::new(port, OP_SHUTDOWN) }, b"")
         };
         if guest_first {
             assert!(guest_ends(&mut driver).is_empty());
-            let mut said = String::new();
-            reader.read_to_string(&mut said).unwrap();
-            assert_eq!(said, "last words");
+            let mut output = String::new();
+            reader.read_to_string(&mut output).unwrap();
+            assert_eq!(output, "final data");
         }
         (&input_writer).write_all(b"more input").unwrap();
         drop(input_writer);
@@ -152,7 +152,7 @@ fn half_closes_in_either_order() {
 }
 
 #[test]
-fn data_after_the_end_of_data_is_refused() {
+fn data_after_shutdown_is_reset() {
     let (_reader, writer) = std::io::pipe().unwrap();
     let (mut driver, port, _) = connected(bridge(NONE, Some(writer)));
     driver.exchange(Header { flags: SHUTDOWN_SEND, ..Header::new(port, OP_SHUTDOWN) }, b"");
@@ -160,7 +160,7 @@ fn data_after_the_end_of_data_is_refused() {
 }
 
 #[test]
-fn a_port_that_is_closed_gives_its_descriptors_back() {
+fn closing_a_port_closes_its_descriptors() {
     let (mut reader, writer) = std::io::pipe().unwrap();
     let mut driver = Driver::new();
     let (port, _) = driver.ports.listen(bridge(NONE, Some(writer)));
@@ -170,7 +170,7 @@ fn a_port_that_is_closed_gives_its_descriptors_back() {
 }
 
 #[test]
-fn the_flags_of_a_passed_descriptor_stay() {
+fn file_status_flags_of_passed_descriptors_do_not_change() {
     let (_reader, writer) = std::io::pipe().unwrap();
     let (input, _input_writer) = std::io::pipe().unwrap();
     let kept = (writer.try_clone().unwrap(), input.try_clone().unwrap());
@@ -186,7 +186,7 @@ fn the_flags_of_a_passed_descriptor_stay() {
 }
 
 #[test]
-fn devices_without_readiness_are_always_ready() {
+fn files_without_poll_support_are_always_ready() {
     let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null").unwrap();
     let (mut driver, port, flow) = connected(bridge(Some(null.try_clone().unwrap()), Some(null)));
     driver.serve();
@@ -195,10 +195,10 @@ fn devices_without_readiness_are_always_ready() {
 }
 
 #[test]
-fn one_interrupt_tells_of_a_whole_batch() {
+fn a_batch_of_packets_causes_one_interrupt() {
     let mut driver = Driver::new();
     for _ in 0..8 {
-        driver.put(Header::new(5, OP_REQUEST), b"");
+        driver.send(Header::new(5, OP_REQUEST), b"");
     }
     driver.serve();
     assert_eq!(driver.receive().len(), 8);
@@ -206,14 +206,14 @@ fn one_interrupt_tells_of_a_whole_batch() {
 }
 
 #[test]
-fn a_restored_guest_is_told_that_its_connections_are_gone() {
+fn a_restored_guest_gets_one_transport_reset_event() {
     let mut driver = Driver::without_buffers(true);
     driver.serve();
     assert_eq!(driver.take_event(), None);
-    driver.offer_event_buffer();
+    driver.add_event_buffer();
     driver.serve();
     assert_eq!(driver.take_event(), Some(0));
-    driver.offer_event_buffer();
+    driver.add_event_buffer();
     driver.serve();
     assert_eq!(driver.take_event(), None, "once");
 }

@@ -1,0 +1,141 @@
+//! A pool of threads for requests that wait for a disk, so that the queue threads can serve other requests meanwhile.
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use virtio_queue::DescriptorChain;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
+
+use super::chain::buffers;
+use super::worker_thread::spawn;
+use crate::fs::server::Server;
+use crate::fs::worker::Worker;
+use crate::virtio::device::{ActivateError, Memory};
+
+/// The number of threads, and so of requests that can wait at the same time.
+const THREADS: usize = 4;
+
+/// A descriptor chain to be served, and where its completion is reported.
+struct Job {
+    queue: usize,
+    chain: DescriptorChain<Arc<Memory>>,
+    completions: Arc<Completions>,
+}
+
+/// A completed request.
+pub(super) struct Completion {
+    /// Queue index.
+    pub(super) queue: usize,
+    /// Head of the descriptor chain.
+    pub(super) head: u16,
+    /// Length of the reply in bytes.
+    pub(super) length: usize,
+}
+
+/// The completed requests of one queue thread.
+struct Completions {
+    list: Mutex<Vec<Completion>>,
+    event: EventFd,
+}
+
+/// The pool. Dropping it waits for the current requests and ends the threads.
+#[derive(Debug)]
+pub(super) struct BlockingPool {
+    jobs: Option<Sender<Job>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl BlockingPool {
+    /// Starts the threads.
+    pub(super) fn start(server: &Arc<Server>, memory: &Arc<Memory>) -> Result<Self, ActivateError> {
+        let (sender, receiver) = channel();
+        let receiver = Arc::new(Mutex::new(receiver));
+        let mut pool = Self { jobs: Some(sender), threads: Vec::new() };
+        for number in 0..THREADS {
+            let (receiver, memory) = (Arc::clone(&receiver), Arc::clone(memory));
+            let thread_server = Arc::clone(server);
+            let run = move |mut worker: Worker| serve(&thread_server, &memory, &receiver, &mut worker);
+            pool.threads.push(spawn(format!("fs-blocking{number}"), server, run)?);
+        }
+        Ok(pool)
+    }
+
+    /// A submitter for one queue thread.
+    pub(super) fn submitter(&self) -> Result<Submitter, ActivateError> {
+        let event = EventFd::new(EFD_CLOEXEC).map_err(|error| ActivateError::System("make an eventfd", error))?;
+        let completions = Arc::new(Completions { list: Mutex::default(), event });
+        Ok(Submitter { jobs: self.jobs.clone(), completions, outstanding: 0 })
+    }
+}
+
+impl Drop for BlockingPool {
+    fn drop(&mut self) {
+        drop(self.jobs.take());
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a file server thread panicked");
+            }
+        }
+    }
+}
+
+fn serve(server: &Server, memory: &Memory, jobs: &Mutex<Receiver<Job>>, worker: &mut Worker) {
+    loop {
+        let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(Job { queue, chain, completions }) = job else { return };
+        let head = chain.head_index();
+        let length = match buffers(chain, memory) {
+            Some((request, reply)) => server.handle(worker, request, reply),
+            None => 0,
+        };
+        completions.list.lock().unwrap_or_else(PoisonError::into_inner).push(Completion { queue, head, length });
+        if let Err(error) = completions.event.write(1) {
+            tracing::error!("cannot report the completion of a request: {error}");
+        }
+    }
+}
+
+/// Submits the requests of one queue thread to the pool.
+pub(super) struct Submitter {
+    /// `None` after the pool was dropped.
+    jobs: Option<Sender<Job>>,
+    completions: Arc<Completions>,
+    outstanding: usize,
+}
+
+impl Submitter {
+    /// Submits a chain of queue number `queue`.
+    pub(super) fn submit(&mut self, queue: usize, chain: DescriptorChain<Arc<Memory>>) {
+        let job = Job { queue, chain, completions: Arc::clone(&self.completions) };
+        if self.jobs.as_ref().is_some_and(|jobs| jobs.send(job).is_ok()) {
+            self.outstanding += 1;
+        } else {
+            tracing::error!("the file server's threads for blocking requests have ended");
+        }
+    }
+
+    /// Readable after a request was completed.
+    pub(super) fn completion_event(&self) -> &EventFd {
+        &self.completions.event
+    }
+
+    /// Takes the completed requests. Waits for one if there is none.
+    pub(super) fn wait_completions(&mut self) -> Vec<Completion> {
+        if let Err(error) = self.completions.event.read() {
+            tracing::error!("cannot wait for the completion of a request: {error}");
+        }
+        let list = std::mem::take(&mut *self.completions.list.lock().unwrap_or_else(PoisonError::into_inner));
+        self.outstanding -= list.len();
+        list
+    }
+
+    /// Waits for all submitted requests.
+    pub(super) fn wait_all(&mut self) -> Vec<Completion> {
+        let mut all = Vec::new();
+        while self.outstanding > 0 {
+            all.extend(self.wait_completions());
+        }
+        all
+    }
+}

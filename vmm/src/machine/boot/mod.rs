@@ -1,0 +1,37 @@
+//! What the guest boots: kernel, initramfs and the kernel's command line.
+
+mod command_line;
+mod loader;
+
+pub use command_line::command_line;
+pub use loader::{LoadError, Loaded, load};
+
+use std::thread::JoinHandle;
+
+use super::MachineError;
+use super::resources::OpenFile;
+use super::vcpu::STACK_SIZE;
+use crate::timeline;
+use crate::virtio::device::Memory;
+
+/// Loads kernel and initramfs on a new thread, see [`load`].
+///
+/// # Errors
+/// The thread cannot be created.
+pub(super) fn start_loading(
+    memory: Memory,
+    size: u64,
+    mut kernel: OpenFile,
+    mut initramfs: OpenFile,
+) -> Result<JoinHandle<Result<Loaded, LoadError>>, MachineError> {
+    let work = move || {
+        let loaded = load(&memory, size, &mut kernel, &mut initramfs);
+        timeline::mark("kernel and initramfs loaded");
+        loaded
+    };
+    std::thread::Builder::new()
+        .name("load".to_owned())
+        .stack_size(STACK_SIZE)
+        .spawn(work)
+        .map_err(MachineError::LoadThread)
+}

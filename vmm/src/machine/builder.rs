@@ -1,0 +1,201 @@
+//! Builds a machine and starts its vCPUs.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::thread::JoinHandle;
+
+use kvm_ioctls::{IoEventAddress, VmFd};
+use virtio_bindings::virtio_mmio::VIRTIO_MMIO_INT_VRING;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::MachineError;
+use super::boot::{self, LoadError, Loaded};
+use super::bus::{Console, IoPorts, MmioBus};
+use super::exit::{self, ExitReceiver};
+use super::kvm::{self, KvmError};
+use super::memory;
+use super::resources::Resources;
+use super::vcpu::{Vcpu, VcpuContext, VcpuFactory, VcpuSource, VcpuThreads};
+use crate::arch::{self, CpuidTemplate, Firmware, layout};
+use crate::mem::{self, Pluggable, Region, Resizer};
+use crate::timeline;
+use crate::virtio::device::{Interrupt, Memory, VirtQueue, VirtioDevice};
+use crate::virtio::mmio::MmioTransport;
+use crate::virtio::registers::{RegisterPage, register};
+
+/// A machine that is being built.
+pub struct MachineBuilder {
+    vm: Arc<VmFd>,
+    memory: Memory,
+    /// Bytes of memory at boot.
+    memory_size: u64,
+    /// Most bytes of memory at run time.
+    max_memory_size: u64,
+    max_allocation: u64,
+    /// The pluggable memory, which is the last region of `memory`.
+    region: Region,
+    cpuid: CpuidTemplate,
+    vcpus: u8,
+    max_vcpus: u8,
+    /// The thread that loads kernel and initramfs into `memory`.
+    loading: JoinHandle<Result<Loaded, LoadError>>,
+    console_log: Option<File>,
+    mmio: MmioBus,
+    /// The devices' registers in the order of the devices. Those of absent devices are zero.
+    registers: Vec<RegisterPage>,
+    /// Receives the guest's writes to the interrupt acknowledgement registers for used buffers. Nothing reads it: the writes
+    /// only must not cause exits.
+    acknowledged: EventFd,
+}
+
+impl MachineBuilder {
+    /// A machine with memory and without devices. Its kernel is loaded by a thread, because most of the remaining work is
+    /// waiting for KVM.
+    ///
+    /// # Errors
+    /// KVM is unusable, memory cannot be mapped, or the thread cannot be created.
+    pub fn new(resources: Resources) -> Result<Self, MachineError> {
+        let kvm = kvm::open(resources.vcpus)?;
+        let max_vcpus =
+            u8::try_from(kvm.get_max_vcpus()).map_or(resources.max_vcpus, |max| max.min(resources.max_vcpus));
+        timeline::mark("KVM opened");
+        let memory_size = resources.memory_size;
+        let memory = memory::map(memory_size)?;
+        let loading = boot::start_loading(memory.clone(), memory_size, resources.kernel, resources.initramfs)?;
+        let registers = RegisterPage::map(layout::MAX_VIRTIO_DEVICES.into()).map_err(MachineError::Registers)?;
+        let vm = kvm::create_vm(&kvm, &memory, &registers)?;
+        timeline::mark("virtual machine created");
+        let (memory, region) = add_pluggable(&memory, memory_size, resources.max_memory_size)?;
+        let refused = |error| KvmError::Refused("report the CPUID that it supports", error);
+        let cpuid = CpuidTemplate::new(&kvm, max_vcpus).map_err(refused)?;
+        Ok(Self {
+            vm: Arc::new(vm),
+            memory,
+            memory_size,
+            max_memory_size: resources.max_memory_size,
+            max_allocation: resources.max_allocation,
+            region,
+            cpuid,
+            vcpus: resources.vcpus,
+            max_vcpus,
+            loading,
+            console_log: resources.console_log,
+            mmio: MmioBus::default(),
+            registers,
+            acknowledged: event()?,
+        })
+    }
+
+    /// Both ends of the control of the machine's memory: the sandbox's, and the part of the memory device.
+    ///
+    /// # Errors
+    /// No file descriptor is left.
+    pub fn pluggable(&self) -> Result<(Resizer, Pluggable), MachineError> {
+        let (vm, region) = (Arc::clone(&self.vm), self.region.clone());
+        let add_region = move || kvm::add_region(&vm, &region);
+        mem::pluggable(self.region.clone(), self.memory_size, self.max_memory_size, Box::new(add_region))
+            .map_err(MachineError::Event)
+    }
+
+    /// Adds a device with its own virtio-mmio transport, and connects its doorbells and its interrupt line to descriptors.
+    ///
+    /// # Errors
+    /// No interrupt line or file descriptor is left, or KVM refused.
+    pub fn add_device<D: VirtioDevice + 'static>(&mut self, device: D) -> Result<Arc<MmioTransport<D>>, MachineError> {
+        let index = self.mmio.count();
+        let (address, irq) = layout::virtio_mmio_devices().nth(index).ok_or(MachineError::TooManyDevices)?;
+        let registers = *self.registers.get(index).ok_or(MachineError::TooManyDevices)?;
+        let refused = |error| MachineError::Wire(index, error);
+        let line = event()?;
+        self.vm.register_irqfd(&line, irq).map_err(refused)?;
+        let acknowledge = IoEventAddress::Mmio(address + register::INTERRUPT_ACK);
+        self.vm.register_ioevent(&self.acknowledged, &acknowledge, VIRTIO_MMIO_INT_VRING).map_err(refused)?;
+        let mut queues = Vec::new();
+        for (number, size) in (0_u32..).zip(device.queue_sizes()) {
+            let kick = event()?;
+            let doorbell = IoEventAddress::Mmio(address + register::QUEUE_NOTIFY);
+            self.vm.register_ioevent(&kick, &doorbell, number).map_err(refused)?;
+            queues.push(VirtQueue::new(*size, kick));
+        }
+        let interrupt = Interrupt::new(registers, Arc::new(line));
+        let transport = Arc::new(MmioTransport::new(device, queues, self.memory.clone(), interrupt));
+        self.mmio.add(Arc::<MmioTransport<D>>::clone(&transport));
+        Ok(transport)
+    }
+
+    /// Creates the vCPUs and writes the boot parameters. Returns the machine, the source of further vCPUs, and the receiver
+    /// of the machine's end.
+    ///
+    /// # Errors
+    /// KVM refused, kernel or initramfs cannot be loaded, or no file descriptor is left.
+    pub fn build(mut self) -> Result<(Machine, VcpuSource, ExitReceiver), MachineError> {
+        let command_line = boot::command_line(self.mmio.count(), self.max_allocation, self.console_log.is_some());
+        let devices = u8::try_from(self.mmio.count()).expect("no more devices than interrupt lines");
+        let (sender, receiver) = exit::channel().map_err(MachineError::Event)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let context = VcpuContext {
+            mmio: std::mem::take(&mut self.mmio),
+            ports: Arc::new(IoPorts::new(Console::new(self.console_log.take()))),
+            exit: Arc::new(sender),
+            stop: Arc::clone(&stop),
+        };
+        let factory = VcpuFactory { vm: self.vm, cpuid: self.cpuid, context };
+        let vcpus: Vec<Vcpu> = (0..self.vcpus).map(|id| factory.create(id)).collect::<Result<_, _>>()?;
+        timeline::mark("devices and vCPUs created");
+        let loaded = self.loading.join().expect("a thread that returns its errors does not panic")?;
+        let firmware = Firmware {
+            memory_size: self.memory_size,
+            vcpus: self.max_vcpus,
+            devices,
+            initramfs: (loaded.initramfs_start, loaded.initramfs_size),
+            command_line: &command_line,
+        };
+        arch::write_firmware(&self.memory, &firmware, &factory.cpuid)?;
+        arch::set_up_boot_vcpu(&vcpus[0].fd, loaded.entry).map_err(|error| MachineError::SetUpVcpu(0, error))?;
+        let source = VcpuSource::new(factory, self.vcpus, self.max_vcpus);
+        Ok((Machine { vcpus, threads: VcpuThreads::new(stop) }, source, receiver))
+    }
+}
+
+/// Adds a region of pluggable memory after `memory`, which has `size` bytes, for up to `max_size` bytes in total. Returns all of
+/// the memory, and the region.
+fn add_pluggable(memory: &Memory, size: u64, max_size: u64) -> Result<(Memory, Region), MachineError> {
+    let start = layout::pluggable_start(size);
+    let mapping = memory::map_pluggable(start, max_size.saturating_sub(size), layout::PLUGGABLE_UNIT)
+        .map_err(MachineError::Pluggable)?;
+    let memory = memory.insert_region(Arc::clone(&mapping)).map_err(|error| MachineError::Pluggable(error.into()))?;
+    let region = Region::new(mapping).expect("it consists of units, which are whole blocks");
+    Ok((memory, region))
+}
+
+fn event() -> Result<EventFd, MachineError> {
+    EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(MachineError::Event)
+}
+
+/// A machine that is ready to run.
+pub struct Machine {
+    vcpus: Vec<Vcpu>,
+    threads: VcpuThreads,
+}
+
+impl Machine {
+    /// Starts the vCPUs.
+    ///
+    /// # Errors
+    /// A thread cannot be created. The vCPUs that run already are stopped.
+    pub fn start(mut self) -> Result<RunningMachine, MachineError> {
+        for vcpu in self.vcpus {
+            self.threads.run(vcpu)?;
+        }
+        timeline::mark("vCPUs started");
+        Ok(RunningMachine { _threads: self.threads })
+    }
+}
+
+/// A machine whose vCPUs run. Dropping it stops them.
+///
+/// Drop it after the event loop: a vCPU that hands a device's queues to the event loop waits for it.
+pub struct RunningMachine {
+    _threads: VcpuThreads,
+}

@@ -1,0 +1,206 @@
+//! What the runtime starts `vmrt-vmm` with: its arguments, the inherited control connection, and its log.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use thiserror::Error;
+use tracing::level_filters::LevelFilter;
+
+/// The usage line.
+pub const USAGE: &str =
+    "usage: vmrt-vmm --control-fd FD [--log FILE] [--log-format text|json] [--exit-file FILE] [--debug]";
+
+/// The program's arguments.
+#[derive(Debug, Eq, PartialEq)]
+pub struct Options {
+    /// The inherited end of the control connection.
+    pub control_fd: RawFd,
+    /// File that the log is appended to; standard error without one.
+    pub log: Option<PathBuf>,
+    /// Format of the log's lines.
+    pub log_format: LogFormat,
+    /// File that receives the exit status, for readers that are not the parent process.
+    pub exit_file: Option<PathBuf>,
+    /// Whether to log messages of level `DEBUG`.
+    pub debug: bool,
+}
+
+/// Format of the log's lines.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum LogFormat {
+    /// Plain text.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Why the program cannot run with its arguments.
+#[derive(Debug, Error)]
+pub enum ProcessError {
+    /// The argument is not an option of the program.
+    #[error("unknown argument {0:?}")]
+    Unknown(OsString),
+    /// The value of an option is missing or invalid.
+    #[error("{0} needs {1}")]
+    Value(&'static str, &'static str),
+    /// `--control-fd` is missing: the program was not started by vmrt.
+    #[error("--control-fd is missing: vmrt starts this program, it is not for use by hand")]
+    NoControlFd,
+    /// The descriptor is not a Unix stream socket.
+    #[error("descriptor {0} is not a control connection")]
+    ControlFd(RawFd, #[source] io::Error),
+    /// The log cannot be opened.
+    #[error("cannot open the log {}", .0.display())]
+    Log(PathBuf, #[source] io::Error),
+}
+
+impl Options {
+    /// Parses the arguments without the program's name.
+    ///
+    /// # Errors
+    /// The first invalid argument.
+    pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, ProcessError> {
+        let mut control_fd = None;
+        let mut options =
+            Self { control_fd: -1, log: None, log_format: LogFormat::Text, exit_file: None, debug: false };
+        let mut arguments = arguments.into_iter();
+        while let Some(argument) = arguments.next() {
+            match argument.to_str() {
+                Some("--control-fd") => control_fd = Some(descriptor(arguments.next().as_ref())?),
+                Some("--log") => options.log = Some(file("--log", arguments.next())?),
+                Some("--exit-file") => options.exit_file = Some(file("--exit-file", arguments.next())?),
+                Some("--log-format") => options.log_format = log_format(arguments.next().as_ref())?,
+                Some("--debug") => options.debug = true,
+                _ => return Err(ProcessError::Unknown(argument)),
+            }
+        }
+        options.control_fd = control_fd.ok_or(ProcessError::NoControlFd)?;
+        Ok(options)
+    }
+
+    /// Initializes logging.
+    ///
+    /// # Errors
+    /// The log cannot be opened.
+    pub fn start_log(&self) -> Result<(), ProcessError> {
+        let open = |path: &PathBuf| File::options().append(true).create(true).open(path);
+        let file = self.log.as_ref().map(|path| open(path).map_err(|error| ProcessError::Log(path.clone(), error)));
+        let level = if self.debug { LevelFilter::DEBUG } else { LevelFilter::INFO };
+        let builder = tracing_subscriber::fmt().with_max_level(level).with_target(false).with_ansi(false);
+        match (file.transpose()?, self.log_format) {
+            (Some(file), LogFormat::Text) => builder.with_writer(file).init(),
+            (Some(file), LogFormat::Json) => builder.json().with_writer(file).init(),
+            (None, LogFormat::Text) => builder.with_writer(io::stderr).init(),
+            (None, LogFormat::Json) => builder.json().with_writer(io::stderr).init(),
+        }
+        Ok(())
+    }
+
+    /// Writes the exit status to the exit file as a decimal number, if there is such a file.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write_exit_status(&self, status: u8) -> io::Result<()> {
+        self.exit_file.as_ref().map_or(Ok(()), |path| std::fs::write(path, status.to_string()))
+    }
+
+    /// Takes ownership of the inherited connection, and makes it close on `exec`.
+    ///
+    /// # Errors
+    /// The descriptor is not open, or not a Unix stream socket.
+    ///
+    /// # Safety
+    /// Nothing else in this process may use or own the descriptor.
+    pub unsafe fn take_control(&self) -> Result<UnixStream, ProcessError> {
+        let failed = |error: nix::Error| ProcessError::ControlFd(self.control_fd, error.into());
+        // SAFETY: the caller guarantees that nothing else owns the descriptor. If it is not open, the calls below fail.
+        let stream = UnixStream::from(unsafe { OwnedFd::from_raw_fd(self.control_fd) });
+        if let Err(error) = stream.peer_addr() {
+            // A descriptor that is not the connection must not be closed here.
+            std::mem::forget(stream);
+            return Err(ProcessError::ControlFd(self.control_fd, error));
+        }
+        fcntl(&stream, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(failed)?;
+        Ok(stream)
+    }
+}
+
+fn descriptor(value: Option<&OsString>) -> Result<RawFd, ProcessError> {
+    let number = value.and_then(|value| value.to_str()).and_then(|value| value.parse().ok());
+    // The standard streams are no control connection.
+    number.filter(|fd| *fd > 2).ok_or(ProcessError::Value("--control-fd", "the number of an open descriptor"))
+}
+
+fn file(option: &'static str, value: Option<OsString>) -> Result<PathBuf, ProcessError> {
+    value.map(PathBuf::from).ok_or(ProcessError::Value(option, "a file"))
+}
+
+fn log_format(value: Option<&OsString>) -> Result<LogFormat, ProcessError> {
+    match value.and_then(|value| value.to_str()) {
+        Some("text") => Ok(LogFormat::Text),
+        Some("json") => Ok(LogFormat::Json),
+        _ => Err(ProcessError::Value("--log-format", "text or json")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::{AsRawFd, IntoRawFd};
+
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> Result<Options, String> {
+        Options::parse(arguments.iter().map(OsString::from)).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn every_option_is_parsed() {
+        let options =
+            parse(&["--control-fd", "3", "--log", "vmm.log", "--log-format", "json", "--exit-file", "exit", "--debug"])
+                .unwrap();
+        let (log, exit_file) = (Some(PathBuf::from("vmm.log")), Some(PathBuf::from("exit")));
+        assert_eq!(options, Options { control_fd: 3, log, log_format: LogFormat::Json, exit_file, debug: true });
+    }
+
+    #[test]
+    fn errors_name_the_invalid_argument() {
+        assert!(parse(&[]).unwrap_err().starts_with("--control-fd is missing"));
+        assert_eq!(parse(&["--control-fd"]).unwrap_err(), "--control-fd needs the number of an open descriptor");
+        assert_eq!(parse(&["--control-fd", "1"]).unwrap_err(), "--control-fd needs the number of an open descriptor");
+        assert_eq!(parse(&["--log-format", "xml"]).unwrap_err(), "--log-format needs text or json");
+        assert_eq!(parse(&["--verbose"]).unwrap_err(), "unknown argument \"--verbose\"");
+    }
+
+    #[test]
+    fn the_exit_status_is_written_to_the_exit_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("exit");
+        let options = parse(&["--control-fd", "3", "--exit-file", path.to_str().unwrap()]).unwrap();
+        options.write_exit_status(137).unwrap();
+        assert_eq!(std::fs::read_to_string(path).unwrap(), "137");
+        parse(&["--control-fd", "3"]).unwrap().write_exit_status(1).unwrap();
+    }
+
+    #[test]
+    fn only_a_socket_is_taken() {
+        let options =
+            |control_fd| Options { control_fd, log: None, log_format: LogFormat::Text, exit_file: None, debug: false };
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let fd = theirs.into_raw_fd();
+        // SAFETY: `into_raw_fd` has just released the descriptor.
+        let taken = unsafe { options(fd).take_control() }.unwrap();
+        assert_eq!(taken.as_raw_fd(), fd);
+        drop(ours);
+        let file = tempfile::tempfile().unwrap();
+        // SAFETY: the method does not take ownership of a descriptor that is not a socket.
+        let refused = unsafe { options(file.as_raw_fd()).take_control() }.unwrap_err();
+        assert!(matches!(refused, ProcessError::ControlFd(..)));
+        assert!(file.metadata().is_ok(), "a file was closed");
+    }
+}

@@ -1,0 +1,153 @@
+//! A guest that violates the protocol (rows 7 and 9 of the first list in the threat model).
+
+use super::driver::{Descriptor, QUEUE_SIZE};
+use super::*;
+
+fn ops(packets: &[(Header, Vec<u8>)]) -> Vec<u16> {
+    packets.iter().map(|(header, _)| header.op).collect()
+}
+
+#[test]
+fn packets_to_unknown_ports_or_addresses_are_reset() {
+    let mut driver = Driver::new();
+    let (port, _) = driver.ports.listen(bridge(NONE, NONE));
+    let wrong = [
+        Header::new(port + 1, OP_REQUEST),
+        Header { src_cid: [4, 0], ..Header::new(port, OP_REQUEST) },
+        Header { dst_cid: [2, 1], ..Header::new(port, OP_REQUEST) },
+        Header { kind: 2, ..Header::new(port, OP_REQUEST) },
+        Header::new(port, OP_RW),
+        Header::new(port, 77),
+    ];
+    for header in wrong {
+        let answer = driver.exchange(header, b"x");
+        assert_eq!(ops(&answer), [OP_RST], "{header:?}");
+        assert_eq!(answer[0].0.dst_port, 9);
+    }
+    assert!(driver.exchange(Header::new(port + 1, OP_RST), b"").is_empty(), "a reset is never answered");
+    assert_eq!(
+        ops(&driver.exchange(Header::new(port, OP_REQUEST), b"")),
+        [OP_RESPONSE],
+        "the port still accepts a connection"
+    );
+}
+
+#[test]
+fn a_port_accepts_one_connection() {
+    let (mut driver, port, _) = connected(bridge(NONE, NONE));
+    let other = Header { src_port: 10, ..Header::new(port, OP_REQUEST) };
+    assert_eq!(ops(&driver.exchange(other, b"")), [OP_RST]);
+    assert_eq!(
+        ops(&driver.exchange(Header::new(port, OP_REQUEST), b"")),
+        [OP_RST],
+        "a second request resets the connection"
+    );
+    assert_eq!(
+        ops(&driver.exchange(Header::new(port, OP_REQUEST), b"")),
+        [OP_RST],
+        "the port accepts no new connection"
+    );
+}
+
+#[test]
+fn a_hundred_thousand_connects_and_resets_leave_no_state() {
+    let mut driver = Driver::new();
+    let mut answered = 0;
+    for round in 0..100_000 {
+        let op = if round % 2 == 0 { OP_REQUEST } else { OP_RST };
+        let header = Header { src_port: round, ..Header::new(2000 + round % 7, op) };
+        answered += driver.exchange(header, b"").len();
+    }
+    assert_eq!(answered, 50_000);
+    assert_eq!(driver.backend().sizes(), (0, 0, 0));
+}
+
+#[test]
+fn the_transmit_queue_stalls_while_the_guest_takes_no_resets() {
+    let mut driver = Driver::without_buffers(false);
+    for _ in 0..100 {
+        for _ in 0..QUEUE_SIZE / 4 {
+            driver.send(Header::new(5, OP_REQUEST), b"");
+        }
+        driver.serve();
+        if driver.take_transmitted() == 0 {
+            break;
+        }
+    }
+    let (_, resets, _) = driver.backend().sizes();
+    assert_eq!(resets, 256, "the bound of pending resets");
+    driver.add_receive_buffers(QUEUE_SIZE);
+    driver.serve();
+    assert!(driver.take_transmitted() > 0, "the transmit queue is served again");
+}
+
+#[test]
+fn data_beyond_the_credit_resets_the_connection() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let (mut driver, port, flow) = connected(bridge(NONE, Some(writer)));
+    let data = vec![1; 64 << 10];
+    let mut answers = Vec::new();
+    // Nothing reads from the pipe. The pipe takes 64 KiB, and the device 256 KiB.
+    for _ in 0..6 {
+        answers.extend(driver.exchange(Header::new(port, OP_RW), &data));
+    }
+    assert_eq!(ops(&answers).last(), Some(&OP_RST), "{answers:?}");
+    assert!(!flow.is_drained(), "data within the credit is still written");
+    drop(reader);
+    driver.host_events();
+    assert!(flow.is_drained());
+    assert_eq!(driver.backend().sizes(), (0, 0, 0));
+}
+
+#[test]
+fn false_credit_only_stops_the_device_from_sending() {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    std::io::Write::write_all(&mut writer, b"input").unwrap();
+    let mut driver = Driver::new();
+    let (port, _) = driver.ports.listen(bridge(Some(reader), NONE));
+    // The guest claims to have forwarded a byte that it never received.
+    let false_credit = Header { fwd_cnt: 1, buf_alloc: 4096, ..Header::new(port, OP_REQUEST) };
+    assert_eq!(ops(&driver.exchange(false_credit, b"")), [OP_RESPONSE]);
+    let true_credit = Header { buf_alloc: 3, ..Header::new(port, OP_CREDIT_UPDATE) };
+    let answer = driver.exchange(true_credit, b"");
+    assert_eq!(answer[0].1, b"inp", "never more than the guest's credit");
+    let shrunk = Header { buf_alloc: 0, fwd_cnt: u32::MAX, ..Header::new(port, OP_CREDIT_UPDATE) };
+    assert!(driver.exchange(shrunk, b"").is_empty());
+}
+
+#[test]
+fn chains_that_are_not_packets_are_used_without_an_answer() {
+    let mut driver = Driver::new();
+    let malformed = [
+        Descriptor { addr: 0x10_0000, len: 10, flags: 0, next: 0 },
+        Descriptor { addr: 0x10_0000, len: 44, flags: 2, next: 0 },
+        Descriptor { addr: u64::MAX - 10, len: 44, flags: 0, next: 0 },
+        Descriptor { addr: 1 << 40, len: u32::MAX, flags: 0, next: 0 },
+        Descriptor { addr: 0x10_0000, len: 44, flags: 1, next: QUEUE_SIZE + 1 },
+        Descriptor { addr: 0x10_0000, len: 0, flags: 0, next: 0 },
+        Descriptor { addr: 0x10_0000, len: 64, flags: 4, next: 0 },
+    ];
+    for descriptor in malformed {
+        let head = driver.next_head();
+        driver.add_descriptor(head, descriptor);
+    }
+    // A descriptor that is its own successor, with a header that announces 4 GiB.
+    let head = driver.next_head();
+    let header = Header { len: u32::MAX, ..Header::new(5, OP_RW) };
+    vm_memory::Bytes::write_obj(&driver.memory, header, vm_memory::GuestAddress(0x20_0000)).unwrap();
+    driver.add_descriptor(head, Descriptor { addr: 0x20_0000, len: 44, flags: 1, next: head });
+    driver.serve();
+    assert_eq!(driver.take_transmitted(), malformed.len() + 1);
+}
+
+#[test]
+fn an_invalid_available_index_is_ignored() {
+    for queue in [0, 1, 2] {
+        let mut driver = Driver::without_buffers(true);
+        driver.set_available_index(queue, 30_000);
+        driver.send(Header::new(5, OP_REQUEST), b"");
+        driver.set_available_index(queue, 30_000);
+        driver.serve();
+        assert!(driver.receive().is_empty());
+    }
+}
