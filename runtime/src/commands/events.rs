@@ -9,15 +9,15 @@ use serde::Serialize;
 use vmm::control::{Answer, Client, ClientError, Reply, Request};
 
 use self::stats::Stats;
-use super::print_json;
-use super::state::status;
+use super::output::print_json;
+use crate::base::container_id::ContainerId;
 use crate::cli::EventsArgs;
-use crate::connection::{Connection, Event as Happening, RequestError};
-use crate::context::Context;
-use crate::error::Error;
-use crate::id::ContainerId;
-use crate::sandbox::control;
-use crate::state::Phase;
+use crate::commands::error::Error;
+use crate::sandbox::connection::{Connection, Event as Happening, RequestError};
+use crate::sandbox::context::Context;
+use crate::sandbox::control_socket::control;
+use crate::sandbox::record::Phase;
+use crate::sandbox::status::status;
 
 /// How long a guest may take to tell what a container uses.
 const STATS_DEADLINE: Duration = Duration::from_secs(10);

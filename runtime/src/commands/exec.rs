@@ -12,31 +12,29 @@ use oci_spec::runtime::Process;
 use vmm::control::{Client, Request, Status};
 
 use super::exec_process::{build, check_args, sub_cgroup};
-use super::state::ask_status;
+use crate::base::container_id::ContainerId;
 use crate::cli::ExecArgs;
-use crate::connection::{Connection, RequestError};
-use crate::context::Context;
-use crate::create::write_pid_file;
-use crate::descriptors::close_others;
-use crate::error::Error;
-use crate::foreground::{self, Screen};
-use crate::host_process::HostProcess;
-use crate::id::ContainerId;
-use crate::rights::send_pidfd;
-use crate::sandbox::control;
-use crate::signals::Signals;
-use crate::state::{Phase, Record};
-use crate::stdio::{Stdio, Wanted, console_size};
-use crate::terminal;
+use crate::commands::error::Error;
+use crate::host::open_fds::close_others;
+use crate::host::process::HostProcess;
+use crate::host::scm_rights::send_pidfd;
+use crate::host::signals::Signals;
+use crate::sandbox::connection::{Connection, RequestError};
+use crate::sandbox::context::Context;
+use crate::sandbox::control_socket::control;
+use crate::sandbox::foreground::{self, Screen};
+use crate::sandbox::pid_file::write_pid_file;
+use crate::sandbox::record::{Phase, Record};
+use crate::sandbox::status::ask_status;
+use crate::sandbox::vmm_process::KILLED;
+use crate::terminal::stdio::{Stdio, Wanted, console_size};
+use crate::terminal::tty;
 
 /// How long the guest may take to start a process.
 const EXEC_DEADLINE: Duration = Duration::from_secs(30);
 
 /// The same in a paused container, which may be that for as long as its owner likes: a year.
 const PAUSED_DEADLINE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
-
-/// Status of a process whose sandbox was killed.
-const KILLED: u8 = 137;
 
 pub(crate) fn run(context: &Context, args: &ExecArgs) -> Result<u8, Error> {
     check_args(args)?;
@@ -110,7 +108,7 @@ fn tell_pid(args: &ExecArgs, pid: Pid) -> Result<(), Error> {
         let process = HostProcess::of(pid.as_raw()).map_err(Error::OwnProcess)?;
         send_pidfd(path, process, "setns")?;
     }
-    args.pid_file.as_deref().map_or(Ok(()), |path| write_pid_file(path, pid.as_raw()))
+    Ok(args.pid_file.as_deref().map_or(Ok(()), |path| write_pid_file(path, pid.as_raw()))?)
 }
 
 /// Leaves a process behind that stands for the one in the guest: engines signal it, wait for it and take its status.
@@ -121,11 +119,11 @@ fn detach(connection: Connection, target: &ProcessId, stdio: Stdio, args: &ExecA
             tell_pid(args, child)?;
             Ok(0)
         }
-        ForkResult::Child => exit(stand_in(connection, target, stdio).into()),
+        ForkResult::Child => exit(proxy(connection, target, stdio).into()),
     }
 }
 
-fn stand_in(mut connection: Connection, target: &ProcessId, stdio: Stdio) -> u8 {
+fn proxy(mut connection: Connection, target: &ProcessId, stdio: Stdio) -> u8 {
     let console = stdio.into_console();
     // What fails here leaves the process in its caller's session, which is no reason to lose the exec's status.
     let _ = leave_caller(&connection, console.as_ref());
@@ -140,11 +138,11 @@ fn leave_caller(connection: &Connection, console: Option<&OwnedFd>) -> nix::Resu
     dup2_stdout(&null)?;
     dup2_stderr(&null)?;
     drop(null);
-    let mut keep = connection.descriptors();
+    let mut keep = connection.raw_fds();
     keep.extend(console.map(AsRawFd::as_raw_fd));
     // SAFETY: the connection and the terminal are all that this process still uses; everything else was dropped, or
     // never had an owner here.
     unsafe { close_others(keep) }?;
     setsid()?;
-    console.map_or(Ok(()), terminal::make_controlling)
+    console.map_or(Ok(()), tty::make_controlling)
 }

@@ -5,15 +5,17 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Process;
 
-use super::{refuse_if, refuse_preserve_fds};
-use crate::apparmor;
-use crate::bundle::{BundleError, check_process, parse};
-use crate::capabilities;
+use super::refusal::{refuse_if, refuse_preserve_fds};
+use crate::base::container_id::ContainerId;
+use crate::base::log::Log;
 use crate::cli::ExecArgs;
-use crate::context::Context;
-use crate::error::Error;
-use crate::id::ContainerId;
-use crate::log::Log;
+use crate::commands::error::Error;
+use crate::sandbox::context::Context;
+use crate::spec::apparmor;
+use crate::spec::capabilities;
+use crate::spec::check::check_process;
+use crate::spec::error::BundleError;
+use crate::spec::parse::parse;
 
 /// Refuses options that cannot be honoured.
 pub(super) fn check_args(args: &ExecArgs) -> Result<(), Error> {
@@ -49,8 +51,8 @@ pub(super) fn build(args: &ExecArgs, id: &ContainerId, context: &Context) -> Res
         }
     };
     check_process(&process)?;
-    apparmor::leave_out_default(&mut process, log);
-    capabilities::leave_out_unfounded(&mut process, log);
+    apparmor::remove_default(&mut process, log);
+    capabilities::remove_unsupported_ambient(&mut process, log);
     Ok(process)
 }
 
@@ -107,7 +109,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::cli::{Arguments, Command};
+    use crate::cli::{Arguments, Command, context};
 
     fn built(options: &[&str]) -> Result<Process, Error> {
         let root = tempfile::tempdir().unwrap();
@@ -115,9 +117,9 @@ mod tests {
         let Arguments { global, command: Command::Exec(args), .. } = Arguments::try_parse_from(line).unwrap() else {
             unreachable!()
         };
-        let (context, id) = (Context::new(&global, 0).unwrap(), "web".parse().unwrap());
+        let (context, id) = (context(&global, 0).unwrap(), "web".parse().unwrap());
         let locked = context.store.claim(&id).unwrap();
-        locked.write_spec(&serde_json::from_str(include_str!("spec.json")).unwrap()).unwrap();
+        locked.write_spec(&serde_json::from_str(crate::spec::STARTER).unwrap()).unwrap();
         check_args(&args)?;
         build(&args, &id, &context)
     }

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::print_json;
-use crate::create::CONSOLE_LOG_ANNOTATION;
-use crate::error::Error;
-use crate::sizing::{MEMORY_ANNOTATION, VCPUS_ANNOTATION};
+use super::output::print_json;
+use crate::commands::error::Error;
+use crate::spec::bundle::CONSOLE_LOG_ANNOTATION;
+use crate::spec::sizing::{MEMORY_ANNOTATION, VCPUS_ANNOTATION};
 
 /// Every name below is honoured; what is not here is refused at `create`.
 #[derive(Serialize)]

@@ -6,16 +6,16 @@ use agent::{FailureKind, ProcessId};
 use nix::libc::SIGKILL;
 use vmm::control::Request;
 
-use super::state::ENDING_PATIENCE;
+use crate::base::container_id::ContainerId;
 use crate::cli::KillArgs;
-use crate::connection::RequestError;
-use crate::context::Context;
-use crate::create::END_PATIENCE;
-use crate::error::Error;
-use crate::id::ContainerId;
-use crate::sandbox::{SandboxError, control};
-use crate::signals;
-use crate::state::{Phase, Record};
+use crate::commands::error::Error;
+use crate::host::signals;
+use crate::sandbox::connection::RequestError;
+use crate::sandbox::context::Context;
+use crate::sandbox::control_socket::control;
+use crate::sandbox::record::Phase;
+use crate::sandbox::status::ENDING_PATIENCE;
+use crate::sandbox::vmm_process::kill;
 
 /// How long a guest may take to hand a signal over before it counts as frozen.
 const SIGNAL_DEADLINE: Duration = Duration::from_secs(3);
@@ -36,7 +36,8 @@ pub(crate) fn run(context: &Context, args: &KillArgs) -> Result<u8, Error> {
         Err(error) if error.is_end() && record.vmm.wait(ENDING_PATIENCE) => stopped(args.all),
         Err(error) if signal == SIGKILL => {
             context.log.warn(&format!("the guest does not take the signal, its VMM is killed: {error}"));
-            kill_vmm(&record)
+            kill(record.vmm)?;
+            Ok(0)
         }
         Err(error) => Err(error.into()),
     }
@@ -62,10 +63,6 @@ fn send(context: &Context, id: &ContainerId, signal: i32, all: bool) -> Result<(
     Ok(())
 }
 
-fn kill_vmm(record: &Record) -> Result<u8, Error> {
-    if record.vmm.kill_and_wait(END_PATIENCE) { Ok(0) } else { Err(SandboxError::Immortal(record.vmm.pid).into()) }
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixListener;
@@ -76,9 +73,9 @@ mod tests {
     use vmm::control::{Answer, Call, Reply};
 
     use super::*;
-    use crate::cli::{Arguments, Command};
-    use crate::host_process::{HostProcess, boot_id};
-    use crate::sandbox::CONTROL_SOCKET;
+    use crate::cli::{Arguments, Command, context};
+    use crate::host::process::{HostProcess, boot_id};
+    use crate::sandbox::control_socket::CONTROL_SOCKET;
 
     /// What a VMM is asked by `kill` with this signal.
     fn asked(signal: &str) -> Vec<Request> {
@@ -109,7 +106,7 @@ mod tests {
         let Arguments { global, command: Command::Kill(args), .. } = Arguments::try_parse_from(line).unwrap() else {
             unreachable!()
         };
-        assert_eq!(run(&Context::new(&global, 0).unwrap(), &args).unwrap(), 0);
+        assert_eq!(run(&context(&global, 0).unwrap(), &args).unwrap(), 0);
         vmm.join().unwrap()
     }
 

@@ -6,11 +6,11 @@ use std::path::Path;
 
 use nix::unistd::{Uid, User};
 
+use super::output::{print, print_json};
 use super::state::State;
-use super::{print, print_json};
 use crate::cli::{ListArgs, ListFormat};
-use crate::context::Context;
-use crate::error::Error;
+use crate::commands::error::Error;
+use crate::sandbox::context::Context;
 
 pub(crate) fn run(context: &Context, args: &ListArgs) -> Result<u8, Error> {
     let ids = context.store.ids()?;

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use vmm::control::Request;
 
-use super::state::status;
+use crate::base::container_id::ContainerId;
 use crate::cli::IdArgs;
-use crate::connection::RequestError;
-use crate::context::Context;
-use crate::error::Error;
-use crate::id::ContainerId;
-use crate::sandbox::control;
-use crate::state::Phase;
+use crate::commands::error::Error;
+use crate::sandbox::connection::RequestError;
+use crate::sandbox::context::Context;
+use crate::sandbox::control_socket::control;
+use crate::sandbox::record::Phase;
+use crate::sandbox::status::status;
 
 /// How long the container's processes may take to stop. One that waits for a file of the host stops when it has got it.
 const FREEZE_DEADLINE: Duration = Duration::from_secs(10);

@@ -14,15 +14,15 @@ use vmm::control::{Reply, Request};
 
 use self::columns::Column;
 use self::process::Process;
-use super::state::status;
-use super::{print, print_json};
+use super::output::{print, print_json};
+use crate::base::container_id::ContainerId;
 use crate::cli::{ListFormat, PsArgs};
-use crate::connection::RequestError;
-use crate::context::Context;
-use crate::error::Error;
-use crate::id::ContainerId;
-use crate::sandbox::control;
-use crate::state::{Phase, Record};
+use crate::commands::error::Error;
+use crate::sandbox::connection::RequestError;
+use crate::sandbox::context::Context;
+use crate::sandbox::control_socket::control;
+use crate::sandbox::record::{Phase, Record};
+use crate::sandbox::status::status;
 
 /// How long a guest may take to list its processes.
 const LIST_DEADLINE: Duration = Duration::from_secs(10);

@@ -5,38 +5,41 @@ use std::path::{Path, PathBuf};
 use agent::{FailureKind, ProcessId};
 use vmm::control::{Reply, Request};
 
-use super::check_bundle_args;
-use super::delete::finish;
+use super::refusal::refuse_preserve_fds;
 use super::start::START_DEADLINE;
-use crate::bundle::{Bundle, BundleError, CONFIG_FILE};
+use crate::base::container_id::ContainerId;
+use crate::base::log::Log;
 use crate::cli::{BundleArgs, RunArgs};
-use crate::connection::RequestError;
-use crate::context::Context;
-use crate::create::{Attached, Created, END_PATIENCE, Order, create, explain, is_guest_death};
-use crate::error::Error;
-use crate::foreground::{self, Screen};
-use crate::hooks;
-use crate::id::ContainerId;
-use crate::log::Log;
-use crate::state::Phase;
+use crate::commands::error::Error;
+use crate::host::hooks;
+use crate::sandbox::connection::RequestError;
+use crate::sandbox::context::Context;
+use crate::sandbox::create::{Attached, Container, CreateRequest, create};
+use crate::sandbox::delete;
+use crate::sandbox::error::SandboxError;
+use crate::sandbox::foreground::{self, Screen};
+use crate::sandbox::record::Phase;
+use crate::sandbox::vmm_process::END_PATIENCE;
+use crate::spec::bundle::{Bundle, CONFIG_FILE};
+use crate::spec::error::BundleError;
 
 pub(crate) fn run(context: &mut Context, args: RunArgs) -> Result<u8, Error> {
-    check_bundle_args(&args.bundle)?;
+    refuse_preserve_fds(args.bundle.preserve_fds)?;
     let (timeline, keep, detach) = (args.timeline, args.keep, args.detach);
-    let order = order(args, &context.log)?;
-    let mut created = create(context, order)?;
+    let request = request(args, &context.log)?;
+    let mut container = create(context, request)?;
     if timeline {
-        ask_timeline(context, &mut created)?;
+        ask_timeline(context, &mut container)?;
     }
-    start(&mut created)?;
-    hooks::run_poststart(&created.record)?;
+    start(&mut container)?;
+    hooks::run_poststart(container.record.hook_container())?;
     context.timeline.reached("started");
     if detach {
-        created.keep();
+        container.keep();
         show(context, timeline);
         return Ok(0);
     }
-    let attached = created.attach();
+    let attached = container.attach();
     let id = attached.id.clone();
     let result = attend(attached);
     context.timeline.reached("container and VMM ended");
@@ -48,14 +51,14 @@ pub(crate) fn run(context: &mut Context, args: RunArgs) -> Result<u8, Error> {
     result
 }
 
-fn order(args: RunArgs, log: &Log) -> Result<Order, Error> {
+fn request(args: RunArgs, log: &Log) -> Result<CreateRequest, Error> {
     let (dir, id) = locate(&args.bundle, Path::new(&args.id))?;
     let mut bundle = Bundle::load(&dir, args.bundle.config.as_deref(), log)?;
     if let Some(process) = bundle.spec.process_mut().as_mut().filter(|_| args.tty) {
         process.set_terminal(Some(true));
     }
     let BundleArgs { pid_file, console_socket, pidfd_socket, .. } = args.bundle;
-    Ok(Order { id, bundle, pid_file, console_socket, pidfd_socket, detach: args.detach })
+    Ok(CreateRequest { id, bundle, pid_file, console_socket, pidfd_socket, detach: args.detach })
 }
 
 /// Which bundle is meant, and the container's id: runc's form, or a bundle in the id's place.
@@ -71,12 +74,12 @@ fn locate(args: &BundleArgs, argument: &Path) -> Result<(PathBuf, ContainerId), 
     Ok((args.bundle.as_deref().unwrap_or(here).to_owned(), id))
 }
 
-fn start(created: &mut Created) -> Result<(), Error> {
-    let request = Request::Start { container: created.id.to_string() };
-    let result = created.connection.call(&request, &[], "start the container's program", START_DEADLINE);
-    result.map_err(|error| explain(error.about(&created.program), &mut created.vmm, &created.locked.dir))?;
-    created.record.phase = Phase::Running;
-    Ok(created.locked.write(&created.record)?)
+fn start(container: &mut Container) -> Result<(), Error> {
+    let request = Request::Start { container: container.id.to_string() };
+    let result = container.connection.call(&request, &[], "start the container's program", START_DEADLINE);
+    result.map_err(|error| container.explain(error))?;
+    container.record.phase = Phase::Running;
+    Ok(container.locked().write(&container.record)?)
 }
 
 /// Waits for the container's end, and then for that of its VMM.
@@ -94,10 +97,10 @@ fn attend(mut attached: Attached) -> Result<u8, Error> {
             status.and_then(|code| u8::try_from(code).ok()).ok_or_else(|| error.into())
         }
         Err(error) => {
-            if is_guest_death(&error) {
+            if error.is_guest_death() {
                 attached.vmm.wait(END_PATIENCE);
             }
-            Err(explain(error, &mut attached.vmm, &attached.dir))
+            Err(SandboxError::explain(error, &mut attached.vmm, &attached.dir).into())
         }
     }
 }
@@ -106,11 +109,11 @@ fn attend(mut attached: Attached) -> Result<u8, Error> {
 fn delete(context: &Context, id: &ContainerId) -> Result<(), Error> {
     let Ok(locked) = context.store.lock(id) else { return Ok(()) };
     let record = context.store.record(id)?;
-    finish(&record, locked, &context.log)
+    Ok(delete::delete(&record, locked, &context.log)?)
 }
 
-fn ask_timeline(context: &mut Context, created: &mut Created) -> Result<(), Error> {
-    match created.connection.call(&Request::Timeline, &[], "ask for the timeline", START_DEADLINE)? {
+fn ask_timeline(context: &mut Context, container: &mut Container) -> Result<(), Error> {
+    match container.connection.call(&Request::Timeline, &[], "ask for the timeline", START_DEADLINE)? {
         Reply::Timeline(stages) => {
             context.timeline.add(stages);
             Ok(())

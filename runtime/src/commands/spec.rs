@@ -7,12 +7,11 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::{getegid, geteuid};
 
-use crate::bundle::{BundleError, CONFIG_FILE};
 use crate::cli::SpecArgs;
-use crate::error::Error;
-
-/// runc's starter specification: a shell in a terminal.
-const STARTER: &str = include_str!("spec.json");
+use crate::commands::error::Error;
+use crate::spec::STARTER;
+use crate::spec::bundle::CONFIG_FILE;
+use crate::spec::error::BundleError;
 
 pub(crate) fn run(args: &SpecArgs) -> Result<u8, Error> {
     let dir = args.bundle.as_deref().unwrap_or(Path::new("."));

@@ -4,16 +4,16 @@ use std::time::Duration;
 
 use vmm::control::Request;
 
-use super::delete::kill;
-use super::state::status;
 use crate::cli::IdArgs;
-use crate::connection::RequestError;
-use crate::context::Context;
-use crate::error::Error;
-use crate::hooks;
-use crate::interfaces;
-use crate::sandbox::control;
-use crate::state::Phase;
+use crate::commands::error::Error;
+use crate::host::hooks;
+use crate::sandbox::connection::RequestError;
+use crate::sandbox::context::Context;
+use crate::sandbox::control_socket::control;
+use crate::sandbox::interfaces;
+use crate::sandbox::record::Phase;
+use crate::sandbox::status::status;
+use crate::sandbox::vmm_process::kill;
 
 /// How long the guest may take to execute a program.
 pub(crate) const START_DEADLINE: Duration = Duration::from_secs(30);
@@ -30,7 +30,7 @@ pub(crate) fn run(context: &Context, args: &IdArgs) -> Result<u8, Error> {
     client.call(&request, &[], Some(START_DEADLINE)).map_err(RequestError::from)?;
     record.phase = Phase::Running;
     locked.write(&record)?;
-    match hooks::run_poststart(&record) {
+    match hooks::run_poststart(record.hook_container()) {
         Ok(()) => Ok(0),
         Err(error) => {
             kill(record.vmm)?;

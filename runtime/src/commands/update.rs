@@ -9,21 +9,22 @@ use oci_spec::runtime::{LinuxResources, Spec};
 use serde_json::{Map, Value, json};
 use vmm::control::{Client, Reply, Request};
 
-use super::refuse_if;
-use super::state::status;
-use crate::block_io;
-use crate::cgroup::CgroupError;
+use super::refusal::refuse_if;
+use crate::base::container_id::ContainerId;
 use crate::cli::UpdateArgs;
-use crate::connection::RequestError;
-use crate::context::Context;
-use crate::error::Error;
-use crate::id::ContainerId;
-use crate::limits::Limits;
-use crate::resources::{self, KERNEL_MEMORY_IGNORED, leave_out_kernel_memory, merge};
-use crate::sandbox::control;
-use crate::shares::forget_host_cpus;
-use crate::sizing::{Size, changed_memory, changed_vcpus};
-use crate::state::{Phase, Record, Store};
+use crate::commands::error::Error;
+use crate::host::cgroup::placement;
+use crate::sandbox::connection::RequestError;
+use crate::sandbox::context::Context;
+use crate::sandbox::control_socket::control;
+use crate::sandbox::record::{Phase, Record};
+use crate::sandbox::status::status;
+use crate::sandbox::store::Store;
+use crate::spec::block_io;
+use crate::spec::guest::remove_host_cpus;
+use crate::spec::limits::Limits;
+use crate::spec::resources::{self, KERNEL_MEMORY_IGNORED, merge, remove_kernel_memory};
+use crate::spec::sizing::{Size, changed_memory, changed_vcpus};
 
 /// How long a guest may take to set limits: one below what is in use has memory written back or somebody killed.
 const UPDATE_DEADLINE: Duration = Duration::from_secs(30);
@@ -48,7 +49,7 @@ pub(crate) fn run(context: &Context, args: &UpdateArgs) -> Result<u8, Error> {
     }
     let before = current(&context.store, &id, &record)?;
     let mut after = merge(before.linux().as_ref().and_then(|linux| linux.resources().as_ref()), change)?;
-    leave_out_kernel_memory(&mut after, &context.log);
+    remove_kernel_memory(&mut after, &context.log);
     let after = with_resources(&before, after);
     let wanted =
         if record.has_machine() { Resize::between(&before, &after, record.machine)? } else { Resize::default() };
@@ -209,9 +210,9 @@ fn set_size(client: &mut Client, resize: Resize, machine: &mut Size) -> Result<(
 
 fn limit_container(client: &mut Client, record: &Record, id: &ContainerId, spec: &Spec) -> Result<(), Error> {
     let mut guest = spec.clone();
-    forget_host_cpus(&mut guest);
+    remove_host_cpus(&mut guest);
     if record.has_machine() {
-        block_io::leave_to_host(&mut guest);
+        block_io::remove_host_limits(&mut guest);
     }
     let resources = guest.linux().as_ref().and_then(|linux| linux.resources().clone()).unwrap_or_default();
     let request = Request::Update { container: id.to_string(), resources: Box::new(resources) };
@@ -232,14 +233,7 @@ fn set_memory(client: &mut Client, mib: u64, machine: Size) -> Result<u64, Error
 
 /// Limits the VMM to what a machine of this size may need.
 fn limit_vmm(record: &Record, spec: &Spec, machine: Size) -> Result<(), Error> {
-    let limits = Limits::of(spec, machine);
-    if let Some(scope) = &record.scope {
-        scope.set(&limits)?;
-    }
-    match limits.of_the_host_alone().filter(|_| record.cgroup.is_none()) {
-        Some(field) => Err(Error::CgroupNeeded { field, source: CgroupError::Spared }),
-        None => Ok(record.cgroup.update(&limits)?),
-    }
+    Ok(placement::update(&record.cgroup, record.scope.as_ref(), &Limits::of(spec, machine))?)
 }
 
 #[cfg(test)]

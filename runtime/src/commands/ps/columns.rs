@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::process::Process;
-use crate::timestamp;
+use crate::base::timestamp;
 
 /// A column.
 #[derive(Clone, Copy)]

@@ -1,0 +1,388 @@
+//! The command line: runc's, and what vmrt adds.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub(crate) use self::context::context;
+pub(crate) use self::update::UpdateArgs;
+use crate::base::log::Format;
+use crate::host::cgroup::placement::CgroupManager;
+use crate::sandbox::interfaces::FOLLOW_COMMAND;
+
+mod context;
+mod duration;
+mod update;
+
+/// Runs OCI containers, each in a virtual machine of its own.
+#[derive(Debug, Parser)]
+#[command(name = "vmrt", version = VERSION, disable_version_flag = true, arg_required_else_help = true)]
+// As Go's flags have it: of an option that is given twice, the last one counts. This goes for the commands, too.
+#[command(args_override_self = true)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    /// Print the version
+    #[arg(short = 'v', long, action = clap::ArgAction::Version)]
+    version: Option<bool>,
+}
+
+/// The version, and that of the runtime specification, as runc prints them.
+const VERSION: &str = concat!("version ", env!("CARGO_PKG_VERSION"), "\nspec: 1.0.2");
+
+/// Options before the command.
+#[derive(Args, Debug)]
+pub(crate) struct Global {
+    /// Tell what is done
+    #[arg(long)]
+    pub(crate) debug: bool,
+    /// File to append the log to, in place of standard error
+    #[arg(long, value_name = "FILE", value_parser = path_or_none())]
+    pub(crate) log: Option<PathBuf>,
+    /// Format of the log
+    #[arg(long, value_enum, default_value_t = Format::Text, value_name = "FORMAT")]
+    pub(crate) log_format: Format,
+    /// Directory of the containers' state [default: /run/vmrt, or vmrt in $XDG_RUNTIME_DIR for who is not root]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) root: Option<PathBuf>,
+    /// Configuration to read in place of /etc/vmrt/config.toml
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Have systemd make the container's cgroup on the host: linux.cgroupsPath is `slice:prefix:name` then
+    #[arg(long)]
+    pub(crate) systemd_cgroup: bool,
+    /// What makes the container's cgroup on the host
+    #[arg(long, value_enum, default_value_t = CgroupManager::Cgroupfs, value_name = "MANAGER")]
+    pub(crate) cgroup_manager: CgroupManager,
+    /// Whether to do without a cgroup that may not be made and was not asked for: auto is for who is not root
+    #[arg(long, value_name = "BOOL", default_value = "auto")]
+    pub(crate) rootless: String,
+    /// Accepted and not used: containers are not checkpointed with CRIU
+    #[arg(long, value_name = "FILE", hide = true)]
+    criu: Option<PathBuf>,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Check whether this host can run virtual machines well
+    Check,
+    /// Not supported yet
+    Checkpoint(UnsupportedArgs),
+    /// Create a container
+    Create(CreateArgs),
+    /// Delete what a stopped container holds
+    Delete(DeleteArgs),
+    /// Tell what a container uses, and when its memory runs out
+    Events(EventsArgs),
+    /// Run a further process in a container
+    Exec(Box<ExecArgs>),
+    /// Print what this runtime can do
+    Features,
+    /// Have the guest follow the interfaces of its network namespace; for the VMM
+    #[command(name = FOLLOW_COMMAND, hide = true)]
+    FollowInterfaces(IdArgs),
+    /// Send a signal to a container's first process
+    Kill(KillArgs),
+    /// List the containers
+    List(ListArgs),
+    /// Stop every process of a container where it is
+    Pause(IdArgs),
+    /// Show the processes of a container
+    Ps(PsArgs),
+    /// Not supported yet
+    Restore(UnsupportedArgs),
+    /// Let the processes of a paused container go on
+    Resume(IdArgs),
+    /// Create a container, start it and wait for its end
+    Run(RunArgs),
+    /// Write a starter config.json
+    Spec(SpecArgs),
+    /// Execute the program of a created container
+    Start(IdArgs),
+    /// Print a container's state
+    State(IdArgs),
+    /// Change a container's limits
+    Update(Box<UpdateArgs>),
+}
+
+/// A container.
+#[derive(Args, Debug)]
+pub(crate) struct IdArgs {
+    /// The container's id
+    pub(crate) id: String,
+}
+
+/// Options of `create` and `run`.
+#[derive(Args, Debug)]
+pub(crate) struct BundleArgs {
+    /// The bundle's directory [default: the working directory]
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) bundle: Option<PathBuf>,
+    /// File that holds the specification, in place of the bundle's config.json
+    #[arg(short = 'f', long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Unix socket that gets the master of the container's terminal
+    #[arg(long, value_name = "SOCKET", value_parser = path_or_none())]
+    pub(crate) console_socket: Option<PathBuf>,
+    /// File to write the pid of the container's VMM to
+    #[arg(long, value_name = "FILE")]
+    pub(crate) pid_file: Option<PathBuf>,
+    /// Unix socket that gets a pidfd of the container's VMM
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) pidfd_socket: Option<PathBuf>,
+    /// Accepted, without effect: the container's root is never the host's
+    #[arg(long)]
+    no_pivot: bool,
+    /// Accepted, without effect: keyrings are the guest kernel's
+    #[arg(long)]
+    no_new_keyring: bool,
+    /// More than 0 is refused: descriptors of the host mean nothing to the guest's kernel
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) preserve_fds: u32,
+}
+
+/// Options of `create`.
+#[derive(Args, Debug)]
+pub(crate) struct CreateArgs {
+    #[command(flatten)]
+    pub(crate) bundle: BundleArgs,
+    /// The new container's id
+    pub(crate) id: String,
+}
+
+/// Options of `run`.
+#[derive(Args, Debug)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) bundle: BundleArgs,
+    /// Do not wait for the container's end
+    #[arg(short, long)]
+    pub(crate) detach: bool,
+    /// Do not delete the container after its end
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// Give the first process a terminal, whatever config.json says
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// Print when each stage of the start was reached
+    #[arg(long)]
+    pub(crate) timeline: bool,
+    /// Accepted, without effect: a VMM has no children to reap
+    #[arg(long)]
+    no_subreaper: bool,
+    /// The new container's id, or a bundle's directory, whose name then is the id
+    // Not a path to the parser, which would complain of an empty one at length.
+    pub(crate) id: OsString,
+}
+
+/// Options of `delete`.
+#[derive(Args, Debug)]
+pub(crate) struct DeleteArgs {
+    /// Kill the container if it still runs; succeed if there is none
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    /// The container's id
+    pub(crate) id: String,
+}
+
+/// Options of `kill`.
+#[derive(Args, Debug)]
+pub(crate) struct KillArgs {
+    /// Send it to every process of the container
+    #[arg(short, long)]
+    pub(crate) all: bool,
+    /// The container's id
+    pub(crate) id: String,
+    /// Name or number of the signal
+    #[arg(default_value = "SIGTERM", allow_hyphen_values = true)]
+    pub(crate) signal: String,
+}
+
+/// Options of `exec`.
+#[derive(Args, Debug)]
+pub(crate) struct ExecArgs {
+    /// Unix socket that gets the master of the process's terminal
+    #[arg(long, value_name = "SOCKET", value_parser = path_or_none())]
+    pub(crate) console_socket: Option<PathBuf>,
+    /// Working directory in the container
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cwd: Option<PathBuf>,
+    /// Set an environment variable
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    pub(crate) env: Vec<String>,
+    /// Give the process a terminal
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// User, and group, to run as
+    #[arg(short, long, value_name = "UID[:GID]")]
+    pub(crate) user: Option<String>,
+    /// Additional group
+    #[arg(short = 'g', long, value_name = "GID")]
+    pub(crate) additional_gids: Vec<u32>,
+    /// File that holds the process's specification
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) process: Option<PathBuf>,
+    /// Do not wait for the process's end
+    #[arg(short, long)]
+    pub(crate) detach: bool,
+    /// File to write the pid of the process's stand-in on the host to
+    #[arg(long, value_name = "FILE")]
+    pub(crate) pid_file: Option<PathBuf>,
+    /// Unix socket that gets a pidfd of the process's stand-in on the host
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) pidfd_socket: Option<PathBuf>,
+    /// Refused: the guest's kernel has no SELinux
+    #[arg(long, value_name = "LABEL")]
+    pub(crate) process_label: Option<String>,
+    /// Refused: the guest's kernel has no AppArmor
+    #[arg(long, value_name = "PROFILE")]
+    pub(crate) apparmor: Option<String>,
+    /// Do not let the process gain privileges
+    #[arg(long)]
+    pub(crate) no_new_privs: bool,
+    /// Add a capability
+    #[arg(short, long, value_name = "CAPABILITY")]
+    pub(crate) cap: Vec<String>,
+    /// More than 0 is refused: descriptors of the host mean nothing to the guest's kernel
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) preserve_fds: u32,
+    /// Existing cgroup below the container's to run it in
+    #[arg(long, value_name = "PATH")]
+    pub(crate) cgroup: Vec<String>,
+    /// Run it in a paused container, too: it begins when that goes on
+    #[arg(long)]
+    pub(crate) ignore_paused: bool,
+    /// The container's id
+    pub(crate) id: String,
+    /// The program and its arguments
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) command: Vec<String>,
+}
+
+/// What is given to a command that is not there yet.
+#[derive(Args, Debug)]
+pub(crate) struct UnsupportedArgs {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    arguments: Vec<OsString>,
+}
+
+/// Options of `events`.
+#[derive(Args, Debug)]
+pub(crate) struct EventsArgs {
+    /// Time between two tellings of what the container uses, as `5s` or `500ms`
+    #[arg(long, default_value = "5s", value_name = "DURATION", value_parser = duration::parse)]
+    pub(crate) interval: Duration,
+    /// Tell what the container uses, once
+    #[arg(long)]
+    pub(crate) stats: bool,
+    /// The container's id
+    pub(crate) id: String,
+}
+
+/// Options of `ps`.
+#[derive(Args, Debug)]
+pub(crate) struct PsArgs {
+    /// How to print: columns for people, or an array of pids of the host
+    #[arg(short, long, value_enum, default_value_t = ListFormat::Table)]
+    pub(crate) format: ListFormat,
+    /// The container's id
+    pub(crate) id: String,
+    /// Options as those of ps(1): -e -f -a -x -u, and -o with a list of columns [default: -ef]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) options: Vec<String>,
+}
+
+/// How `list` and `ps` print.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub(crate) enum ListFormat {
+    /// Columns for people.
+    Table,
+    /// An array for programs.
+    Json,
+}
+
+/// Options of `list`.
+#[derive(Args, Debug)]
+pub(crate) struct ListArgs {
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t = ListFormat::Table)]
+    pub(crate) format: ListFormat,
+    /// Print ids only
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+/// Options of `spec`.
+#[derive(Args, Debug)]
+pub(crate) struct SpecArgs {
+    /// The bundle's directory [default: the working directory]
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) bundle: Option<PathBuf>,
+    /// For a container whose root is the caller, by way of a user namespace
+    #[arg(long)]
+    pub(crate) rootless: bool,
+}
+
+/// How a command's failure is told unless the failure itself decides.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FailurePrefix {
+    pub(crate) text: &'static str,
+    pub(crate) exit_code: u8,
+}
+
+impl Command {
+    /// runc's words before the cause, and its status.
+    pub(crate) fn failure_prefix(&self) -> FailurePrefix {
+        let (text, exit_code) = match self {
+            Self::Create(_) => ("vmrt create failed: ", 1),
+            Self::Run(_) => ("vmrt run failed: ", 1),
+            Self::Exec(_) => ("exec failed: ", 255),
+            _ => ("", 1),
+        };
+        FailurePrefix { text, exit_code }
+    }
+}
+
+/// Reads this process's arguments; help, version and complaints are printed here. A wrong command line ends with
+/// status 1, an unknown command with 3, as in runc.
+pub(crate) fn parse() -> Result<Arguments, ExitCode> {
+    Arguments::try_parse().map_err(|mut error| {
+        suggest_no_hidden(&mut error);
+        // Standard output or error may be closed; there is nobody else to tell.
+        let _ = error.print();
+        match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+            ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => ExitCode::SUCCESS,
+            ErrorKind::InvalidSubcommand => ExitCode::from(3),
+            _ => ExitCode::FAILURE,
+        }
+    })
+}
+
+/// A path that may be empty, which whoever uses it takes for none.
+fn path_or_none() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
+}
+
+/// The parser suggests every command there is.
+fn suggest_no_hidden(error: &mut clap::Error) {
+    let Some(ContextValue::Strings(mut names)) = error.remove(ContextKind::SuggestedSubcommand) else { return };
+    names.retain(|name| name != FOLLOW_COMMAND);
+    if names.is_empty() {
+        // Further hints, of which there are none, would still get an empty line.
+        error.remove(ContextKind::Suggested);
+    } else {
+        error.insert(ContextKind::SuggestedSubcommand, ContextValue::Strings(names));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,158 @@
+//! Why a command failed, and what that means for its exit status.
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use crate::base::config::ConfigError;
+use crate::base::container_id::InvalidId;
+use crate::host::cgroup::placement::PlacementError;
+use crate::host::hooks::HookError;
+use crate::host::scm_rights::RightsError;
+use crate::host::signals::SignalError;
+use crate::sandbox::connection::RequestError;
+use crate::sandbox::create::CreateError;
+use crate::sandbox::delete::DeleteError;
+use crate::sandbox::error::SandboxError;
+use crate::sandbox::interfaces::InterfacesError;
+use crate::sandbox::pid_file::PidFileError;
+use crate::sandbox::store::StateError;
+use crate::sandbox::vmm_process::{KILLED, VmmError};
+use crate::spec::error::BundleError;
+use crate::spec::resources::ResourcesError;
+use crate::spec::sizing::SizeError;
+use crate::terminal::stdio::StdioError;
+
+/// Why a command failed.
+#[derive(Debug, Error)]
+pub(crate) enum Error {
+    #[error(transparent)]
+    Id(#[from] InvalidId),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    #[error(transparent)]
+    Size(#[from] SizeError),
+    #[error(transparent)]
+    Create(#[from] CreateError),
+    #[error(transparent)]
+    Delete(#[from] DeleteError),
+    #[error(transparent)]
+    Interfaces(#[from] InterfacesError),
+    #[error(transparent)]
+    Placement(#[from] PlacementError),
+    #[error(transparent)]
+    PidFile(#[from] PidFileError),
+    #[error(transparent)]
+    Hook(#[from] HookError),
+    #[error(transparent)]
+    Stdio(#[from] StdioError),
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    #[error(transparent)]
+    Vmm(#[from] VmmError),
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// A further process was not started.
+    #[error(transparent)]
+    Exec(RequestError),
+    #[error(transparent)]
+    Signal(#[from] SignalError),
+    #[error("take over signals")]
+    Signals(#[source] nix::Error),
+    #[error(transparent)]
+    Rights(#[from] RightsError),
+    #[error(transparent)]
+    Resources(#[from] ResourcesError),
+    #[error("read {}", path.display())]
+    ResourcesFile { path: PathBuf, source: io::Error },
+    #[error("{} is no valid JSON", path.display())]
+    ResourcesJson { path: PathBuf, source: serde_json::Error },
+    #[error("read {}", path.display())]
+    ProcessFile { path: PathBuf, source: io::Error },
+    #[error("{} is no valid process", path.display())]
+    ProcessJson { path: PathBuf, source: serde_json::Error },
+    #[error("write {}", path.display())]
+    SpecFile { path: PathBuf, source: io::Error },
+    #[error("write the output")]
+    Output(#[source] io::Error),
+    #[error("encode the output")]
+    Encode(#[source] serde_json::Error),
+    #[error("the sandbox ended")]
+    SandboxEnded,
+    #[error("examine this process")]
+    OwnProcess(#[source] io::Error),
+    #[error("start the process that stands for the exec")]
+    Proxy(#[source] nix::Error),
+    #[error("cannot start an already running container")]
+    AlreadyRunning,
+    #[error("cannot start a container that has stopped")]
+    HasStopped,
+    #[error("cannot start a container in the paused state")]
+    StartPaused,
+    #[error("container is still being created")]
+    BeingCreated,
+    #[error("cannot delete container {id} that is not stopped: {status}")]
+    NotStopped { id: String, status: &'static str },
+    #[error("cannot exec in a stopped container")]
+    ExecInStopped,
+    #[error("cannot exec in a paused container (use --ignore-paused to override)")]
+    ExecInPaused,
+    #[error("container not running")]
+    NotRunning,
+    #[error("container not paused")]
+    NotPaused,
+    #[error("container with id {0} is not running")]
+    IdNotRunning(String),
+    #[error("ps option or column `{0}` is not supported: known are -e -f -a -x -u -A -w and -o LIST")]
+    PsOption(String),
+    #[error("{0} is not supported yet")]
+    NotYet(&'static str),
+    #[error("process args cannot be empty")]
+    NoExecArgs,
+    #[error("parsing {text} as int for {what} failed")]
+    Number { text: String, what: &'static str, source: std::num::ParseIntError },
+    #[error("invalid --cgroup argument: {0}")]
+    SubCgroup(String),
+    #[error("File config.json exists. Remove it first")]
+    SpecExists,
+    #[error("{option} {reason}")]
+    Refused { option: &'static str, reason: &'static str },
+}
+
+impl Error {
+    /// The exit status this failure has whatever the command; otherwise the command decides.
+    pub(crate) fn exit_code(&self) -> Option<u8> {
+        match self {
+            Self::Create(error) => error.exit_code(),
+            Self::Interfaces(error) => error.exit_code(),
+            Self::Sandbox(error) => error.exit_code(),
+            Self::Vmm(error) => error.exit_code(),
+            Self::Request(error) | Self::Exec(error @ RequestError::Interrupted(_)) => error.exit_code(),
+            Self::SandboxEnded => Some(KILLED),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use agent::{Failure, FailureKind};
+
+    use super::*;
+
+    #[test]
+    fn a_missing_program_has_the_shells_status() {
+        let status = |kind| {
+            let failure = Failure { kind, step: String::new(), cause: String::new() };
+            Error::from(RequestError::Failure(failure).about("x")).exit_code()
+        };
+        assert_eq!(status(FailureKind::ProgramNotFound), Some(127));
+        assert_eq!(status(FailureKind::ProgramNotExecutable), Some(126));
+        assert_eq!(status(FailureKind::System), None);
+    }
+}

@@ -1,0 +1,48 @@
+//! Doing something in a network namespace.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::thread;
+
+use nix::sched::{CloneFlags, setns};
+
+use super::error::NetworkError;
+use crate::host::process::HostProcess;
+
+/// A network namespace.
+#[derive(Debug)]
+pub(crate) struct Namespace(File);
+
+impl Namespace {
+    /// That of a VMM.
+    pub(crate) fn of(vmm: HostProcess) -> Result<Self, NetworkError> {
+        let file = File::open(format!("/proc/{}/ns/net", vmm.pid));
+        file.map(Self).map_err(|source| NetworkError::Namespace { pid: vmm.pid, source })
+    }
+
+    /// The one at `path`, which need not be there any more.
+    pub(crate) fn at(path: &Path) -> io::Result<Self> {
+        File::open(path).map(Self)
+    }
+
+    /// One that is open already.
+    pub(crate) fn opened(file: &File) -> io::Result<Self> {
+        file.try_clone().map(Self)
+    }
+
+    /// Runs `work` on a thread that is in the namespace. A thread, because it cannot be sure to come back.
+    pub(super) fn run<T: Send>(
+        &self,
+        work: impl FnOnce() -> Result<T, NetworkError> + Send,
+    ) -> Result<T, NetworkError> {
+        thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                setns(self.0.as_fd(), CloneFlags::CLONE_NEWNET).map_err(|error| NetworkError::Enter(error.into()))?;
+                work()
+            });
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+}

@@ -1,0 +1,189 @@
+//! Running as a user who is not root.
+//!
+//! The user's VMM is in a user namespace of its own, in which the user is root, as runc's container is. What it may do with files
+//! is what the host's kernel lets such a root do, it has a network namespace of its own, and the ids of its guest are those of
+//! that namespace: `linux.uidMappings` and `gidMappings` are the host's part of the work, and the guest maps each id to itself.
+//! The root of a user namespace has all that already.
+
+use std::error::Error as StdError;
+use std::ffi::CStr;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::PathBuf;
+use std::process::exit;
+
+use nix::fcntl::{OFlag, open};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::stat::Mode;
+use nix::sys::wait::waitpid;
+use nix::unistd::{ForkResult, fork, getegid, geteuid, write};
+use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType, Spec};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+
+use crate::base::error_chain::chain;
+use crate::host::caller::Caller;
+use crate::host::process::HostProcess;
+use crate::spec::namespaces::{has_namespace, network_path};
+
+/// Why a user's VMM has no user namespace. Where runc has words for it, they are runc's.
+#[derive(Debug, Error)]
+pub(crate) enum RootlessError {
+    #[error("rootless container requires user namespaces")]
+    NoUserNamespace,
+    #[error("rootless containers requires at least one {0} mapping")]
+    NoMapping(&'static str),
+    #[error(
+        "linux.{field}: a user can only map their own id, to the container's root (containerID 0, hostID {own}, size 1); for more \
+        ids run vmrt as the root of a user namespace that has them"
+    )]
+    Mapping { field: &'static str, own: u32 },
+    #[error("cannot specify {0}= mount options for unmapped {0} in rootless containers")]
+    MountId(&'static str),
+    #[error("network namespace {} is refused: only root may join one that is there already", .0.display())]
+    JoinsNetwork(PathBuf),
+    #[error("work in the VMM's namespaces: {step}")]
+    Helper { step: &'static str, source: io::Error },
+    #[error("{0}")]
+    InNamespace(String),
+}
+
+/// The user namespace of a user's VMM.
+#[derive(Debug)]
+pub(crate) struct UserNamespace {
+    uid_map: String,
+    gid_map: String,
+}
+
+impl UserNamespace {
+    /// The one that the caller's VMM needs to run `spec`, which has to ask for it.
+    pub(crate) fn of(spec: &Spec, caller: Caller) -> Result<Option<Self>, RootlessError> {
+        if caller != Caller::User {
+            return Ok(None);
+        }
+        let linux = spec.linux().as_ref();
+        if !has_namespace(spec, LinuxNamespaceType::User) {
+            return Err(RootlessError::NoUserNamespace);
+        }
+        if let Some(path) = network_path(spec) {
+            return Err(RootlessError::JoinsNetwork(path.into()));
+        }
+        check_mounts(spec)?;
+        let list = |list: fn(&Linux) -> &Option<Vec<LinuxIdMapping>>| linux.and_then(|linux| list(linux).as_deref());
+        let uid_map = own_map(("uidMappings", "UID"), list(Linux::uid_mappings), geteuid().as_raw())?;
+        let gid_map = own_map(("gidMappings", "GID"), list(Linux::gid_mappings), getegid().as_raw())?;
+        Ok(Some(Self { uid_map, gid_map }))
+    }
+
+    /// Takes the calling process into a new one. Makes system calls only, so it can be called between `fork` and `execve`.
+    pub(crate) fn enter(&self) -> nix::Result<()> {
+        unshare(CloneFlags::CLONE_NEWUSER)?;
+        // Who maps a group without being root has to give up changing groups first.
+        write_whole(c"/proc/self/setgroups", "deny")?;
+        write_whole(c"/proc/self/uid_map", &self.uid_map)?;
+        write_whole(c"/proc/self/gid_map", &self.gid_map)
+    }
+}
+
+/// Runs `work` in a process of its own that is root of the user namespace of a user's VMM.
+pub(crate) fn as_root_of<T: DeserializeOwned + Serialize, E: StdError>(
+    vmm: HostProcess,
+    work: impl FnOnce() -> Result<T, E>,
+) -> Result<T, RootlessError> {
+    let failed = |step| move |source| RootlessError::Helper { step, source };
+    let (mut result, theirs) = io::pipe().map_err(failed("make a pipe"))?;
+    // SAFETY: this process has one thread, so the child may do anything it could.
+    let child = match unsafe { fork() }.map_err(|error| failed("make a process")(error.into()))? {
+        ForkResult::Child => {
+            let entered = become_root_of(vmm).map_err(|error| chain(&error));
+            let done = entered.and_then(|()| work().map_err(|error| chain(&error)));
+            // A missing result tells the parent of a failure to write it.
+            exit(serde_json::to_writer(theirs, &done).is_err().into())
+        }
+        ForkResult::Parent { child } => child,
+    };
+    drop(theirs);
+    let mut text = Vec::new();
+    let read = result.read_to_end(&mut text).and_then(|_| Ok(waitpid(child, None)?));
+    read.map_err(failed("wait for the process"))?;
+    let done: Result<T, String> = serde_json::from_slice(&text).map_err(|error| failed("understand")(error.into()))?;
+    done.map_err(RootlessError::InNamespace)
+}
+
+fn become_root_of(vmm: HostProcess) -> Result<(), RootlessError> {
+    let failed = |source| RootlessError::Helper { step: "enter the VMM's user namespace", source };
+    let namespace = File::open(format!("/proc/{}/ns/user", vmm.pid)).map_err(failed)?;
+    setns(namespace, CloneFlags::CLONE_NEWUSER).map_err(|error| failed(error.into()))
+}
+
+/// The only id that a mount may name is root's.
+fn check_mounts(spec: &Spec) -> Result<(), RootlessError> {
+    let mounts = spec.mounts().iter().flatten();
+    for option in mounts.flat_map(|mount| mount.options().iter().flatten()) {
+        for kind in ["uid", "gid"] {
+            let id = option.strip_prefix(kind).and_then(|rest| rest.strip_prefix('='));
+            if id.is_some_and(|id| id != "0") {
+                return Err(RootlessError::MountId(kind));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The caller's own id as root's, which is all that the kernel lets a user map.
+fn own_map(
+    (field, kind): (&'static str, &'static str),
+    list: Option<&[LinuxIdMapping]>,
+    own: u32,
+) -> Result<String, RootlessError> {
+    match list.unwrap_or_default() {
+        [] => Err(RootlessError::NoMapping(kind)),
+        [map] if (map.container_id(), map.host_id(), map.size()) == (0, own, 1) => Ok(format!("0 {own} 1")),
+        _ => Err(RootlessError::Mapping { field, own }),
+    }
+}
+
+/// A map is taken by the kernel in one piece.
+fn write_whole(path: &CStr, text: &str) -> nix::Result<()> {
+    let file = open(path, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+    write(file, text.as_bytes()).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn spec(namespaces: &[&str], map: &Value) -> Spec {
+        let namespaces: Vec<_> = namespaces.iter().map(|kind| json!({"type": kind})).collect();
+        let linux = json!({"namespaces": namespaces, "uidMappings": map, "gidMappings": map});
+        serde_json::from_value(json!({"ociVersion": "1.0.2", "linux": linux})).unwrap()
+    }
+
+    fn refusal(spec: &Spec) -> String {
+        UserNamespace::of(spec, Caller::User).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_user_maps_their_own_id_and_no_other() {
+        let own = json!([{"containerID": 0, "hostID": geteuid().as_raw(), "size": 1}]);
+        let namespace = UserNamespace::of(&spec(&["mount", "user"], &own), Caller::User).unwrap().unwrap();
+        assert_eq!(namespace.uid_map, format!("0 {} 1", geteuid()));
+        assert_eq!(namespace.gid_map, format!("0 {} 1", getegid()));
+        assert_eq!(refusal(&spec(&["mount"], &own)), "rootless container requires user namespaces");
+        assert!(refusal(&spec(&["user"], &json!([]))).ends_with("at least one UID mapping"));
+        let more = json!([{"containerID": 0, "hostID": geteuid().as_raw(), "size": 2}]);
+        assert!(refusal(&spec(&["user"], &more)).starts_with("linux.uidMappings: a user can only map their own id"));
+        let named = json!({"linux": {"namespaces": [{"type": "user"}, {"type": "network", "path": "/n"}]}});
+        assert!(refusal(&serde_json::from_value(named).unwrap()).starts_with("network namespace /n is refused"));
+        let terminals = json!({"linux": {"namespaces": [{"type": "user"}]}, "mounts": [
+            {"destination": "/dev/pts", "options": ["mode=0620", "gid=5"]}]});
+        let words = "cannot specify gid= mount options for unmapped gid in rootless containers";
+        assert_eq!(refusal(&serde_json::from_value(terminals).unwrap()), words);
+        for root in [Caller::Root, Caller::NamespaceRoot] {
+            assert!(UserNamespace::of(&spec(&["mount"], &json!([])), root).unwrap().is_none());
+        }
+    }
+}

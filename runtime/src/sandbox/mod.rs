@@ -1,0 +1,17 @@
+//! Sandboxes: the VMM process of each, the connection to it, what is recorded of its containers, and how they are made and removed.
+
+pub(crate) mod connection;
+pub(crate) mod context;
+pub(crate) mod control_socket;
+pub(crate) mod create;
+pub(crate) mod delete;
+pub(crate) mod error;
+pub(crate) mod foreground;
+pub(crate) mod interfaces;
+pub(crate) mod name_server;
+pub(crate) mod pid_file;
+pub(crate) mod record;
+pub(crate) mod shared;
+pub(crate) mod status;
+pub(crate) mod store;
+pub(crate) mod vmm_process;

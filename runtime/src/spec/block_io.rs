@@ -1,0 +1,173 @@
+//! Limits of block I/O, `linux.resources.blockIO`.
+//!
+//! A container's files are served by its VMM, so the devices they are on are the host's, and what is limited is the VMM's cgroup
+//! there. The guest has no such devices.
+
+use oci_spec::runtime::{LinuxBlockIo, LinuxResources, LinuxThrottleDevice, Spec};
+
+use crate::spec::weights::weight_between;
+
+/// What of it holds on the host.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct BlockIo {
+    /// Against others, from 10 to 1000. The guest has it too.
+    weight: Option<u16>,
+    /// Of a device.
+    weights: Vec<(Device, u16)>,
+    throttles: Vec<(Throttle, Device, u64)>,
+}
+
+/// A block device, by its number as the kernel writes it.
+type Device = String;
+
+/// A kind of limit of a device, per second.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Throttle {
+    /// In the specification.
+    field: &'static str,
+    /// In `io.max` of cgroup v2.
+    key: &'static str,
+    /// The file of cgroup v1.
+    file: &'static str,
+}
+
+const READ_BYTES: Throttle =
+    Throttle { field: "blockIO.throttleReadBpsDevice", key: "rbps", file: "blkio.throttle.read_bps_device" };
+const WRITTEN_BYTES: Throttle =
+    Throttle { field: "blockIO.throttleWriteBpsDevice", key: "wbps", file: "blkio.throttle.write_bps_device" };
+const READS: Throttle =
+    Throttle { field: "blockIO.throttleReadIOPSDevice", key: "riops", file: "blkio.throttle.read_iops_device" };
+const WRITES: Throttle =
+    Throttle { field: "blockIO.throttleWriteIOPSDevice", key: "wiops", file: "blkio.throttle.write_iops_device" };
+
+impl BlockIo {
+    pub(crate) fn of(resources: Option<&LinuxResources>) -> Self {
+        let Some(io) = resources.and_then(|resources| resources.block_io().as_ref()) else { return Self::default() };
+        let weights = io.weight_device().iter().flatten();
+        let weights = weights.filter_map(|one| {
+            let weight = one.weight().filter(|weight| *weight != 0)?;
+            Some((device(one.major(), one.minor()), weight))
+        });
+        let throttles = throttles(io).into_iter().flat_map(|(kind, list)| {
+            let list = list.iter().flatten();
+            list.map(move |one| (kind, device(one.major(), one.minor()), one.rate()))
+        });
+        Self {
+            weight: io.weight().filter(|weight| *weight != 0),
+            weights: weights.collect(),
+            throttles: throttles.collect(),
+        }
+    }
+
+    /// A limit of a device, by its name in the specification: nothing in the guest can stand for it.
+    pub(crate) fn of_a_device(&self) -> Option<&'static str> {
+        let throttle = self.throttles.first().map(|(kind, ..)| kind.field);
+        throttle.or_else(|| (!self.weights.is_empty()).then_some("blockIO.weightDevice"))
+    }
+
+    /// What is written to which file of a cgroup of version 2, each its own time; `has` tells whether there is such a file.
+    pub(crate) fn v2(&self, has: impl Fn(&str) -> bool) -> Vec<(&'static str, String)> {
+        // The weights of the BFQ scheduler, where that is loaded, are those of version 1.
+        let (file, convert): (_, fn(u16) -> u64) = match has("io.bfq.weight") {
+            true => ("io.bfq.weight", u64::from),
+            false => ("io.weight", |weight| weight_between(weight.into(), (10, 1000))),
+        };
+        let weight = self.weight.filter(|_| has(file)).map(|weight| (file, format!("default {}", convert(weight))));
+        let weights = self.weights.iter().map(|(device, weight)| (file, format!("{device} {}", convert(*weight))));
+        let throttles = self.throttles.iter().map(|(kind, device, rate)| match rate {
+            0 => ("io.max", format!("{device} {}=max", kind.key)),
+            rate => ("io.max", format!("{device} {}={rate}", kind.key)),
+        });
+        weight.into_iter().chain(weights).chain(throttles).collect()
+    }
+
+    /// The same for the `blkio` hierarchy of version 1.
+    pub(crate) fn v1(&self, has: impl Fn(&str) -> bool) -> Vec<(&'static str, String)> {
+        let (file, of_device) = match has("blkio.bfq.weight") {
+            true => ("blkio.bfq.weight", "blkio.bfq.weight_device"),
+            false => ("blkio.weight", "blkio.weight_device"),
+        };
+        let weight = self.weight.filter(|_| has(file)).map(|weight| (file, weight.to_string()));
+        let weights = self.weights.iter().map(|(device, weight)| (of_device, format!("{device} {weight}")));
+        let throttles = self.throttles.iter().map(|(kind, device, rate)| (kind.file, format!("{device} {rate}")));
+        weight.into_iter().chain(weights).chain(throttles).collect()
+    }
+}
+
+/// Takes the limits of the host's devices off what the guest is to hold, but for leaf weights, which no host has any more.
+pub(crate) fn remove_host_limits(spec: &mut Spec) {
+    let resources = spec.linux_mut().as_mut().and_then(|linux| linux.resources_mut().as_mut());
+    if let Some(io) = resources.and_then(|resources| resources.block_io_mut().as_mut()) {
+        let weights = io.weight_device().iter().flatten();
+        let leaves: Vec<_> = weights.filter(|one| one.leaf_weight().is_some_and(|leaf| leaf != 0)).copied().collect();
+        io.set_weight_device(Some(leaves).filter(|leaves| !leaves.is_empty()))
+            .set_throttle_read_bps_device(None)
+            .set_throttle_write_bps_device(None)
+            .set_throttle_read_iops_device(None)
+            .set_throttle_write_iops_device(None);
+    }
+}
+
+fn throttles(io: &LinuxBlockIo) -> [(Throttle, &Option<Vec<LinuxThrottleDevice>>); 4] {
+    [
+        (READ_BYTES, io.throttle_read_bps_device()),
+        (WRITTEN_BYTES, io.throttle_write_bps_device()),
+        (READS, io.throttle_read_iops_device()),
+        (WRITES, io.throttle_write_iops_device()),
+    ]
+}
+
+fn device(major: i64, minor: i64) -> Device {
+    format!("{major}:{minor}")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn io() -> BlockIo {
+        let one = |rate| json!([{"major": 8, "minor": 16, "rate": rate}]);
+        let resources = json!({"blockIO": {
+            "weight": 10, "weightDevice": [{"major": 7, "minor": 0, "weight": 1000}],
+            "throttleReadBpsDevice": one(1024), "throttleWriteIOPSDevice": one(0)}});
+        BlockIo::of(Some(&serde_json::from_value(resources).unwrap()))
+    }
+
+    fn owned<'a>(pairs: &[(&'a str, &str)]) -> Vec<(&'a str, String)> {
+        pairs.iter().map(|(file, value)| (*file, (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn files_of_version_2_get_what_they_take() {
+        let throttles = [("io.max", "8:16 rbps=1024"), ("io.max", "8:16 wiops=max")];
+        let weights = [("io.weight", "default 1"), ("io.weight", "7:0 10000")];
+        assert_eq!(io().v2(|file| file == "io.weight"), owned(&[weights, throttles].concat()));
+        let weights = [("io.bfq.weight", "default 10"), ("io.bfq.weight", "7:0 1000")];
+        assert_eq!(io().v2(|_| true), owned(&[weights, throttles].concat()));
+        assert_eq!(io().v2(|_| false)[0], ("io.weight", "7:0 10000".into()), "the guest has the other weight");
+    }
+
+    #[test]
+    fn files_of_version_1_get_what_they_take() {
+        let throttles =
+            [("blkio.throttle.read_bps_device", "8:16 1024"), ("blkio.throttle.write_iops_device", "8:16 0")];
+        let weights = [("blkio.weight", "10"), ("blkio.weight_device", "7:0 1000")];
+        assert_eq!(io().v1(|file| file == "blkio.weight"), owned(&[weights, throttles].concat()));
+    }
+
+    #[test]
+    fn only_limits_of_devices_are_the_hosts_alone() {
+        assert_eq!(io().of_a_device(), Some("blockIO.throttleReadBpsDevice"));
+        let weight = serde_json::from_value(json!({"blockIO": {"weight": 100}})).unwrap();
+        assert_eq!(BlockIo::of(Some(&weight)).of_a_device(), None);
+        let spec = |io| -> Spec { serde_json::from_value(json!({"linux": {"resources": {"blockIO": io}}})).unwrap() };
+        let leaf = json!({"major": 1, "minor": 2, "leafWeight": 4});
+        let mut all = spec(json!({"weight": 100, "leafWeight": 5,
+            "weightDevice": [{"major": 1, "minor": 2, "weight": 3}, leaf],
+            "throttleReadIOPSDevice": [{"major": 1, "minor": 2, "rate": 3}]}));
+        remove_host_limits(&mut all);
+        assert_eq!(all, spec(json!({"weight": 100, "leafWeight": 5, "weightDevice": [leaf]})));
+    }
+}
