@@ -1,27 +1,27 @@
-//! What has to be taken back when a later step fails.
+//! Undoing steps when a later one fails.
 
-/// Steps that were taken, each with its way back; they are taken back in reverse order unless kept.
+/// How to undo the steps that were done. Dropping it undoes them in reverse order.
 #[derive(Default)]
 pub(crate) struct Undo {
-    ways_back: Vec<Box<dyn FnOnce()>>,
+    steps: Vec<Box<dyn FnOnce()>>,
 }
 
 impl Undo {
-    /// Remembers how to take back the step that was just taken.
-    pub(crate) fn push(&mut self, way_back: impl FnOnce() + 'static) {
-        self.ways_back.push(Box::new(way_back));
+    /// Adds how to undo the step that was just done.
+    pub(crate) fn push(&mut self, undo: impl FnOnce() + 'static) {
+        self.steps.push(Box::new(undo));
     }
 
-    /// Nothing is to be taken back any more.
+    /// Keeps what was done: nothing is undone any more.
     pub(crate) fn keep(mut self) {
-        self.ways_back.clear();
+        self.steps.clear();
     }
 }
 
 impl Drop for Undo {
     fn drop(&mut self) {
-        while let Some(way_back) = self.ways_back.pop() {
-            way_back();
+        while let Some(undo) = self.steps.pop() {
+            undo();
         }
     }
 }
@@ -39,21 +39,21 @@ mod tests {
     }
 
     #[test]
-    fn steps_are_taken_back_last_first() {
-        let taken_back = Rc::default();
+    fn steps_are_undone_last_first() {
+        let undone = Rc::default();
         let mut undo = Undo::default();
-        record(&mut undo, &taken_back, 1);
-        record(&mut undo, &taken_back, 2);
+        record(&mut undo, &undone, 1);
+        record(&mut undo, &undone, 2);
         drop(undo);
-        assert_eq!(*taken_back.borrow(), [2, 1]);
+        assert_eq!(*undone.borrow(), [2, 1]);
     }
 
     #[test]
     fn kept_steps_stay() {
-        let taken_back = Rc::default();
+        let undone = Rc::default();
         let mut undo = Undo::default();
-        record(&mut undo, &taken_back, 1);
+        record(&mut undo, &undone, 1);
         undo.keep();
-        assert!(taken_back.borrow().is_empty());
+        assert!(undone.borrow().is_empty());
     }
 }

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use thiserror::Error;
 
-use super::Global;
+use super::arguments::Global;
 use crate::base::log::{Log, LogError};
 use crate::base::timeline::Timeline;
 use crate::host::caller::{Caller, CallerError};

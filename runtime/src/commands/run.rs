@@ -14,10 +14,10 @@ use crate::commands::error::Error;
 use crate::host::hooks;
 use crate::sandbox::connection::RequestError;
 use crate::sandbox::context::Context;
-use crate::sandbox::create::{Attached, Container, CreateRequest, create};
+use crate::sandbox::create::{Container, CreateRequest, ForegroundContainer, create};
 use crate::sandbox::delete;
 use crate::sandbox::error::SandboxError;
-use crate::sandbox::foreground::{self, Screen};
+use crate::sandbox::foreground::{Screen, wait};
 use crate::sandbox::record::Phase;
 use crate::sandbox::vmm_process::END_PATIENCE;
 use crate::spec::bundle::{Bundle, CONFIG_FILE};
@@ -39,9 +39,9 @@ pub(crate) fn run(context: &mut Context, args: RunArgs) -> Result<u8, Error> {
         show(context, timeline);
         return Ok(0);
     }
-    let attached = container.attach();
-    let id = attached.id.clone();
-    let result = attend(attached);
+    let foreground = container.into_foreground();
+    let id = foreground.id.clone();
+    let result = attend(foreground);
     context.timeline.reached("container and VMM ended");
     if !keep {
         delete(context, &id)?;
@@ -83,24 +83,24 @@ fn start(container: &mut Container) -> Result<(), Error> {
 }
 
 /// Waits for the container's end, and then for that of its VMM.
-fn attend(mut attached: Attached) -> Result<u8, Error> {
-    let process = ProcessId { container: attached.id.to_string(), exec: None };
-    let screen = attached.stdio.terminal.as_ref().map_or(Screen::None, Screen::Own);
-    match foreground::wait(&mut attached.connection, &process, screen) {
+fn attend(mut foreground: ForegroundContainer) -> Result<u8, Error> {
+    let process = ProcessId { container: foreground.id.to_string(), exec: None };
+    let screen = foreground.stdio.terminal.as_ref().map_or(Screen::None, Screen::Own);
+    match wait(&mut foreground.connection, &process, screen) {
         Ok(status) => {
-            attached.vmm.wait(END_PATIENCE);
+            foreground.vmm.wait(END_PATIENCE);
             Ok(status.code())
         }
-        // In another's machine it may be gone before it is asked for; the process that stands in for it has its status.
+        // A shared sandbox may have removed it before the request; its proxy has the status.
         Err(error) if error.kind() == Some(FailureKind::NotFound) => {
-            let status = attached.vmm.wait(END_PATIENCE).and_then(|status| status.code());
+            let status = foreground.vmm.wait(END_PATIENCE).and_then(|status| status.code());
             status.and_then(|code| u8::try_from(code).ok()).ok_or_else(|| error.into())
         }
         Err(error) => {
             if error.is_guest_death() {
-                attached.vmm.wait(END_PATIENCE);
+                foreground.vmm.wait(END_PATIENCE);
             }
-            Err(SandboxError::explain(error, &mut attached.vmm, &attached.dir).into())
+            Err(SandboxError::explain(error, &mut foreground.vmm, &foreground.dir).into())
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Sandboxes: the VMM process of each, the connection to it, what is recorded of its containers, and how they are made and removed.
+//! Sandboxes: the VMM process of each, the connection to it, what is recorded of its containers, and how these are made and
+//! removed.
 
 pub(crate) mod connection;
 pub(crate) mod context;

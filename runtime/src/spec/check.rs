@@ -3,8 +3,9 @@
 use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 
 use super::error::BundleError;
+use super::hooks;
+use super::id_mappings;
 use super::namespaces::has_namespace;
-use super::{hooks, id_mappings};
 
 /// Checks a whole specification.
 pub(super) fn check(spec: &Spec) -> Result<(), BundleError> {

@@ -21,7 +21,8 @@ pub(crate) fn parse<T: DeserializeOwned>(text: &[u8], process: &str, log: &Log) 
 const SCHEDULER_FLAGS: [(&str, &str); 2] =
     [("SCHED_FLAG_RESET_ON_FORK", "SCHED_RESET_ON_FORK"), ("SCHED_FLAG_DL_OVERRUN", "SCHED_FLAG_D_L_OVERRUN")];
 
-/// Gives a process without a user root, and renames the flags of its scheduler to the parser's names. Returns whether it changed anything.
+/// Makes root the user of a process without one, and renames the flags of its scheduler to the parser's names. Returns whether it
+/// changed anything.
 fn normalize(process: &mut Map<String, Value>) -> bool {
     let has_no_user = process.get("user").is_none_or(Value::is_null);
     if has_no_user {

@@ -128,7 +128,8 @@ impl Placement {
         Ok(planned.add(pid)?)
     }
 
-    /// Limits the CPU time, too, once the container is made and nothing of its own has run. `cgroup` is what [`Self::enter`] returned.
+    /// Limits the CPU time, too, once the container is made and nothing of its own has run. `cgroup` is what [`Self::enter`]
+    /// returned.
     pub(crate) fn limit_cpu(&self, cgroup: &Cgroup) -> Result<(), PlacementError> {
         if self.limits.cpu_quota.is_none() && self.limits.cpu_idle.is_none() {
             return Ok(());

@@ -1,7 +1,7 @@
 //! The claim on a container's id: its directory, and the stack of what to undo there and elsewhere.
 
-use super::CreateRequest;
 use super::error::CreateError;
+use super::request::CreateRequest;
 use crate::base::undo::Undo;
 use crate::sandbox::shared::SharedSandbox;
 use crate::sandbox::store::{Locked, Store, remove_dir};

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use vmm::control::{NewContainer, Reply, Request};
 
-use super::CreateRequest;
 use super::claim::Claim;
 use super::error::CreateError;
 use super::machine::Machine;
 use super::plan::GuestPlan;
+use super::request::CreateRequest;
 use crate::base::container_id::ContainerId;
 use crate::files::shares::Share;
 use crate::host::network::Attachment;
@@ -26,7 +26,7 @@ use crate::sandbox::{interfaces, name_server, shared};
 use crate::spec::bundle::Bundle;
 use crate::terminal::stdio::Stdio;
 
-/// A container that was made. Dropping it undoes everything; see [`Self::keep`] and [`Self::attach`].
+/// A container that was made. Dropping it undoes everything; see [`Self::keep`] and [`Self::into_foreground`].
 pub(crate) struct Container {
     pub(crate) id: ContainerId,
     /// Name of its program.
@@ -40,7 +40,7 @@ pub(crate) struct Container {
 }
 
 /// A container whose end the caller waits for.
-pub(crate) struct Attached {
+pub(crate) struct ForegroundContainer {
     pub(crate) id: ContainerId,
     pub(crate) connection: Connection,
     pub(crate) stdio: Stdio,
@@ -109,10 +109,10 @@ impl Container {
     }
 
     /// Leaves it as it is and its lock to others, for a caller that stays with it.
-    pub(crate) fn attach(self) -> Attached {
+    pub(crate) fn into_foreground(self) -> ForegroundContainer {
         let dir = self.claim.locked.dir.clone();
         self.claim.keep();
-        Attached { id: self.id, connection: self.connection, stdio: self.stdio, vmm: self.vmm, dir }
+        ForegroundContainer { id: self.id, connection: self.connection, stdio: self.stdio, vmm: self.vmm, dir }
     }
 }
 

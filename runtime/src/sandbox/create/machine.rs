@@ -10,8 +10,9 @@ use vmm::control::{Client, Request};
 
 use super::claim::Claim;
 use super::error::CreateError;
+use super::network;
 use super::plan::MachinePlan;
-use super::{CreateRequest, network};
+use super::request::CreateRequest;
 use crate::base::config::Config;
 use crate::base::log::Log;
 use crate::base::timestamp;
@@ -104,7 +105,8 @@ impl Machine {
         Ok(Connection::new(client, Some(signals), self.vmm.process.open()))
     }
 
-    /// Has the guest boot, without waiting for it, and attaches the interfaces of the network namespace. A shared sandbox runs already.
+    /// Has the guest boot, without waiting for it, unless it is that of a shared sandbox, which runs already. Then attaches the
+    /// interfaces of the network namespace.
     pub(super) fn boot(
         &mut self,
         connection: &mut Connection,

@@ -9,29 +9,15 @@ mod error;
 mod machine;
 mod network;
 mod plan;
-
-use std::path::PathBuf;
+mod request;
 
 use self::claim::Claim;
-pub(crate) use self::container::{Attached, Container};
+pub(crate) use self::container::{Container, ForegroundContainer};
 pub(crate) use self::error::CreateError;
 use self::machine::Machine;
 use self::plan::Plan;
-use crate::base::container_id::ContainerId;
+pub(crate) use self::request::CreateRequest;
 use crate::sandbox::context::Context;
-use crate::spec::bundle::Bundle;
-
-/// What to make.
-#[derive(Debug)]
-pub(crate) struct CreateRequest {
-    pub(crate) id: ContainerId,
-    pub(crate) bundle: Bundle,
-    pub(crate) pid_file: Option<PathBuf>,
-    pub(crate) console_socket: Option<PathBuf>,
-    pub(crate) pidfd_socket: Option<PathBuf>,
-    /// The caller does not stay with the container.
-    pub(crate) detach: bool,
-}
 
 /// Makes a container.
 ///

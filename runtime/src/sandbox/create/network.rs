@@ -5,9 +5,9 @@ use std::rc::Rc;
 
 use oci_spec::runtime::Spec;
 
-use super::CreateRequest;
 use super::claim::Claim;
 use super::error::CreateError;
+use super::request::CreateRequest;
 use crate::host::network::{self, Attachment, Namespace, NetworkRecord};
 use crate::sandbox::record::Record;
 use crate::sandbox::shared::SharedSandbox;

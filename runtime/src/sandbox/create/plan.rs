@@ -1,9 +1,12 @@
 //! The plan of a new container: everything that follows from its specification, the machine's configuration and the caller.
 
+use std::path::PathBuf;
+
 use agent::SeccompFilter;
 
 use super::error::CreateError;
-use super::{CreateRequest, network};
+use super::network;
+use super::request::CreateRequest;
 use crate::base::config::Config;
 use crate::base::log::Log;
 use crate::files::shares::{self, HostFiles};
@@ -81,7 +84,8 @@ impl GuestPlan {
         }
         match shared {
             Some(shared) => shared.name_namespaces(spec),
-            // The VMM of a shared sandbox serves the files of all its containers, so one of them cannot limit it: the guest refuses.
+            // The VMM of a shared sandbox serves the files of all its containers, so that none of them may limit it: the guest
+            // refuses these limits.
             None => block_io::remove_host_limits(spec),
         }
         if place.user.is_some() {
@@ -92,7 +96,7 @@ impl GuestPlan {
     }
 }
 
-fn warn_of_own_devices(places: &[std::path::PathBuf], log: &Log) {
+fn warn_of_own_devices(places: &[PathBuf], log: &Log) {
     if !places.is_empty() {
         let places: Vec<_> = places.iter().map(|place| place.display().to_string()).collect();
         log.warn(&format!("the guest's own devices are mounted in the place of the host's: {}", places.join(", ")));

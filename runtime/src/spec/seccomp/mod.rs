@@ -4,6 +4,7 @@
 //! have one action for all rules and one calling convention, and OCI profiles have several of both.
 
 mod abi;
+mod action;
 mod program;
 mod rules;
 
@@ -12,8 +13,9 @@ use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompAction, LinuxSeccompFilterFlag
 use thiserror::Error;
 
 use abi::Abi;
+use action::{Action, KILL_THREAD};
 use program::{Instruction, Table};
-use rules::Condition;
+use rules::{Condition, Rule};
 
 /// Why a profile cannot be used.
 #[derive(Debug, Error)]
@@ -32,25 +34,11 @@ pub(crate) enum SeccompError {
     TooLong,
 }
 
-/// `SECCOMP_RET_*` with its data.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-struct Action(u32);
-
-const KILL_THREAD: Action = Action(0);
-
 /// `MAX_ERRNO` of the kernel.
 const MAX_ERRNO: u32 = 4095;
 
 /// `SECCOMP_RET_DATA` of the kernel.
 const MAX_DATA: u32 = 0xffff;
-
-/// One system call of one rule of a profile.
-#[derive(Debug)]
-struct Rule<'a> {
-    name: &'a str,
-    conditions: Vec<Condition>,
-    action: Action,
-}
 
 /// Compiles a profile.
 pub(crate) fn compile(profile: &LinuxSeccomp) -> Result<SeccompFilter, SeccompError> {

@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use super::Action;
 use super::abi::{Abi, X32_BIT};
+use super::action::Action;
 use super::rules::{Comparison, Condition, Verdict};
 
 // Instructions, as in the kernel's `linux/bpf_common.h`.

@@ -5,7 +5,15 @@ use std::collections::BTreeMap;
 use oci_spec::runtime::{LinuxSeccompArg, LinuxSeccompOperator as Operator};
 
 use super::abi::Abi;
-use super::{Action, Rule};
+use super::action::Action;
+
+/// One system call of one rule of a profile.
+#[derive(Debug)]
+pub(super) struct Rule<'a> {
+    pub(super) name: &'a str,
+    pub(super) conditions: Vec<Condition>,
+    pub(super) action: Action,
+}
 
 /// How an argument is compared.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
