@@ -7,8 +7,6 @@ use thiserror::Error;
 
 use crate::base::config::ConfigError;
 use crate::base::container_id::InvalidId;
-use crate::host::cgroup::placement::PlacementError;
-use crate::host::hooks::HookError;
 use crate::host::scm_rights::RightsError;
 use crate::host::signals::SignalError;
 use crate::sandbox::connection::RequestError;
@@ -17,11 +15,12 @@ use crate::sandbox::delete::DeleteError;
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::interfaces::InterfacesError;
 use crate::sandbox::pid_file::PidFileError;
+use crate::sandbox::start::StartError;
 use crate::sandbox::store::StateError;
+use crate::sandbox::update::UpdateError;
 use crate::sandbox::vmm_process::{KILLED, VmmError};
 use crate::spec::error::BundleError;
 use crate::spec::resources::ResourcesError;
-use crate::spec::sizing::SizeError;
 use crate::terminal::stdio::StdioError;
 
 /// Why a command failed.
@@ -34,19 +33,17 @@ pub(crate) enum Error {
     #[error(transparent)]
     Bundle(#[from] BundleError),
     #[error(transparent)]
-    Size(#[from] SizeError),
-    #[error(transparent)]
     Create(#[from] CreateError),
+    #[error(transparent)]
+    Start(#[from] StartError),
+    #[error(transparent)]
+    Update(#[from] UpdateError),
     #[error(transparent)]
     Delete(#[from] DeleteError),
     #[error(transparent)]
     Interfaces(#[from] InterfacesError),
     #[error(transparent)]
-    Placement(#[from] PlacementError),
-    #[error(transparent)]
     PidFile(#[from] PidFileError),
-    #[error(transparent)]
-    Hook(#[from] HookError),
     #[error(transparent)]
     Stdio(#[from] StdioError),
     #[error(transparent)]
@@ -88,12 +85,6 @@ pub(crate) enum Error {
     OwnProcess(#[source] io::Error),
     #[error("start the process that stands for the exec")]
     Proxy(#[source] nix::Error),
-    #[error("cannot start an already running container")]
-    AlreadyRunning,
-    #[error("cannot start a container that has stopped")]
-    HasStopped,
-    #[error("cannot start a container in the paused state")]
-    StartPaused,
     #[error("container is still being created")]
     BeingCreated,
     #[error("cannot delete container {id} that is not stopped: {status}")]
@@ -129,6 +120,8 @@ impl Error {
     pub(crate) fn exit_code(&self) -> Option<u8> {
         match self {
             Self::Create(error) => error.exit_code(),
+            Self::Start(error) => error.exit_code(),
+            Self::Update(error) => error.exit_code(),
             Self::Interfaces(error) => error.exit_code(),
             Self::Sandbox(error) => error.exit_code(),
             Self::Vmm(error) => error.exit_code(),

@@ -1,27 +1,29 @@
 //! `vmrt run`
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use agent::{FailureKind, ProcessId};
 use vmm::control::{Reply, Request};
 
 use super::refusal::refuse_preserve_fds;
-use super::start::START_DEADLINE;
 use crate::base::container_id::ContainerId;
 use crate::base::log::Log;
 use crate::cli::{BundleArgs, RunArgs};
 use crate::commands::error::Error;
-use crate::host::hooks;
 use crate::sandbox::connection::RequestError;
 use crate::sandbox::context::Context;
 use crate::sandbox::create::{Container, CreateRequest, ForegroundContainer, create};
 use crate::sandbox::delete;
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::foreground::{Screen, wait};
-use crate::sandbox::record::Phase;
+use crate::sandbox::start::start_created;
 use crate::sandbox::vmm_process::END_PATIENCE;
 use crate::spec::bundle::{Bundle, CONFIG_FILE};
 use crate::spec::error::BundleError;
+
+/// How long a VMM may take to report its timeline.
+const TIMELINE_DEADLINE: Duration = Duration::from_secs(30);
 
 pub(crate) fn run(context: &mut Context, args: RunArgs) -> Result<u8, Error> {
     refuse_preserve_fds(args.bundle.preserve_fds)?;
@@ -31,8 +33,7 @@ pub(crate) fn run(context: &mut Context, args: RunArgs) -> Result<u8, Error> {
     if timeline {
         ask_timeline(context, &mut container)?;
     }
-    start(&mut container)?;
-    hooks::run_poststart(container.record.hook_container())?;
+    start_created(&mut container)?;
     context.timeline.reached("started");
     if detach {
         container.keep();
@@ -74,14 +75,6 @@ fn locate(args: &BundleArgs, argument: &Path) -> Result<(PathBuf, ContainerId), 
     Ok((args.bundle.as_deref().unwrap_or(here).to_owned(), id))
 }
 
-fn start(container: &mut Container) -> Result<(), Error> {
-    let request = Request::Start { container: container.id.to_string() };
-    let result = container.connection.call(&request, &[], "start the container's program", START_DEADLINE);
-    result.map_err(|error| container.explain(error))?;
-    container.record.phase = Phase::Running;
-    Ok(container.locked().write(&container.record)?)
-}
-
 /// Waits for the container's end, and then for that of its VMM.
 fn attend(mut foreground: ForegroundContainer) -> Result<u8, Error> {
     let process = ProcessId { container: foreground.id.to_string(), exec: None };
@@ -113,7 +106,7 @@ fn delete(context: &Context, id: &ContainerId) -> Result<(), Error> {
 }
 
 fn ask_timeline(context: &mut Context, container: &mut Container) -> Result<(), Error> {
-    match container.connection.call(&Request::Timeline, &[], "ask for the timeline", START_DEADLINE)? {
+    match container.connection.call(&Request::Timeline, &[], "ask for the timeline", TIMELINE_DEADLINE)? {
         Reply::Timeline(stages) => {
             context.timeline.add(stages);
             Ok(())

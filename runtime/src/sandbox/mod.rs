@@ -13,6 +13,8 @@ pub(crate) mod name_server;
 pub(crate) mod pid_file;
 pub(crate) mod record;
 pub(crate) mod shared;
+pub(crate) mod start;
 pub(crate) mod status;
 pub(crate) mod store;
+pub(crate) mod update;
 pub(crate) mod vmm_process;
