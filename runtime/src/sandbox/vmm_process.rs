@@ -23,6 +23,12 @@ pub(crate) const LOG_FILE: &str = "vmm.log";
 /// Name of the file there that gets the VMM's exit status, which is its container's.
 const EXIT_FILE: &str = "exit";
 
+/// How long a killed VMM may take to be gone.
+pub(crate) const END_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Exit status of a process that `SIGKILL` has ended.
+pub(crate) const KILLED: u8 = 137;
+
 /// Why a VMM could not be started, or is gone.
 #[derive(Debug, Error)]
 pub(crate) enum VmmError {
@@ -40,9 +46,6 @@ pub(crate) enum VmmError {
     Immortal(i32),
 }
 
-/// How long a killed VMM may take to be gone.
-pub(crate) const END_PATIENCE: Duration = Duration::from_secs(10);
-
 impl VmmError {
     /// The exit status of a command that fails with it, where that does not depend on the command.
     pub(crate) fn exit_code(&self) -> Option<u8> {
@@ -52,9 +55,6 @@ impl VmmError {
         }
     }
 }
-
-/// Exit status of a process that `SIGKILL` has ended.
-pub(crate) const KILLED: u8 = 137;
 
 /// How a VMM ended, and the last error in its log.
 #[derive(Debug)]
