@@ -17,7 +17,7 @@ pub(crate) struct InvalidId;
 
 impl ContainerId {
     /// The id of a bundle that is run without one: its directory's name, with `-` for what an id cannot hold.
-    pub(crate) fn of_bundle(directory: &Path) -> Result<Self, InvalidId> {
+    pub(crate) fn from_bundle_directory(directory: &Path) -> Result<Self, InvalidId> {
         let name = directory.file_name().unwrap_or_default().to_string_lossy();
         name.chars().map(|c| if allowed(c) { c } else { '-' }).collect::<String>().parse()
     }
@@ -63,7 +63,7 @@ mod tests {
 
     #[test]
     fn a_bundle_gives_its_name() {
-        assert_eq!(ContainerId::of_bundle(Path::new("/srv/my web")).unwrap().as_str(), "my-web");
-        assert!(ContainerId::of_bundle(Path::new("/")).is_err());
+        assert_eq!(ContainerId::from_bundle_directory(Path::new("/srv/my web")).unwrap().as_str(), "my-web");
+        assert!(ContainerId::from_bundle_directory(Path::new("/")).is_err());
     }
 }

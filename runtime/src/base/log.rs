@@ -85,7 +85,7 @@ impl Log {
     }
 
     fn line(&self, level: &str, message: &str, terminal: bool) -> String {
-        let time = timestamp::seconds(SystemTime::now());
+        let time = timestamp::rfc3339_seconds(SystemTime::now());
         match self.format {
             Format::Json => {
                 let line = serde_json::to_string(&Line { level, msg: message, time });

@@ -5,12 +5,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 const SECONDS_A_DAY: u64 = 24 * 60 * 60;
 
 /// RFC 3339 in UTC, to the second, as in a log: `2006-01-02T15:04:05Z`.
-pub(crate) fn seconds(time: SystemTime) -> String {
+pub(crate) fn rfc3339_seconds(time: SystemTime) -> String {
     format!("{}Z", civil(since_epoch(time).as_secs()))
 }
 
 /// RFC 3339 in UTC with nanoseconds, without trailing zeros, as Go writes times into JSON.
-pub(crate) fn nanoseconds(time: SystemTime) -> String {
+pub(crate) fn rfc3339_nanoseconds(time: SystemTime) -> String {
     let since = since_epoch(time);
     let fraction = format!(".{:09}", since.subsec_nanos());
     let fraction = fraction.trim_end_matches('0').trim_end_matches('.');
@@ -69,10 +69,10 @@ mod tests {
 
     #[test]
     fn dates_are_those_of_the_calendar() {
-        assert_eq!(seconds(at(0, 0)), "1970-01-01T00:00:00Z");
-        assert_eq!(seconds(at(951_782_400, 0)), "2000-02-29T00:00:00Z");
-        assert_eq!(seconds(at(1_767_225_599, 0)), "2025-12-31T23:59:59Z");
-        assert_eq!(seconds(at(4_107_542_400, 0)), "2100-03-01T00:00:00Z");
+        assert_eq!(rfc3339_seconds(at(0, 0)), "1970-01-01T00:00:00Z");
+        assert_eq!(rfc3339_seconds(at(951_782_400, 0)), "2000-02-29T00:00:00Z");
+        assert_eq!(rfc3339_seconds(at(1_767_225_599, 0)), "2025-12-31T23:59:59Z");
+        assert_eq!(rfc3339_seconds(at(4_107_542_400, 0)), "2100-03-01T00:00:00Z");
     }
 
     #[test]
@@ -82,7 +82,7 @@ mod tests {
 
     #[test]
     fn fractions_lose_their_trailing_zeros() {
-        assert_eq!(nanoseconds(at(1, 340_898_200)), "1970-01-01T00:00:01.3408982Z");
-        assert_eq!(nanoseconds(at(1, 0)), "1970-01-01T00:00:01Z");
+        assert_eq!(rfc3339_nanoseconds(at(1, 340_898_200)), "1970-01-01T00:00:01.3408982Z");
+        assert_eq!(rfc3339_nanoseconds(at(1, 0)), "1970-01-01T00:00:01Z");
     }
 }

@@ -2,23 +2,23 @@
 
 /// How to undo the steps that were done. Dropping it undoes them in reverse order.
 #[derive(Default)]
-pub(crate) struct Undo {
+pub(crate) struct UndoStack {
     steps: Vec<Box<dyn FnOnce()>>,
 }
 
-impl Undo {
+impl UndoStack {
     /// Adds how to undo the step that was just done.
     pub(crate) fn push(&mut self, undo: impl FnOnce() + 'static) {
         self.steps.push(Box::new(undo));
     }
 
     /// Keeps what was done: nothing is undone any more.
-    pub(crate) fn keep(mut self) {
+    pub(crate) fn discard(mut self) {
         self.steps.clear();
     }
 }
 
-impl Drop for Undo {
+impl Drop for UndoStack {
     fn drop(&mut self) {
         while let Some(undo) = self.steps.pop() {
             undo();
@@ -33,7 +33,7 @@ mod tests {
 
     use super::*;
 
-    fn record(undo: &mut Undo, to: &Rc<RefCell<Vec<u8>>>, step: u8) {
+    fn record(undo: &mut UndoStack, to: &Rc<RefCell<Vec<u8>>>, step: u8) {
         let to = to.clone();
         undo.push(move || to.borrow_mut().push(step));
     }
@@ -41,7 +41,7 @@ mod tests {
     #[test]
     fn steps_are_undone_last_first() {
         let undone = Rc::default();
-        let mut undo = Undo::default();
+        let mut undo = UndoStack::default();
         record(&mut undo, &undone, 1);
         record(&mut undo, &undone, 2);
         drop(undo);
@@ -51,9 +51,9 @@ mod tests {
     #[test]
     fn kept_steps_stay() {
         let undone = Rc::default();
-        let mut undo = Undo::default();
+        let mut undo = UndoStack::default();
         record(&mut undo, &undone, 1);
-        undo.keep();
+        undo.discard();
         assert!(undone.borrow().is_empty());
     }
 }

@@ -27,7 +27,7 @@ use crate::sandbox::pid_file::write_pid_file;
 use crate::sandbox::record::{Phase, Record};
 use crate::sandbox::status::ask_status;
 use crate::sandbox::vmm_process::KILLED;
-use crate::terminal::stdio::{Stdio, Wanted, console_size};
+use crate::terminal::stdio::{ProcessStdio, StdioOptions, console_size};
 use crate::terminal::tty;
 
 /// How long the guest may take to start a process.
@@ -79,8 +79,8 @@ fn patience(client: &mut Client, record: &Record, ignore_paused: bool) -> Result
     }
 }
 
-fn open_stdio(args: &ExecArgs, process: &Process) -> Result<Stdio, Error> {
-    Ok(Stdio::open(Wanted {
+fn open_stdio(args: &ExecArgs, process: &Process) -> Result<ProcessStdio, Error> {
+    Ok(ProcessStdio::open(StdioOptions {
         terminal: process.terminal().unwrap_or_default(),
         detach: args.detach,
         console_socket: args.console_socket.as_deref(),
@@ -112,7 +112,7 @@ fn tell_pid(args: &ExecArgs, pid: Pid) -> Result<(), Error> {
 }
 
 /// Leaves a process behind that stands for the one in the guest: engines signal it, wait for it and take its status.
-fn detach(connection: Connection, target: &ProcessId, stdio: Stdio, args: &ExecArgs) -> Result<u8, Error> {
+fn detach(connection: Connection, target: &ProcessId, stdio: ProcessStdio, args: &ExecArgs) -> Result<u8, Error> {
     // SAFETY: this process has one thread, so the child may do anything it could.
     match unsafe { fork() }.map_err(Error::Proxy)? {
         ForkResult::Parent { child } => {
@@ -123,7 +123,7 @@ fn detach(connection: Connection, target: &ProcessId, stdio: Stdio, args: &ExecA
     }
 }
 
-fn proxy(mut connection: Connection, target: &ProcessId, stdio: Stdio) -> u8 {
+fn proxy(mut connection: Connection, target: &ProcessId, stdio: ProcessStdio) -> u8 {
     let console = stdio.into_console();
     // What fails here leaves the process in its caller's session, which is no reason to lose the exec's status.
     let _ = leave_caller(&connection, console.as_ref());

@@ -68,7 +68,7 @@ fn locate(args: &BundleArgs, argument: &Path) -> Result<(PathBuf, ContainerId), 
     let named = args.bundle.is_some() || args.config.is_some();
     if !named && !here.join(CONFIG_FILE).exists() && argument.join(CONFIG_FILE).exists() {
         let dir = argument.canonicalize().map_err(|source| BundleError::NoBundle { path: argument.into(), source })?;
-        let id = ContainerId::of_bundle(&dir)?;
+        let id = ContainerId::from_bundle_directory(&dir)?;
         return Ok((dir, id));
     }
     let id = argument.to_string_lossy().parse()?;

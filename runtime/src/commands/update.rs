@@ -52,8 +52,9 @@ fn read(path: &Path) -> Result<Value, Error> {
 
 /// The options as `linux.resources`.
 fn from_options(args: &UpdateArgs) -> Result<Value, Error> {
-    let number = |what, text: &Option<String>| option(text).map(|text| resources::number(what, text)).transpose();
-    let bytes = |what, text: &Option<String>| option(text).map(|text| resources::bytes(what, text)).transpose();
+    let number =
+        |what, text: &Option<String>| option(text).map(|text| resources::parse_integer(what, text)).transpose();
+    let bytes = |what, text: &Option<String>| option(text).map(|text| resources::parse_bytes(what, text)).transpose();
     let list = |text: &Option<String>| option(text).map(str::to_owned);
     Ok(json!({
         "blockIO": given([("weight", (args.blkio_weight != 0).then(|| json!(args.blkio_weight)))]),

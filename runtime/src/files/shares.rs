@@ -62,7 +62,7 @@ pub(crate) struct HostFiles {
     /// `O_PATH` descriptors of the sockets among them, in their order.
     pub(crate) sockets: Vec<OwnedFd>,
     /// Where the guest's own devices are mounted in the place of the host's.
-    pub(crate) own_devices: Vec<PathBuf>,
+    pub(crate) guest_devices: Vec<PathBuf>,
 }
 
 /// What the source of a bind mount is.
@@ -77,7 +77,7 @@ pub(crate) fn open_all(id: &ContainerId, bundle: &Bundle) -> Result<HostFiles, S
     let mut spec = bundle.spec.clone();
     let shares = vec![open_rootfs(id, bundle, &mut spec)?];
     let mounts = spec.mounts_mut().take();
-    let mut files = HostFiles { spec, shares, special: Vec::new(), sockets: Vec::new(), own_devices: Vec::new() };
+    let mut files = HostFiles { spec, shares, special: Vec::new(), sockets: Vec::new(), guest_devices: Vec::new() };
     let mounts = mounts.map(|mounts| files.add_sources(id, &bundle.dir, mounts)).transpose()?;
     files.spec.set_mounts(mounts);
     Ok(files)
@@ -104,7 +104,7 @@ impl HostFiles {
             for one in expanded {
                 match (one, opened.take()) {
                     (Expanded::Guest(mount), _) => {
-                        self.own_devices.push(mount.destination().clone());
+                        self.guest_devices.push(mount.destination().clone());
                         all.push(mount);
                     }
                     (Expanded::Host(mount), Some(opened)) => self.add_source(id, mount, opened, &mut all)?,

@@ -256,7 +256,7 @@ fn damaged(id: &ContainerId, dir: &Path) -> Record {
         boot_id: String::new(),
         bundle: PathBuf::new(),
         rootfs: PathBuf::new(),
-        created: dir.metadata().and_then(|m| m.modified()).map(timestamp::nanoseconds).unwrap_or_default(),
+        created: dir.metadata().and_then(|m| m.modified()).map(timestamp::rfc3339_nanoseconds).unwrap_or_default(),
         annotations: HashMap::new(),
         cgroup: Cgroup::plan(&Cgroup::default_path(id)).unwrap_or_default(),
         scope: None,

@@ -60,7 +60,7 @@ impl BlockIo {
     }
 
     /// A limit of a device, by its name in the specification: nothing in the guest can stand for it.
-    pub(crate) fn of_a_device(&self) -> Option<&'static str> {
+    pub(crate) fn first_device_limit(&self) -> Option<&'static str> {
         let throttle = self.throttles.first().map(|(kind, ..)| kind.field);
         throttle.or_else(|| (!self.weights.is_empty()).then_some("blockIO.weightDevice"))
     }
@@ -159,9 +159,9 @@ mod tests {
 
     #[test]
     fn only_limits_of_devices_are_the_hosts_alone() {
-        assert_eq!(io().of_a_device(), Some("blockIO.throttleReadBpsDevice"));
+        assert_eq!(io().first_device_limit(), Some("blockIO.throttleReadBpsDevice"));
         let weight = serde_json::from_value(json!({"blockIO": {"weight": 100}})).unwrap();
-        assert_eq!(BlockIo::of(Some(&weight)).of_a_device(), None);
+        assert_eq!(BlockIo::of(Some(&weight)).first_device_limit(), None);
         let spec = |io| -> Spec { serde_json::from_value(json!({"linux": {"resources": {"blockIO": io}}})).unwrap() };
         let leaf = json!({"major": 1, "minor": 2, "leafWeight": 4});
         let mut all = spec(json!({"weight": 100, "leafWeight": 5,

@@ -42,12 +42,12 @@ pub(crate) struct Limits {
 
 impl Limits {
     /// A limit among them that nothing in the guest can stand for, by its name in the specification.
-    pub(crate) fn of_the_host_alone(&self) -> Option<&'static str> {
+    pub(crate) fn first_host_only_limit(&self) -> Option<&'static str> {
         match self {
             Self { cpu_shares: Some(_), .. } => Some("cpu.shares"),
             Self { cpus: Some(_), .. } => Some("cpu.cpus"),
             Self { mems: Some(_), .. } => Some("cpu.mems"),
-            _ => self.block_io.of_a_device(),
+            _ => self.block_io.first_device_limit(),
         }
     }
 
@@ -88,7 +88,8 @@ mod tests {
     fn some_limits_are_of_the_host_alone() {
         let of = |cpu| {
             let spec = serde_json::json!({"linux": {"resources": {"cpu": cpu}}});
-            Limits::of(&serde_json::from_value(spec).unwrap(), Size { memory_mib: 64, vcpus: 1 }).of_the_host_alone()
+            Limits::of(&serde_json::from_value(spec).unwrap(), Size { memory_mib: 64, vcpus: 1 })
+                .first_host_only_limit()
         };
         assert_eq!(of(serde_json::json!({"quota": 50_000, "period": 100_000})), None);
         assert_eq!(of(serde_json::json!({"shares": 512})), Some("cpu.shares"));

@@ -66,12 +66,12 @@ pub(crate) fn remove_kernel_memory(resources: &mut LinuxResources, log: &Log) {
 }
 
 /// A whole number.
-pub(crate) fn number(what: &'static str, text: &str) -> Result<i64, ResourcesError> {
+pub(crate) fn parse_integer(what: &'static str, text: &str) -> Result<i64, ResourcesError> {
     text.parse().map_err(|_| ResourcesError::Number { what, text: text.into() })
 }
 
 /// An amount of memory with a binary suffix, or in bytes without one, or -1.
-pub(crate) fn bytes(what: &'static str, text: &str) -> Result<i64, ResourcesError> {
+pub(crate) fn parse_bytes(what: &'static str, text: &str) -> Result<i64, ResourcesError> {
     let invalid = || ResourcesError::Number { what, text: text.into() };
     if text == "-1" {
         return Ok(-1);
@@ -123,10 +123,10 @@ mod tests {
         for (text, value) in
             [("1024", 1024), ("1k", 1024), ("64M", 64 << 20), ("2GiB", 2 << 30), ("1mb", 1 << 20), ("-1", -1)]
         {
-            assert_eq!(bytes("memory", text).unwrap(), value, "{text}");
+            assert_eq!(parse_bytes("memory", text).unwrap(), value, "{text}");
         }
         for text in ["", "m", "-2", "1x", "99999999999T"] {
-            assert!(bytes("memory", text).is_err(), "{text}");
+            assert!(parse_bytes("memory", text).is_err(), "{text}");
         }
     }
 }

@@ -29,7 +29,7 @@ pub(crate) enum StdioError {
 
 /// The streams of one process.
 #[derive(Debug)]
-pub(crate) struct Stdio {
+pub(crate) struct ProcessStdio {
     /// How the VMM is to understand the descriptors.
     pub(crate) kind: StdioFds,
     fds: Vec<OwnedFd>,
@@ -41,7 +41,7 @@ pub(crate) struct Stdio {
 
 /// How a process is to be connected.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Wanted<'a> {
+pub(crate) struct StdioOptions<'a> {
     pub(crate) terminal: bool,
     pub(crate) detach: bool,
     pub(crate) console_socket: Option<&'a Path>,
@@ -49,9 +49,9 @@ pub(crate) struct Wanted<'a> {
     pub(crate) size: Option<TerminalSize>,
 }
 
-impl Stdio {
+impl ProcessStdio {
     /// Opens what `wanted` asks for.
-    pub(crate) fn open(wanted: Wanted) -> Result<Self, StdioError> {
+    pub(crate) fn open(wanted: StdioOptions) -> Result<Self, StdioError> {
         let socket = wanted.console_socket.filter(|path| !path.as_os_str().is_empty());
         match (wanted.terminal, wanted.detach, socket) {
             (false, _, Some(_)) | (true, false, Some(_)) => Err(StdioError::UselessSocket),
@@ -79,7 +79,7 @@ impl Stdio {
 
     fn own_terminal(size: Option<TerminalSize>) -> Result<Self, StdioError> {
         let fds = duplicate([io::stdin().as_fd(), io::stdout().as_fd()])?;
-        let terminal = RawTerminal::take()?;
+        let terminal = RawTerminal::acquire()?;
         // Into a pipe or a file goes what the process writes, as with runc, and no carriage returns.
         let kind = StdioFds::Terminal { size: terminal.size().or(size), bare_lines: !io::stdout().is_terminal() };
         Ok(Self { kind, fds, terminal: Some(terminal), console: false })
@@ -113,8 +113,8 @@ pub(crate) fn console_size(process: &Process) -> Option<TerminalSize> {
 mod tests {
     use super::*;
 
-    fn wanted(terminal: bool, detach: bool, console_socket: Option<&Path>) -> Result<Stdio, StdioError> {
-        Stdio::open(Wanted { terminal, detach, console_socket, size: None })
+    fn wanted(terminal: bool, detach: bool, console_socket: Option<&Path>) -> Result<ProcessStdio, StdioError> {
+        ProcessStdio::open(StdioOptions { terminal, detach, console_socket, size: None })
     }
 
     #[test]

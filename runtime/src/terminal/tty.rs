@@ -32,7 +32,7 @@ pub(crate) struct RawTerminal {
 
 impl RawTerminal {
     /// Takes the terminal that one of the standard streams is, or else the controlling one.
-    pub(crate) fn take() -> Result<Self, TerminalError> {
+    pub(crate) fn acquire() -> Result<Self, TerminalError> {
         let tty = own_terminal()?;
         let before = tcgetattr(&tty).map_err(failed("read the terminal's mode"))?;
         let terminal = Self { tty, before };

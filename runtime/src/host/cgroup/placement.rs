@@ -10,7 +10,7 @@ use super::{Cgroup, CgroupError};
 use crate::base::container_id::ContainerId;
 use crate::base::error_chain::chain;
 use crate::base::log::Log;
-use crate::base::undo::Undo;
+use crate::base::undo::UndoStack;
 use crate::host::caller::{Caller, CallerError};
 use crate::spec::limits::Limits;
 
@@ -105,7 +105,7 @@ impl Placement {
         match self.create(&planned, pid) {
             Err(PlacementError::Limit(source)) if self.optional && source.is_refusal() => {
                 drop(planned.remove());
-                if let Some(field) = self.limits.of_the_host_alone() {
+                if let Some(field) = self.limits.first_host_only_limit() {
                     return Err(PlacementError::CgroupNeeded { field, source });
                 }
                 log.debug(&format!("the VMM has no cgroup of its own: {}", chain(&source)));
@@ -146,14 +146,14 @@ pub(crate) fn update(cgroup: &Cgroup, scope: Option<&Scope>, limits: &Limits) ->
     if let Some(scope) = scope {
         scope.set(limits)?;
     }
-    match limits.of_the_host_alone().filter(|_| cgroup.is_none()) {
+    match limits.first_host_only_limit().filter(|_| cgroup.is_none()) {
         Some(field) => Err(PlacementError::CgroupNeeded { field, source: CgroupError::Spared }),
         None => Ok(cgroup.update(limits)?),
     }
 }
 
 /// Has `undo` remove what [`Placement::enter`] makes.
-pub(crate) fn push_removal(undo: &mut Undo, cgroup: Cgroup, scope: Option<Scope>) {
+pub(crate) fn push_removal(undo: &mut UndoStack, cgroup: Cgroup, scope: Option<Scope>) {
     undo.push(move || {
         let _ = scope.map(|scope| scope.stop());
         drop(cgroup.remove());

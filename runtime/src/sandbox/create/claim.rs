@@ -2,14 +2,14 @@
 
 use super::error::CreateError;
 use super::request::CreateRequest;
-use crate::base::undo::Undo;
+use crate::base::undo::UndoStack;
 use crate::sandbox::shared::SharedSandbox;
 use crate::sandbox::store::{Locked, Store, remove_dir};
 
 /// A container's directory, locked, and what to undo unless the container is kept.
 pub(super) struct Claim {
     // In this order: everything is undone before the lock is released.
-    pub(super) undo: Undo,
+    pub(super) undo: UndoStack,
     pub(super) locked: Locked,
 }
 
@@ -21,7 +21,7 @@ impl Claim {
         store: &Store,
     ) -> Result<Self, CreateError> {
         let locked = store.claim(&request.id)?;
-        let mut undo = Undo::default();
+        let mut undo = UndoStack::default();
         let dir = locked.dir.clone();
         undo.push(move || drop(remove_dir(&dir)));
         let claim = Self { undo, locked };
@@ -32,6 +32,6 @@ impl Claim {
 
     /// Releases the lock and undoes nothing.
     pub(super) fn keep(self) {
-        self.undo.keep();
+        self.undo.discard();
     }
 }

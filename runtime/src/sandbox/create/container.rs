@@ -24,7 +24,7 @@ use crate::sandbox::store::Locked;
 use crate::sandbox::vmm_process::Vmm;
 use crate::sandbox::{interfaces, name_server, shared};
 use crate::spec::bundle::Bundle;
-use crate::terminal::stdio::Stdio;
+use crate::terminal::stdio::ProcessStdio;
 
 /// A container that was made. Dropping it undoes everything; see [`Self::keep`] and [`Self::into_foreground`].
 pub(crate) struct Container {
@@ -32,7 +32,7 @@ pub(crate) struct Container {
     /// Name of its program.
     pub(crate) program: String,
     pub(crate) connection: Connection,
-    pub(crate) stdio: Stdio,
+    pub(crate) stdio: ProcessStdio,
     pub(crate) vmm: Vmm,
     pub(crate) record: Record,
     // Last: while the rest is dropped, the claim still holds the container's lock.
@@ -43,7 +43,7 @@ pub(crate) struct Container {
 pub(crate) struct ForegroundContainer {
     pub(crate) id: ContainerId,
     pub(crate) connection: Connection,
-    pub(crate) stdio: Stdio,
+    pub(crate) stdio: ProcessStdio,
     pub(crate) vmm: Vmm,
     pub(crate) dir: PathBuf,
 }
@@ -127,7 +127,7 @@ struct Setup<'a> {
     id: &'a ContainerId,
     bundle: &'a Bundle,
     guest: GuestPlan,
-    stdio: &'a Stdio,
+    stdio: &'a ProcessStdio,
     interfaces: Vec<Attachment>,
     name_server: bool,
     timeout: Duration,

@@ -16,7 +16,7 @@ use super::request::CreateRequest;
 use crate::base::config::Config;
 use crate::base::log::Log;
 use crate::base::timestamp;
-use crate::base::undo::Undo;
+use crate::base::undo::UndoStack;
 use crate::host::cgroup::Cgroup;
 use crate::host::cgroup::placement::{self, Placement};
 use crate::host::hooks::{self, HookError};
@@ -33,7 +33,7 @@ use crate::sandbox::shared::SharedSandbox;
 use crate::sandbox::store::Store;
 use crate::sandbox::vmm_process::{END_PATIENCE, Vmm, VmmError, spawn};
 use crate::spec::sizing::{Size, host_cpus};
-use crate::terminal::stdio::{Stdio, Wanted, console_size};
+use crate::terminal::stdio::{ProcessStdio, StdioOptions, console_size};
 
 /// A VMM that runs, and all that belongs to it on the host. Dropping it undoes everything.
 pub(super) struct Machine {
@@ -45,14 +45,14 @@ pub(super) struct Machine {
     pub(super) shared: Option<SharedSandbox>,
     /// Name of the container's program.
     pub(super) program: String,
-    pub(super) stdio: Stdio,
+    pub(super) stdio: ProcessStdio,
     // Last: while the rest is dropped, the claim still holds the container's lock.
     pub(super) claim: Claim,
 }
 
 /// Opens the streams of the container's process. From then on, signals are read.
-pub(super) fn open_streams(request: &CreateRequest) -> Result<(Stdio, Signals), CreateError> {
-    let stdio = Stdio::open(Wanted {
+pub(super) fn open_streams(request: &CreateRequest) -> Result<(ProcessStdio, Signals), CreateError> {
+    let stdio = ProcessStdio::open(StdioOptions {
         terminal: request.bundle.has_terminal(),
         detach: request.detach,
         console_socket: request.console_socket.as_deref(),
@@ -68,7 +68,7 @@ impl Machine {
         request: &CreateRequest,
         plan: MachinePlan,
         mut claim: Claim,
-        stdio: Stdio,
+        stdio: ProcessStdio,
         context: &Context,
     ) -> Result<Self, CreateError> {
         let MachinePlan { config, shared, size, limits, place, network } = plan;
@@ -158,7 +158,7 @@ fn record(
         boot_id: boot_id().map_err(CreateError::BootId)?,
         bundle: request.bundle.dir.clone(),
         rootfs: request.bundle.rootfs(),
-        created: timestamp::nanoseconds(SystemTime::now()),
+        created: timestamp::rfc3339_nanoseconds(SystemTime::now()),
         annotations: request.bundle.spec.annotations().clone().unwrap_or_default(),
         cgroup,
         scope: None,
@@ -170,7 +170,7 @@ fn record(
 }
 
 /// Has `undo` run the poststop hooks, as for a container that was deleted.
-fn push_poststop(undo: &mut Undo, record: &Record, log: &Rc<Log>) {
+fn push_poststop(undo: &mut UndoStack, record: &Record, log: &Rc<Log>) {
     if record.hooks.is_some() {
         let (record, log) = (record.clone(), log.clone());
         undo.push(move || hooks::run_poststop(record.hook_container(), &log));
@@ -178,7 +178,7 @@ fn push_poststop(undo: &mut Undo, record: &Record, log: &Rc<Log>) {
 }
 
 /// Has `undo` kill the VMM.
-fn push_kill(undo: &mut Undo, process: HostProcess) {
+fn push_kill(undo: &mut UndoStack, process: HostProcess) {
     undo.push(move || {
         if process.kill_and_wait(END_PATIENCE) {
             // It is this process's child: without this its zombie stays until this process ends, and perhaps longer.

@@ -77,7 +77,7 @@ impl GuestPlan {
         let spec = &mut files.spec;
         guest::remove_host_settings(spec);
         devices::select(spec, log)?;
-        warn_of_own_devices(&files.own_devices, log);
+        warn_of_guest_devices(&files.guest_devices, log);
         if let Some(process) = spec.process_mut() {
             apparmor::remove_default(process, log);
             capabilities::remove_unsupported_ambient(process, log);
@@ -96,7 +96,7 @@ impl GuestPlan {
     }
 }
 
-fn warn_of_own_devices(places: &[PathBuf], log: &Log) {
+fn warn_of_guest_devices(places: &[PathBuf], log: &Log) {
     if !places.is_empty() {
         let places: Vec<_> = places.iter().map(|place| place.display().to_string()).collect();
         log.warn(&format!("the guest's own devices are mounted in the place of the host's: {}", places.join(", ")));
