@@ -15,7 +15,7 @@ use super::exec_process::{build, check_args, sub_cgroup};
 use crate::base::container_id::ContainerId;
 use crate::cli::ExecArgs;
 use crate::commands::error::Error;
-use crate::host::open_fds::close_others;
+use crate::host::open_fds::close_all_except;
 use crate::host::process::HostProcess;
 use crate::host::scm_rights::send_pidfd;
 use crate::host::signals::Signals;
@@ -45,7 +45,7 @@ pub(crate) fn run(context: &Context, args: &ExecArgs) -> Result<u8, Error> {
     let patience = patience(&mut client, &record, args.ignore_paused)?;
     let process = build(args, &id, context)?;
     let stdio = open_stdio(args, &process)?;
-    let signals = Signals::take(stdio.terminal.is_some() || stdio.console().is_some()).map_err(Error::Signals)?;
+    let signals = Signals::block(stdio.terminal.is_some() || stdio.console().is_some()).map_err(Error::Signals)?;
     let mut connection = Connection::new(client, Some(signals), None);
     let target = ProcessId { container: id.to_string(), exec: Some(unique()?) };
     let program = process.args().iter().flatten().next().cloned().unwrap_or_default();
@@ -142,7 +142,7 @@ fn leave_caller(connection: &Connection, console: Option<&OwnedFd>) -> nix::Resu
     keep.extend(console.map(AsRawFd::as_raw_fd));
     // SAFETY: the connection and the terminal are all that this process still uses; everything else was dropped, or
     // never had an owner here.
-    unsafe { close_others(keep) }?;
+    unsafe { close_all_except(keep) }?;
     setsid()?;
     console.map_or(Ok(()), tty::make_controlling)
 }

@@ -1,4 +1,4 @@
-//! Who calls vmrt: the host's root, or somebody with less.
+//! The user that runs vmrt: the host's root, the root of a user namespace, or another user.
 
 use std::env;
 use std::ffi::OsString;
@@ -13,48 +13,49 @@ use vmm::machine::kvm::KVM_DEVICE;
 
 const DEFAULT_ROOT: &str = "/run/vmrt";
 
-/// What a namespace says that has all ids as they are, which only the first one has.
+/// Fields of `/proc/self/uid_map` in the initial user namespace, which maps every id to itself.
 const ALL_IDS: [&str; 3] = ["0", "0", "4294967295"];
 
-/// What ids show as that a user namespace does not have.
+/// The id that stands for ids which a user namespace does not map: `/proc/sys/kernel/overflowuid`.
 const OVERFLOW_ID: u32 = 65_534;
 
-/// Why vmrt does not do for its caller what it would for root.
+/// The reason why vmrt does not serve a caller.
 #[derive(Debug, Error)]
 pub(crate) enum CallerError {
     #[error("invalid boolean value \"{0}\" for --rootless: it is true, false or auto")]
     Flag(String),
     #[error("the path in $XDG_RUNTIME_DIR must be writable by the user: prepare {}", path.display())]
     RuntimeDir { path: PathBuf, source: io::Error },
-    #[error("--systemd-cgroup is refused: only the host's root is served by systemd's manager of the machine")]
+    #[error("--systemd-cgroup is refused: it needs systemd's system manager, which only the host's root may use")]
     Systemd,
     #[error("open {KVM_DEVICE}: {hint}")]
     Kvm { hint: String, source: io::Error },
 }
 
-/// Who runs vmrt.
+/// The user that runs vmrt.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Caller {
     /// The host's root.
     Root,
-    /// The root of a user namespace.
+    /// The root of a user namespace other than the initial one.
     NamespaceRoot,
-    /// Anybody else.
+    /// Any other user.
     User,
 }
 
 impl Caller {
-    /// Who runs this process.
+    /// Determines the user that runs this process.
     pub(crate) fn find() -> Self {
         match geteuid().is_root() {
             false => Self::User,
-            // A kernel without user namespaces has no such file.
+            // A kernel without user namespaces does not have this file.
             true if fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !has_all_ids(&map)) => Self::NamespaceRoot,
             true => Self::Root,
         }
     }
 
-    /// Whether a container may do without a cgroup that the caller may not make, by `--rootless` or, for `auto`, by the caller.
+    /// Whether a container may run without a cgroup if the caller may not create one. `flag` is the value of `--rootless`; with
+    /// `auto` the caller decides.
     pub(crate) fn may_omit_cgroup(self, flag: &str) -> Result<bool, CallerError> {
         match flag {
             "" | "auto" => Ok(self != Self::Root),
@@ -64,7 +65,8 @@ impl Caller {
         }
     }
 
-    /// The directory of the containers' state, made where it is in the user's own: its sticky bit keeps it from being tidied up.
+    /// Returns the default directory of the containers' state. Below `$XDG_RUNTIME_DIR` it is created, with the sticky bit set,
+    /// which excludes it from the periodic clean-up (XDG Base Directory Specification).
     pub(crate) fn default_root(self) -> Result<PathBuf, CallerError> {
         let dir =
             env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty() && self.has_runtime_dir(env::var_os("USER")));
@@ -78,7 +80,8 @@ impl Caller {
         }
     }
 
-    /// Whether `$XDG_RUNTIME_DIR` is meant: a namespace's root that calls itself root has the environment of the host's.
+    /// Whether `$XDG_RUNTIME_DIR` belongs to the caller. `name` is `$USER`: if it is `root` for the root of a user namespace, the
+    /// environment is that of the host's root.
     fn has_runtime_dir(self, name: Option<OsString>) -> bool {
         match self {
             Self::Root => false,
@@ -87,7 +90,7 @@ impl Caller {
         }
     }
 
-    /// Checks that the caller may run machines. Root's VMM finds out by itself.
+    /// Checks that the caller may open the KVM device. Root's permission is not checked: its VMM reports any failure.
     pub(crate) fn check_kvm(self) -> Result<(), CallerError> {
         if self == Self::Root {
             return Ok(());
@@ -97,7 +100,7 @@ impl Caller {
                 let group = fs::metadata(KVM_DEVICE).map(|device| device.gid()).unwrap_or(OVERFLOW_ID);
                 Err(CallerError::Kvm { hint: hint(group), source })
             }
-            // What else is wrong the VMM tells better.
+            // The VMM reports every other failure in more detail.
             _ => Ok(()),
         }
     }
@@ -107,7 +110,7 @@ fn has_all_ids(map: &str) -> bool {
     map.split_whitespace().eq(ALL_IDS)
 }
 
-/// Which group would help.
+/// Tells which group may use a KVM device that belongs to `group`.
 fn hint(group: u32) -> String {
     let name = Group::from_gid(Gid::from_raw(group)).ok().flatten().map(|group| group.name);
     match (group, name) {
@@ -124,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_user_namespace_has_all_ids() {
+    fn only_the_initial_user_namespace_maps_all_ids() {
         assert!(has_all_ids("         0          0 4294967295\n"));
         assert!(!has_all_ids("         0       1000          1\n"));
         assert!(!has_all_ids("0 0 1000\n1000 1000 4294966295\n"));
@@ -140,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn the_users_own_directory_is_for_who_is_not_root() {
+    fn the_runtime_directory_is_not_used_by_the_hosts_root() {
         assert!(!Caller::Root.has_runtime_dir(None));
         assert!(Caller::User.has_runtime_dir(Some("root".into())));
         assert!(
@@ -150,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn who_may_run_machines_is_told() {
+    fn a_denied_kvm_device_is_reported_with_its_group() {
         assert!(hint(0).ends_with("have root give the device to a group of yours"));
         assert!(hint(4_000_000_000).ends_with("the members of group 4000000000 may"));
     }

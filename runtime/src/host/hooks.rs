@@ -1,4 +1,4 @@
-//! Hooks: programs of the host that run at certain points of a container's life.
+//! OCI hooks: programs of the host that run at certain points of a container's life cycle.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -20,7 +20,7 @@ use crate::host::process::HostProcess;
 use crate::spec::OCI_VERSION;
 use crate::spec::hooks::HookPoint;
 
-/// The hook that failed.
+/// The failure of a hook.
 #[derive(Debug, Error)]
 #[error("error running {point} hook #{number}")]
 pub(crate) struct HookError {
@@ -29,7 +29,7 @@ pub(crate) struct HookError {
     source: HookFailure,
 }
 
-/// What went wrong with one, in runc's words.
+/// The reason why a hook failed, in runc's words.
 #[derive(Debug, Error)]
 pub(crate) enum HookFailure {
     #[error("encode the container's state")]
@@ -42,45 +42,46 @@ pub(crate) enum HookFailure {
     Timeout(Duration),
 }
 
-/// The container that hooks run for.
+/// The container whose hooks are run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Container<'a> {
     pub(crate) hooks: Option<&'a Hooks>,
     pub(crate) id: &'a str,
-    /// Its process on the host.
+    /// The container's process on the host.
     pub(crate) process: HostProcess,
-    /// Whether that process is in a user namespace of its own.
+    /// Whether the process is in a user namespace of its own.
     pub(crate) user_namespace: bool,
     pub(crate) bundle: &'a Path,
     pub(crate) rootfs: &'a Path,
     pub(crate) annotations: &'a HashMap<String, String>,
 }
 
-/// Runs the hooks that come before the guest boots. The first failure ends the row.
+/// Runs the hooks that come before the guest boots: `prestart`, `createRuntime` and `createContainer`. The first failure ends the
+/// sequence.
 pub(crate) fn run_creating(container: Container) -> Result<(), HookError> {
     let points = [HookPoint::Prestart, HookPoint::CreateRuntime, HookPoint::CreateContainer];
     points.into_iter().try_for_each(|point| run_all(point, container))
 }
 
-/// Runs the hooks that come after the program was started. The first failure ends the row, and the caller ends the container.
+/// Runs the `poststart` hooks. The first failure ends the sequence; the caller then ends the container.
 pub(crate) fn run_poststart(container: Container) -> Result<(), HookError> {
     run_all(HookPoint::Poststart, container)
 }
 
 fn run_all(point: HookPoint, container: Container) -> Result<(), HookError> {
-    of(container, point).enumerate().try_for_each(|(number, hook)| run(point, number, hook, container))
+    hooks_at(point, container).enumerate().try_for_each(|(number, hook)| run(point, number, hook, container))
 }
 
-/// Runs the hooks that come after the end. A failure can stop nothing any more, so it is only logged.
+/// Runs the `poststop` hooks. The container has ended already, so a failure is only logged.
 pub(crate) fn run_poststop(container: Container, log: &Log) {
-    for (number, hook) in of(container, HookPoint::Poststop).enumerate() {
+    for (number, hook) in hooks_at(HookPoint::Poststop, container).enumerate() {
         if let Err(error) = run(HookPoint::Poststop, number, hook, container) {
             log.warn(&chain(&error));
         }
     }
 }
 
-fn of(container: Container<'_>, point: HookPoint) -> impl Iterator<Item = &Hook> {
+fn hooks_at(point: HookPoint, container: Container<'_>) -> impl Iterator<Item = &Hook> {
     container.hooks.into_iter().flat_map(move |hooks| point.of(hooks))
 }
 
@@ -88,7 +89,7 @@ fn run(point: HookPoint, number: usize, hook: &Hook, container: Container) -> Re
     let state = state(point, container);
     let mut command = command(hook);
     let entered = match point {
-        HookPoint::CreateContainer => enter(&mut command, container),
+        HookPoint::CreateContainer => enter_namespaces(&mut command, container),
         _ => {
             command.current_dir(container.bundle);
             Ok(())
@@ -98,7 +99,7 @@ fn run(point: HookPoint, number: usize, hook: &Hook, container: Container) -> Re
     result.map_err(|source| HookError { point: point.name(), number, source })
 }
 
-/// What a hook reads from its standard input.
+/// Builds the state that a hook reads from its standard input.
 fn state(point: HookPoint, container: Container) -> State {
     let mut state = State::default();
     state.set_version(OCI_VERSION.into()).set_id(container.id.to_owned()).set_status(point.status());
@@ -118,9 +119,9 @@ fn command(hook: &Hook) -> Command {
     command
 }
 
-/// Lets a command run in the sandbox's namespaces on the host, which are that of its network and perhaps one of users, and in the
-/// container's root file system as the host has it.
-fn enter(command: &mut Command, container: Container) -> Result<(), HookFailure> {
+/// Makes `command` run in the sandbox's network namespace, in its user namespace if it has one, and with the container's root file
+/// system on the host as its working directory.
+fn enter_namespaces(command: &mut Command, container: Container) -> Result<(), HookFailure> {
     let open = |name| {
         let path = PathBuf::from(format!("/proc/{}/ns/{name}", container.process.pid));
         File::open(&path).map_err(|source| HookFailure::Start { path, source })
@@ -129,17 +130,17 @@ fn enter(command: &mut Command, container: Container) -> Result<(), HookFailure>
     let network = open("net")?;
     command.current_dir(container.rootfs);
     let join = move || {
-        // First, since the other is entered as its root.
+        // The user namespace comes first: entering the network namespace needs the privileges of its root.
         user.as_ref().map_or(Ok(()), |user| setns(user, CloneFlags::CLONE_NEWUSER))?;
         Ok(setns(&network, CloneFlags::CLONE_NEWNET)?)
     };
-    // SAFETY: the closure makes system calls only, and touches no memory another thread could have left locked.
+    // SAFETY: the closure makes system calls only and takes no lock, so it is sound between `fork` and `execve`.
     unsafe { command.pre_exec(join) };
     Ok(())
 }
 
-/// Streams are files in memory: so neither a hook that reads nothing nor one that leaves a process behind is waited
-/// for.
+/// Runs a hook. Its streams are memory files, so that vmrt does not block on a hook that reads nothing, nor on a background process
+/// that a hook leaves running.
 fn execute(hook: &Hook, mut command: Command, state: &State) -> Result<(), HookFailure> {
     let started = |source| HookFailure::Start { path: hook.path().clone(), source };
     let mut stdin = memory_file().map_err(started)?;
@@ -167,11 +168,11 @@ fn memory_file() -> io::Result<File> {
     Ok(File::from(memfd_create("hook", MFdFlags::MFD_CLOEXEC)?))
 }
 
-/// The beginning of what a hook wrote.
+/// Reads the first 16 KiB of a hook's output.
 fn text_of(file: &mut File) -> String {
     const LIMIT: u64 = 16 << 10;
     let mut bytes = Vec::new();
-    // What cannot be read is only missing from a message.
+    // The text only completes an error message, so a failure to read it is ignored.
     let _ = file.rewind().and_then(|()| file.take(LIMIT).read_to_end(&mut bytes));
     String::from_utf8_lossy(&bytes).into_owned()
 }
@@ -184,7 +185,7 @@ mod tests {
 
     use super::*;
 
-    /// A container in a directory.
+    /// A container whose bundle and root file system are `dir`.
     struct Fixture<'a> {
         dir: &'a Path,
         hooks: Hooks,
@@ -205,7 +206,7 @@ mod tests {
         }
     }
 
-    /// A container in `dir` with hooks that run shell scripts.
+    /// Makes a container in `dir` with hooks given as JSON.
     fn fixture<'a>(dir: &'a Path, hooks: &Value) -> Fixture<'a> {
         let hooks = serde_json::from_value(hooks.clone()).unwrap();
         Fixture { dir, hooks, annotations: [("a".to_owned(), "b".to_owned())].into() }
@@ -234,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_is_told_with_what_was_said_and_ends_the_row() {
+    fn a_failed_hook_is_reported_with_its_output_and_ends_the_sequence() {
         let dir = tempfile::tempdir().unwrap();
         let failing = script("echo out; echo err >&2; exit 3");
         let fixture = fixture(dir.path(), &json!({"prestart": [script("true"), failing, script("touch later")]}));
@@ -245,16 +246,16 @@ mod tests {
     }
 
     #[test]
-    fn the_first_poststart_hook_that_fails_is_the_last() {
+    fn no_poststart_hook_runs_after_a_failed_one() {
         let dir = tempfile::tempdir().unwrap();
-        let row = [script("true"), script("exit 3"), script("touch later")];
-        let error = run_poststart(fixture(dir.path(), &json!({"poststart": row})).container()).unwrap_err();
+        let scripts = [script("true"), script("exit 3"), script("touch later")];
+        let error = run_poststart(fixture(dir.path(), &json!({"poststart": scripts})).container()).unwrap_err();
         assert!(chain(&error).starts_with("error running poststart hook #1: error running hook: exit status 3"));
         assert!(!dir.path().join("later").exists());
     }
 
     #[test]
-    fn a_hook_that_takes_too_long_is_killed() {
+    fn a_hook_that_exceeds_its_timeout_is_killed() {
         let dir = tempfile::tempdir().unwrap();
         let hook = json!({"path": "/bin/sleep", "args": ["sleep", "100"], "timeout": 1});
         let error =
@@ -263,17 +264,17 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_is_the_one_given() {
+    fn a_hook_with_an_environment_does_not_inherit_ours() {
         let dir = tempfile::tempdir().unwrap();
         let hook = json!({"path": "/usr/bin/env", "env": ["A=1", "B=x=y"]});
-        let told = json!({"path": "/bin/sh", "args": ["sh", "-c", "/usr/bin/env >env"], "env": ["A=1", "B=x=y"]});
-        run_creating(fixture(dir.path(), &json!({"prestart": [hook, told]})).container()).unwrap();
+        let writer = json!({"path": "/bin/sh", "args": ["sh", "-c", "/usr/bin/env >env"], "env": ["A=1", "B=x=y"]});
+        run_creating(fixture(dir.path(), &json!({"prestart": [hook, writer]})).container()).unwrap();
         let env = fs::read_to_string(dir.path().join("env")).unwrap();
         assert!(env.lines().any(|line| line == "B=x=y") && !env.contains("HOME="), "{env}");
     }
 
     #[test]
-    fn later_hooks_go_on_after_a_failure() {
+    fn poststop_hooks_continue_after_a_failed_one() {
         let dir = tempfile::tempdir().unwrap();
         let missing = json!({"path": "/nonexistent"});
         let fixture = fixture(dir.path(), &json!({"poststop": [missing, script("cat >state")]}));

@@ -1,4 +1,4 @@
-//! What a sandbox is on the host: a process in namespaces, with a cgroup and a network, and the hooks that run beside it.
+//! The host's side of a sandbox: its process, namespaces, cgroup, network and hooks.
 
 pub(crate) mod caller;
 pub(crate) mod cgroup;

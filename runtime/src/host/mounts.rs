@@ -1,4 +1,4 @@
-//! What the host has mounted, as `/proc/self/mountinfo` lists it.
+//! The host's mounts, as `/proc/self/mountinfo` lists them.
 
 use std::ffi::OsString;
 use std::fs;
@@ -13,16 +13,17 @@ use rustix::fs::{AtFlags, StatxFlags, statx};
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct HostMount {
     id: u64,
-    /// What of its file system it shows.
+    /// The directory of the file system that is mounted.
     pub(crate) root: PathBuf,
-    /// Where it is.
+    /// The mount point.
     pub(crate) point: PathBuf,
-    /// Type of its file system.
+    /// The file system type.
     pub(crate) kind: String,
 }
 
 impl HostMount {
-    /// Reads a line of `mountinfo`: behind the options comes a list that ends with a dash, and then the type.
+    /// Parses a line of `mountinfo`, proc_pid_mountinfo(5). After the mount options come optional fields, a hyphen as their end,
+    /// and the file system type.
     pub(crate) fn parse(line: &str) -> Option<Self> {
         let mut fields = line.split(' ');
         let id = fields.next()?.parse().ok()?;
@@ -32,7 +33,7 @@ impl HostMount {
     }
 }
 
-/// All mounts that this process sees, in the order in which they were made.
+/// All mounts in the mount namespace of this process, in the order of `mountinfo`.
 #[derive(Clone, Debug)]
 pub(crate) struct HostMounts(Vec<HostMount>);
 
@@ -42,14 +43,14 @@ impl HostMounts {
         Ok(Self(mounts.lines().filter_map(HostMount::parse).collect()))
     }
 
-    /// The mount that `place` is in.
+    /// Returns the mount that contains the open file `place`.
     pub(crate) fn of(&self, place: &OwnedFd) -> io::Result<Option<&HostMount>> {
         let stat = statx(place, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
         Ok(self.0.iter().find(|mount| mount.id == stat.stx_mnt_id))
     }
 
-    /// What is mounted below `place`, a directory, and where from there; of mounts one over another the visible one. What is above
-    /// comes first.
+    /// Returns the mounts below the open directory `place`, each with its path relative to it. Of mounts at the same point only the
+    /// visible one is returned. Parents come before their children.
     pub(crate) fn below(&self, place: &OwnedFd) -> io::Result<Vec<(PathBuf, &HostMount)>> {
         let base = path_of(place)?;
         let below = self.0.iter().filter_map(|mount| Some((relative(&base, &mount.point)?, mount)));
@@ -59,7 +60,7 @@ impl HostMounts {
     }
 }
 
-/// The path of a place, as this process sees it.
+/// Returns the path of an open file in the mount namespace of this process.
 pub(crate) fn path_of(place: &OwnedFd) -> io::Result<PathBuf> {
     fs::read_link(format!("/proc/self/fd/{}", place.as_raw_fd()))
 }
@@ -68,13 +69,13 @@ fn relative(base: &Path, path: &Path) -> Option<PathBuf> {
     path.strip_prefix(base).ok().filter(|path| !path.as_os_str().is_empty()).map(Path::to_owned)
 }
 
-/// Whether the mount with this id is what one comes to there: it may be hidden by another one.
+/// Whether `path` below `place` resolves to the mount with this id: another mount may cover it.
 fn is_at(place: &OwnedFd, path: &Path, mount: u64) -> bool {
     let found = statx(place, path, AtFlags::NO_AUTOMOUNT | AtFlags::SYMLINK_NOFOLLOW, StatxFlags::MNT_ID);
     found.is_ok_and(|stat| stat.stx_mnt_id == mount)
 }
 
-/// Blanks and the like are written as a backslash and three octal digits.
+/// Decodes a field of `mountinfo`, in which white space and backslashes are escaped as a backslash and three octal digits.
 fn unescape(field: &str) -> PathBuf {
     let (mut path, mut rest) = (Vec::new(), field.as_bytes());
     while let Some((first, after)) = rest.split_first() {
@@ -91,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_are_read() {
+    fn mountinfo_lines_and_relative_paths_are_parsed() {
         let line = r"36 35 98:0 /mnt1 /mnt/a\040b\134c rw,noatime master:1 - ext3 /dev/root rw,errors=continue";
         let mount = HostMount { id: 36, root: "/mnt1".into(), point: r"/mnt/a b\c".into(), kind: "ext3".into() };
         assert_eq!(HostMount::parse(line), Some(mount));
@@ -102,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_in_a_mount_and_has_others_below() {
+    fn the_mount_of_a_directory_and_the_mounts_below_it_are_found() {
         let open = |path: &str| OwnedFd::from(fs::File::open(path).unwrap());
         let mounts = HostMounts::read().unwrap();
         let proc = mounts.of(&open("/proc/sys")).unwrap().unwrap();

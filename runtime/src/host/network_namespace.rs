@@ -1,5 +1,5 @@
-//! The network namespace of a sandbox, which is its VMM's: who finds `/proc/PID/ns/net` of the container's pid, as an
-//! engine's hook does, finds what leads to the guest.
+//! The network namespace of a sandbox. The VMM runs in it, so that an engine's hook finds it as `/proc/PID/ns/net` of the
+//! container's pid.
 
 use std::fs::File;
 use std::io;
@@ -18,7 +18,7 @@ use crate::spec::namespaces;
 /// `NS_GET_NSTYPE` of the kernel's `linux/nsfs.h`.
 const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
 
-/// Why a network namespace cannot be joined.
+/// The reason why a network namespace cannot be joined.
 #[derive(Debug, Error)]
 pub(crate) enum NetworkNamespaceError {
     #[error("open network namespace {}", path.display())]
@@ -32,22 +32,25 @@ pub(crate) enum NetworkNamespaceError {
     Host(PathBuf),
 }
 
-/// Where a VMM's network is.
+/// The network namespace that a VMM is started in.
 #[derive(Debug)]
 pub(crate) enum NetworkNamespace {
-    /// In a namespace that is made for it.
+    /// A namespace that is created for the VMM.
     New,
-    /// In one that is there already.
+    /// A namespace that exists before the VMM.
     Existing(File),
 }
 
 impl NetworkNamespace {
-    /// The one a specification asks for.
+    /// Returns the network namespace that `spec` asks for.
+    ///
+    /// # Errors
+    /// Its path cannot be opened, is not a network namespace, or is the network namespace of this process.
     pub(crate) fn of(spec: &Spec) -> Result<Self, NetworkNamespaceError> {
         namespaces::network_path(spec).map_or(Ok(Self::New), open)
     }
 
-    /// The one that is there already, if it is.
+    /// Returns the namespace file if the namespace exists already.
     pub(crate) fn existing(&self) -> Option<&File> {
         match self {
             Self::New => None,
@@ -55,7 +58,7 @@ impl NetworkNamespace {
         }
     }
 
-    /// Takes the calling process there. Makes a system call only, so it can be called between `fork` and `execve`.
+    /// Moves the calling process into the namespace. It makes system calls only, so it may be called between `fork` and `execve`.
     pub(crate) fn enter(&self) -> nix::Result<()> {
         match self {
             Self::New => unshare(CloneFlags::CLONE_NEWNET),
@@ -67,22 +70,22 @@ impl NetworkNamespace {
 fn open(path: &Path) -> Result<NetworkNamespace, NetworkNamespaceError> {
     let failed = |source| NetworkNamespaceError::Open { path: path.into(), source };
     let namespace = File::open(path).map_err(failed)?;
-    // SAFETY: the request takes no argument; on anything but a namespace the kernel refuses it.
+    // SAFETY: the request takes no argument. For a file that is not a namespace the kernel returns an error.
     let kind = Errno::result(unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_NSTYPE) });
     if kind != Ok(libc::CLONE_NEWNET) {
         return Err(NetworkNamespaceError::OtherKind(path.into()));
     }
-    match is_own(&namespace).map_err(failed)? {
+    match is_current(&namespace).map_err(failed)? {
         true => Err(NetworkNamespaceError::Host(path.into())),
         false => Ok(NetworkNamespace::Existing(namespace)),
     }
 }
 
-/// Redirecting the interfaces of the namespace this process is in would take the host's network away.
-fn is_own(namespace: &File) -> io::Result<bool> {
-    let own = File::open("/proc/self/ns/net")?.metadata()?;
+/// Whether `namespace` is the one that this process is in. Redirecting its interfaces would disconnect the host's network.
+fn is_current(namespace: &File) -> io::Result<bool> {
+    let current = File::open("/proc/self/ns/net")?.metadata()?;
     let other = namespace.metadata()?;
-    Ok((own.dev(), own.ino()) == (other.dev(), other.ino()))
+    Ok((current.dev(), current.ino()) == (other.dev(), other.ino()))
 }
 
 #[cfg(test)]
@@ -98,13 +101,13 @@ mod tests {
     }
 
     #[test]
-    fn without_a_path_it_is_a_new_one() {
+    fn a_network_namespace_without_a_path_is_a_new_one() {
         assert!(matches!(NetworkNamespace::of(&Spec::default()), Ok(NetworkNamespace::New)));
         assert!(matches!(of(""), Ok(NetworkNamespace::New)));
     }
 
     #[test]
-    fn only_network_namespaces_other_than_the_hosts_are_joined() {
+    fn a_path_to_the_host_network_or_to_another_kind_of_file_is_refused() {
         assert_eq!(of("/nonexistent").unwrap_err(), "open network namespace /nonexistent");
         assert_eq!(of("/dev/null").unwrap_err(), "/dev/null is no network namespace");
         assert_eq!(of("/proc/self/ns/mnt").unwrap_err(), "/proc/self/ns/mnt is no network namespace");

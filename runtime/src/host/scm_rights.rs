@@ -1,4 +1,4 @@
-//! Descriptors that callers want over a socket of theirs.
+//! File descriptors sent to a caller's Unix socket (`SCM_RIGHTS`, unix(7)).
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -11,7 +11,7 @@ use thiserror::Error;
 
 use crate::host::process::HostProcess;
 
-/// Why the caller got no descriptor.
+/// The reason why a descriptor was not sent.
 #[derive(Debug, Error)]
 pub(crate) enum RightsError {
     #[error("dial unix {}", path.display())]
@@ -20,7 +20,7 @@ pub(crate) enum RightsError {
     Send { what: &'static str, path: PathBuf, source: io::Error },
 }
 
-/// A connection to who listens at a path.
+/// A connection to a listener that receives descriptors.
 #[derive(Debug)]
 pub(crate) struct Receiver {
     path: PathBuf,
@@ -28,19 +28,20 @@ pub(crate) struct Receiver {
 }
 
 impl Receiver {
-    /// Connects.
+    /// Connects to the listener at `path`.
     pub(crate) fn dial(path: &Path) -> Result<Self, RightsError> {
-        let dialled = || {
+        let connected = || {
             let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
             connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
             Ok(fd)
         };
-        let socket =
-            dialled().map_err(|error: nix::Error| RightsError::Connect { path: path.into(), source: error.into() })?;
+        let socket = connected()
+            .map_err(|error: nix::Error| RightsError::Connect { path: path.into(), source: error.into() })?;
         Ok(Self { path: path.into(), socket })
     }
 
-    /// Sends one message: a descriptor of `what`, and a text that tells it from others, as runc does.
+    /// Sends one message with the descriptor `fd` and the text that runc sends with it. `what` describes the descriptor in an
+    /// error.
     pub(crate) fn send(&self, what: &'static str, fd: BorrowedFd, text: &[u8]) -> Result<(), RightsError> {
         let fds = [fd.as_raw_fd()];
         let rights = [ControlMessage::ScmRights(&fds)];
@@ -49,12 +50,12 @@ impl Receiver {
     }
 }
 
-/// Sends a pidfd to the listener at `path`. `kind` is runc's word for the process: `standard` for a container's first
-/// one, `setns` for a further one.
+/// Sends a pidfd of `process` to the listener at `path`. `kind` is runc's term for the process: `standard` for the first process
+/// of a container, `setns` for a further one.
 pub(crate) fn send_pidfd(path: &Path, process: HostProcess, kind: &str) -> Result<(), RightsError> {
     let receiver = Receiver::dial(path)?;
-    let gone = || RightsError::Send { what: "the pidfd", path: path.into(), source: io::ErrorKind::NotFound.into() };
-    let pidfd = process.open().ok_or_else(gone)?;
+    let ended = || RightsError::Send { what: "the pidfd", path: path.into(), source: io::ErrorKind::NotFound.into() };
+    let pidfd = process.open().ok_or_else(ended)?;
     receiver.send("the pidfd", pidfd.as_fd(), kind.as_bytes())
 }
 
@@ -69,7 +70,7 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// What the next client sends.
+    /// Accepts a client and returns the descriptor and the text that it sends.
     pub(crate) fn receive(listener: &UnixListener) -> (File, String) {
         let (stream, _) = listener.accept().unwrap();
         let mut space = nix::cmsg_space!([i32; 1]);
@@ -86,7 +87,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_pidfd_names_its_process() {
+    fn the_pidfd_of_a_process_is_sent_with_its_kind() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pidfd.sock");
         let listener = UnixListener::bind(&path).unwrap();

@@ -1,4 +1,4 @@
-//! Signals: their names, and those a command waits for while its container runs.
+//! Signals: their names, and the signals that a command reads while its container runs.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -6,7 +6,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use thiserror::Error;
 
-/// Why a signal cannot be sent; in runc's words.
+/// The reason why a signal is not valid, in runc's words.
 #[derive(Debug, Error)]
 pub(crate) enum SignalError {
     #[error("unknown signal \"{0}\"")]
@@ -15,10 +15,10 @@ pub(crate) enum SignalError {
     Invalid,
 }
 
-/// Highest number of a signal.
-const LAST: i32 = 64;
+/// Highest signal number.
+const MAX_SIGNAL: i32 = 64;
 
-/// Signals that the container gets in the command's place.
+/// Signals that the command forwards to the container.
 const FORWARDED: [Signal; 7] = [
     Signal::SIGHUP,
     Signal::SIGINT,
@@ -29,13 +29,13 @@ const FORWARDED: [Signal; 7] = [
     Signal::SIGALRM,
 ];
 
-/// Signals that concern the command's own terminal.
+/// Signals of the terminal's size and of job control.
 const TERMINAL: [Signal; 3] = [Signal::SIGWINCH, Signal::SIGTSTP, Signal::SIGCONT];
 
-/// The number of a signal that is given as `TERM`, `SIGTERM` or `15`.
+/// Returns the number of a signal that is given as `TERM`, `SIGTERM` or `15`.
 pub(crate) fn parse(text: &str) -> Result<i32, SignalError> {
     if let Ok(number) = text.parse::<i32>() {
-        return if (0..=LAST).contains(&number) { Ok(number) } else { Err(SignalError::Invalid) };
+        return if (0..=MAX_SIGNAL).contains(&number) { Ok(number) } else { Err(SignalError::Invalid) };
     }
     let upper = text.to_ascii_uppercase();
     let name = if upper.starts_with("SIG") { upper } else { format!("SIG{upper}") };
@@ -48,15 +48,15 @@ pub(crate) fn parse(text: &str) -> Result<i32, SignalError> {
     Ok(signal as i32)
 }
 
-/// Signals that are read instead of having their effect, from now until this process ends.
+/// Blocked signals that are read from a signalfd(2). They stay blocked when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Signals(SignalFd);
 
 impl Signals {
-    /// Takes over what ends a process, and with a terminal what concerns that.
+    /// Blocks the signals to forward, and with `terminal` those of the terminal.
     ///
-    /// Without a terminal of its own to give back, a command is stopped and continued like any other.
-    pub(crate) fn take(terminal: bool) -> nix::Result<Self> {
+    /// Without a terminal to restore, `SIGTSTP` and `SIGCONT` keep their default effect.
+    pub(crate) fn block(terminal: bool) -> nix::Result<Self> {
         let mut set: SigSet = FORWARDED.into_iter().collect();
         if terminal {
             set.extend(TERMINAL);
@@ -65,7 +65,7 @@ impl Signals {
         Ok(Self(SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?))
     }
 
-    /// The next one, if one came.
+    /// Returns the next pending signal.
     pub(crate) fn next(&self) -> Option<Signal> {
         let info = self.0.read_signal().ok()??;
         Signal::try_from(i32::try_from(info.ssi_signo).ok()?).ok()
@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn signals_have_names_and_numbers() {
+    fn a_signal_is_parsed_from_its_name_or_number() {
         for text in ["KILL", "SIGKILL", "kill", "sigkill", "9"] {
             assert_eq!(parse(text).unwrap(), 9, "{text}");
         }
@@ -97,8 +97,8 @@ mod tests {
     }
 
     #[test]
-    fn taken_signals_are_read_in_place_of_their_effect() {
-        let signals = Signals::take(true).unwrap();
+    fn blocked_signals_are_read_and_have_no_effect() {
+        let signals = Signals::block(true).unwrap();
         assert_eq!(signals.next(), None);
         nix::sys::signal::raise(Signal::SIGTERM).unwrap();
         nix::sys::signal::raise(Signal::SIGWINCH).unwrap();

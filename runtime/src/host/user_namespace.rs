@@ -1,9 +1,8 @@
-//! Running as a user who is not root.
+//! The user namespace of a VMM whose caller is not root.
 //!
-//! The user's VMM is in a user namespace of its own, in which the user is root, as runc's container is. What it may do with files
-//! is what the host's kernel lets such a root do, it has a network namespace of its own, and the ids of its guest are those of
-//! that namespace: `linux.uidMappings` and `gidMappings` are the host's part of the work, and the guest maps each id to itself.
-//! The root of a user namespace has all that already.
+//! Without root, vmrt creates a user namespace for the VMM and maps the caller to its root, as runc does for a container. The VMM
+//! has the permissions of that root on files, and a network namespace of its own. The host applies `linux.uidMappings` and
+//! `linux.gidMappings`, and the guest maps each id to itself. A caller that is already root of a user namespace needs none of this.
 
 use std::error::Error as StdError;
 use std::ffi::CStr;
@@ -27,7 +26,7 @@ use crate::host::caller::Caller;
 use crate::host::process::HostProcess;
 use crate::spec::namespaces::{has_namespace, network_path};
 
-/// Why a user's VMM has no user namespace. Where runc has words for it, they are runc's.
+/// The reason why a VMM has no user namespace. Where runc has a message for it, it is runc's.
 #[derive(Debug, Error)]
 pub(crate) enum RootlessError {
     #[error("rootless container requires user namespaces")]
@@ -43,13 +42,13 @@ pub(crate) enum RootlessError {
     MountId(&'static str),
     #[error("network namespace {} is refused: only root may join one that is there already", .0.display())]
     JoinsNetwork(PathBuf),
-    #[error("work in the VMM's namespaces: {step}")]
+    #[error("run a helper process in the VMM's namespaces: {step}")]
     Helper { step: &'static str, source: io::Error },
     #[error("{0}")]
     InNamespace(String),
 }
 
-/// The user namespace of a user's VMM.
+/// The id maps of a new user namespace.
 #[derive(Debug)]
 pub(crate) struct UserNamespace {
     uid_map: String,
@@ -57,7 +56,10 @@ pub(crate) struct UserNamespace {
 }
 
 impl UserNamespace {
-    /// The one that the caller's VMM needs to run `spec`, which has to ask for it.
+    /// Returns the user namespace that the VMM needs to run `spec`; `None` for a caller that is root.
+    ///
+    /// # Errors
+    /// `spec` has no user namespace, or it needs more than the caller's own id or an existing network namespace.
     pub(crate) fn of(spec: &Spec, caller: Caller) -> Result<Option<Self>, RootlessError> {
         if caller != Caller::User {
             return Ok(None);
@@ -71,43 +73,48 @@ impl UserNamespace {
         }
         check_mounts(spec)?;
         let list = |list: fn(&Linux) -> &Option<Vec<LinuxIdMapping>>| linux.and_then(|linux| list(linux).as_deref());
-        let uid_map = own_map(("uidMappings", "UID"), list(Linux::uid_mappings), geteuid().as_raw())?;
-        let gid_map = own_map(("gidMappings", "GID"), list(Linux::gid_mappings), getegid().as_raw())?;
+        let uid_map = single_id_map(("uidMappings", "UID"), list(Linux::uid_mappings), geteuid().as_raw())?;
+        let gid_map = single_id_map(("gidMappings", "GID"), list(Linux::gid_mappings), getegid().as_raw())?;
         Ok(Some(Self { uid_map, gid_map }))
     }
 
-    /// Takes the calling process into a new one. Makes system calls only, so it can be called between `fork` and `execve`.
+    /// Moves the calling process into a new user namespace. It makes system calls only, so it may be called between `fork` and
+    /// `execve`.
     pub(crate) fn enter(&self) -> nix::Result<()> {
         unshare(CloneFlags::CLONE_NEWUSER)?;
-        // Who maps a group without being root has to give up changing groups first.
+        // Without privileges, a gid map may be written only once setgroups(2) is denied: user_namespaces(7).
         write_whole(c"/proc/self/setgroups", "deny")?;
         write_whole(c"/proc/self/uid_map", &self.uid_map)?;
         write_whole(c"/proc/self/gid_map", &self.gid_map)
     }
 }
 
-/// Runs `work` in a process of its own that is root of the user namespace of a user's VMM.
-pub(crate) fn as_root_of<T: DeserializeOwned + Serialize, E: StdError>(
+/// Runs `work` in a child process that is root of the user namespace of `vmm`, and returns its result.
+///
+/// # Errors
+/// The child failed, or `work` did. The error of `work` is reduced to its text.
+pub(crate) fn run_as_root_of<T: DeserializeOwned + Serialize, E: StdError>(
     vmm: HostProcess,
     work: impl FnOnce() -> Result<T, E>,
 ) -> Result<T, RootlessError> {
     let failed = |step| move |source| RootlessError::Helper { step, source };
-    let (mut result, theirs) = io::pipe().map_err(failed("make a pipe"))?;
-    // SAFETY: this process has one thread, so the child may do anything it could.
+    let (mut reader, writer) = io::pipe().map_err(failed("make a pipe"))?;
+    // SAFETY: this process has one thread, so the child may run any code.
     let child = match unsafe { fork() }.map_err(|error| failed("make a process")(error.into()))? {
         ForkResult::Child => {
             let entered = become_root_of(vmm).map_err(|error| chain(&error));
             let done = entered.and_then(|()| work().map_err(|error| chain(&error)));
-            // A missing result tells the parent of a failure to write it.
-            exit(serde_json::to_writer(theirs, &done).is_err().into())
+            // If the result cannot be written, the parent fails to parse it.
+            exit(serde_json::to_writer(writer, &done).is_err().into())
         }
         ForkResult::Parent { child } => child,
     };
-    drop(theirs);
+    drop(writer);
     let mut text = Vec::new();
-    let read = result.read_to_end(&mut text).and_then(|_| Ok(waitpid(child, None)?));
+    let read = reader.read_to_end(&mut text).and_then(|_| Ok(waitpid(child, None)?));
     read.map_err(failed("wait for the process"))?;
-    let done: Result<T, String> = serde_json::from_slice(&text).map_err(|error| failed("understand")(error.into()))?;
+    let done: Result<T, String> =
+        serde_json::from_slice(&text).map_err(|error| failed("parse its result")(error.into()))?;
     done.map_err(RootlessError::InNamespace)
 }
 
@@ -117,7 +124,7 @@ fn become_root_of(vmm: HostProcess) -> Result<(), RootlessError> {
     setns(namespace, CloneFlags::CLONE_NEWUSER).map_err(|error| failed(error.into()))
 }
 
-/// The only id that a mount may name is root's.
+/// Checks that mounts name no id but root's.
 fn check_mounts(spec: &Spec) -> Result<(), RootlessError> {
     let mounts = spec.mounts().iter().flatten();
     for option in mounts.flat_map(|mount| mount.options().iter().flatten()) {
@@ -131,8 +138,8 @@ fn check_mounts(spec: &Spec) -> Result<(), RootlessError> {
     Ok(())
 }
 
-/// The caller's own id as root's, which is all that the kernel lets a user map.
-fn own_map(
+/// Returns the map of the caller's id to root: the kernel lets an unprivileged process map no other id.
+fn single_id_map(
     (field, kind): (&'static str, &'static str),
     list: Option<&[LinuxIdMapping]>,
     own: u32,
@@ -144,7 +151,7 @@ fn own_map(
     }
 }
 
-/// A map is taken by the kernel in one piece.
+/// Writes `text` in one system call: the kernel accepts an id map only as a whole.
 fn write_whole(path: &CStr, text: &str) -> nix::Result<()> {
     let file = open(path, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())?;
     write(file, text.as_bytes()).map(drop)
@@ -167,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_maps_their_own_id_and_no_other() {
+    fn a_caller_without_root_may_map_only_its_own_id() {
         let own = json!([{"containerID": 0, "hostID": geteuid().as_raw(), "size": 1}]);
         let namespace = UserNamespace::of(&spec(&["mount", "user"], &own), Caller::User).unwrap().unwrap();
         assert_eq!(namespace.uid_map, format!("0 {} 1", geteuid()));

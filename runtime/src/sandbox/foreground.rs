@@ -111,7 +111,7 @@ mod tests {
     #[test]
     fn a_signal_reaches_the_process_and_its_end_comes_back() {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let signals = Signals::take(false).unwrap();
+        let signals = Signals::block(false).unwrap();
         let waiter = nix::sys::pthread::pthread_self();
         let vmm = thread::spawn(move || vmm(theirs, waiter));
         let mut connection = Connection::new(Client::from_stream(ours), Some(signals), None);

@@ -13,7 +13,7 @@ use super::name_server;
 use super::record::Record;
 use super::store::{Locked, StateError, Store};
 use crate::host::caller::Caller;
-use crate::host::network::{self, Attached, Attachment, Namespace, NetworkError};
+use crate::host::network::{self, AttachedInterface, InterfaceRecord, Namespace, NetworkError};
 use crate::host::user_namespace::{self, RootlessError};
 
 /// Name of the command that a VMM calls when its network namespace has changed.
@@ -65,7 +65,7 @@ pub(crate) fn update(client: &mut Client, locked: &Locked, record: &mut Record) 
     }
     if record.user_namespace && Caller::find() == Caller::User {
         // The namespace is the user's, but only its root may change anything in it.
-        record.network = user_namespace::as_root_of(record.vmm, || {
+        record.network = user_namespace::run_as_root_of(record.vmm, || {
             update_all(client, locked, record)?;
             Ok::<_, InterfacesError>(record.network.clone())
         })?;
@@ -78,27 +78,27 @@ fn update_all(client: &mut Client, locked: &Locked, record: &mut Record) -> Resu
     let namespace = Namespace::of(record.vmm)?;
     let changed = network::changed(&namespace, &record.network)?;
     if !changed.is_empty() {
-        changed.iter().try_for_each(|one| network::adapt_tap(&namespace, one))?;
+        changed.iter().try_for_each(|one| network::update_tap(&namespace, one))?;
         change(client, record, &changed)?;
         locked.write(record)?;
     }
     let attachments = network::attach(&namespace, record.vmm, &record.network)?;
     for (done, one) in attachments.iter().enumerate() {
         if let Err(error) = add(client, record, one) {
-            let rest: Vec<_> = attachments[done..].iter().map(|one| one.attached.clone()).collect();
+            let rest: Vec<_> = attachments[done..].iter().map(|one| one.record.clone()).collect();
             network::detach(&namespace, record.vmm, &rest)?;
             return Err(error.into());
         }
-        record.network.interfaces.push(one.attached.clone());
+        record.network.interfaces.push(one.record.clone());
         locked.write(record)?;
     }
     Ok(())
 }
 
-fn change(client: &mut Client, record: &mut Record, changed: &[Attached]) -> Result<(), RequestError> {
+fn change(client: &mut Client, record: &mut Record, changed: &[InterfaceRecord]) -> Result<(), RequestError> {
     let interfaces = &mut record.network.interfaces;
-    let now = |attached: &Attached| changed.iter().find(|changed| changed.index == attached.index);
-    let change_of = |attached: &Attached| {
+    let now = |attached: &InterfaceRecord| changed.iter().find(|changed| changed.index == attached.index);
+    let change_of = |attached: &InterfaceRecord| {
         let interface = now(attached)?.interface.clone();
         let lost = attached.interface.without(&interface);
         Some(InterfaceChange { interface, lost })
@@ -114,9 +114,9 @@ fn change(client: &mut Client, record: &mut Record, changed: &[Attached]) -> Res
     Ok(())
 }
 
-fn add(client: &mut Client, record: &mut Record, one: &Attachment) -> Result<(), RequestError> {
+fn add(client: &mut Client, record: &mut Record, one: &AttachedInterface) -> Result<(), RequestError> {
     let asked = record.network.resolv_conf.take_if(|file| name_server::is_asked(file));
-    let (container, interface) = (record.id.clone(), Box::new(one.attached.interface.clone()));
+    let (container, interface) = (record.id.clone(), Box::new(one.record.interface.clone()));
     let request = Request::AddInterface { container, interface, name_server: asked.is_some() };
     client.call(&request, &[one.tap()], Some(DEADLINE))?;
     Ok(())

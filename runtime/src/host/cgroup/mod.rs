@@ -1,7 +1,7 @@
-//! The host's side of a container's limits: the cgroup its VMM runs in.
+//! The cgroup on the host that a container's VMM runs in, and its limits.
 //!
-//! On a pure cgroup v2 host that is one directory; on hybrid and v1 hosts one in the hierarchy of each controller.
-//! The limits are those of the container and what its machine needs besides ([`crate::spec::limits`]).
+//! On a pure cgroup v2 host the cgroup is one directory. On hybrid and v1 hosts it has one directory in the hierarchy of each
+//! controller. Its limits are those of the container and what its machine needs in addition ([`crate::spec::limits`]).
 
 use std::fs;
 use std::io;
@@ -22,14 +22,14 @@ pub(crate) mod systemd;
 
 const MOUNT: &str = "/sys/fs/cgroup";
 
-/// Controllers that limits are set with. That of block I/O is `io` in version 2 and `blkio` in version 1.
+/// Controllers of the limits. The controller of block I/O is `io` in version 2 and `blkio` in version 1.
 const CONTROLLERS: [&str; 6] = ["memory", "cpu", "pids", "cpuset", "io", "blkio"];
 
-/// How long the kernel may take to let go of a cgroup whose last process has ended, and a VMM to end whose `create` was
-/// killed.
-const REMOVE_PATIENCE: Duration = Duration::from_secs(10);
+/// Time limit for the removal of a cgroup. The kernel reports it as busy for a while after its last process has ended, and the VMM
+/// of a killed `create` needs time to end.
+const REMOVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why a VMM cannot be put into a cgroup.
+/// The reason why a VMM has no cgroup.
 #[derive(Debug, Error)]
 pub(crate) enum CgroupError {
     #[error("no cgroup hierarchy is mounted below {MOUNT}")]
@@ -42,14 +42,14 @@ pub(crate) enum CgroupError {
     Frozen,
     #[error("--cgroup-manager is disabled")]
     Disabled,
-    #[error("none could be made for the container when it was created")]
-    Spared,
+    #[error("the container was created without one")]
+    NotCreated,
     #[error("{step} {}", path.display())]
     Io { step: &'static str, path: PathBuf, source: io::Error },
 }
 
 impl CgroupError {
-    /// Whether the host does not let the caller have one: it belongs to others, or lacks the controllers.
+    /// Whether the caller may not create a cgroup there: a permission or a controller is missing.
     pub(crate) fn is_refusal(&self) -> bool {
         use io::ErrorKind::{NotFound, PermissionDenied, ReadOnlyFilesystem};
         match self {
@@ -72,7 +72,7 @@ pub(crate) struct Cgroup {
     dirs: Vec<PathBuf>,
 }
 
-/// Which kind of hierarchy a directory belongs to: the names of its files differ.
+/// The version of a hierarchy, with the controller in version 1. The names of the files depend on it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Version {
     V1(&'static str),
@@ -80,25 +80,28 @@ enum Version {
 }
 
 impl Cgroup {
-    /// Where a container's cgroup is unless its specification says otherwise: where no other runtime has that of a container with
-    /// the same id.
+    /// Returns the path of a container's cgroup if its specification gives none. The prefix distinguishes it from the cgroup of
+    /// another runtime's container with the same id.
     pub(crate) fn default_path(id: &ContainerId) -> PathBuf {
         Path::new("/").join(format!("vmrt-{id}"))
     }
 
-    /// Where it is for who may not make one there: beside the caller's own, in what may have been handed to them. (The caller's own
-    /// has processes, and so no limits for cgroups below it.)
-    pub(crate) fn path_beside_own(id: &ContainerId) -> PathBuf {
+    /// Returns the path for a caller that may not create the default one: below the parent of the caller's own cgroup, which may be
+    /// delegated to the caller. (The caller's own cgroup has processes, so that it cannot enable controllers for its children.)
+    pub(crate) fn sibling_path(id: &ContainerId) -> PathBuf {
         let memberships = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        beside(&memberships, &Self::default_path(id))
+        sibling(&memberships, &Self::default_path(id))
     }
 
-    /// Whether there is none.
+    /// Whether the VMM has no cgroup of its own.
     pub(crate) fn is_none(&self) -> bool {
         self.dirs.is_empty()
     }
 
-    /// Where the cgroup `path`, from the root of each hierarchy, is or will be.
+    /// Returns the directories of the cgroup `path`, relative to the root of each hierarchy, whether or not they exist.
+    ///
+    /// # Errors
+    /// The path does not lead down from the root, or no hierarchy is mounted.
     pub(crate) fn plan(path: &Path) -> Result<Self, CgroupError> {
         Self::plan_below(Path::new(MOUNT), path)
     }
@@ -108,8 +111,11 @@ impl Cgroup {
         Ok(Self { dirs: hierarchies(mount)?.into_iter().map(|(_, root)| root.join(relative)).collect() })
     }
 
-    /// Refuses one that others use.
-    pub(crate) fn claim(self) -> Result<Self, CgroupError> {
+    /// Returns the cgroup if it is unused.
+    ///
+    /// # Errors
+    /// It contains processes or is frozen.
+    pub(crate) fn check_unused(self) -> Result<Self, CgroupError> {
         for dir in &self.dirs {
             let processes = count_processes(dir)?;
             if processes > 0 {
@@ -122,11 +128,14 @@ impl Cgroup {
         Ok(self)
     }
 
-    /// Makes the cgroup `path`, which was planned, and sets its limits. On failure a part of it may be left.
+    /// Creates the cgroup `path` and sets its limits.
+    ///
+    /// # Errors
+    /// A directory cannot be created or a limit cannot be set. Directories that were created are left.
     pub(crate) fn create(path: &Path, limits: &Limits) -> Result<(), CgroupError> {
         let relative = relative(path)?;
         for (version, root) in hierarchies(Path::new(MOUNT))? {
-            make_dirs(version, &root, relative)?;
+            create_dirs(version, &root, relative)?;
             let dir = root.join(relative);
             match version {
                 Version::V2 => set_v2(&dir, limits)?,
@@ -136,7 +145,7 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Sets the limits of an existing one anew.
+    /// Sets new limits for an existing cgroup.
     pub(crate) fn update(&self, limits: &Limits) -> Result<(), CgroupError> {
         for dir in &self.dirs {
             match version_of(dir) {
@@ -157,19 +166,19 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Moves a process with all its threads in.
+    /// Moves a process with all its threads into the cgroup.
     pub(crate) fn add(&self, pid: i32) -> Result<(), CgroupError> {
         self.dirs.iter().try_for_each(|dir| write(&dir.join("cgroup.procs"), &pid.to_string()))
     }
 
-    /// Removes it. A process left inside keeps its cgroup, which is then told.
+    /// Removes the cgroup. Returns an error for each directory that is left.
     pub(crate) fn remove(&self) -> Vec<CgroupError> {
-        let end = Instant::now() + REMOVE_PATIENCE;
+        let end = Instant::now() + REMOVE_TIMEOUT;
         self.dirs.iter().filter_map(|dir| remove_dir(dir, end).map_err(io_error("remove", dir)).err()).collect()
     }
 }
 
-/// Processes in a cgroup and all below it; none where there is no such cgroup, or no longer.
+/// Counts the processes in a cgroup and its descendants. A cgroup that does not exist has none.
 fn count_processes(dir: &Path) -> Result<usize, CgroupError> {
     let path = dir.join("cgroup.procs");
     let own = match fs::read_to_string(&path) {
@@ -184,20 +193,20 @@ fn count_processes(dir: &Path) -> Result<usize, CgroupError> {
     below.map(|entry| count_processes(&entry.path())).try_fold(own, |sum, count| Ok(sum + count?))
 }
 
-/// A cgroup that is removed while it is read says the latter.
+/// Whether a cgroup does not exist. Reading one that is removed meanwhile fails with `ENODEV`.
 fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(nix::libc::ENODEV)
 }
 
-/// Whether what enters a cgroup stands still: said by a file of its own, or in version 1 by the freezer's hierarchy.
+/// Whether a cgroup is frozen: by `cgroup.freeze` in version 2, by the freezer hierarchy in version 1.
 fn is_frozen(dir: &Path) -> bool {
-    let says = |path: &Path, word| fs::read_to_string(path).is_ok_and(|text| text.trim() == word);
+    let contains = |path: &Path, word| fs::read_to_string(path).is_ok_and(|text| text.trim() == word);
     let freezer = dir.strip_prefix(MOUNT).map(|path| path.components().skip(1).collect::<PathBuf>());
     let freezer = freezer.map(|path| Path::new(MOUNT).join("freezer").join(path).join("freezer.state"));
-    says(&dir.join("cgroup.freeze"), "1") || freezer.is_ok_and(|path| says(&path, "FROZEN"))
+    contains(&dir.join("cgroup.freeze"), "1") || freezer.is_ok_and(|path| contains(&path, "FROZEN"))
 }
 
-/// Which hierarchy a container's directory is in. Those of version 1 are named after their controllers.
+/// Returns the hierarchy of a cgroup's directory. Hierarchies of version 1 are mounted under the names of their controllers.
 fn version_of(dir: &Path) -> Version {
     let below = dir.strip_prefix(MOUNT).ok().and_then(|path| path.components().next());
     let is_v1 = |name: &&str| {
@@ -207,15 +216,16 @@ fn version_of(dir: &Path) -> Version {
     CONTROLLERS.into_iter().find(is_v1).map_or(Version::V2, Version::V1)
 }
 
-/// `path`, from the parent of the cgroup of version 2 that `memberships` names, or from the root where that shows no parent.
-fn beside(memberships: &str, path: &Path) -> PathBuf {
+/// Returns `path` below the parent of the version 2 cgroup in `memberships`, the text of `/proc/self/cgroup`. Without such a parent
+/// in view, `path` stays relative to the root.
+fn sibling(memberships: &str, path: &Path) -> PathBuf {
     let own = memberships.lines().find_map(|line| line.strip_prefix("0::")).map(Path::new);
     let parent =
         own.and_then(Path::parent).filter(|parent| parent.components().all(|part| part != Component::ParentDir));
     parent.and_then(|parent| Some(parent.join(path.strip_prefix("/").ok()?))).unwrap_or_else(|| path.to_owned())
 }
 
-/// The path without its first slash; it has to lead down.
+/// Returns the path without its leading slash, if it names a directory below the root.
 fn relative(path: &Path) -> Result<&Path, CgroupError> {
     let relative = path.strip_prefix("/").unwrap_or(path);
     let mut parts = relative.components().peekable();
@@ -235,7 +245,7 @@ fn remove_dir(dir: &Path, end: Instant) -> io::Result<()> {
     }
 }
 
-/// The hierarchies that are mounted: the one of v2, or those of v1 that have a controller of interest.
+/// Returns the mounted hierarchies: that of version 2, or those of version 1 whose controllers are in [`CONTROLLERS`].
 fn hierarchies(mount: &Path) -> Result<Vec<(Version, PathBuf)>, CgroupError> {
     if statfs(mount).is_ok_and(|fs| fs.filesystem_type() == CGROUP2_SUPER_MAGIC) {
         return Ok(vec![(Version::V2, mount.into())]);
@@ -246,7 +256,7 @@ fn hierarchies(mount: &Path) -> Result<Vec<(Version, PathBuf)>, CgroupError> {
     if found.is_empty() { Err(CgroupError::NotMounted) } else { Ok(found) }
 }
 
-/// Which hierarchies this host has, for people.
+/// Describes the mounted hierarchies for `vmrt check`.
 pub(crate) fn describe() -> String {
     match hierarchies(Path::new(MOUNT)) {
         Err(error) => error.to_string(),
@@ -258,12 +268,12 @@ pub(crate) fn describe() -> String {
     }
 }
 
-/// Makes every directory down to `path`, with what it takes for the last one to have its controllers.
-fn make_dirs(version: Version, root: &Path, path: &Path) -> Result<(), CgroupError> {
+/// Creates every directory down to `path`, and enables the controllers for it.
+fn create_dirs(version: Version, root: &Path, path: &Path) -> Result<(), CgroupError> {
     let mut dir = root.to_owned();
     for part in path.components() {
         if version == Version::V2 {
-            delegate(&dir);
+            enable_controllers(&dir);
         }
         let parent = dir.clone();
         dir.push(part);
@@ -278,15 +288,15 @@ fn make_dirs(version: Version, root: &Path, path: &Path) -> Result<(), CgroupErr
     Ok(())
 }
 
-/// Hands every controller there is down to the children. One that is not there is missed, if it is, when its limit is
-/// written, which names the file.
-fn delegate(dir: &Path) {
+/// Enables every available controller for the children of `dir`. A failure is ignored: if the controller is needed, writing its limit
+/// fails with an error that names the file.
+fn enable_controllers(dir: &Path) {
     for controller in CONTROLLERS {
         let _ = fs::write(dir.join("cgroup.subtree_control"), format!("+{controller}"));
     }
 }
 
-/// A new v1 cpuset has neither CPUs nor memory nodes and takes no process until it does.
+/// Copies the CPUs and memory nodes of the parent to a new v1 cpuset, which accepts no process without them.
 fn inherit_cpuset(parent: &Path, dir: &Path) -> Result<(), CgroupError> {
     for name in ["cpuset.cpus", "cpuset.mems"] {
         let (from, to) = (parent.join(name), dir.join(name));
@@ -312,7 +322,7 @@ fn set_v2(dir: &Path, limits: &Limits) -> Result<(), CgroupError> {
         write(&dir.join("cpu.weight"), &cpu_weight(shares).to_string())?;
     }
     set_cpuset(dir, limits)?;
-    set_all(dir, limits.block_io.v2(|file| dir.join(file).exists()))
+    set_all(dir, limits.block_io.cgroup_v2_settings(|file| dir.join(file).exists()))
 }
 
 fn set_v1(controller: &str, dir: &Path, limits: &Limits) -> Result<(), CgroupError> {
@@ -320,7 +330,7 @@ fn set_v1(controller: &str, dir: &Path, limits: &Limits) -> Result<(), CgroupErr
         "memory" => write(&dir.join("memory.limit_in_bytes"), &limits.memory.to_string()),
         "pids" => write(&dir.join("pids.max"), &limits.pids.to_string()),
         "cpu" => set_v1_cpu(dir, limits),
-        "blkio" => set_all(dir, limits.block_io.v1(|file| dir.join(file).exists())),
+        "blkio" => set_all(dir, limits.block_io.cgroup_v1_settings(|file| dir.join(file).exists())),
         _ => set_cpuset(dir, limits),
     }
 }
@@ -346,13 +356,13 @@ fn set_cpuset(dir: &Path, limits: &Limits) -> Result<(), CgroupError> {
     Ok(())
 }
 
-/// One limit after the other: a file may take several.
+/// Writes limits in order, each in a write of its own: a file may take several.
 fn set_all(dir: &Path, values: Vec<(&str, String)>) -> Result<(), CgroupError> {
     values.into_iter().try_for_each(|(file, value)| write(&dir.join(file), &value))
 }
 
 fn write(path: &Path, value: &str) -> Result<(), CgroupError> {
-    // Not created where the controller is absent: that has to be an error.
+    // The file is not created if the controller is absent: a limit that cannot be set is an error.
     let file = fs::OpenOptions::new().write(true).open(path);
     let written = file.and_then(|mut file| io::Write::write_all(&mut file, value.as_bytes()));
     written.map_err(io_error("set", path))

@@ -1,4 +1,5 @@
-//! The cgroup on the host that a new VMM is put into. It may have none: a caller without root may not make one in most places.
+//! Puts a new VMM into a cgroup on the host. A VMM may run without one, since a caller without root may not create cgroups in most
+//! places.
 
 use std::path::{Path, PathBuf};
 
@@ -14,13 +15,13 @@ use crate::base::undo::UndoStack;
 use crate::host::caller::{Caller, CallerError};
 use crate::spec::limits::Limits;
 
-/// Why a VMM cannot be put into a cgroup, or be limited there.
+/// The reason why a VMM cannot be put into a cgroup or limited there.
 #[derive(Debug, Error)]
 pub(crate) enum PlacementError {
     #[error("limit the VMM's cgroup")]
     Limit(#[from] CgroupError),
     #[error(transparent)]
-    Claim(CgroupError),
+    InUse(CgroupError),
     #[error("linux.resources.{field} holds on the host, and needs a cgroup there")]
     CgroupNeeded { field: &'static str, source: CgroupError },
     #[error(transparent)]
@@ -30,42 +31,42 @@ pub(crate) enum PlacementError {
 }
 
 // The comments of the variants are the help texts of `--cgroup-manager`.
-/// What makes containers' cgroups on the host.
+/// The manager that creates containers' cgroups on the host.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub(crate) enum CgroupManager {
-    /// This command itself.
+    /// vmrt itself.
     Cgroupfs,
-    /// The same as --systemd-cgroup.
+    /// systemd, as with --systemd-cgroup.
     Systemd,
-    /// Nothing: the container's limits hold in the guest alone.
+    /// No cgroup on the host: the container's limits apply in the guest only.
     Disabled,
 }
 
-/// How cgroups are made, whatever the container.
+/// The settings for cgroups that are the same for every container.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CgroupPolicy {
     pub(crate) manager: CgroupManager,
-    /// Whether a container does without a cgroup that the caller may not make.
+    /// Whether a container runs without a cgroup if the caller may not create one.
     pub(crate) optional: bool,
 }
 
-/// Where a VMM is to be, and its limits there.
+/// The planned cgroup of a VMM, and its limits.
 #[derive(Debug)]
 pub(crate) struct Placement {
     manager: CgroupManager,
     path: PathBuf,
     limits: Limits,
     scope: Option<Scope>,
-    /// Whether the VMM does without the cgroup where the caller may not make it.
+    /// Whether the VMM runs without the cgroup if the caller may not create it.
     optional: bool,
 }
 
 impl Placement {
-    /// Plans the cgroup by `requested`, which is `linux.cgroupsPath`, and the policy. Returns the planned cgroup as well: it is
-    /// recorded before any of it exists, so that it is found should this process be killed.
+    /// Plans the cgroup from the policy and from `requested`, which is `linux.cgroupsPath`. Also returns the planned cgroup: the
+    /// caller records it before it is created, so that `delete` finds it if this process is killed.
     ///
     /// # Errors
-    /// The path is invalid, the cgroup is in use, or the caller may not have systemd make it.
+    /// The path is invalid, the cgroup is in use, or the caller may not use systemd.
     pub(crate) fn plan(
         policy: CgroupPolicy,
         caller: Caller,
@@ -77,30 +78,33 @@ impl Placement {
         if manager == CgroupManager::Systemd && caller != Caller::Root {
             return Err(CallerError::Systemd.into());
         }
-        let scope = (manager == CgroupManager::Systemd).then(|| Scope::named(requested, id)).transpose()?;
+        let scope = (manager == CgroupManager::Systemd).then(|| Scope::parse(requested, id)).transpose()?;
         let disabled = manager == CgroupManager::Disabled;
         let optional = disabled || optional && requested.is_none() && scope.is_none();
         let path = match (&scope, requested) {
             (Some(scope), _) => scope.cgroup(),
             (None, Some(path)) => path.to_owned(),
-            (None, None) if optional => Cgroup::path_beside_own(id),
+            (None, None) if optional => Cgroup::sibling_path(id),
             (None, None) => Cgroup::default_path(id),
         };
         let cgroup = match Cgroup::plan(&path) {
             _ if disabled => Cgroup::default(),
             Err(CgroupError::NotMounted) if optional => Cgroup::default(),
-            planned => planned?.claim().map_err(PlacementError::Claim)?,
+            planned => planned?.check_unused().map_err(PlacementError::InUse)?,
         };
         Ok((Self { manager, path, limits, scope, optional }, cgroup))
     }
 
-    /// The unit of the cgroup, where systemd makes it.
+    /// The systemd unit of the cgroup, if systemd creates it.
     pub(crate) fn scope(&self) -> Option<&Scope> {
         self.scope.as_ref()
     }
 
-    /// Makes the planned cgroup, or has systemd make it, and puts the process `pid` there. Returns the cgroup it is in then: none
-    /// where the caller may not make an optional one, so that the container's limits hold in the guest alone.
+    /// Creates the planned cgroup, itself or through systemd, and moves the process `pid` into it. Returns the cgroup of the
+    /// process. It is empty if the caller may not create an optional cgroup; the container's limits then apply in the guest only.
+    ///
+    /// # Errors
+    /// The cgroup cannot be created, or it is missing and a limit can only be set on the host.
     pub(crate) fn enter(&self, planned: Cgroup, pid: i32, log: &Log) -> Result<Cgroup, PlacementError> {
         match self.create(&planned, pid) {
             Err(PlacementError::Limit(source)) if self.optional && source.is_refusal() => {
@@ -115,7 +119,7 @@ impl Placement {
         }
     }
 
-    /// Leaves the limits of CPU time to [`Self::limit_cpu`]: with little of it the guest would not boot in reasonable time.
+    /// Creates the cgroup without its CPU time limits, which [`Self::limit_cpu`] sets: a low limit would slow the boot down.
     fn create(&self, planned: &Cgroup, pid: i32) -> Result<(), PlacementError> {
         if self.manager == CgroupManager::Disabled {
             return Err(CgroupError::Disabled.into());
@@ -128,7 +132,7 @@ impl Placement {
         Ok(planned.add(pid)?)
     }
 
-    /// Limits the CPU time, too, once the container is made and nothing of its own has run. `cgroup` is what [`Self::enter`]
+    /// Sets the CPU time limits, once the container is created and before its program runs. `cgroup` is what [`Self::enter`]
     /// returned.
     pub(crate) fn limit_cpu(&self, cgroup: &Cgroup) -> Result<(), PlacementError> {
         if self.limits.cpu_quota.is_none() && self.limits.cpu_idle.is_none() {
@@ -141,18 +145,18 @@ impl Placement {
     }
 }
 
-/// Sets other limits for a VMM in its cgroup, and in its scope where systemd made that.
+/// Sets new limits for a VMM in its cgroup, and in its scope if systemd created it.
 pub(crate) fn update(cgroup: &Cgroup, scope: Option<&Scope>, limits: &Limits) -> Result<(), PlacementError> {
     if let Some(scope) = scope {
         scope.set(limits)?;
     }
     match limits.first_host_only_limit().filter(|_| cgroup.is_none()) {
-        Some(field) => Err(PlacementError::CgroupNeeded { field, source: CgroupError::Spared }),
+        Some(field) => Err(PlacementError::CgroupNeeded { field, source: CgroupError::NotCreated }),
         None => Ok(cgroup.update(limits)?),
     }
 }
 
-/// Has `undo` remove what [`Placement::enter`] makes.
+/// Adds the removal of what [`Placement::enter`] creates to `undo`.
 pub(crate) fn push_removal(undo: &mut UndoStack, cgroup: Cgroup, scope: Option<Scope>) {
     undo.push(move || {
         let _ = scope.map(|scope| scope.stop());

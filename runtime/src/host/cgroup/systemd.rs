@@ -1,7 +1,7 @@
-//! Cgroups made by systemd: a container's VMM in a transient scope unit of its own, as `--systemd-cgroup` asks for.
+//! Cgroups created by systemd (`--systemd-cgroup`): each VMM runs in a transient scope unit of its own.
 //!
-//! systemd makes the unit's cgroup and hands it over (`Delegate=`): the limits are then written there like in any other, and
-//! told to systemd, too, which would otherwise set its own when it is reloaded.
+//! systemd creates the unit's cgroup and delegates it (`Delegate=`). vmrt writes the limits to the cgroup as usual, and also sets them
+//! as properties of the unit: otherwise systemd would overwrite them when it is reloaded.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,19 +17,19 @@ use crate::base::container_id::ContainerId;
 use crate::spec::limits::Limits;
 use crate::spec::weights::cpu_weight;
 
-/// There where systemd is the machine's init.
-const RUNS: &str = "/run/systemd/system";
+/// This directory exists if systemd is the host's init, sd_booted(3).
+const SYSTEMD_DIR: &str = "/run/systemd/system";
 
-/// How long systemd may take to move a process.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Time limit for systemd to move a process into a scope.
+const MOVE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Where scopes are unless the specification says otherwise.
+/// The slice of scopes if the specification names none.
 const DEFAULT_SLICE: &str = "system.slice";
 
-/// What `CPUQuotaPerSecUSec` is rounded up to, in microseconds: systemd does not take less.
+/// Granularity of `CPUQuotaPerSecUSec` in systemd, in microseconds. Quotas are rounded up to it.
 const QUOTA_UNIT: u64 = 10_000;
 
-/// Why a VMM cannot be put into a scope.
+/// The reason why a VMM cannot be put into a scope.
 #[derive(Debug, Error)]
 pub(crate) enum SystemdError {
     #[error("--systemd-cgroup: systemd does not run on this host")]
@@ -40,13 +40,13 @@ pub(crate) enum SystemdError {
     Slice(String),
     #[error("connect to systemd over the system's message bus")]
     Connect(#[source] Box<zbus::Error>),
-    #[error("have systemd {step} {unit}")]
+    #[error("ask systemd to {step} {unit}")]
     Call { step: &'static str, unit: String, source: Box<zbus::Error> },
-    #[error("systemd did not move process {pid} to {unit} within {} s", PATIENCE.as_secs())]
+    #[error("systemd did not move process {pid} to {unit} within {} s", MOVE_TIMEOUT.as_secs())]
     NotMoved { pid: i32, unit: String },
 }
 
-/// A scope unit.
+/// A transient scope unit, systemd.scope(5).
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct Scope {
     slice: String,
@@ -56,8 +56,8 @@ pub(crate) struct Scope {
 type Properties<'v> = Vec<(&'static str, Value<'v>)>;
 
 impl Scope {
-    /// The one that `linux.cgroupsPath` names in its form for systemd, `slice:prefix:name`.
-    pub(crate) fn named(cgroups_path: Option<&Path>, id: &ContainerId) -> Result<Self, SystemdError> {
+    /// Parses `linux.cgroupsPath` in its form for systemd, `slice:prefix:name`.
+    pub(crate) fn parse(cgroups_path: Option<&Path>, id: &ContainerId) -> Result<Self, SystemdError> {
         let text = cgroups_path.map(Path::to_string_lossy).unwrap_or_default();
         let parts: Vec<_> = text.split(':').collect();
         let (slice, prefix, name) = match parts[..] {
@@ -66,20 +66,20 @@ impl Scope {
             _ => return Err(SystemdError::Path(text.into_owned())),
         };
         let slice = if slice.is_empty() { DEFAULT_SLICE } else { slice };
-        expand(slice)?;
+        slice_path(slice)?;
         let unit = if prefix.is_empty() { format!("{name}.scope") } else { format!("{prefix}-{name}.scope") };
         Ok(Self { slice: slice.to_owned(), unit })
     }
 
-    /// Its cgroup, from the root of each hierarchy.
+    /// Returns the path of the scope's cgroup from the root of each hierarchy.
     pub(crate) fn cgroup(&self) -> PathBuf {
-        // The slice was expanded when this was made.
-        expand(&self.slice).unwrap_or_default().join(&self.unit)
+        // `parse` has checked the slice.
+        slice_path(&self.slice).unwrap_or_default().join(&self.unit)
     }
 
-    /// Starts it with a process in it.
+    /// Starts the scope with the process `pid` in it, and waits until systemd has moved the process.
     pub(crate) fn start(&self, pid: i32, limits: &Limits) -> Result<(), SystemdError> {
-        if !Path::new(RUNS).is_dir() {
+        if !Path::new(SYSTEMD_DIR).is_dir() {
             return Err(SystemdError::Absent);
         }
         let mut properties: Properties = vec![
@@ -93,21 +93,22 @@ impl Scope {
             ("TasksAccounting", true.into()),
         ];
         properties.extend(limit_properties(limits));
-        let no_others: Vec<(&str, Properties)> = Vec::new();
-        self.call::<OwnedObjectPath>("start", "StartTransientUnit", &(&self.unit, "replace", properties, no_others))?;
-        self.await_process(pid)
+        let auxiliary_units: Vec<(&str, Properties)> = Vec::new();
+        let arguments = (&self.unit, "replace", properties, auxiliary_units);
+        self.call::<OwnedObjectPath>("start", "StartTransientUnit", &arguments)?;
+        self.wait_for_process(pid)
     }
 
-    /// Tells it other limits.
+    /// Sets new limits as properties of the unit.
     pub(crate) fn set(&self, limits: &Limits) -> Result<(), SystemdError> {
-        self.call("set limits of", "SetUnitProperties", &(&self.unit, true, limit_properties(limits)))
+        self.call("set the limits of", "SetUnitProperties", &(&self.unit, true, limit_properties(limits)))
     }
 
-    /// Stops it. One that is gone, as every scope is whose processes have ended, is stopped.
+    /// Stops the scope. A scope that does not exist any more, as after the end of its processes, is no error.
     pub(crate) fn stop(&self) -> Result<(), SystemdError> {
         let stopped = self.call::<OwnedObjectPath>("stop", "StopUnit", &(&self.unit, "replace"));
-        // What failed would stay, and its name with it; what did not is no unit of that kind.
-        let _ = self.call::<()>("forget", "ResetFailedUnit", &(&self.unit,));
+        // A failed unit would stay loaded and block its name. For a unit that has not failed this call fails.
+        let _ = self.call::<()>("reset", "ResetFailedUnit", &(&self.unit,));
         match stopped {
             Err(SystemdError::Call { source, .. }) if is_no_such_unit(&source) => Ok(()),
             result => result.map(drop),
@@ -130,9 +131,9 @@ impl Scope {
         result.map_err(|error| SystemdError::Call { step, unit: self.unit.clone(), source: error.into() })
     }
 
-    /// A scope is started by a job; it is done when the process is where it should be.
-    fn await_process(&self, pid: i32) -> Result<(), SystemdError> {
-        let end = Instant::now() + PATIENCE;
+    /// Waits until the process is in the scope's cgroup: systemd starts the scope with an asynchronous job.
+    fn wait_for_process(&self, pid: i32) -> Result<(), SystemdError> {
+        let end = Instant::now() + MOVE_TIMEOUT;
         let suffix = format!("/{}", self.unit);
         loop {
             let memberships = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
@@ -151,9 +152,9 @@ fn is_no_such_unit(error: &zbus::Error) -> bool {
     matches!(error, zbus::Error::MethodError(name, ..) if name.as_str() == "org.freedesktop.systemd1.NoSuchUnit")
 }
 
-/// The limits as systemd calls them. The CPUs and memory nodes are not among them: those are written to the cgroup alone.
+/// Converts limits to systemd's properties. CPUs and memory nodes are not included: they are written to the cgroup only.
 fn limit_properties(limits: &Limits) -> Properties<'static> {
-    // Unlimited is the largest number.
+    // systemd represents "no limit" as the largest number.
     let quota = limits
         .cpu_quota
         .map_or(u64::MAX, |(quota, period)| (quota * 1_000_000).div_ceil(period).next_multiple_of(QUOTA_UNIT));
@@ -166,8 +167,8 @@ fn limit_properties(limits: &Limits) -> Properties<'static> {
     properties
 }
 
-/// Where a slice is: `a-b.slice` in `a.slice`.
-fn expand(slice: &str) -> Result<PathBuf, SystemdError> {
+/// Returns the path of a slice: `a-b.slice` is in `a.slice`, systemd.slice(5).
+fn slice_path(slice: &str) -> Result<PathBuf, SystemdError> {
     let invalid = || SystemdError::Slice(slice.to_owned());
     let name = slice.strip_suffix(".slice").filter(|name| !name.contains('/')).ok_or_else(invalid)?;
     let mut path = PathBuf::from("/");
@@ -190,13 +191,13 @@ mod tests {
     use super::*;
     use crate::spec::block_io::BlockIo;
 
-    fn named(path: &str) -> Result<Scope, String> {
-        Scope::named(Some(Path::new(path)), &"web".parse().unwrap()).map_err(|error| error.to_string())
+    fn parsed(path: &str) -> Result<Scope, String> {
+        Scope::parse(Some(Path::new(path)), &"web".parse().unwrap()).map_err(|error| error.to_string())
     }
 
     #[test]
     fn a_path_names_a_slice_and_a_scope() {
-        let cgroup = |path: &str| named(path).unwrap().cgroup();
+        let cgroup = |path: &str| parsed(path).unwrap().cgroup();
         assert_eq!(cgroup("system.slice:docker:1a2b"), Path::new("/system.slice/docker-1a2b.scope"));
         assert_eq!(
             cgroup("machine-a-b.slice::x"),
@@ -208,17 +209,17 @@ mod tests {
     }
 
     #[test]
-    fn what_names_none_is_refused() {
+    fn a_path_in_another_form_is_refused() {
         for path in ["/a/b", "a:b", "a:b:c:d", "system.slice:p:"] {
-            assert!(named(path).unwrap_err().contains("slice:prefix:name"), "{path}");
+            assert!(parsed(path).unwrap_err().contains("slice:prefix:name"), "{path}");
         }
         for path in ["system:p:x", "a--b.slice:p:x", "a/b.slice:p:x", ".slice:p:x"] {
-            assert!(named(path).unwrap_err().contains("not the name of a slice"), "{path}");
+            assert!(parsed(path).unwrap_err().contains("not the name of a slice"), "{path}");
         }
     }
 
     #[test]
-    fn limits_are_told_in_systemds_units() {
+    fn limits_become_systemd_properties() {
         let limits = Limits {
             memory: 1 << 30,
             pids: 65,
@@ -232,7 +233,7 @@ mod tests {
         let expected = [("MemoryMax", 1 << 30), ("TasksMax", 65), ("CPUQuotaPerSecUSec", 630_000), ("CPUWeight", 39)];
         let expected: Properties = expected.map(|(name, value): (_, u64)| (name, value.into())).to_vec();
         assert_eq!(limit_properties(&limits), expected);
-        let free = Limits { cpu_quota: None, cpu_shares: None, ..limits };
-        assert_eq!(limit_properties(&free)[2], ("CPUQuotaPerSecUSec", u64::MAX.into()));
+        let unlimited = Limits { cpu_quota: None, cpu_shares: None, ..limits };
+        assert_eq!(limit_properties(&unlimited)[2], ("CPUQuotaPerSecUSec", u64::MAX.into()));
     }
 }

@@ -8,7 +8,7 @@ fn limits() -> Limits {
 }
 
 #[test]
-fn v2_files_get_the_limits() {
+fn limits_are_written_to_v2_files() {
     let dir = tempfile::tempdir().unwrap();
     for name in ["memory.max", "pids.max", "cpu.max", "cpu.weight"] {
         fs::write(dir.path().join(name), "").unwrap();
@@ -21,14 +21,14 @@ fn v2_files_get_the_limits() {
 }
 
 #[test]
-fn a_missing_controller_is_an_error_that_names_its_file() {
+fn a_limit_without_its_controller_is_an_error_with_the_file() {
     let dir = tempfile::tempdir().unwrap();
     let error = set_v2(dir.path(), &limits()).unwrap_err();
     assert_eq!(error.to_string(), format!("set {}", dir.path().join("memory.max").display()));
 }
 
 #[test]
-fn paths_lead_down_and_a_directory_is_no_hierarchy() {
+fn a_path_above_the_root_or_outside_a_hierarchy_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let plan = |path: &str| Cgroup::plan_below(dir.path(), Path::new(path));
     for path in ["/../x", "/x/../y", "/", "", ".."] {
@@ -38,12 +38,12 @@ fn paths_lead_down_and_a_directory_is_no_hierarchy() {
 }
 
 #[test]
-fn what_was_planned_and_not_made_is_removed() {
+fn a_partly_created_cgroup_is_removed() {
     let dir = tempfile::tempdir().unwrap();
-    let made = dir.path().join("made");
-    fs::create_dir(&made).unwrap();
-    let cgroup = Cgroup { dirs: vec![dir.path().join("never"), made.clone()] };
-    assert!(cgroup.remove().is_empty() && !made.exists());
+    let created = dir.path().join("created");
+    fs::create_dir(&created).unwrap();
+    let cgroup = Cgroup { dirs: vec![dir.path().join("missing"), created.clone()] };
+    assert!(cgroup.remove().is_empty() && !created.exists());
 }
 
 #[test]
@@ -51,29 +51,29 @@ fn a_cgroup_in_use_is_refused_in_runcs_words() {
     let dir = tempfile::tempdir().unwrap();
     let below = dir.path().join("below");
     fs::create_dir(&below).unwrap();
-    let claim = || Cgroup { dirs: vec![dir.path().into()] }.claim().map_err(|e| e.to_string());
+    let check = || Cgroup { dirs: vec![dir.path().into()] }.check_unused().map_err(|e| e.to_string());
     fs::write(dir.path().join("cgroup.procs"), "1\n").unwrap();
     fs::write(below.join("cgroup.procs"), "2\n3\n").unwrap();
-    assert_eq!(claim().unwrap_err(), "container's cgroup is not empty: 3 process(es) found");
+    assert_eq!(check().unwrap_err(), "container's cgroup is not empty: 3 process(es) found");
     fs::write(dir.path().join("cgroup.procs"), "").unwrap();
     fs::remove_dir_all(&below).unwrap();
     fs::write(dir.path().join("cgroup.freeze"), "1\n").unwrap();
-    assert_eq!(claim().unwrap_err(), "container's cgroup unexpectedly frozen");
+    assert_eq!(check().unwrap_err(), "container's cgroup unexpectedly frozen");
     fs::write(dir.path().join("cgroup.freeze"), "0\n").unwrap();
-    claim().unwrap();
+    check().unwrap();
 }
 
 #[test]
-fn who_is_not_root_has_it_beside_their_own() {
-    let at = |memberships: &str| beside(memberships, Path::new("/vmrt-web"));
+fn the_cgroup_of_a_caller_without_root_is_a_sibling_of_its_own() {
+    let at = |memberships: &str| sibling(memberships, Path::new("/vmrt-web"));
     assert_eq!(at("1:name=x:/a\n0::/user.slice/session.scope\n"), Path::new("/user.slice/vmrt-web"));
-    for nowhere in ["0::/own\n", "0::/\n", "0::/../..\n", "4:memory:/a/b\n", ""] {
-        assert_eq!(at(nowhere), Path::new("/vmrt-web"), "{nowhere}");
+    for no_parent in ["0::/own\n", "0::/\n", "0::/../..\n", "4:memory:/a/b\n", ""] {
+        assert_eq!(at(no_parent), Path::new("/vmrt-web"), "{no_parent}");
     }
 }
 
 #[test]
-fn what_the_host_does_not_let_one_have_is_told_from_what_is_wrong() {
+fn a_missing_permission_or_controller_is_a_refusal_and_other_errors_are_not() {
     let failed = |errno| io_error("create", Path::new("/x"))(io::Error::from_raw_os_error(errno));
     use nix::libc::{EACCES, EIO, ENOENT, EPERM, EROFS};
     assert!([EACCES, EPERM, EROFS, ENOENT].into_iter().all(|errno| failed(errno).is_refusal()));

@@ -1,10 +1,10 @@
-//! Why a sandbox has no network.
+//! Errors of a sandbox's network.
 
 use std::io;
 
 use thiserror::Error;
 
-/// Why a sandbox has no network. Each names the interface.
+/// The reason why a sandbox has no network.
 #[derive(Debug, Error)]
 pub(crate) enum NetworkError {
     #[error("open the network namespace of process {pid}")]

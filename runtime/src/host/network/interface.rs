@@ -1,4 +1,4 @@
-//! What the namespace says of an interface, for the guest to be told.
+//! Reads the settings of an interface: its addresses, routes and neighbours. The guest's interface gets the same.
 
 use std::fmt::Display;
 use std::io;
@@ -18,10 +18,10 @@ use nix::libc;
 use super::error::NetworkError;
 use super::link::{Link, has_ipv6};
 
-/// How many of its units the kernel tells the rest of a route's time in make a second (`USER_HZ`).
+/// Units per second of a route's remaining lifetime (`USER_HZ`).
 const TICKS: u32 = 100;
 
-/// Reads all that the guest has to know of an interface.
+/// Reads the settings of an interface.
 pub(super) fn read(netlink: &mut Netlink, link: &Link) -> Result<Interface, NetworkError> {
     Ok(Interface {
         name: link.name.clone(),
@@ -34,7 +34,7 @@ pub(super) fn read(netlink: &mut Netlink, link: &Link) -> Result<Interface, Netw
     })
 }
 
-/// Parses what the kernel listed.
+/// Parses the messages of a netlink dump.
 fn parse_all<T>(
     listed: io::Result<Vec<Vec<u8>>>,
     parse: impl Fn(&[u8]) -> Result<T, DecodeError>,
@@ -49,7 +49,8 @@ fn addresses(netlink: &mut Netlink, link: &Link) -> Result<Vec<Address>, Network
     Ok(messages.iter().filter(|message| message.header.index == link.index).filter_map(address).collect())
 }
 
-/// None for an address that an IPv6 router gave, which gives the guest one as well.
+/// Converts an address. Returns `None` for one that comes from an IPv6 router's advertisement: the guest gets its own from the
+/// router.
 fn address(message: &AddressMessage) -> Option<Address> {
     let mut flags = AddressFlags::from_bits_retain(message.header.flags.bits().into());
     let (mut address, mut local, mut broadcast) = (None, None, None);
@@ -62,14 +63,14 @@ fn address(message: &AddressMessage) -> Option<Address> {
             _ => {}
         }
     }
-    let own = local.or(address)?;
-    if own.is_ipv6() && !flags.contains(AddressFlags::Permanent) {
+    let interface_address = local.or(address)?;
+    if interface_address.is_ipv6() && !flags.contains(AddressFlags::Permanent) {
         return None;
     }
     Some(Address {
-        address: own,
+        address: interface_address,
         prefix: message.header.prefix_len,
-        peer: address.filter(|peer| *peer != own),
+        peer: address.filter(|peer| *peer != interface_address),
         broadcast,
         scope: message.header.scope.into(),
         no_prefix_route: flags.contains(AddressFlags::Noprefixroute),
@@ -81,23 +82,25 @@ fn routes(netlink: &mut Netlink, link: &Link) -> Result<Vec<Route>, NetworkError
     let messages =
         parse_all(listed, RouteMessage::parse).map_err(link.failed("read the routes of network interface"))?;
     let mut routes = Vec::new();
-    for message in messages.iter().filter(|message| leads_through(message, link.index)) {
+    for message in messages.iter().filter(|message| is_configured_on(message, link.index)) {
         routes.push(route(message).map_err(|reason| NetworkError::Refused { name: link.name.clone(), reason })?);
     }
-    // A gateway has to be reachable before there is a route by it.
+    // The route to a gateway has to exist before a route through the gateway.
     routes.sort_by_key(|route| route.gateway.is_some());
     Ok(routes)
 }
 
-/// Whether a route leads through the interface and does not come by itself: with an address, or from a router.
-fn leads_through(message: &RouteMessage, index: u32) -> bool {
+/// Whether a route goes through the interface `index` and was configured: not made by the kernel for an address, and not learned from
+/// a router.
+fn is_configured_on(message: &RouteMessage, index: u32) -> bool {
     let RouteHeader { protocol, kind, .. } = message.header;
-    let own = !matches!(protocol, RouteProtocol::Kernel | RouteProtocol::Ra | RouteProtocol::IcmpRedirect);
-    let leads = matches!(
+    let is_configured = !matches!(protocol, RouteProtocol::Kernel | RouteProtocol::Ra | RouteProtocol::IcmpRedirect);
+    let has_interface = matches!(
         kind,
         RouteType::Unicast | RouteType::Local | RouteType::Broadcast | RouteType::Multicast | RouteType::Anycast
     );
-    own && leads
+    is_configured
+        && has_interface
         && message.attributes.iter().any(|attribute| match attribute {
             RouteAttribute::Oif(found) => *found == index,
             RouteAttribute::MultiPath(hops) => hops.iter().any(|hop| hop.interface_index == index),
@@ -106,15 +109,15 @@ fn leads_through(message: &RouteMessage, index: u32) -> bool {
 }
 
 fn table(message: &RouteMessage) -> u32 {
-    let large = message.attributes.iter().find_map(|attribute| match attribute {
+    let attribute = message.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Table(table) => Some(*table),
         _ => None,
     });
-    large.unwrap_or_else(|| message.header.table.into())
+    attribute.unwrap_or_else(|| message.header.table.into())
 }
 
 fn route(message: &RouteMessage) -> Result<Route, String> {
-    let mut route = bare_route(message);
+    let mut route = from_header(message);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(address) => route.destination = ip(address)?,
@@ -135,8 +138,8 @@ fn route(message: &RouteMessage) -> Result<Route, String> {
     Ok(route)
 }
 
-/// What a route's header says of it.
-fn bare_route(message: &RouteMessage) -> Route {
+/// Makes a route from the header of its message, without its attributes.
+fn from_header(message: &RouteMessage) -> Route {
     let RouteHeader { address_family, destination_prefix_length: prefix, flags, .. } = message.header;
     let any: IpAddr = match address_family {
         AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
@@ -221,26 +224,26 @@ mod tests {
     }
 
     #[test]
-    fn a_default_route_is_one_to_no_network() {
+    fn a_default_route_has_an_unspecified_destination() {
         let message = message(RouteProtocol::Boot, vec![RouteAttribute::Oif(LINK), gateway()]);
-        assert!(leads_through(&message, LINK) && !leads_through(&message, LINK + 1));
+        assert!(is_configured_on(&message, LINK) && !is_configured_on(&message, LINK + 1));
         let route = route(&message).unwrap();
         assert_eq!((route.destination.to_string().as_str(), route.prefix, route.table), ("0.0.0.0", 0, 254));
         assert_eq!(route.gateway, Some([10, 0, 0, 1].into()));
     }
 
     #[test]
-    fn routes_that_come_by_themselves_are_left_to_the_guest() {
+    fn routes_of_the_kernel_and_of_routers_are_not_copied() {
         for protocol in [RouteProtocol::Kernel, RouteProtocol::Ra] {
-            assert!(!leads_through(&message(protocol, vec![RouteAttribute::Oif(LINK)]), LINK));
+            assert!(!is_configured_on(&message(protocol, vec![RouteAttribute::Oif(LINK)]), LINK));
         }
-        let mut nowhere = message(RouteProtocol::Static, vec![RouteAttribute::Oif(LINK)]);
-        nowhere.header.kind = RouteType::BlackHole;
-        assert!(!leads_through(&nowhere, LINK));
+        let mut black_hole = message(RouteProtocol::Static, vec![RouteAttribute::Oif(LINK)]);
+        black_hole.header.kind = RouteType::BlackHole;
+        assert!(!is_configured_on(&black_hole, LINK));
     }
 
     #[test]
-    fn a_routes_metrics_and_attributes_are_told_as_they_are() {
+    fn a_routes_metrics_and_attributes_are_copied() {
         let metrics = vec![RouteMetric::Lock(4), RouteMetric::Mtu(1200), RouteMetric::CcAlgo("bbr".into())];
         let mut info = [0; 32];
         info[8..12].copy_from_slice(&4201_u32.to_ne_bytes());
@@ -255,29 +258,29 @@ mod tests {
         );
         (message.header.kind, message.header.tos) = (RouteType::Local, 0x10);
         let route = route(&message).unwrap();
-        let told: Vec<_> = route.metrics.iter().map(|metric| (metric.kind, metric.value.clone())).collect();
+        let copied: Vec<_> = route.metrics.iter().map(|metric| (metric.kind, metric.value.clone())).collect();
         let number = |number: u32| number.to_ne_bytes().to_vec();
-        assert_eq!(told, [(1, number(4)), (2, number(1200)), (16, b"bbr\0".to_vec())]);
+        assert_eq!(copied, [(1, number(4)), (2, number(1200)), (16, b"bbr\0".to_vec())]);
         assert_eq!((route.kind, route.tos, route.preference, route.expires), (2, 0x10, Some(1), Some(43)));
     }
 
     #[test]
-    fn a_route_with_several_next_hops_is_refused_by_name() {
+    fn a_multipath_or_source_route_is_refused_with_its_destination() {
         let mut hop = RouteNextHop::default();
         hop.interface_index = LINK;
         let message = message(RouteProtocol::Static, vec![RouteAttribute::MultiPath(vec![hop])]);
-        assert!(leads_through(&message, LINK));
+        assert!(is_configured_on(&message, LINK));
         assert_eq!(
             route(&message).unwrap_err(),
             "its route to 0.0.0.0/0 has several next hops, which is not supported"
         );
         let source = RouteAttribute::Source(RouteAddress::Inet6(Ipv6Addr::LOCALHOST));
-        let said = route(&self::message(RouteProtocol::Static, vec![source])).unwrap_err();
-        assert!(said.contains("is for some sources only"), "{said}");
+        let error = route(&self::message(RouteProtocol::Static, vec![source])).unwrap_err();
+        assert!(error.contains("is for some sources only"), "{error}");
     }
 
     #[test]
-    fn an_address_has_a_peer_only_where_it_is_another() {
+    fn an_address_has_a_peer_only_if_it_differs() {
         let [own, other] = [1, 2].map(|last| IpAddr::from([10, 0, 0, last]));
         let mut message = AddressMessage::default();
         message.attributes = vec![AddressAttribute::Address(own), AddressAttribute::Local(own)];
@@ -287,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_from_an_ipv6_router_is_not_taken_over() {
+    fn an_address_from_an_ipv6_router_is_not_copied() {
         let mut message = AddressMessage::default();
         message.attributes = vec![AddressAttribute::Address(Ipv6Addr::LOCALHOST.into())];
         assert_eq!(address(&message), None);

@@ -1,4 +1,4 @@
-//! Which interfaces a namespace has.
+//! The interfaces of a network namespace.
 
 use std::fs;
 use std::io;
@@ -22,23 +22,24 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// For `map_err`: what was done to it.
+    /// Returns a closure for `map_err` that names the failed step and this interface.
     pub(super) fn failed(&self, step: &'static str) -> impl FnOnce(io::Error) -> NetworkError {
         let name = self.name.clone();
         move |source| NetworkError::Interface { step, name, source }
     }
 }
 
-/// The interfaces that are up, besides the loopback and taps of this runtime, in the order of their indexes. What the
-/// kernel puts into every namespace, such as `tunl0`, is down and not the guest's.
+/// Lists the interfaces that are up, except the loopback interface and taps of this runtime, in the order of their indexes.
+/// Interfaces that the kernel creates in every namespace, such as `tunl0`, are down and not attached.
 pub(super) fn list(netlink: &mut Netlink) -> Result<Vec<Link>, NetworkError> {
     let messages = messages(netlink)?;
-    let mut links = messages.iter().filter_map(candidate).map(link).collect::<Result<Vec<_>, _>>()?;
+    let mut links =
+        messages.iter().filter(|message| is_attachable(message)).map(link).collect::<Result<Vec<_>, _>>()?;
     links.sort_by_key(|link| link.index);
     Ok(links)
 }
 
-/// The indexes of all interfaces, whatever they are.
+/// Lists the indexes of all interfaces of any kind.
 pub(super) fn indexes(netlink: &mut Netlink) -> Result<Vec<u32>, NetworkError> {
     Ok(messages(netlink)?.iter().map(|message| message.header.index).collect())
 }
@@ -49,10 +50,10 @@ fn messages(netlink: &mut Netlink) -> Result<Vec<LinkMessage>, NetworkError> {
     listed.iter().map(|body| LinkMessage::parse(body).map_err(|error| failed(io::Error::other(error)))).collect()
 }
 
-fn candidate(message: &LinkMessage) -> Option<&LinkMessage> {
+fn is_attachable(message: &LinkMessage) -> bool {
     let flags = message.header.flags;
-    let is_own = is_tun(message) && name(message).starts_with(PREFIX);
-    (flags.contains(LinkFlags::Up) && !flags.contains(LinkFlags::Loopback) && !is_own).then_some(message)
+    let is_our_tap = is_tun(message) && name(message).starts_with(PREFIX);
+    flags.contains(LinkFlags::Up) && !flags.contains(LinkFlags::Loopback) && !is_our_tap
 }
 
 fn is_tun(message: &LinkMessage) -> bool {
@@ -75,7 +76,7 @@ fn link(message: &LinkMessage) -> Result<Link, NetworkError> {
     let name = name(message);
     let refused = |reason: &str| NetworkError::Refused { name: name.clone(), reason: reason.to_owned() };
     if message.header.link_layer_type != LinkLayerType::Ether {
-        return Err(refused("is refused: it is no Ethernet interface, and a guest's interfaces are"));
+        return Err(refused("is refused: it is not an Ethernet interface, as the guest's interfaces are"));
     }
     let hardware = message.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::Address(address) => HardwareAddress::try_from(address.as_slice()).ok(),
@@ -93,7 +94,7 @@ fn link(message: &LinkMessage) -> Result<Link, NetworkError> {
     })
 }
 
-/// Makes a tap fit for the frames of `link`, keeps the namespace's own IPv6 off it, and brings it up.
+/// Gives a tap the MTU of `link`, disables IPv6 on it for the namespace's own stack, and brings it up.
 pub(super) fn prepare_tap(netlink: &mut Netlink, tap: &Tap, link: &Link) -> Result<(), NetworkError> {
     match fs::write(ipv6_switch(&tap.name), "1") {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -109,7 +110,7 @@ pub(super) fn prepare_tap(netlink: &mut Netlink, tap: &Tap, link: &Link) -> Resu
     changed.map_err(link.failed("bring up the tap of network interface"))
 }
 
-/// Sets how long frames may be, in bytes.
+/// Sets the MTU of an interface, in bytes.
 pub(super) fn set_mtu(netlink: &mut Netlink, index: u32, mtu: u32) -> io::Result<()> {
     let mut message = LinkMessage::default();
     message.header.index = index;
@@ -117,7 +118,7 @@ pub(super) fn set_mtu(netlink: &mut Netlink, index: u32, mtu: u32) -> io::Result
     netlink.change(libc::RTM_SETLINK, &message, 0)
 }
 
-/// Removes an interface that may be gone already.
+/// Removes an interface. One that does not exist any more is no error.
 pub(super) fn remove(netlink: &mut Netlink, index: u32) -> io::Result<()> {
     let mut message = LinkMessage::default();
     message.header.index = index;
@@ -127,12 +128,12 @@ pub(super) fn remove(netlink: &mut Netlink, index: u32) -> io::Result<()> {
     }
 }
 
-/// Whether an interface speaks IPv6; one without the file belongs to a kernel without IPv6.
+/// Whether IPv6 is enabled on an interface. Without the file, the kernel has no IPv6.
 pub(super) fn has_ipv6(name: &str) -> bool {
     fs::read_to_string(ipv6_switch(name)).is_ok_and(|disabled| disabled.trim() == "0")
 }
 
-/// The kernel shows the files of the reader's own network namespace.
+/// Returns the path of the switch. The kernel shows the files of the reader's network namespace.
 fn ipv6_switch(name: &str) -> String {
     format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6")
 }

@@ -1,4 +1,4 @@
-//! Doing something in a network namespace.
+//! Runs code in a network namespace.
 
 use std::fs::File;
 use std::io;
@@ -11,28 +11,28 @@ use nix::sched::{CloneFlags, setns};
 use super::error::NetworkError;
 use crate::host::process::HostProcess;
 
-/// A network namespace.
+/// An open network namespace.
 #[derive(Debug)]
 pub(crate) struct Namespace(File);
 
 impl Namespace {
-    /// That of a VMM.
+    /// Opens the network namespace of a VMM.
     pub(crate) fn of(vmm: HostProcess) -> Result<Self, NetworkError> {
         let file = File::open(format!("/proc/{}/ns/net", vmm.pid));
         file.map(Self).map_err(|source| NetworkError::Namespace { pid: vmm.pid, source })
     }
 
-    /// The one at `path`, which need not be there any more.
+    /// Opens the network namespace at `path`.
     pub(crate) fn at(path: &Path) -> io::Result<Self> {
         File::open(path).map(Self)
     }
 
-    /// One that is open already.
+    /// Duplicates an open network namespace.
     pub(crate) fn opened(file: &File) -> io::Result<Self> {
         file.try_clone().map(Self)
     }
 
-    /// Runs `work` on a thread that is in the namespace. A thread, because it cannot be sure to come back.
+    /// Runs `work` on a new thread in the namespace. The calling thread stays out of it, since returning from a namespace can fail.
     pub(super) fn run<T: Send>(
         &self,
         work: impl FnOnce() -> Result<T, NetworkError> + Send,

@@ -14,7 +14,7 @@ use super::plan::GuestPlan;
 use super::request::CreateRequest;
 use crate::base::container_id::ContainerId;
 use crate::files::shares::Share;
-use crate::host::network::Attachment;
+use crate::host::network::AttachedInterface;
 use crate::host::scm_rights::send_pidfd;
 use crate::sandbox::connection::{Connection, RequestError};
 use crate::sandbox::error::SandboxError;
@@ -55,7 +55,7 @@ impl Container {
         mut connection: Connection,
         request: &CreateRequest,
         guest: GuestPlan,
-        interfaces: Vec<Attachment>,
+        interfaces: Vec<AttachedInterface>,
     ) -> Result<Self, CreateError> {
         let setup = Setup {
             id: &request.id,
@@ -128,7 +128,7 @@ struct Setup<'a> {
     bundle: &'a Bundle,
     guest: GuestPlan,
     stdio: &'a ProcessStdio,
-    interfaces: Vec<Attachment>,
+    interfaces: Vec<AttachedInterface>,
     name_server: bool,
     timeout: Duration,
 }
@@ -140,8 +140,7 @@ fn set_up(connection: &mut Connection, setup: Setup) -> Result<(), RequestError>
         connection.client.send(&Request::AddShare { name, options }, &[source.as_fd()])?;
     }
     let interfaces = setup.interfaces.iter();
-    let (taps, interfaces): (Vec<_>, Vec<_>) =
-        interfaces.map(|one| (one.tap(), one.attached.interface.clone())).unzip();
+    let (taps, interfaces): (Vec<_>, Vec<_>) = interfaces.map(|one| (one.tap(), one.record.interface.clone())).unzip();
     let request = Request::Create(Box::new(NewContainer {
         container: setup.id.to_string(),
         spec: files.spec,

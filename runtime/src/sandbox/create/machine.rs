@@ -20,7 +20,7 @@ use crate::base::undo::UndoStack;
 use crate::host::cgroup::Cgroup;
 use crate::host::cgroup::placement::{self, Placement};
 use crate::host::hooks::{self, HookError};
-use crate::host::network::{Attachment, NetworkRecord};
+use crate::host::network::{AttachedInterface, NetworkRecord};
 use crate::host::process::{HostProcess, boot_id};
 use crate::host::signals::Signals;
 use crate::sandbox::connection::{Connection, RequestError};
@@ -58,7 +58,7 @@ pub(super) fn open_streams(request: &CreateRequest) -> Result<(ProcessStdio, Sig
         console_socket: request.console_socket.as_deref(),
         size: console_size(request.bundle.process()?),
     })?;
-    let signals = Signals::take(stdio.terminal.is_some()).map_err(CreateError::Signals)?;
+    let signals = Signals::block(stdio.terminal.is_some()).map_err(CreateError::Signals)?;
     Ok((stdio, signals))
 }
 
@@ -112,7 +112,7 @@ impl Machine {
         connection: &mut Connection,
         request: &CreateRequest,
         store: &Store,
-    ) -> Result<Vec<Attachment>, CreateError> {
+    ) -> Result<Vec<AttachedInterface>, CreateError> {
         if self.shared.is_none() {
             let configure = Request::Configure(self.sandbox_config(request, store));
             let sent = connection.client.send(&configure, &[]);

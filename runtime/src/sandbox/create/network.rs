@@ -8,7 +8,7 @@ use oci_spec::runtime::Spec;
 use super::claim::Claim;
 use super::error::CreateError;
 use super::request::CreateRequest;
-use crate::host::network::{self, Attachment, Namespace, NetworkRecord};
+use crate::host::network::{self, AttachedInterface, Namespace, NetworkRecord};
 use crate::sandbox::record::Record;
 use crate::sandbox::shared::SharedSandbox;
 use crate::sandbox::vmm_process::{Place, Vmm};
@@ -41,7 +41,7 @@ fn fills_network(spec: &Spec) -> bool {
 
 /// Attaches the interfaces of the sandbox's namespace, as they are now, to its machine. Those of a VMM in a user namespace are
 /// attached later, one by one.
-pub(super) fn attach(vmm: &Vmm, record: &mut Record, claim: &mut Claim) -> Result<Vec<Attachment>, CreateError> {
+pub(super) fn attach(vmm: &Vmm, record: &mut Record, claim: &mut Claim) -> Result<Vec<AttachedInterface>, CreateError> {
     if record.network.slots == 0 || record.user_namespace {
         return Ok(Vec::new());
     }
@@ -49,7 +49,7 @@ pub(super) fn attach(vmm: &Vmm, record: &mut Record, claim: &mut Claim) -> Resul
     let same = Rc::clone(&namespace);
     claim.undo.push(move || drop(network::detach_all(&same, process)));
     let attachments = network::attach(&namespace, process, &record.network)?;
-    record.network.interfaces.extend(attachments.iter().map(|one| one.attached.clone()));
+    record.network.interfaces.extend(attachments.iter().map(|one| one.record.clone()));
     if !attachments.is_empty() {
         claim.locked.write(record)?;
     }

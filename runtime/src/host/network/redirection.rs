@@ -1,4 +1,5 @@
-//! Redirecting what an interface receives to its tap, and what the tap receives to it (tc-mirred(8)).
+//! Redirections between an interface and its tap, in both directions, with an ingress qdisc, a matchall filter and a mirred action
+//! (tc-mirred(8)).
 
 use std::io;
 
@@ -13,14 +14,18 @@ use nix::libc;
 use super::error::NetworkError;
 use super::link::Link;
 
-/// Handle of an ingress qdisc.
+/// Handle of the ingress qdisc.
 const INGRESS: TcHandle = TcHandle { major: 0xffff, minor: 0 };
 
-/// The filter's priority, and `ETH_P_ALL` in network byte order: it sees every frame first.
+/// The filter's priority, the highest, and its protocol, `ETH_P_ALL` in network byte order: it matches every frame first.
 const EVERY_FRAME: u32 = 1 << 16 | (3_u16.to_be() as u32);
 
-/// Ties an interface to a tap. What fails is undone, but for what ends with the tap.
-pub(super) fn tie(netlink: &mut Netlink, link: &Link, tap: u32, tag: u32) -> Result<(), NetworkError> {
+/// Redirects the traffic between an interface and a tap. `tag` identifies the redirections of a sandbox.
+///
+/// # Errors
+/// The interface has an ingress qdisc already, or a request failed. The interface is as before; what was set on the tap ends with
+/// the tap.
+pub(super) fn add(netlink: &mut Netlink, link: &Link, tap: u32, tag: u32) -> Result<(), NetworkError> {
     add_qdisc(netlink, tap).map_err(link.failed("redirect the guest's traffic to network interface"))?;
     add_redirection(netlink, tap, link.index, tag)
         .map_err(link.failed("redirect the guest's traffic to network interface"))?;
@@ -32,18 +37,18 @@ pub(super) fn tie(netlink: &mut Netlink, link: &Link, tap: u32, tag: u32) -> Res
         _ => link.failed("redirect the traffic of network interface")(error),
     })?;
     add_redirection(netlink, link.index, tap, tag).map_err(|error| {
-        // Without the redirection the qdisc is of no use to anybody.
+        // An ingress qdisc without a redirection would only block another program's.
         let _ = remove_qdisc(netlink, link.index);
         link.failed("redirect the traffic of network interface")(error)
     })
 }
 
-/// Takes the redirection `tag` away from an interface that may be gone, or be somebody else's by now.
+/// Removes the redirection `tag` from an interface. An interface that is gone, or that has another redirection now, is no error.
 pub(super) fn remove(netlink: &mut Netlink, index: u32, tag: u32) -> io::Result<()> {
     let Ok(mut header) = message(index, TcHandle::INGRESS) else { return Ok(()) };
     header.header.parent = INGRESS;
     let filters = match netlink.list(libc::RTM_GETTFILTER, &header) {
-        // Without the interface or its qdisc there is no redirection.
+        // The interface or its qdisc does not exist, so there is no redirection.
         Err(_) => return Ok(()),
         Ok(filters) => filters,
     };
@@ -74,7 +79,7 @@ fn remove_qdisc(netlink: &mut Netlink, index: u32) -> io::Result<()> {
     netlink.change(libc::RTM_DELQDISC, &qdisc(index)?, 0)
 }
 
-/// Sends every frame that `from` receives out of `to`.
+/// Redirects every frame that `from` receives to the egress of `to`.
 fn add_redirection(netlink: &mut Netlink, from: u32, to: u32, tag: u32) -> io::Result<()> {
     let mut filter = message(from, INGRESS)?;
     filter.header.handle = TcHandle::from(tag);
