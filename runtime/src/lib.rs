@@ -1,18 +1,20 @@
-//! vmrt's command line: an OCI runtime that runs every container in a virtual machine of its own.
+//! The `vmrt` command: an OCI runtime that runs each container in a KVM virtual machine.
 //!
-//! Each command is a short-lived process. A container's record survives in its directory below the root
-//! ([`sandbox::store`]); everything else is a request to its VMM over a control connection ([`sandbox::connection`]).
+//! Each command is a short-lived process. The state of a container is a record in the container's directory
+//! ([`sandbox::store`]). To act on a running container, a command sends requests to its VMM over a control connection
+//! ([`sandbox::connection`]).
 //!
-//! The source is divided into rooms. A room uses only rooms before it in this list, which `rooms` tests:
+//! The source is divided into rooms: folders in a fixed order. A room uses only rooms before it in this list. The test in
+//! `rooms` checks this.
 //!
-//! 1. [`base`] needs nothing else of vmrt: container ids, the configuration file, the log, the undo stack.
-//! 2. [`spec`] reads and checks `config.json` and splits it into what the guest gets and what the host does.
-//! 3. [`host`] is the host's side of a sandbox: processes, namespaces, cgroups, the network, hooks.
-//! 4. [`files`] opens the files of the host that the guest gets.
-//! 5. [`terminal`] has terminals and standard streams.
-//! 6. [`sandbox`] makes, records, controls and removes sandboxes and their containers.
-//! 7. [`cli`] parses the command line.
-//! 8. [`commands`] has the commands, one file each.
+//! 1. [`base`]: container ids, the configuration file, the log, the undo stack. It uses nothing else of this crate.
+//! 2. [`spec`]: reads and checks `config.json`, and separates the guest's settings from the host's.
+//! 3. [`host`]: processes, namespaces, cgroups, network interfaces and hooks of the host.
+//! 4. [`files`]: opens the files of the host that the guest gets.
+//! 5. [`terminal`]: terminals and standard streams.
+//! 6. [`sandbox`]: creates, records, controls and deletes sandboxes and their containers.
+//! 7. [`cli`]: parses the command line.
+//! 8. [`commands`]: the commands, one file each.
 
 mod base;
 mod cli;
@@ -29,7 +31,7 @@ use std::process::ExitCode;
 
 use crate::base::error_chain::chain;
 
-/// Runs the command line of this process and returns its exit status, which is runc's.
+/// Runs the command that the arguments of this process name. Returns the exit status, which is that of runc in the same case.
 #[must_use]
 pub fn main() -> ExitCode {
     let begin = base::timeline::now();

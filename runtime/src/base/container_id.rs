@@ -1,4 +1,4 @@
-//! Names of containers.
+//! Container ids.
 
 use std::fmt;
 use std::path::Path;
@@ -6,20 +6,21 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
-/// A container's id: letters, digits, `_`, `+`, `,`, `-` and `.`, and neither `.` nor `..`, so one path component.
+/// A container's id. It has 1 to 255 characters: ASCII letters, digits, `_`, `+`, `,`, `-` and `.`. It is neither `.` nor `..`, so it
+/// is always a single path component.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct ContainerId(String);
 
-/// The text is no container id; said as runc says it.
+/// A text is not a container id. The message is runc's.
 #[derive(Debug, Error)]
 #[error("invalid container ID format")]
 pub(crate) struct InvalidId;
 
 impl ContainerId {
-    /// The id of a bundle that is run without one: its directory's name, with `-` for what an id cannot hold.
+    /// Derives an id from the name of a bundle's directory. `-` replaces each character that an id cannot contain.
     pub(crate) fn from_bundle_directory(directory: &Path) -> Result<Self, InvalidId> {
         let name = directory.file_name().unwrap_or_default().to_string_lossy();
-        name.chars().map(|c| if allowed(c) { c } else { '-' }).collect::<String>().parse()
+        name.chars().map(|c| if is_allowed(c) { c } else { '-' }).collect::<String>().parse()
     }
 
     /// The id as text.
@@ -32,7 +33,8 @@ impl FromStr for ContainerId {
     type Err = InvalidId;
 
     fn from_str(text: &str) -> Result<Self, InvalidId> {
-        let valid = !text.is_empty() && text != "." && text != ".." && text.len() <= 255 && text.chars().all(allowed);
+        let valid =
+            !text.is_empty() && text != "." && text != ".." && text.len() <= 255 && text.chars().all(is_allowed);
         if valid { Ok(Self(text.to_owned())) } else { Err(InvalidId) }
     }
 }
@@ -43,7 +45,7 @@ impl fmt::Display for ContainerId {
     }
 }
 
-fn allowed(c: char) -> bool {
+fn is_allowed(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '_' | '+' | ',' | '-' | '.')
 }
 
@@ -62,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bundle_gives_its_name() {
+    fn the_name_of_a_bundle_directory_becomes_the_id() {
         assert_eq!(ContainerId::from_bundle_directory(Path::new("/srv/my web")).unwrap().as_str(), "my-web");
         assert!(ContainerId::from_bundle_directory(Path::new("/")).is_err());
     }

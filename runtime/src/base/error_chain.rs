@@ -1,22 +1,22 @@
-//! The text of an error and of its causes, in one line.
+//! The text of an error and of its causes on one line.
 
 use std::error::Error;
 use std::io;
 
-/// The error's text, followed by the text of each cause.
+/// Joins the text of an error and of each of its causes with `: `.
 pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
         text.push_str(": ");
-        text.push_str(cause(error).trim_end());
+        text.push_str(cause_text(error).trim_end());
         source = error.source();
     }
     text
 }
 
-/// The text of a cause. An operating system error is written as Go, and so runc, writes it: in lower case and without its number.
-fn cause(error: &(dyn Error + 'static)) -> String {
+/// The text of a cause. An operating system error looks as in runc, which is written in Go: it starts in lower case and has no number.
+fn cause_text(error: &(dyn Error + 'static)) -> String {
     let Some(number) = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) else {
         return error.to_string();
     };
@@ -36,15 +36,15 @@ mod tests {
     #[error("chdir /x")]
     struct Chdir(#[source] io::Error);
 
-    /// As the error of a whole command wraps that of a step.
+    /// Stands for the error of a command, which wraps the error of a step.
     #[derive(Debug, Error)]
     #[error(transparent)]
     struct Command(Chdir);
 
     #[test]
-    fn each_cause_follows_once() {
+    fn each_cause_appears_once() {
         let error = Command(Chdir(io::Error::from_raw_os_error(2)));
         assert_eq!(chain(&error), "chdir /x: no such file or directory");
-        assert_eq!(chain(&Chdir(io::Error::other("Said by nobody"))), "chdir /x: Said by nobody");
+        assert_eq!(chain(&Chdir(io::Error::other("Unknown Reason"))), "chdir /x: Unknown Reason");
     }
 }

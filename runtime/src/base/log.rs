@@ -1,4 +1,4 @@
-//! What is told to the user and to the log file, in the formats engines parse.
+//! Messages for the user and the log file, in the formats that engines parse.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use crate::base::timestamp;
 
-/// How lines of the log look.
+/// Format of a log line.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
 pub(crate) enum Format {
     /// `time="..." level=error msg="..."`
@@ -19,7 +19,7 @@ pub(crate) enum Format {
     Json,
 }
 
-/// Why there is no log.
+/// Why the log cannot be opened.
 #[derive(Debug, Error)]
 #[error("open log file {}", path.display())]
 pub(crate) struct LogError {
@@ -27,12 +27,13 @@ pub(crate) struct LogError {
     source: io::Error,
 }
 
-/// Where a command tells what happened.
+/// The destination of a command's messages.
 #[derive(Debug)]
 pub(crate) struct Log {
     format: Format,
-    /// Absent: standard error.
+    /// The log file. Without one, messages go to standard error.
     file: Option<File>,
+    /// Whether debug messages are written.
     pub(crate) debug: bool,
 }
 
@@ -44,14 +45,14 @@ struct Line<'a> {
 }
 
 impl Log {
-    /// Opens `file` to append to it; without one, standard error gets every line.
+    /// Opens `file` to append to it. Without one, every message goes to standard error.
     pub(crate) fn new(file: Option<&Path>, format: Format, debug: bool) -> Result<Self, LogError> {
         let file = file.filter(|path| ![Path::new(""), Path::new("/dev/stderr")].contains(path));
         let file = file.map(open).transpose()?;
         Ok(Self { format, file, debug })
     }
 
-    /// Tells why the command failed: in the log, and to the user where that is a file.
+    /// Logs why the command failed. If the log is a file, the message goes to standard error as well.
     pub(crate) fn error(&self, message: &str) {
         self.write("error", message);
         if self.file.is_some() {
@@ -59,12 +60,12 @@ impl Log {
         }
     }
 
-    /// Tells what the user should know although the command goes on.
+    /// Logs a warning: the command continues.
     pub(crate) fn warn(&self, message: &str) {
         self.write("warning", message);
     }
 
-    /// Tells what helps to find a fault.
+    /// Logs a debug message, if debug messages are enabled.
     pub(crate) fn debug(&self, message: &str) {
         if self.debug {
             self.write("debug", message);
@@ -120,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn text_quotes_its_message_and_debug_is_silent_unless_asked_for() {
+    fn the_text_format_quotes_messages_and_omits_debug_messages_by_default() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         let log = Log::new(Some(&path), Format::Text, false).unwrap();
@@ -132,12 +133,12 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_path_is_no_file() {
+    fn an_empty_path_means_standard_error() {
         assert!(Log::new(Some(Path::new("")), Format::Text, false).unwrap().file.is_none());
     }
 
     #[test]
-    fn a_log_in_no_directory_is_an_error_with_its_path() {
+    fn a_log_in_a_missing_directory_is_an_error_with_its_path() {
         let error = Log::new(Some(Path::new("/nonexistent/log")), Format::Text, false).unwrap_err();
         assert_eq!(error.to_string(), "open log file /nonexistent/log");
     }

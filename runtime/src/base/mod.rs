@@ -1,5 +1,5 @@
-//! The lowest room: it uses nothing else of vmrt. Container ids, the configuration file of the machine, the log with its
-//! timestamps and error texts, the timeline of a start, and the undo stack.
+//! Modules that use nothing else of this crate: container ids, the configuration file, the log with its timestamps and error
+//! texts, the timeline of a start, and the undo stack.
 
 pub(crate) mod config;
 pub(crate) mod container_id;

@@ -1,17 +1,17 @@
-//! Where the time of a start went.
+//! The timeline of a container's start.
 
 use std::fmt::Write;
 
 use nix::time::{ClockId, clock_gettime};
 use vmm::control::Stage;
 
-/// Nanoseconds of `CLOCK_MONOTONIC`, which is the same clock in every process of the host.
+/// Nanoseconds of `CLOCK_MONOTONIC`. All processes of the host share this clock.
 pub(crate) fn now() -> u64 {
     let time = clock_gettime(ClockId::CLOCK_MONOTONIC).map(std::time::Duration::from).unwrap_or_default();
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// The stages of one start, by the command and by the VMM.
+/// The stages of one start, as recorded by the command and by the VMM.
 #[derive(Debug)]
 pub(crate) struct Timeline {
     begin: u64,
@@ -19,38 +19,39 @@ pub(crate) struct Timeline {
 }
 
 impl Timeline {
+    /// `begin` is the time at which the command started, as [`now`] returns it.
     pub(crate) fn new(begin: u64) -> Self {
         Self { begin, stages: Vec::new() }
     }
 
-    /// Notes that the command got this far now.
+    /// Records that the command reached the stage `name` now.
     pub(crate) fn reached(&mut self, name: &str) {
         self.stages.push(Stage { name: format!("vmrt: {name}"), at_ns: now() });
     }
 
-    /// Adds what the VMM noted.
+    /// Adds the stages that the VMM recorded.
     pub(crate) fn add(&mut self, stages: Vec<Stage>) {
         self.stages.extend(stages);
     }
 
-    /// A table: milliseconds since the command began, and since the stage before.
+    /// Formats the stages as a table: milliseconds since the start of the command, and since the previous stage.
     pub(crate) fn table(&self) -> String {
         let mut stages: Vec<_> = self.stages.iter().collect();
         stages.sort_by_key(|stage| stage.at_ns);
         let mut table = format!("{:>10} {:>10}  {}\n", "ms", "+ms", "stage");
-        let mut before = self.begin;
+        let mut previous = self.begin;
         for stage in stages {
-            let (at, step) = (since(self.begin, stage.at_ns), since(before, stage.at_ns));
+            let (at, step) = (elapsed_ms(self.begin, stage.at_ns), elapsed_ms(previous, stage.at_ns));
             // Writing to a string does not fail.
             let _ = writeln!(table, "{at:>10} {step:>10}  {}", stage.name);
-            before = stage.at_ns;
+            previous = stage.at_ns;
         }
         table
     }
 }
 
-/// Milliseconds with three decimals.
-fn since(begin: u64, end: u64) -> String {
+/// Milliseconds from `begin` to `end`, both in nanoseconds, with three decimals.
+fn elapsed_ms(begin: u64, end: u64) -> String {
     let micros = end.saturating_sub(begin) / 1000;
     format!("{}.{:03}", micros / 1000, micros % 1000)
 }
@@ -60,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stages_are_told_in_their_order_whoever_noted_them() {
+    fn the_table_lists_stages_by_time() {
         let mut timeline = Timeline::new(1_000_000);
         timeline.stages.push(Stage { name: "last".into(), at_ns: 4_500_000 });
         timeline.add(vec![Stage { name: "first".into(), at_ns: 2_000_000 }]);
@@ -71,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn the_clock_runs() {
+    fn the_clock_advances() {
         let begin = now();
         assert!(begin > 0 && now() >= begin);
     }

@@ -1,18 +1,18 @@
-//! Undoing steps when a later one fails.
+//! A stack of undo steps, for an operation that may fail in a later step.
 
-/// How to undo the steps that were done. Dropping it undoes them in reverse order.
+/// Undo steps. Dropping the stack runs them, the last one first.
 #[derive(Default)]
 pub(crate) struct UndoStack {
     steps: Vec<Box<dyn FnOnce()>>,
 }
 
 impl UndoStack {
-    /// Adds how to undo the step that was just done.
+    /// Adds the undo step of what was just done.
     pub(crate) fn push(&mut self, undo: impl FnOnce() + 'static) {
         self.steps.push(Box::new(undo));
     }
 
-    /// Keeps what was done: nothing is undone any more.
+    /// Discards all undo steps without running them.
     pub(crate) fn discard(mut self) {
         self.steps.clear();
     }
@@ -39,7 +39,7 @@ mod tests {
     }
 
     #[test]
-    fn steps_are_undone_last_first() {
+    fn undo_steps_run_last_first() {
         let undone = Rc::default();
         let mut undo = UndoStack::default();
         record(&mut undo, &undone, 1);
@@ -49,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn kept_steps_stay() {
+    fn discarded_steps_do_not_run() {
         let undone = Rc::default();
         let mut undo = UndoStack::default();
         record(&mut undo, &undone, 1);

@@ -1,7 +1,7 @@
-//! Directories of devices, as `/dev`: where a bind mount would show the host's, the container gets the guest's own.
+//! Device directories, such as `/dev`. A bind mount of one from the host becomes a mount of the guest's.
 //!
-//! A device's node is as good as the kernel that it is opened in, and terminals, message queues and huge pages are a kernel's own as
-//! well. What else the host has mounted in such a directory, as `/dev/shm`, is shared like everything.
+//! A device node refers to a device of the kernel that opens it. Terminals, message queues and huge pages belong to a kernel as well.
+//! All other mounts of the host in such a directory, such as `/dev/shm`, are shared like any other directory.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -13,72 +13,77 @@ use oci_spec::runtime::{Mount, Spec};
 use crate::host::mounts::{HostMount, HostMounts, path_of};
 use crate::spec::mounts::options;
 
-/// Where a host has its devices.
-const DEVICES: &str = "/dev";
+/// The device directory of a host.
+const HOST_DEVICES: &str = "/dev";
 
-/// What `statfs(2)` says of ramfs, which devices are in where the host's kernel has no tmpfs, of devpts and of mqueue.
+/// File system magic of ramfs, which holds `/dev` if the host's kernel has no tmpfs, of devpts and of mqueue; see `statfs(2)`.
 const OTHER_MAGIC: [FsType; 3] = [FsType(0x8584_58f6), FsType(0x1cd1), FsType(0x1980_0202)];
 
-/// What of the guest's stands in the place of the host's.
+/// What the guest mounts instead of a directory of the host.
 #[derive(Clone, Debug, Eq, PartialEq)]
-enum Own {
-    /// This directory of devices.
+enum Replacement {
+    /// The guest's device directory, or the directory at this path below it.
     Devices(PathBuf),
     Terminals,
     MessageQueues,
     HugePages,
 }
 
-/// A bind mount, as it is to be made.
+/// A mount that results from a bind mount.
 #[derive(Debug)]
 pub(crate) enum Expanded {
-    /// Of the host's files.
+    /// A bind mount of files of the host.
     Host(Mount),
-    /// Of the guest's own.
+    /// A mount of the guest's devices or of a new file system.
     Guest(Mount),
 }
 
-/// What `mount` comes to, a bind mount of the directory `place`: itself, and what is to be mounted below it, in order.
-pub(crate) fn expand(mount: Mount, place: &OwnedFd, spec: &Spec) -> io::Result<Vec<Expanded>> {
+/// Expands `mount`, a bind mount of the directory `directory`, into the mount itself and those to make below it, in order.
+///
+/// # Errors
+///
+/// Fails if the mounts of the host or the file system of `directory` cannot be read.
+pub(crate) fn expand(mount: Mount, directory: &OwnedFd, spec: &Spec) -> io::Result<Vec<Expanded>> {
     let recursive = options(&mount).any(|option| option == "rbind");
-    if !recursive && !may_be_own(place)? {
+    if !recursive && !may_be_kernel_specific(directory)? {
         return Ok(vec![Expanded::Host(mount)]);
     }
-    let (mounts, source) = (HostMounts::read()?, path_of(place)?);
-    let own = mounts.of(place)?.and_then(|at| Own::at(at, &source));
-    let below = if recursive { mounts.below(place)? } else { Vec::new() };
-    // Whether the guest's own are there, or files of the host again; what is above comes first.
-    let mut is_own = vec![(PathBuf::new(), own.is_some())];
-    let mut all = match own {
-        Some(own) => own.mounts(&mount, Path::new(""), &below, spec),
+    let (mounts, source) = (HostMounts::read()?, path_of(directory)?);
+    let replacement = mounts.of(directory)?.and_then(|host| Replacement::of(host, &source));
+    let below = if recursive { mounts.below(directory)? } else { Vec::new() };
+    // Each path, parents first, with whether the guest's replacement is mounted there.
+    let mut replaced = vec![(PathBuf::new(), replacement.is_some())];
+    let mut all = match replacement {
+        Some(replacement) => replacement.mounts(&mount, Path::new(""), &below, spec),
         None => vec![Expanded::Host(mount.clone())],
     };
-    for (path, at) in &below {
-        let above = is_own.iter().rfind(|(above, _)| path.starts_with(above)).is_some_and(|(_, own)| *own);
-        let own = Own::at(at, &at.point);
-        is_own.push((path.clone(), own.is_some()));
-        match own {
-            Some(own) => all.extend(own.mounts(&mount, path, &below, spec)),
-            None if above => all.push(Expanded::Host(mount_at(&mount, path, at.point.clone()))),
+    for (path, host) in &below {
+        let parent = replaced.iter().rfind(|(parent, _)| path.starts_with(parent));
+        let is_parent_replaced = parent.is_some_and(|(_, is_replaced)| *is_replaced);
+        let replacement = Replacement::of(host, &host.point);
+        replaced.push((path.clone(), replacement.is_some()));
+        match replacement {
+            Some(replacement) => all.extend(replacement.mounts(&mount, path, &below, spec)),
+            None if is_parent_replaced => all.push(Expanded::Host(mount_at(&mount, path, host.point.clone()))),
             None => {}
         }
     }
     Ok(all)
 }
 
-/// Whether the file system is one of those, or cannot be told from them at a glance.
-fn may_be_own(place: &OwnedFd) -> io::Result<bool> {
-    let kind = fstatfs(place)?.filesystem_type();
+/// Whether the file system may be one that the guest replaces. `statfs(2)` does not distinguish devtmpfs from tmpfs.
+fn may_be_kernel_specific(directory: &OwnedFd) -> io::Result<bool> {
+    let kind = fstatfs(directory)?.filesystem_type();
     Ok([TMPFS_MAGIC, HUGETLBFS_MAGIC].contains(&kind) || OTHER_MAGIC.contains(&kind))
 }
 
-impl Own {
-    /// What stands for the directory `path` of the mount `at`, if anything.
-    fn at(at: &HostMount, path: &Path) -> Option<Self> {
-        match at.kind.as_str() {
-            // Where vmrt is itself in a container, that has its devices in a tmpfs.
-            "devtmpfs" => Some(Self::devices(at, path)),
-            "tmpfs" if at.point == Path::new(DEVICES) => Some(Self::devices(at, path)),
+impl Replacement {
+    /// The replacement of the directory at `path` in the mount `host`, if it has one.
+    fn of(host: &HostMount, path: &Path) -> Option<Self> {
+        match host.kind.as_str() {
+            "devtmpfs" => Some(Self::devices(host, path)),
+            // If vmrt itself runs in a container, `/dev` is a tmpfs.
+            "tmpfs" if host.point == Path::new(HOST_DEVICES) => Some(Self::devices(host, path)),
             "devpts" => Some(Self::Terminals),
             "mqueue" => Some(Self::MessageQueues),
             "hugetlbfs" => Some(Self::HugePages),
@@ -86,21 +91,21 @@ impl Own {
         }
     }
 
-    fn devices(at: &HostMount, path: &Path) -> Self {
-        let below = path.strip_prefix(&at.point).unwrap_or(Path::new(""));
-        Self::Devices(at.root.strip_prefix("/").unwrap_or(&at.root).join(below))
+    fn devices(host: &HostMount, path: &Path) -> Self {
+        let below = path.strip_prefix(&host.point).unwrap_or(Path::new(""));
+        Self::Devices(host.root.strip_prefix("/").unwrap_or(&host.root).join(below))
     }
 
-    /// The mounts that put it at `path` below the destination of `mount`, and terminals into a `/dev` where the host has none
-    /// mounted in its own, or `mount` does not show them.
+    /// The mounts that make the replacement appear at `path` below the destination of `mount`. A whole `/dev` also gets a
+    /// devpts if `below` has none: either the host has none mounted in its `/dev`, or `mount` is not recursive.
     fn mounts(&self, mount: &Mount, path: &Path, below: &[(PathBuf, &HostMount)], spec: &Spec) -> Vec<Expanded> {
         let bind = |source: PathBuf| Expanded::Guest(mount_at(mount, path, source));
         match self {
             Self::Devices(directory) => {
                 let devices = bind(Path::new(agent::DEVICES_DIR).components().chain(directory.components()).collect());
                 let pts = path.join("pts");
-                let is_whole = directory.as_os_str().is_empty() && below.iter().all(|(other, _)| *other != pts);
-                let terminals = is_whole.then(|| Expanded::Guest(terminals(mount, &pts, spec)));
+                let needs_terminals = directory.as_os_str().is_empty() && below.iter().all(|(other, _)| *other != pts);
+                let terminals = needs_terminals.then(|| Expanded::Guest(terminals(mount, &pts, spec)));
                 [devices].into_iter().chain(terminals).collect()
             }
             Self::Terminals => vec![Expanded::Guest(terminals(mount, path, spec))],
@@ -110,7 +115,7 @@ impl Own {
     }
 }
 
-/// `mount`, of another source and at `path` below its destination.
+/// A copy of `mount` with another source, at `path` below its destination.
 fn mount_at(mount: &Mount, path: &Path, source: PathBuf) -> Mount {
     let mut other = mount.clone();
     other.set_source(Some(source));
@@ -120,20 +125,22 @@ fn mount_at(mount: &Mount, path: &Path, source: PathBuf) -> Mount {
     other
 }
 
-/// The group of terminals is 5 on every system, where the container has that group.
+/// A new devpts at `path` below the destination of `mount`. Its terminals belong to group 5, as on every system, if the container
+/// has that group.
 fn terminals(mount: &Mount, path: &Path, spec: &Spec) -> Mount {
     let groups = spec.linux().as_ref().and_then(|linux| linux.gid_mappings().as_deref()).unwrap_or_default();
-    let has =
+    let has_group =
         groups.is_empty() || groups.iter().any(|map| map.container_id() <= 5 && 5 - map.container_id() < map.size());
-    let own: &[_] = if has { &["ptmxmode=0666", "mode=0620", "gid=5"] } else { &["ptmxmode=0666", "mode=0620"] };
-    file_system(mount, path, "devpts", own)
+    let options: &[_] =
+        if has_group { &["ptmxmode=0666", "mode=0620", "gid=5"] } else { &["ptmxmode=0666", "mode=0620"] };
+    file_system(mount, path, "devpts", options)
 }
 
-/// A new file system of the guest's at `path` below the destination of `mount`, read-only where that is.
-fn file_system(mount: &Mount, path: &Path, kind: &str, own: &[&str]) -> Mount {
+/// A new file system of the guest at `path` below the destination of `mount`. It is read-only if `mount` is.
+fn file_system(mount: &Mount, path: &Path, kind: &str, extra_options: &[&str]) -> Mount {
     let mut new = mount_at(mount, path, kind.into());
     let read_only = options(mount).filter(|option| matches!(*option, "ro" | "rro")).map(|_| "ro");
-    let all = ["nosuid", "noexec"].into_iter().chain(own.iter().copied()).chain(read_only);
+    let all = ["nosuid", "noexec"].into_iter().chain(extra_options.iter().copied()).chain(read_only);
     let all = all.map(str::to_owned).collect();
     new.set_typ(Some(kind.into())).set_options(Some(all));
     new
@@ -154,52 +161,56 @@ mod tests {
         serde_json::from_value(mount).unwrap()
     }
 
-    fn at(kind: &str, root: &str, point: &str) -> HostMount {
+    fn host_mount(kind: &str, root: &str, point: &str) -> HostMount {
         HostMount::parse(&format!("1 1 0:1 {root} {point} rw - {kind} none rw")).unwrap()
     }
 
-    fn told(all: &[Expanded]) -> Vec<(bool, String, String)> {
-        let tell = |one: &Expanded| {
+    /// Whether each mount is the guest's, its destination and its source.
+    fn summary(all: &[Expanded]) -> Vec<(bool, String, String)> {
+        let summarize = |one: &Expanded| {
             let (guest, Expanded::Host(mount) | Expanded::Guest(mount)) = (matches!(one, Expanded::Guest(_)), one);
             let source = mount.source().as_ref().unwrap().display().to_string();
             (guest, mount.destination().display().to_string(), source)
         };
-        all.iter().map(tell).collect()
+        all.iter().map(summarize).collect()
     }
 
     #[test]
-    fn devices_terminals_queues_and_huge_pages_are_the_guests_own() {
-        let own = |mount: &HostMount, path: &str| Own::at(mount, Path::new(path));
-        let devices = |path: &str| Some(Own::Devices(path.into()));
-        assert_eq!(own(&at("devtmpfs", "/", "/dev"), "/dev"), devices(""));
-        assert_eq!(own(&at("devtmpfs", "/", "/dev"), "/dev/net"), devices("net"));
-        assert_eq!(own(&at("devtmpfs", "/disk", "/mnt/disks"), "/mnt/disks/by-id"), devices("disk/by-id"));
-        assert_eq!(own(&at("tmpfs", "/", "/dev"), "/dev/net"), devices("net"));
-        assert_eq!(own(&at("tmpfs", "/", "/dev/shm"), "/dev/shm"), None);
-        assert_eq!(own(&at("devpts", "/", "/dev/pts"), "/dev/pts"), Some(Own::Terminals));
-        assert_eq!(own(&at("ext4", "/", "/"), "/dev"), None);
+    fn devices_and_terminals_have_replacements_and_other_file_systems_have_none() {
+        let replacement = |mount: &HostMount, path: &str| Replacement::of(mount, Path::new(path));
+        let devices = |path: &str| Some(Replacement::Devices(path.into()));
+        assert_eq!(replacement(&host_mount("devtmpfs", "/", "/dev"), "/dev"), devices(""));
+        assert_eq!(replacement(&host_mount("devtmpfs", "/", "/dev"), "/dev/net"), devices("net"));
+        assert_eq!(
+            replacement(&host_mount("devtmpfs", "/disk", "/mnt/disks"), "/mnt/disks/by-id"),
+            devices("disk/by-id")
+        );
+        assert_eq!(replacement(&host_mount("tmpfs", "/", "/dev"), "/dev/net"), devices("net"));
+        assert_eq!(replacement(&host_mount("tmpfs", "/", "/dev/shm"), "/dev/shm"), None);
+        assert_eq!(replacement(&host_mount("devpts", "/", "/dev/pts"), "/dev/pts"), Some(Replacement::Terminals));
+        assert_eq!(replacement(&host_mount("ext4", "/", "/"), "/dev"), None);
     }
 
     #[test]
-    fn a_whole_directory_of_devices_has_terminals_once() {
+    fn a_whole_device_directory_gets_one_devpts() {
         let (mount, root) = (bind(&["rbind", "ro"]), Path::new(""));
-        let whole = Own::Devices(PathBuf::new());
+        let whole = Replacement::Devices(PathBuf::new());
         let devices = (true, "/d".to_owned(), agent::DEVICES_DIR.to_owned());
         let mounts = whole.mounts(&mount, root, &[], &spec());
-        assert_eq!(told(&mounts), [devices.clone(), (true, "/d/pts".into(), "devpts".into())]);
-        let Expanded::Guest(terminals) = &mounts[1] else { panic!("it is the guest's") };
+        assert_eq!(summary(&mounts), [devices.clone(), (true, "/d/pts".into(), "devpts".into())]);
+        let Expanded::Guest(terminals) = &mounts[1] else { panic!("a mount of the host") };
         assert_eq!(
             serde_json::to_value(terminals.options()).unwrap(),
             json!(["nosuid", "noexec", "ptmxmode=0666", "mode=0620", "gid=5", "ro"])
         );
-        let pts = at("devpts", "/", "/dev/pts");
-        assert_eq!(told(&whole.mounts(&mount, root, &[("pts".into(), &pts)], &spec())), [devices]);
-        let net = Own::Devices("net".into()).mounts(&mount, root, &[], &spec());
-        assert_eq!(told(&net), [(true, "/d".into(), format!("{}/net", agent::DEVICES_DIR))]);
+        let pts = host_mount("devpts", "/", "/dev/pts");
+        assert_eq!(summary(&whole.mounts(&mount, root, &[("pts".into(), &pts)], &spec())), [devices]);
+        let net = Replacement::Devices("net".into()).mounts(&mount, root, &[], &spec());
+        assert_eq!(summary(&net), [(true, "/d".into(), format!("{}/net", agent::DEVICES_DIR))]);
     }
 
     #[test]
-    fn terminals_have_a_group_that_the_container_has() {
+    fn terminals_belong_to_group_5_only_if_the_container_has_it() {
         let with = |map: Value| {
             let mut spec = serde_json::to_value(spec()).unwrap();
             spec["linux"]["gidMappings"] = map;
@@ -212,12 +223,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_device_stays_the_hosts() {
+    fn a_directory_without_devices_stays_a_mount_of_the_host() {
         let directory = tempfile::tempdir().unwrap();
-        let place = OwnedFd::from(std::fs::File::open(directory.path()).unwrap());
+        let fd = OwnedFd::from(std::fs::File::open(directory.path()).unwrap());
         for options in [&["bind"], &["rbind"]] {
-            let all = expand(bind(options), &place, &spec()).unwrap();
-            assert_eq!(told(&all), [(false, "/d".into(), "/s".into())]);
+            let all = expand(bind(options), &fd, &spec()).unwrap();
+            assert_eq!(summary(&all), [(false, "/d".into(), "/s".into())]);
         }
     }
 }

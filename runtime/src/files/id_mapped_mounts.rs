@@ -1,4 +1,4 @@
-//! Id-mapped mounts: which mounts of the host `ridmap` reaches.
+//! Recursive id-mapped mounts: the mounts of the host below a source that `ridmap` includes.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -9,17 +9,17 @@ use oci_spec::runtime::Mount;
 use crate::host::mounts::HostMounts;
 use crate::spec::mounts::options;
 
-/// Where the host has mounts below `place`, the source of a mount, if the owners of these are to be mapped as well. The guest
-/// meets them one by one, when somebody comes across them, and then knows nothing of mappings.
-pub(crate) fn mounts_below(place: &OwnedFd, mount: &Mount) -> io::Result<Vec<PathBuf>> {
-    let mapped = options(mount).rfind(|option| matches!(*option, "idmap" | "ridmap"));
-    if mapped != Some("ridmap") || !options(mount).any(|option| option == "rbind") {
+/// Lists the paths of the host's mounts below `source`, relative to it, if `mount` is recursive and maps the ids of these as well.
+/// Each of them needs its own mount in the guest: the guest discovers them one by one on access, and does not map their ids then.
+pub(crate) fn mounts_below(source: &OwnedFd, mount: &Mount) -> io::Result<Vec<PathBuf>> {
+    let mapping = options(mount).rfind(|option| matches!(*option, "idmap" | "ridmap"));
+    if mapping != Some("ridmap") || !options(mount).any(|option| option == "rbind") {
         return Ok(Vec::new());
     }
-    Ok(HostMounts::read()?.below(place)?.into_iter().map(|(path, _)| path).collect())
+    Ok(HostMounts::read()?.below(source)?.into_iter().map(|(path, _)| path).collect())
 }
 
-/// The mount that maps the owners of what is mounted at `path` below a mount's source.
+/// Returns the id-mapped mount of what the host has mounted at `path` below the source of `mount`.
 pub(crate) fn mount_below(mount: &Mount, path: &Path) -> Mount {
     let mut below = mount.clone();
     below.set_destination(mount.destination().join(path));
@@ -42,7 +42,7 @@ mod tests {
     }
 
     #[test]
-    fn mounts_below_are_reached_by_ridmap_alone() {
+    fn only_ridmap_includes_the_mounts_below() {
         let root = OwnedFd::from(std::fs::File::open("/").unwrap());
         let below = |options: &[&str]| mounts_below(&root, &bind(options).build().unwrap()).unwrap();
         assert!(below(&["rbind"]).is_empty());

@@ -1,4 +1,4 @@
-//! Files of the host that the guest gets: shares, special files, and what replaces directories of devices.
+//! Files of the host that the guest gets: shares, special files, and the replacements of device directories.
 
 pub(crate) mod device_directories;
 pub(crate) mod id_mapped_mounts;

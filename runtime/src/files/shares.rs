@@ -1,7 +1,7 @@
-//! What of the host a container's guest gets to see: its root file system and the sources of its bind mounts.
+//! The files of the host that a container's guest gets: its root file system and the sources of its bind mounts.
 //!
-//! Each is opened here, once, as a descriptor that is only a place (`O_PATH`). The VMM serves what is below it, and
-//! the specification the guest gets names it by the share's path in the guest.
+//! Each is opened once, here, as an `O_PATH` descriptor. The VMM serves what is below it. The guest's specification refers to it by
+//! the path of the share in the guest.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -23,7 +23,7 @@ use crate::files::special;
 use crate::spec::bundle::Bundle;
 use crate::spec::mounts::{is_bind, options};
 
-/// Why something cannot be shared.
+/// Why the guest cannot get a file.
 #[derive(Debug, Error)]
 pub(crate) enum ShareError {
     #[error("invalid rootfs: {}", path.display())]
@@ -47,32 +47,45 @@ pub(crate) struct Share {
     /// `CONTAINER/rootfs` or `CONTAINER/volume-N`.
     pub(crate) name: String,
     pub(crate) options: ShareOptions,
-    /// `O_PATH` descriptor of it.
+    /// `O_PATH` descriptor of the directory or file.
     pub(crate) source: OwnedFd,
 }
 
-/// Everything a container needs of the host.
+/// All files of the host that a container needs.
 #[derive(Debug)]
 pub(crate) struct HostFiles {
-    /// The specification as the guest sees it.
+    /// The specification for the guest.
     pub(crate) spec: Spec,
     pub(crate) shares: Vec<Share>,
-    /// What cannot be shared and the guest makes anew.
+    /// Files that cannot be shared and that the guest creates itself.
     pub(crate) special: Vec<SpecialFile>,
-    /// `O_PATH` descriptors of the sockets among them, in their order.
+    /// `O_PATH` descriptors of the sockets in `special`, in the same order.
     pub(crate) sockets: Vec<OwnedFd>,
-    /// Where the guest's own devices are mounted in the place of the host's.
+    /// Destinations at which the guest's devices are mounted instead of the host's.
     pub(crate) guest_devices: Vec<PathBuf>,
 }
 
-/// What the source of a bind mount is.
-enum Source {
-    /// With the places below it that need mounts of their own.
-    Shared(Share, Vec<PathBuf>),
+/// The opened source of a bind mount.
+struct MountSource {
+    path: PathBuf,
+    /// `O_PATH` descriptor.
+    fd: OwnedFd,
+    stat: FileStat,
+}
+
+/// What the guest gets for the source of a bind mount.
+enum GuestSource {
+    /// A share, and the paths below it that need mounts of their own.
+    Share(Share, Vec<PathBuf>),
+    /// A special file, with its `O_PATH` descriptor if it is a socket.
     Special(SpecialFile, Option<OwnedFd>),
 }
 
-/// Opens everything a bundle's container needs of the host.
+/// Opens all files of the host that the container of `bundle` needs.
+///
+/// # Errors
+///
+/// Fails if a file cannot be opened or the guest cannot get it.
 pub(crate) fn open_all(id: &ContainerId, bundle: &Bundle) -> Result<HostFiles, ShareError> {
     let mut spec = bundle.spec.clone();
     let shares = vec![open_rootfs(id, bundle, &mut spec)?];
@@ -84,60 +97,73 @@ pub(crate) fn open_all(id: &ContainerId, bundle: &Bundle) -> Result<HostFiles, S
 }
 
 impl HostFiles {
-    /// Opens the sources of bind mounts. Gives the mounts as the guest is to make them.
+    /// Opens the sources of the bind mounts among `mounts`. Returns the mounts that the guest is to make.
     fn add_sources(&mut self, id: &ContainerId, bundle: &Path, mounts: Vec<Mount>) -> Result<Vec<Mount>, ShareError> {
-        let mut all = Vec::new();
+        let mut guest_mounts = Vec::new();
         for mount in mounts {
             if !is_bind(&mount) {
-                all.push(mount);
+                guest_mounts.push(mount);
                 continue;
             }
-            let (path, place, stat) = open_source(bundle, &mount)?;
-            if !is_directory(&stat) {
-                self.add_source(id, mount, (path, place, stat), &mut all)?;
-                continue;
+            let source = open_source(bundle, &mount)?;
+            if is_directory(&source.stat) {
+                self.add_directory(id, bundle, mount, source, &mut guest_mounts)?;
+            } else {
+                self.add_source(id, mount, source, &mut guest_mounts)?;
             }
-            let expanded = device_directories::expand(mount.clone(), &place, &self.spec);
-            let expanded = expanded.map_err(failed(&path, &mount))?;
-            // The mount itself comes first, if it is of the host's files.
-            let mut opened = Some((path, place, stat));
-            for one in expanded {
-                match (one, opened.take()) {
-                    (Expanded::Guest(mount), _) => {
-                        self.guest_devices.push(mount.destination().clone());
-                        all.push(mount);
-                    }
-                    (Expanded::Host(mount), Some(opened)) => self.add_source(id, mount, opened, &mut all)?,
-                    (Expanded::Host(mount), None) => {
-                        let opened = open_source(bundle, &mount)?;
-                        self.add_source(id, mount, opened, &mut all)?;
-                    }
+        }
+        Ok(guest_mounts)
+    }
+
+    /// Adds a bind mount of a directory, with the guest's replacements of the device directories in it.
+    fn add_directory(
+        &mut self,
+        id: &ContainerId,
+        bundle: &Path,
+        mount: Mount,
+        source: MountSource,
+        guest_mounts: &mut Vec<Mount>,
+    ) -> Result<(), ShareError> {
+        let expanded = device_directories::expand(mount.clone(), &source.fd, &self.spec);
+        let expanded = expanded.map_err(failed(&source.path, &mount))?;
+        // `source` belongs to the first mount.
+        let mut opened = Some(source);
+        for expanded in expanded {
+            match (expanded, opened.take()) {
+                (Expanded::Guest(mount), _) => {
+                    self.guest_devices.push(mount.destination().clone());
+                    guest_mounts.push(mount);
+                }
+                (Expanded::Host(mount), Some(source)) => self.add_source(id, mount, source, guest_mounts)?,
+                (Expanded::Host(mount), None) => {
+                    let source = open_source(bundle, &mount)?;
+                    self.add_source(id, mount, source, guest_mounts)?;
                 }
             }
         }
-        Ok(all)
+        Ok(())
     }
 
-    /// Has the guest get what was opened, and puts the mounts of it behind `all`.
+    /// Adds the source of a bind mount, and appends the mount and those below it to `guest_mounts`.
     fn add_source(
         &mut self,
         id: &ContainerId,
         mut mount: Mount,
-        opened: (PathBuf, OwnedFd, FileStat),
-        all: &mut Vec<Mount>,
+        source: MountSource,
+        guest_mounts: &mut Vec<Mount>,
     ) -> Result<(), ShareError> {
         let name = format!("volume-{}", self.volumes());
-        match volume(id, &name, &mount, opened)? {
-            Source::Shared(share, below) => {
+        match guest_source(id, &name, &mount, source)? {
+            GuestSource::Share(share, below) => {
                 mount.set_source(Some(guest_path(&share.name)));
                 let below: Vec<_> = below.iter().map(|path| id_mapped_mounts::mount_below(&mount, path)).collect();
-                all.push(mount);
-                all.extend(below);
+                guest_mounts.push(mount);
+                guest_mounts.extend(below);
                 self.shares.push(share);
             }
-            Source::Special(file, socket) => {
+            GuestSource::Special(file, socket) => {
                 mount.set_source(Some(file.path(&id.to_string())));
-                all.push(mount);
+                guest_mounts.push(mount);
                 self.special.push(file);
                 self.sockets.extend(socket);
             }
@@ -145,13 +171,14 @@ impl HostFiles {
         Ok(())
     }
 
-    /// How many sources there are already, beside the root.
+    /// The number of sources without the root file system.
     fn volumes(&self) -> usize {
         self.shares.len() - 1 + self.special.len()
     }
 }
 
-/// The guest remounts a read-only root itself: before that it makes mount points in it.
+/// Opens the root file system. Its share is always writable: the guest creates mount points in it and then remounts it read-only if
+/// the specification says so.
 fn open_rootfs(id: &ContainerId, bundle: &Bundle, spec: &mut Spec) -> Result<Share, ShareError> {
     let path = bundle.rootfs();
     let source = open(&path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
@@ -164,21 +191,22 @@ fn open_rootfs(id: &ContainerId, bundle: &Bundle, spec: &mut Spec) -> Result<Sha
     Ok(share)
 }
 
-fn open_source(bundle: &Path, mount: &Mount) -> Result<(PathBuf, OwnedFd, FileStat), ShareError> {
+fn open_source(bundle: &Path, mount: &Mount) -> Result<MountSource, ShareError> {
     let source = mount.source().as_ref().filter(|source| !source.as_os_str().is_empty());
     let path = bundle.join(source.ok_or_else(|| ShareError::NoSource(mount.destination().clone()))?);
     if let Some(option) = options(mount).find(|option| matches!(*option, "shared" | "rshared")) {
         return Err(ShareError::Shared { option: option.into(), destination: mount.destination().clone() });
     }
     let open = || {
-        let place = open(&path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
-        let stat = fstat(&place)?;
-        Ok((place, stat))
+        let fd = open(&path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+        let stat = fstat(&fd)?;
+        Ok((fd, stat))
     };
-    let (place, stat) = open().map_err(|error: Errno| failed(&path, mount)(error.into()))?;
-    Ok((path, place, stat))
+    let (fd, stat) = open().map_err(|error: Errno| failed(&path, mount)(error.into()))?;
+    Ok(MountSource { path, fd, stat })
 }
 
+/// Returns a function that makes an error about the source of `mount`, for `map_err`.
 fn failed(path: &Path, mount: &Mount) -> impl Fn(io::Error) -> ShareError + use<> {
     let (path, destination) = (path.to_owned(), mount.destination().clone());
     move |source| ShareError::Source { path: path.clone(), destination: destination.clone(), source }
@@ -188,27 +216,27 @@ fn is_directory(stat: &FileStat) -> bool {
     SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR
 }
 
-fn volume(
+fn guest_source(
     id: &ContainerId,
     name: &str,
     mount: &Mount,
-    (path, place, stat): (PathBuf, OwnedFd, FileStat),
-) -> Result<Source, ShareError> {
-    match special::in_guest(name, &stat, &place) {
+    MountSource { path, fd, stat }: MountSource,
+) -> Result<GuestSource, ShareError> {
+    match special::guest_replacement(name, &stat, &fd) {
         Err(reason) => Err(ShareError::Special { path, reason }),
-        Ok(Some((file, is_socket))) => Ok(Source::Special(file, is_socket.then_some(place))),
+        Ok(Some((file, is_socket))) => Ok(GuestSource::Special(file, is_socket.then_some(fd))),
         Ok(None) => {
             let read_only = options(mount).any(|option| option == "ro" || option == "rro");
-            let below = id_mapped_mounts::mounts_below(&place, mount).map_err(failed(&path, mount))?;
+            let below = id_mapped_mounts::mounts_below(&fd, mount).map_err(failed(&path, mount))?;
             let follows_host = follows_host(mount);
-            let source = if follows_host { place } else { detach(&place, mount).map_err(failed(&path, mount))? };
+            let source = if follows_host { fd } else { clone_mount(&fd, mount).map_err(failed(&path, mount))? };
             let options = ShareOptions { read_only, follows_host };
-            Ok(Source::Shared(Share { name: format!("{id}/{name}"), options, source }, below))
+            Ok(GuestSource::Share(Share { name: format!("{id}/{name}"), options, source }, below))
         }
     }
 }
 
-/// Whether what the host mounts below the source appears: then the share is the place in the host's own tree.
+/// Whether later mounts of the host below the source appear in the container. Then the VMM serves the host's own mount.
 fn follows_host(mount: &Mount) -> bool {
     is_recursive(mount) && !options(mount).any(|option| matches!(option, "private" | "rprivate"))
 }
@@ -217,16 +245,17 @@ fn is_recursive(mount: &Mount) -> bool {
     options(mount).any(|option| option == "rbind")
 }
 
-/// As a bind mount is a view of its own: without what is mounted below where it does not recurse, and without what the host
-/// mounts there later where it is private.
-fn detach(place: &OwnedFd, mount: &Mount) -> io::Result<OwnedFd> {
+/// Clones the mount at `source`, as a bind mount does. The clone has the mounts below only if `mount` is recursive. Later mounts of
+/// the host do not appear in it.
+fn clone_mount(source: &OwnedFd, mount: &Mount) -> io::Result<OwnedFd> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     if is_recursive(mount) {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
-    Ok(open_tree(place, "", flags)?)
+    Ok(open_tree(source, "", flags)?)
 }
 
+/// The path of the share `share` in the guest.
 fn guest_path(share: &str) -> PathBuf {
     Path::new(agent::SHARES_DIR).join(share)
 }
@@ -259,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_become_the_guests() {
+    fn sources_are_replaced_with_paths_in_the_guest() {
         let (_guard, bundle) = bundle(&json!([
             {"destination": "/proc", "type": "proc", "source": "proc"},
             {"destination": "/a", "type": "bind", "source": "file", "options": ["ro"]},
@@ -275,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_is_named() {
+    fn an_error_names_the_missing_source() {
         let error = open_one(&json!({"destination": "/x", "type": "bind", "source": "/nonexistent"})).unwrap_err();
         assert_eq!(error.to_string(), "error mounting \"/nonexistent\" to rootfs at \"/x\"");
         let error = open_one(&json!({"destination": "/x", "type": "bind"})).unwrap_err();
@@ -286,14 +315,14 @@ mod tests {
     }
 
     #[test]
-    fn a_mount_that_would_lead_back_to_the_host_is_refused_by_name() {
+    fn shared_propagation_is_refused_with_the_name_of_the_option() {
         let mount = json!({"destination": "/x", "type": "bind", "source": "/", "options": ["rbind", "rshared"]});
         let error = open_one(&mount).unwrap_err().to_string();
         assert!(error.starts_with("mount option rshared of /x is refused"), "{error}");
     }
 
     #[test]
-    fn special_files_are_the_guests_own() {
+    fn the_guest_creates_special_files_itself() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("socket");
         let _listener = UnixListener::bind(&socket).unwrap();

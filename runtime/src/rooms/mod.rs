@@ -1,38 +1,38 @@
-//! The order of the rooms, which the compiler does not know: a room uses only rooms before it.
+//! Tests the order of the rooms, which the compiler does not check: a room uses only rooms before it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The rooms, in the order of the list in `lib.rs`. This test is outside of it.
+/// The rooms in the order of the list in `lib.rs`, and this test after them.
 const ROOMS: [&str; 9] = ["base", "spec", "host", "files", "terminal", "sandbox", "cli", "commands", "rooms"];
 
-/// What breaks the order of `rooms` in the source folder: files outside of a room, and uses of a room that comes later.
+/// Lists what breaks the order of `rooms` below the folder `source`: files outside of a room, and uses of a later room.
 fn violations(source: &Path, rooms: &[&str]) -> Vec<String> {
     let mut violations = Vec::new();
-    for file in files(source) {
-        let inside = file.strip_prefix(source).expect("it was found there");
+    for file in source_files(source) {
+        let relative = file.strip_prefix(source).expect("the file is below the source folder");
         let text = fs::read_to_string(&file).expect("a source file is text");
-        let room = inside.iter().next().and_then(|first| first.to_str()).unwrap_or_default();
+        let room = relative.iter().next().and_then(|first| first.to_str()).unwrap_or_default();
         match rooms.iter().position(|name| *name == room) {
-            Some(place) => violations.extend(
-                used(&text)
+            Some(index) => violations.extend(
+                used_paths(&text)
                     .into_iter()
-                    .filter(|path| rooms[place + 1..].contains(&path.split("::").next().unwrap_or_default()))
-                    .map(|path| format!("{} uses crate::{path}", inside.display())),
+                    .filter(|path| rooms[index + 1..].contains(&path.split("::").next().unwrap_or_default()))
+                    .map(|path| format!("{} uses crate::{path}", relative.display())),
             ),
             None if room == "bin" || room == "lib.rs" => {}
-            None => violations.push(format!("{} is in no room", inside.display())),
+            None => violations.push(format!("{} is in no room", relative.display())),
         }
     }
     violations
 }
 
-/// All Rust files below `folder`, sorted.
-fn files(folder: &Path) -> Vec<PathBuf> {
+/// Lists all Rust files below `folder`, sorted.
+fn source_files(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).expect("the source folder can be listed").flatten() {
         match entry.path() {
-            path if path.is_dir() => files.extend(self::files(&path)),
+            path if path.is_dir() => files.extend(source_files(&path)),
             path if path.extension().is_some_and(|extension| extension == "rs") => files.push(path),
             _ => {}
         }
@@ -41,15 +41,15 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// The paths behind `crate::` outside of comments, each once for every path of a group.
-fn used(text: &str) -> Vec<String> {
+/// Extracts the paths after `crate::`, without comments. A group in braces gives one path for each of its members.
+fn used_paths(text: &str) -> Vec<String> {
     let code: Vec<_> = text.lines().map(|line| line.split("//").next().unwrap_or_default()).collect();
     let code = code.join(" ");
-    code.split("crate::").skip(1).flat_map(group).collect()
+    code.split("crate::").skip(1).flat_map(parse_paths).collect()
 }
 
-/// The path at the start of `code`, or those of the group in braces.
-fn group(code: &str) -> Vec<String> {
+/// Parses the path at the start of `code`, or the paths of a group in braces.
+fn parse_paths(code: &str) -> Vec<String> {
     let path = |text: &str| {
         text.trim_start().chars().take_while(|letter| letter.is_alphanumeric() || "_:".contains(*letter)).collect()
     };
@@ -61,7 +61,7 @@ fn group(code: &str) -> Vec<String> {
             ',' if depth == 0 => paths.push(String::new()),
             letter => {
                 depth += i32::from(letter == '{') - i32::from(letter == '}');
-                paths.last_mut().expect("there is one from the start").push(letter);
+                paths.last_mut().expect("the list starts with one path").push(letter);
             }
         }
     }
@@ -76,7 +76,7 @@ fn rooms_use_only_rooms_before_them() {
 }
 
 #[test]
-fn violations_are_found() {
+fn later_rooms_and_stray_files_are_violations() {
     let source = tempfile::tempdir().unwrap();
     let write = |path: &str, text: &str| {
         fs::create_dir_all(source.path().join(path).parent().unwrap()).unwrap();

@@ -26,13 +26,13 @@ const LOOP: u64 = 7;
 const TERMINALS: [(u64, u64); 2] = [(5, 1), (5, 2)];
 
 /// Whether the guest can stand in for a character device of the host with its own.
-pub(crate) fn is_in_guest(major: u64, minor: u64) -> bool {
+pub(crate) fn has_guest_equivalent(major: u64, minor: u64) -> bool {
     DEVICES.contains(&(major, minor))
 }
 
 /// Whether a guest can have a node of this character device: those above, and the terminals, whose nodes it makes itself.
-pub(crate) fn is_in_every_kernel(major: u64, minor: u64) -> bool {
-    is_in_guest(major, minor) || TERMINALS.contains(&(major, minor))
+pub(crate) fn is_guest_device(major: u64, minor: u64) -> bool {
+    has_guest_equivalent(major, minor) || TERMINALS.contains(&(major, minor))
 }
 
 /// Whether it is the major number of loop devices.

@@ -10,7 +10,7 @@ use oci_spec::runtime::{LinuxDevice, LinuxDeviceBuilder, LinuxDeviceCgroup, Linu
 use thiserror::Error;
 
 use crate::base::log::Log;
-use crate::spec::device_numbers::{is_in_every_kernel, is_loop};
+use crate::spec::device_numbers::{is_guest_device, is_loop};
 use crate::spec::mounts::is_bind;
 
 /// Where the host's kernel lists its devices by their numbers.
@@ -96,7 +96,7 @@ fn is_foreign(device: &LinuxDevice, lists: &Path) -> bool {
     let (major, minor) = (device.major(), device.minor());
     let (own_major, own_minor) = (u64::try_from(major), u64::try_from(minor));
     let is_loop = own_major.is_ok_and(is_loop);
-    let is_everywhere = own_major.is_ok_and(|major| own_minor.is_ok_and(|minor| is_in_every_kernel(major, minor)));
+    let is_everywhere = own_major.is_ok_and(|major| own_minor.is_ok_and(|minor| is_guest_device(major, minor)));
     let list = match device.typ() {
         LinuxDeviceType::B if !is_loop => "block",
         LinuxDeviceType::C | LinuxDeviceType::U if !is_everywhere => "char",

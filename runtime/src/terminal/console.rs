@@ -1,4 +1,4 @@
-//! Terminals for callers that are not one: a pseudo-terminal whose master they get over their socket.
+//! Terminals for callers that have none: vmrt creates a pseudo-terminal and sends its master over the caller's console socket.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,28 +12,28 @@ use thiserror::Error;
 use crate::host::scm_rights::{Receiver, RightsError};
 use crate::terminal::tty::{TerminalError, set_raw, set_size};
 
-/// Why the caller got no terminal.
+/// Why the terminal cannot be created.
 #[derive(Debug, Error)]
 pub(crate) enum ConsoleError {
     #[error(transparent)]
     Socket(#[from] RightsError),
-    #[error("make a pseudo-terminal")]
-    Make(#[source] io::Error),
+    #[error("create a pseudo-terminal")]
+    Create(#[source] io::Error),
     #[error(transparent)]
     Terminal(#[from] TerminalError),
 }
 
-/// Makes a pseudo-terminal, sends its master to the listener at `path`, and returns its slave, in raw mode: the
-/// terminal that edits lines is the one in the guest.
-pub(crate) fn make(path: &Path, size: Option<TerminalSize>) -> Result<OwnedFd, ConsoleError> {
+/// Creates a pseudo-terminal, sends its master to the listener at `path` and returns its slave. The slave is in raw mode because the
+/// terminal in the guest does the line editing.
+pub(crate) fn create(path: &Path, size: Option<TerminalSize>) -> Result<OwnedFd, ConsoleError> {
     let listener = Receiver::dial(path)?;
-    let OpenptyResult { master, slave } = openpty(None, None).map_err(|error| ConsoleError::Make(error.into()))?;
+    let OpenptyResult { master, slave } = openpty(None, None).map_err(|error| ConsoleError::Create(error.into()))?;
     set_raw(&slave)?;
     if let Some(size) = size {
         set_size(&slave, size)?;
     }
-    // The terminal's name comes with it.
-    let name = ttyname(&slave).map_err(|error| ConsoleError::Make(error.into()))?;
+    // runc sends the name of the terminal with the descriptor.
+    let name = ttyname(&slave).map_err(|error| ConsoleError::Create(error.into()))?;
     listener.send("the terminal", master.as_fd(), name.as_os_str().as_encoded_bytes())?;
     Ok(slave)
 }
@@ -49,24 +49,24 @@ mod tests {
     use crate::terminal::tty;
 
     #[test]
-    fn the_listener_gets_the_other_end_of_the_terminal() {
+    fn the_listener_receives_the_master() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("console.sock");
         let listener = UnixListener::bind(&path).unwrap();
         let size = TerminalSize { rows: 7, columns: 9 };
-        let slave = make(&path, Some(size)).unwrap();
+        let slave = create(&path, Some(size)).unwrap();
         let (mut master, name) = receive(&listener);
         assert!(name.starts_with("/dev/pts/"), "{name}");
         assert_eq!(tty::size(&master), Some(size));
         File::from(slave).write_all(b"a\n").unwrap();
-        let mut got = [0; 2];
-        master.read_exact(&mut got).unwrap();
-        assert_eq!(&got, b"a\n", "no line editing on the way");
+        let mut received = [0; 2];
+        master.read_exact(&mut received).unwrap();
+        assert_eq!(&received, b"a\n", "the terminal is in raw mode");
     }
 
     #[test]
-    fn nobody_listening_is_an_error_with_the_path() {
-        let error = make(Path::new("/nonexistent"), None).unwrap_err();
+    fn a_missing_listener_is_an_error_with_the_path() {
+        let error = create(Path::new("/nonexistent"), None).unwrap_err();
         assert_eq!(error.to_string(), "dial unix /nonexistent");
     }
 }

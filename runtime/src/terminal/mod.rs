@@ -1,4 +1,4 @@
-//! Terminals and standard streams of a container's processes.
+//! Terminals and standard streams of container processes.
 
 pub(crate) mod console;
 pub(crate) mod stdio;

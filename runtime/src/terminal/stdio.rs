@@ -1,4 +1,4 @@
-//! Which descriptors a container's process gets its standard streams from.
+//! The file descriptors behind the standard streams of a container process.
 
 use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,14 +12,14 @@ use vmm::control::StdioFds;
 use crate::terminal::console::{self, ConsoleError};
 use crate::terminal::tty::{RawTerminal, TerminalError};
 
-/// Why a process gets no standard streams; in runc's words where it has some.
+/// Why the standard streams cannot be opened. Messages that runc has are worded as in runc.
 #[derive(Debug, Error)]
 pub(crate) enum StdioError {
     #[error("cannot allocate tty if vmrt will detach without setting console socket")]
     DetachedTerminal,
     #[error("cannot use console socket if vmrt will not detach or allocate tty")]
-    UselessSocket,
-    #[error("pass the standard streams on")]
+    UnexpectedSocket,
+    #[error("duplicate the standard streams")]
     Duplicate(#[source] io::Error),
     #[error(transparent)]
     Terminal(#[from] TerminalError),
@@ -27,73 +27,76 @@ pub(crate) enum StdioError {
     Console(#[from] ConsoleError),
 }
 
-/// The streams of one process.
+/// The standard streams of one container process.
 #[derive(Debug)]
 pub(crate) struct ProcessStdio {
-    /// How the VMM is to understand the descriptors.
+    /// How the VMM interprets the descriptors.
     pub(crate) kind: StdioFds,
     fds: Vec<OwnedFd>,
-    /// The command's own terminal, if that is what the process is connected to.
+    /// The caller's terminal in raw mode, if the process is connected to it.
     pub(crate) terminal: Option<RawTerminal>,
-    /// Whether the descriptors are a terminal that was made for the caller.
-    console: bool,
+    /// Whether the descriptors refer to a pseudo-terminal that was created for the caller.
+    is_console: bool,
 }
 
-/// How a process is to be connected.
+/// How to connect a container process.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct StdioOptions<'a> {
+    /// Whether the process gets a terminal.
     pub(crate) terminal: bool,
+    /// Whether the command exits before the process does.
     pub(crate) detach: bool,
+    /// The socket that receives the master of a new terminal. An empty path is no socket.
     pub(crate) console_socket: Option<&'a Path>,
-    /// Size a new terminal starts with.
+    /// Initial size of a new terminal.
     pub(crate) size: Option<TerminalSize>,
 }
 
 impl ProcessStdio {
-    /// Opens what `wanted` asks for.
-    pub(crate) fn open(wanted: StdioOptions) -> Result<Self, StdioError> {
-        let socket = wanted.console_socket.filter(|path| !path.as_os_str().is_empty());
-        match (wanted.terminal, wanted.detach, socket) {
-            (false, _, Some(_)) | (true, false, Some(_)) => Err(StdioError::UselessSocket),
+    /// Opens the streams that `options` describe.
+    pub(crate) fn open(options: StdioOptions) -> Result<Self, StdioError> {
+        let socket = options.console_socket.filter(|path| !path.as_os_str().is_empty());
+        match (options.terminal, options.detach, socket) {
+            (false, _, Some(_)) | (true, false, Some(_)) => Err(StdioError::UnexpectedSocket),
             (true, true, None) => Err(StdioError::DetachedTerminal),
-            (true, true, Some(path)) => Self::console_of(&console::make(path, wanted.size)?, wanted.size),
-            (true, false, None) => Self::own_terminal(wanted.size),
-            (false, _, None) => Self::inherited(),
+            (true, true, Some(path)) => Self::from_console(&console::create(path, options.size)?, options.size),
+            (true, false, None) => Self::from_caller_terminal(options.size),
+            (false, _, None) => Self::inherit(),
         }
     }
 
-    /// The descriptors in the order in which they are passed.
+    /// The descriptors in the order in which the VMM receives them.
     pub(crate) fn fds(&self) -> Vec<BorrowedFd<'_>> {
         self.fds.iter().map(AsFd::as_fd).collect()
     }
 
-    /// The terminal that was made for the caller, for the process that tells its size.
+    /// The pseudo-terminal that was created for the caller, if any. The process that reports its size needs it.
     pub(crate) fn console(&self) -> Option<BorrowedFd<'_>> {
-        self.fds.first().filter(|_| self.console).map(AsFd::as_fd)
+        self.fds.first().filter(|_| self.is_console).map(AsFd::as_fd)
     }
 
-    /// That terminal alone; everything else is closed.
+    /// Returns the pseudo-terminal that was created for the caller, if any, and closes all other descriptors.
     pub(crate) fn into_console(self) -> Option<OwnedFd> {
-        self.fds.into_iter().next().filter(|_| self.console)
+        self.fds.into_iter().next().filter(|_| self.is_console)
     }
 
-    fn own_terminal(size: Option<TerminalSize>) -> Result<Self, StdioError> {
+    fn from_caller_terminal(size: Option<TerminalSize>) -> Result<Self, StdioError> {
         let fds = duplicate([io::stdin().as_fd(), io::stdout().as_fd()])?;
         let terminal = RawTerminal::acquire()?;
-        // Into a pipe or a file goes what the process writes, as with runc, and no carriage returns.
+        // As with runc, no carriage returns are added if the output goes to a pipe or a file.
         let kind = StdioFds::Terminal { size: terminal.size().or(size), bare_lines: !io::stdout().is_terminal() };
-        Ok(Self { kind, fds, terminal: Some(terminal), console: false })
+        Ok(Self { kind, fds, terminal: Some(terminal), is_console: false })
     }
 
-    fn inherited() -> Result<Self, StdioError> {
+    fn inherit() -> Result<Self, StdioError> {
         let fds = duplicate([io::stdin().as_fd(), io::stdout().as_fd(), io::stderr().as_fd()])?;
         let kind = StdioFds::Streams { stdin: true, stdout: true, stderr: true };
-        Ok(Self { kind, fds, terminal: None, console: false })
+        Ok(Self { kind, fds, terminal: None, is_console: false })
     }
 
-    fn console_of(slave: &OwnedFd, size: Option<TerminalSize>) -> Result<Self, StdioError> {
+    fn from_console(slave: &OwnedFd, size: Option<TerminalSize>) -> Result<Self, StdioError> {
         let fds = duplicate([slave.as_fd(), slave.as_fd()])?;
-        Ok(Self { kind: StdioFds::Terminal { size, bare_lines: false }, fds, terminal: None, console: true })
+        Ok(Self { kind: StdioFds::Terminal { size, bare_lines: false }, fds, terminal: None, is_console: true })
     }
 }
 
@@ -102,7 +105,7 @@ fn duplicate<const N: usize>(fds: [BorrowedFd; N]) -> Result<Vec<OwnedFd>, Stdio
     copies.collect::<io::Result<_>>().map_err(StdioError::Duplicate)
 }
 
-/// The size a process's specification gives its terminal.
+/// The size of the terminal in the specification of a process. A size of zero counts as none.
 pub(crate) fn console_size(process: &Process) -> Option<TerminalSize> {
     let size = process.console_size()?;
     let (rows, columns) = (u16::try_from(size.height()).ok()?, u16::try_from(size.width()).ok()?);
@@ -113,29 +116,29 @@ pub(crate) fn console_size(process: &Process) -> Option<TerminalSize> {
 mod tests {
     use super::*;
 
-    fn wanted(terminal: bool, detach: bool, console_socket: Option<&Path>) -> Result<ProcessStdio, StdioError> {
+    fn open(terminal: bool, detach: bool, console_socket: Option<&Path>) -> Result<ProcessStdio, StdioError> {
         ProcessStdio::open(StdioOptions { terminal, detach, console_socket, size: None })
     }
 
     #[test]
-    fn a_terminal_needs_somebody_at_its_other_end() {
+    fn a_detached_terminal_requires_a_console_socket() {
         let path = Some(Path::new("/nonexistent"));
-        assert!(matches!(wanted(true, true, None), Err(StdioError::DetachedTerminal)));
-        assert!(matches!(wanted(false, true, path), Err(StdioError::UselessSocket)));
-        assert!(matches!(wanted(true, false, path), Err(StdioError::UselessSocket)));
-        assert!(matches!(wanted(true, true, path), Err(StdioError::Console(_))));
-        assert!(matches!(wanted(true, true, Some(Path::new(""))), Err(StdioError::DetachedTerminal)));
+        assert!(matches!(open(true, true, None), Err(StdioError::DetachedTerminal)));
+        assert!(matches!(open(false, true, path), Err(StdioError::UnexpectedSocket)));
+        assert!(matches!(open(true, false, path), Err(StdioError::UnexpectedSocket)));
+        assert!(matches!(open(true, true, path), Err(StdioError::Console(_))));
+        assert!(matches!(open(true, true, Some(Path::new(""))), Err(StdioError::DetachedTerminal)));
     }
 
     #[test]
-    fn without_a_terminal_the_streams_are_the_commands_own() {
-        let stdio = wanted(false, true, None).unwrap();
+    fn a_process_without_a_terminal_inherits_the_streams_of_the_command() {
+        let stdio = open(false, true, None).unwrap();
         assert_eq!(stdio.fds().len(), stdio.kind.count());
         assert!(stdio.console().is_none() && stdio.terminal.is_none());
     }
 
     #[test]
-    fn a_size_of_nothing_is_none() {
+    fn a_console_size_of_zero_is_no_size() {
         let process = |json: &str| serde_json::from_str::<Process>(json).unwrap();
         let some = process(r#"{"user": {}, "cwd": "/", "consoleSize": {"height": 24, "width": 80}}"#);
         assert_eq!(console_size(&some), Some(TerminalSize { rows: 24, columns: 80 }));
