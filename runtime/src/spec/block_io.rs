@@ -66,7 +66,7 @@ impl BlockIo {
     }
 
     /// What is written to which file of a cgroup of version 2, each its own time; `has` tells whether there is such a file.
-    pub(crate) fn v2(&self, has: impl Fn(&str) -> bool) -> Vec<(&'static str, String)> {
+    pub(crate) fn cgroup_v2_settings(&self, has: impl Fn(&str) -> bool) -> Vec<(&'static str, String)> {
         // The weights of the BFQ scheduler, where that is loaded, are those of version 1.
         let (file, convert): (_, fn(u16) -> u64) = match has("io.bfq.weight") {
             true => ("io.bfq.weight", u64::from),
@@ -82,7 +82,7 @@ impl BlockIo {
     }
 
     /// The same for the `blkio` hierarchy of version 1.
-    pub(crate) fn v1(&self, has: impl Fn(&str) -> bool) -> Vec<(&'static str, String)> {
+    pub(crate) fn cgroup_v1_settings(&self, has: impl Fn(&str) -> bool) -> Vec<(&'static str, String)> {
         let (file, of_device) = match has("blkio.bfq.weight") {
             true => ("blkio.bfq.weight", "blkio.bfq.weight_device"),
             false => ("blkio.weight", "blkio.weight_device"),
@@ -143,10 +143,14 @@ mod tests {
     fn files_of_version_2_get_what_they_take() {
         let throttles = [("io.max", "8:16 rbps=1024"), ("io.max", "8:16 wiops=max")];
         let weights = [("io.weight", "default 1"), ("io.weight", "7:0 10000")];
-        assert_eq!(io().v2(|file| file == "io.weight"), owned(&[weights, throttles].concat()));
+        assert_eq!(io().cgroup_v2_settings(|file| file == "io.weight"), owned(&[weights, throttles].concat()));
         let weights = [("io.bfq.weight", "default 10"), ("io.bfq.weight", "7:0 1000")];
-        assert_eq!(io().v2(|_| true), owned(&[weights, throttles].concat()));
-        assert_eq!(io().v2(|_| false)[0], ("io.weight", "7:0 10000".into()), "the guest has the other weight");
+        assert_eq!(io().cgroup_v2_settings(|_| true), owned(&[weights, throttles].concat()));
+        assert_eq!(
+            io().cgroup_v2_settings(|_| false)[0],
+            ("io.weight", "7:0 10000".into()),
+            "the guest has the other weight"
+        );
     }
 
     #[test]
@@ -154,7 +158,7 @@ mod tests {
         let throttles =
             [("blkio.throttle.read_bps_device", "8:16 1024"), ("blkio.throttle.write_iops_device", "8:16 0")];
         let weights = [("blkio.weight", "10"), ("blkio.weight_device", "7:0 1000")];
-        assert_eq!(io().v1(|file| file == "blkio.weight"), owned(&[weights, throttles].concat()));
+        assert_eq!(io().cgroup_v1_settings(|file| file == "blkio.weight"), owned(&[weights, throttles].concat()));
     }
 
     #[test]
