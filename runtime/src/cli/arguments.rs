@@ -1,4 +1,4 @@
-//! The arguments of this process: options before the command, and the commands.
+//! The global options and the commands.
 
 use std::path::PathBuf;
 
@@ -16,7 +16,7 @@ use crate::sandbox::interfaces::FOLLOW_COMMAND;
 /// Runs OCI containers, each in a virtual machine of its own.
 #[derive(Debug, Parser)]
 #[command(name = "vmrt", version = VERSION, disable_version_flag = true, arg_required_else_help = true)]
-// As Go's flags have it: of an option that is given twice, the last one counts. This goes for the commands, too.
+// As in Go's flag package, the last occurrence of an option counts. This applies to the options of the commands, too.
 #[command(args_override_self = true)]
 pub(crate) struct Arguments {
     #[command(flatten)]
@@ -28,76 +28,77 @@ pub(crate) struct Arguments {
     version: Option<bool>,
 }
 
-/// The version, and that of the runtime specification, as runc prints them.
+/// The versions of vmrt and of the runtime specification, in runc's format.
 const VERSION: &str = concat!("version ", env!("CARGO_PKG_VERSION"), "\nspec: 1.0.2");
 
-/// Options before the command.
+/// The options before the command.
 #[derive(Args, Debug)]
 pub(crate) struct Global {
-    /// Tell what is done
+    /// Log debug messages
     #[arg(long)]
     pub(crate) debug: bool,
-    /// File to append the log to, in place of standard error
+    /// File to append the log to, instead of standard error
     #[arg(long, value_name = "FILE", value_parser = path_or_none())]
     pub(crate) log: Option<PathBuf>,
     /// Format of the log
     #[arg(long, value_enum, default_value_t = Format::Text, value_name = "FORMAT")]
     pub(crate) log_format: Format,
-    /// Directory of the containers' state [default: /run/vmrt, or vmrt in $XDG_RUNTIME_DIR for who is not root]
+    /// Directory of the containers' state [default: /run/vmrt, without root $XDG_RUNTIME_DIR/vmrt]
     #[arg(long, value_name = "DIR")]
     pub(crate) root: Option<PathBuf>,
-    /// Configuration to read in place of /etc/vmrt/config.toml
+    /// Configuration file to read instead of /etc/vmrt/config.toml
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Have systemd make the container's cgroup on the host: linux.cgroupsPath is `slice:prefix:name` then
+    /// Let systemd create the container's cgroup on the host; linux.cgroupsPath is then `slice:prefix:name`
     #[arg(long)]
     pub(crate) systemd_cgroup: bool,
-    /// What makes the container's cgroup on the host
+    /// Manager that creates the container's cgroup on the host
     #[arg(long, value_enum, default_value_t = CgroupManager::Cgroupfs, value_name = "MANAGER")]
     pub(crate) cgroup_manager: CgroupManager,
-    /// Whether to do without a cgroup that may not be made and was not asked for: auto is for who is not root
+    /// Whether to run without a cgroup if none was asked for and creating one is not permitted: true, false, or auto, which is true
+    /// without root
     #[arg(long, value_name = "BOOL", default_value = "auto")]
     pub(crate) rootless: String,
-    /// Accepted and not used: containers are not checkpointed with CRIU
+    /// Accepted, without effect: containers are not checkpointed with CRIU
     #[arg(long, value_name = "FILE", hide = true)]
     criu: Option<PathBuf>,
 }
 
-/// What to do.
+/// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Check whether this host can run virtual machines well
+    /// Check whether this host can run virtual machines
     Check,
     /// Not supported yet
     Checkpoint(UnsupportedArgs),
     /// Create a container
     Create(CreateArgs),
-    /// Delete what a stopped container holds
+    /// Delete a stopped container
     Delete(DeleteArgs),
-    /// Tell what a container uses, and when its memory runs out
+    /// Print a container's resource usage and out-of-memory events
     Events(EventsArgs),
     /// Run a further process in a container
     Exec(Box<ExecArgs>),
-    /// Print what this runtime can do
+    /// Print the features of this runtime
     Features,
-    /// Have the guest follow the interfaces of its network namespace; for the VMM
+    /// Update the guest's interfaces from its network namespace; run by the VMM
     #[command(name = FOLLOW_COMMAND, hide = true)]
     FollowInterfaces(IdArgs),
     /// Send a signal to a container's first process
     Kill(KillArgs),
     /// List the containers
     List(ListArgs),
-    /// Stop every process of a container where it is
+    /// Suspend all processes of a container
     Pause(IdArgs),
-    /// Show the processes of a container
+    /// List the processes of a container
     Ps(PsArgs),
     /// Not supported yet
     Restore(UnsupportedArgs),
-    /// Let the processes of a paused container go on
+    /// Resume the processes of a paused container
     Resume(IdArgs),
     /// Create a container, start it and wait for its end
     Run(RunArgs),
-    /// Write a starter config.json
+    /// Write a config.json to start from
     Spec(SpecArgs),
     /// Execute the program of a created container
     Start(IdArgs),
@@ -107,7 +108,7 @@ pub(crate) enum Command {
     Update(Box<UpdateArgs>),
 }
 
-/// How a command's failure is told unless the failure itself decides.
+/// The prefix of a command's error message, and its exit status unless the error determines one.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FailurePrefix {
     pub(crate) text: &'static str,
@@ -115,7 +116,7 @@ pub(crate) struct FailurePrefix {
 }
 
 impl Command {
-    /// runc's words before the cause, and its status.
+    /// Returns runc's prefix and exit status for a failure of this command.
     pub(crate) fn failure_prefix(&self) -> FailurePrefix {
         let (text, exit_code) = match self {
             Self::Create(_) => ("vmrt create failed: ", 1),

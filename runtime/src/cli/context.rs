@@ -1,4 +1,4 @@
-//! The context of a command, from the options before it.
+//! Makes the context of a command from the global options.
 
 use std::io;
 use std::path::{self, PathBuf};
@@ -14,7 +14,7 @@ use crate::host::cgroup::placement::{CgroupManager, CgroupPolicy};
 use crate::sandbox::context::Context;
 use crate::sandbox::store::Store;
 
-/// Why no command can run.
+/// The reason why no command can run.
 #[derive(Debug, Error)]
 pub(crate) enum ContextError {
     #[error(transparent)]
@@ -25,7 +25,10 @@ pub(crate) enum ContextError {
     Log(#[from] LogError),
 }
 
-/// Makes the context. `begin` is when the process began, in nanoseconds of `CLOCK_MONOTONIC`.
+/// Makes the context. `begin` is the start time of the process, in nanoseconds of `CLOCK_MONOTONIC`.
+///
+/// # Errors
+/// The root directory or the log file cannot be used, or `--rootless` is invalid.
 pub(crate) fn context(global: &Global, begin: u64) -> Result<Context, ContextError> {
     let caller = Caller::find();
     let root = global.root.clone().map_or_else(|| caller.default_root(), Ok)?;

@@ -1,4 +1,4 @@
-//! The command line: runc's, and what vmrt adds.
+//! The command line: runc's, with additions of vmrt.
 
 mod arguments;
 mod context;
@@ -20,14 +20,15 @@ pub(crate) use self::options::{
 pub(crate) use self::update::UpdateArgs;
 use crate::sandbox::interfaces::FOLLOW_COMMAND;
 
-/// Parses this process's arguments. Help, version and errors are printed here.
+/// Parses this process's arguments. Prints the help text, the version or an error.
 ///
 /// # Errors
-/// The exit status to end with: as in runc, 1 for a wrong command line and 3 for an unknown command.
+/// The exit status for the process: 0 after the help text or the version, and as in runc, 1 for an invalid command line and 3 for an
+/// unknown command.
 pub(crate) fn parse() -> Result<Arguments, ExitCode> {
     Arguments::try_parse().map_err(|mut error| {
-        suggest_no_hidden(&mut error);
-        // Standard output or error may be closed; there is nobody else to tell.
+        remove_hidden_suggestions(&mut error);
+        // Standard output or standard error may be closed. Then the failure cannot be reported.
         let _ = error.print();
         match error.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
@@ -38,12 +39,12 @@ pub(crate) fn parse() -> Result<Arguments, ExitCode> {
     })
 }
 
-/// Removes hidden commands from the suggestions of an error: the parser suggests every command.
-fn suggest_no_hidden(error: &mut clap::Error) {
+/// Removes hidden commands from the suggestions of an error: the parser suggests all commands.
+fn remove_hidden_suggestions(error: &mut clap::Error) {
     let Some(ContextValue::Strings(mut names)) = error.remove(ContextKind::SuggestedSubcommand) else { return };
     names.retain(|name| name != FOLLOW_COMMAND);
     if names.is_empty() {
-        // Further hints, of which there are none, would still get an empty line.
+        // An empty list of hints would still be printed as an empty line.
         error.remove(ContextKind::Suggested);
     } else {
         error.insert(ContextKind::SuggestedSubcommand, ContextValue::Strings(names));

@@ -1,4 +1,4 @@
-//! The options of each command. Those of `update` have a file of their own.
+//! The options of the commands, except those of `update`, which are in `update.rs`.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 
 use super::duration;
 
-/// A container.
+/// The id of a container.
 #[derive(Args, Debug)]
 pub(crate) struct IdArgs {
     /// The container's id
@@ -19,28 +19,28 @@ pub(crate) struct IdArgs {
 /// Options of `create` and `run`.
 #[derive(Args, Debug)]
 pub(crate) struct BundleArgs {
-    /// The bundle's directory [default: the working directory]
+    /// Directory of the bundle [default: the working directory]
     #[arg(short, long, value_name = "DIR")]
     pub(crate) bundle: Option<PathBuf>,
-    /// File that holds the specification, in place of the bundle's config.json
+    /// File with the specification, instead of the bundle's config.json
     #[arg(short = 'f', long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Unix socket that gets the master of the container's terminal
+    /// Unix socket to send the master of the container's pseudoterminal to
     #[arg(long, value_name = "SOCKET", value_parser = path_or_none())]
     pub(crate) console_socket: Option<PathBuf>,
     /// File to write the pid of the container's VMM to
     #[arg(long, value_name = "FILE")]
     pub(crate) pid_file: Option<PathBuf>,
-    /// Unix socket that gets a pidfd of the container's VMM
+    /// Unix socket to send a pidfd of the container's VMM to
     #[arg(long, value_name = "SOCKET")]
     pub(crate) pidfd_socket: Option<PathBuf>,
     /// Accepted, without effect: the container's root is never the host's
     #[arg(long)]
     no_pivot: bool,
-    /// Accepted, without effect: keyrings are the guest kernel's
+    /// Accepted, without effect: keyrings belong to the guest's kernel
     #[arg(long)]
     no_new_keyring: bool,
-    /// More than 0 is refused: descriptors of the host mean nothing to the guest's kernel
+    /// Number of descriptors to pass; more than 0 is refused, since descriptors of the host mean nothing to the guest's kernel
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) preserve_fds: u32,
 }
@@ -50,7 +50,7 @@ pub(crate) struct BundleArgs {
 pub(crate) struct CreateArgs {
     #[command(flatten)]
     pub(crate) bundle: BundleArgs,
-    /// The new container's id
+    /// Id of the new container
     pub(crate) id: String,
 }
 
@@ -59,30 +59,30 @@ pub(crate) struct CreateArgs {
 pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) bundle: BundleArgs,
-    /// Do not wait for the container's end
+    /// Do not wait for the end of the container
     #[arg(short, long)]
     pub(crate) detach: bool,
     /// Do not delete the container after its end
     #[arg(long)]
     pub(crate) keep: bool,
-    /// Give the first process a terminal, whatever config.json says
+    /// Give the first process a terminal, regardless of config.json
     #[arg(short, long)]
     pub(crate) tty: bool,
-    /// Print when each stage of the start was reached
+    /// Print the time of each stage, in milliseconds
     #[arg(long)]
     pub(crate) timeline: bool,
     /// Accepted, without effect: a VMM has no children to reap
     #[arg(long)]
     no_subreaper: bool,
-    /// The new container's id, or a bundle's directory, whose name then is the id
-    // Not a path to the parser, which would complain of an empty one at length.
+    /// Id of the new container, or the directory of a bundle, whose name is then the id
+    // Not a `PathBuf`: the parser would refuse an empty one with an error message of its own.
     pub(crate) id: OsString,
 }
 
 /// Options of `delete`.
 #[derive(Args, Debug)]
 pub(crate) struct DeleteArgs {
-    /// Kill the container if it still runs; succeed if there is none
+    /// Kill the container if it still runs; succeed if it does not exist
     #[arg(short, long)]
     pub(crate) force: bool,
     /// The container's id
@@ -92,7 +92,7 @@ pub(crate) struct DeleteArgs {
 /// Options of `kill`.
 #[derive(Args, Debug)]
 pub(crate) struct KillArgs {
-    /// Send it to every process of the container
+    /// Send the signal to every process of the container
     #[arg(short, long)]
     pub(crate) all: bool,
     /// The container's id
@@ -105,7 +105,7 @@ pub(crate) struct KillArgs {
 /// Options of `exec`.
 #[derive(Args, Debug)]
 pub(crate) struct ExecArgs {
-    /// Unix socket that gets the master of the process's terminal
+    /// Unix socket to send the master of the process's pseudoterminal to
     #[arg(long, value_name = "SOCKET", value_parser = path_or_none())]
     pub(crate) console_socket: Option<PathBuf>,
     /// Working directory in the container
@@ -117,22 +117,22 @@ pub(crate) struct ExecArgs {
     /// Give the process a terminal
     #[arg(short, long)]
     pub(crate) tty: bool,
-    /// User, and group, to run as
+    /// User, and optionally group, to run as
     #[arg(short, long, value_name = "UID[:GID]")]
     pub(crate) user: Option<String>,
     /// Additional group
     #[arg(short = 'g', long, value_name = "GID")]
     pub(crate) additional_gids: Vec<u32>,
-    /// File that holds the process's specification
+    /// File with the specification of the process
     #[arg(short, long, value_name = "FILE")]
     pub(crate) process: Option<PathBuf>,
-    /// Do not wait for the process's end
+    /// Do not wait for the end of the process
     #[arg(short, long)]
     pub(crate) detach: bool,
-    /// File to write the pid of the process's stand-in on the host to
+    /// File to write the pid of the process's proxy on the host to
     #[arg(long, value_name = "FILE")]
     pub(crate) pid_file: Option<PathBuf>,
-    /// Unix socket that gets a pidfd of the process's stand-in on the host
+    /// Unix socket to send a pidfd of the process's proxy on the host to
     #[arg(long, value_name = "SOCKET")]
     pub(crate) pidfd_socket: Option<PathBuf>,
     /// Refused: the guest's kernel has no SELinux
@@ -147,13 +147,13 @@ pub(crate) struct ExecArgs {
     /// Add a capability
     #[arg(short, long, value_name = "CAPABILITY")]
     pub(crate) cap: Vec<String>,
-    /// More than 0 is refused: descriptors of the host mean nothing to the guest's kernel
+    /// Number of descriptors to pass; more than 0 is refused, since descriptors of the host mean nothing to the guest's kernel
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) preserve_fds: u32,
-    /// Existing cgroup below the container's to run it in
+    /// Existing cgroup below the container's to run the process in
     #[arg(long, value_name = "PATH")]
     pub(crate) cgroup: Vec<String>,
-    /// Run it in a paused container, too: it begins when that goes on
+    /// Accept a paused container: the process starts when the container is resumed
     #[arg(long)]
     pub(crate) ignore_paused: bool,
     /// The container's id
@@ -163,7 +163,7 @@ pub(crate) struct ExecArgs {
     pub(crate) command: Vec<String>,
 }
 
-/// What is given to a command that is not there yet.
+/// Arguments of a command that is not supported yet.
 #[derive(Args, Debug)]
 pub(crate) struct UnsupportedArgs {
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
@@ -173,10 +173,10 @@ pub(crate) struct UnsupportedArgs {
 /// Options of `events`.
 #[derive(Args, Debug)]
 pub(crate) struct EventsArgs {
-    /// Time between two tellings of what the container uses, as `5s` or `500ms`
+    /// Time between two reports of the resource usage, such as `5s` or `500ms`
     #[arg(long, default_value = "5s", value_name = "DURATION", value_parser = duration::parse)]
     pub(crate) interval: Duration,
-    /// Tell what the container uses, once
+    /// Print the resource usage once
     #[arg(long)]
     pub(crate) stats: bool,
     /// The container's id
@@ -186,32 +186,32 @@ pub(crate) struct EventsArgs {
 /// Options of `ps`.
 #[derive(Args, Debug)]
 pub(crate) struct PsArgs {
-    /// How to print: columns for people, or an array of pids of the host
+    /// Output format: a table of the guest's processes, or an array of pids of the host
     #[arg(short, long, value_enum, default_value_t = ListFormat::Table)]
     pub(crate) format: ListFormat,
     /// The container's id
     pub(crate) id: String,
-    /// Options as those of ps(1): -e -f -a -x -u, and -o with a list of columns [default: -ef]
+    /// Options of ps(1): -e -f -a -x -u, and -o with a list of columns [default: -ef]
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub(crate) options: Vec<String>,
 }
 
-/// How `list` and `ps` print.
+/// The output format of `list` and `ps`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub(crate) enum ListFormat {
-    /// Columns for people.
+    /// A table.
     Table,
-    /// An array for programs.
+    /// A JSON array.
     Json,
 }
 
 /// Options of `list`.
 #[derive(Args, Debug)]
 pub(crate) struct ListArgs {
-    /// How to print
+    /// Output format
     #[arg(short, long, value_enum, default_value_t = ListFormat::Table)]
     pub(crate) format: ListFormat,
-    /// Print ids only
+    /// Print only the ids
     #[arg(short, long)]
     pub(crate) quiet: bool,
 }
@@ -219,15 +219,15 @@ pub(crate) struct ListArgs {
 /// Options of `spec`.
 #[derive(Args, Debug)]
 pub(crate) struct SpecArgs {
-    /// The bundle's directory [default: the working directory]
+    /// Directory of the bundle [default: the working directory]
     #[arg(short, long, value_name = "DIR")]
     pub(crate) bundle: Option<PathBuf>,
-    /// For a container whose root is the caller, by way of a user namespace
+    /// Write it for a caller without root: with a user namespace whose root is the caller
     #[arg(long)]
     pub(crate) rootless: bool,
 }
 
-/// Parses a path that may be empty, which means none.
+/// Returns a parser of a path that may be empty, which means no path.
 pub(super) fn path_or_none() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().map(PathBuf::from)
 }

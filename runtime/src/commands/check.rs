@@ -1,4 +1,4 @@
-//! `vmrt check`: whether this host can run virtual machines well, on one screen.
+//! `vmrt check`: reports whether this host can run virtual machines.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::commands::error::Error;
 use crate::host::cgroup;
 use crate::sandbox::context::Context;
 
-/// What it comes to.
+/// The result of the check.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Verdict {
     Usable,
@@ -38,7 +38,7 @@ impl Verdict {
     }
 }
 
-/// Prints what was found; status 0 only where containers can run.
+/// Prints a report. The exit status is 0 only if containers can run.
 pub(crate) fn run(context: &Context) -> Result<u8, Error> {
     let config = context.config()?;
     let measured = probe::measure();
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn only_hardware_and_a_whole_installation_are_usable() {
+    fn the_verdict_is_usable_only_with_hardware_kvm_and_all_files() {
         assert_eq!(verdict(&measured(80), true), Verdict::Usable);
         assert_eq!(verdict(&measured(80), false), Verdict::Incomplete);
         assert_eq!(verdict(&measured(200_000), true), Verdict::Interpreted);
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_report_names_the_figures() {
+    fn a_report_contains_the_measured_times() {
         let mut report = Report::default();
         describe_kvm(&mut report, &measured(700));
         assert!(report.0.contains("take 0.700 ms, against 0.070 ms on the host (10.0 times as long)"), "{}", report.0);

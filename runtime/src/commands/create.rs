@@ -20,6 +20,6 @@ pub(crate) fn run(context: &mut Context, args: CreateArgs) -> Result<u8, Error> 
         pidfd_socket: args.bundle.pidfd_socket,
         detach: true,
     };
-    create(context, request)?.keep();
+    create(context, request)?.commit();
     Ok(0)
 }

@@ -10,8 +10,8 @@ use crate::sandbox::control_socket::listener;
 use crate::sandbox::delete;
 use crate::sandbox::record::{Phase, Record};
 use crate::sandbox::status::status;
-use crate::sandbox::store::{Found, Locked, StateError};
-use crate::sandbox::vmm_process::{END_PATIENCE, kill};
+use crate::sandbox::store::{LockedDir, StateError, StoredState};
+use crate::sandbox::vmm_process::{END_TIMEOUT, kill};
 
 pub(crate) fn run(context: &Context, args: &DeleteArgs) -> Result<u8, Error> {
     let id: ContainerId = args.id.parse()?;
@@ -23,25 +23,25 @@ pub(crate) fn run(context: &Context, args: &DeleteArgs) -> Result<u8, Error> {
 
 fn delete(context: &Context, id: &ContainerId, force: bool) -> Result<(), Error> {
     let locked = if force {
-        // Before the lock is waited for: a command that holds it may itself wait for this VMM.
+        // The VMM is killed before the lock is acquired: the command that holds the lock may wait for the VMM.
         kill_recorded(context, id)?;
         context.store.lock_remains(id)?
     } else {
         context.store.lock(id)?
     };
     match context.store.find(id) {
-        // What a killed `create` left; only force removes it, since to anybody else there is no such container.
+        // The directory of a killed `create` is removed only with `--force`. Otherwise the container does not exist.
         Err(StateError::NotFound) if force => return Ok(locked.remove()?),
         found => match found? {
-            Found::Damaged => kill_listener(&locked)?,
-            Found::Record(record) => check(&record, &locked.dir, force)?,
+            StoredState::Damaged => kill_listener(&locked)?,
+            StoredState::Record(record) => check(&record, &locked.dir, force)?,
         },
     }
     let record = context.store.record(id)?;
     Ok(delete::delete(&record, locked, &context.log)?)
 }
 
-/// A container that is being created does not count: the `create` must have been killed, since its lock is ours.
+/// Checks that a container may be deleted. One that is being created may: this command holds its lock, so the `create` was killed.
 fn check(record: &Record, dir: &Path, force: bool) -> Result<(), Error> {
     if force {
         return Ok(());
@@ -51,8 +51,8 @@ fn check(record: &Record, dir: &Path, force: bool) -> Result<(), Error> {
             Err(Error::NotStopped { id: record.id.clone(), status: phase.name() })
         }
         Phase::Stopped => {
-            // The program has ended, and the VMM may still be handing its output over.
-            record.vmm.wait(END_PATIENCE);
+            // The program has ended, but the VMM may still be writing its output.
+            record.vmm.wait(END_TIMEOUT);
             Ok(())
         }
         _ => Ok(()),
@@ -61,12 +61,12 @@ fn check(record: &Record, dir: &Path, force: bool) -> Result<(), Error> {
 
 fn kill_recorded(context: &Context, id: &ContainerId) -> Result<(), Error> {
     match context.store.find(id) {
-        Ok(Found::Record(record)) if record.of_this_boot() => Ok(kill(record.vmm)?),
+        Ok(StoredState::Record(record)) if record.is_of_this_boot() => Ok(kill(record.vmm)?),
         _ => Ok(()),
     }
 }
 
-/// A container whose state is lost may have a VMM all the same: the process that listens on its control socket.
-fn kill_listener(locked: &Locked) -> Result<(), Error> {
+/// Kills the process that listens on the control socket: a container with a damaged state may still have a VMM.
+fn kill_listener(locked: &LockedDir) -> Result<(), Error> {
     Ok(listener(&locked.dir).map_or(Ok(()), kill)?)
 }

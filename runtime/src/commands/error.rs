@@ -1,4 +1,4 @@
-//! Why a command failed, and what that means for its exit status.
+//! The errors of commands, and their exit status.
 
 use std::io;
 use std::path::PathBuf;
@@ -23,7 +23,7 @@ use crate::spec::error::BundleError;
 use crate::spec::resources::ResourcesError;
 use crate::terminal::stdio::StdioError;
 
-/// Why a command failed.
+/// The reason why a command failed.
 #[derive(Debug, Error)]
 pub(crate) enum Error {
     #[error(transparent)]
@@ -54,12 +54,12 @@ pub(crate) enum Error {
     Vmm(#[from] VmmError),
     #[error(transparent)]
     Request(#[from] RequestError),
-    /// A further process was not started.
+    /// A further process was not started. Except for an interruption, the command determines the exit status.
     #[error(transparent)]
     Exec(RequestError),
     #[error(transparent)]
     Signal(#[from] SignalError),
-    #[error("take over signals")]
+    #[error("block signals")]
     Signals(#[source] nix::Error),
     #[error(transparent)]
     Rights(#[from] RightsError),
@@ -83,7 +83,7 @@ pub(crate) enum Error {
     SandboxEnded,
     #[error("examine this process")]
     OwnProcess(#[source] io::Error),
-    #[error("start the process that stands for the exec")]
+    #[error("start the proxy of the process")]
     Proxy(#[source] nix::Error),
     #[error("container is still being created")]
     BeingCreated,
@@ -99,10 +99,10 @@ pub(crate) enum Error {
     NotPaused,
     #[error("container with id {0} is not running")]
     IdNotRunning(String),
-    #[error("ps option or column `{0}` is not supported: known are -e -f -a -x -u -A -w and -o LIST")]
+    #[error("ps option or column `{0}` is not supported; supported options are -e -f -a -x -u -A -w and -o LIST")]
     PsOption(String),
     #[error("{0} is not supported yet")]
-    NotYet(&'static str),
+    NotSupported(&'static str),
     #[error("process args cannot be empty")]
     NoExecArgs,
     #[error("parsing {text} as int for {what} failed")]
@@ -116,7 +116,7 @@ pub(crate) enum Error {
 }
 
 impl Error {
-    /// The exit status this failure has whatever the command; otherwise the command decides.
+    /// The exit status of a command that fails with this error; `None` if it depends on the command.
     pub(crate) fn exit_code(&self) -> Option<u8> {
         match self {
             Self::Create(error) => error.exit_code(),
@@ -139,10 +139,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_missing_program_has_the_shells_status() {
+    fn a_missing_program_exits_with_127_and_one_that_cannot_be_executed_with_126() {
         let status = |kind| {
             let failure = Failure { kind, step: String::new(), cause: String::new() };
-            Error::from(RequestError::Failure(failure).about("x")).exit_code()
+            Error::from(RequestError::Failure(failure).for_program("x")).exit_code()
         };
         assert_eq!(status(FailureKind::ProgramNotFound), Some(127));
         assert_eq!(status(FailureKind::ProgramNotExecutable), Some(126));

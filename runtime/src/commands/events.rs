@@ -13,19 +13,19 @@ use super::output::print_json;
 use crate::base::container_id::ContainerId;
 use crate::cli::EventsArgs;
 use crate::commands::error::Error;
-use crate::sandbox::connection::{Connection, Event as Happening, RequestError};
+use crate::sandbox::connection::{Connection, Event as ConnectionEvent, RequestError};
 use crate::sandbox::context::Context;
 use crate::sandbox::control_socket::control;
 use crate::sandbox::record::Phase;
 use crate::sandbox::status::status;
 
-/// How long a guest may take to tell what a container uses.
-const STATS_DEADLINE: Duration = Duration::from_secs(10);
+/// Time limit for a guest to report the resource usage of a container.
+const STATS_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Lines that one answer makes at most.
-const MAX_AT_ONCE: u64 = 1000;
+/// Maximum number of lines for one answer.
+const MAX_LINES: u64 = 1000;
 
-/// One line of the output, in runc's form.
+/// One line of the output, in runc's format.
 #[derive(Serialize)]
 struct Event<'a> {
     #[serde(rename = "type")]
@@ -43,22 +43,22 @@ pub(crate) fn run(context: &Context, args: &EventsArgs) -> Result<u8, Error> {
     }
     let mut client = control(&context.store.dir(&id)).map_err(RequestError::from)?;
     if args.stats {
-        let reply = client.call(&statistics(&id), &[], Some(STATS_DEADLINE)).map_err(RequestError::from)?;
-        return tell_stats(&id, reply).map(|()| 0);
+        let reply = client.call(&statistics(&id), &[], Some(STATS_TIMEOUT)).map_err(RequestError::from)?;
+        return print_stats(&id, reply).map(|()| 0);
     }
     Stream::new(client, id, args.interval)?.run()
 }
 
-/// What is waited for until the container ends.
+/// The stream of events until the container ends.
 struct Stream {
     connection: Connection,
     id: ContainerId,
     interval: Duration,
-    /// Id of the request that the container's end answers.
+    /// Id of the request that is answered when the container ends.
     end: u64,
-    /// Id of the request that the next lack of memory answers, and how often there was one before.
+    /// Id of the request that is answered at the next out-of-memory event, and the number of events before.
     memory: (u64, Option<u64>),
-    /// When to ask what the container uses.
+    /// Time of the next request for the resource usage.
     due: Instant,
 }
 
@@ -71,42 +71,42 @@ impl Stream {
         Ok(Self { connection, id, interval, end, memory, due: Instant::now() + interval })
     }
 
-    /// The end of the container, however it comes, is that of the stream.
+    /// Prints events until the container ends for any reason.
     fn run(mut self) -> Result<u8, Error> {
         loop {
             match self.connection.next(Some(self.due)) {
-                Ok(Some(Happening::Answer(answer))) if answer.id == self.end => return Ok(0),
-                Ok(Some(Happening::Answer(answer))) => self.tell(answer)?,
-                Ok(Some(Happening::Closed | Happening::VmmEnded)) => return Ok(0),
-                Ok(Some(Happening::Signal(_))) => {}
+                Ok(Some(ConnectionEvent::Answer(answer))) if answer.id == self.end => return Ok(0),
+                Ok(Some(ConnectionEvent::Answer(answer))) => self.print(answer)?,
+                Ok(Some(ConnectionEvent::Closed | ConnectionEvent::VmmEnded)) => return Ok(0),
+                Ok(Some(ConnectionEvent::Signal(_))) => {}
                 Ok(None) => {
                     self.due = Instant::now() + self.interval;
-                    self.ask(&statistics(&self.id))?;
+                    self.send(&statistics(&self.id))?;
                 }
-                Err(error) if error.is_end() => return Ok(0),
+                Err(error) if error.is_disconnect() => return Ok(0),
                 Err(error) => return Err(error.into()),
             }
         }
     }
 
-    fn ask(&mut self, request: &Request) -> Result<u64, RequestError> {
+    fn send(&mut self, request: &Request) -> Result<u64, RequestError> {
         match self.connection.client.send(request, &[]) {
-            // What it said before is still to be read; then comes its end.
+            // Answers that the VMM sent before are still to be read; then comes the `Closed` event.
             Err(ClientError::Closed) => Ok(0),
             result => Ok(result?),
         }
     }
 
-    fn tell(&mut self, answer: Answer) -> Result<(), Error> {
+    fn print(&mut self, answer: Answer) -> Result<(), Error> {
         let (memory, known) = self.memory;
         match answer.result {
             Ok(Reply::OutOfMemory(count)) if answer.id == memory => {
-                self.memory = (self.ask(&out_of_memory(&self.id, Some(count)))?, Some(count));
-                let times = known.map_or(0, |known| count.saturating_sub(known).min(MAX_AT_ONCE));
+                self.memory = (self.send(&out_of_memory(&self.id, Some(count)))?, Some(count));
+                let times = known.map_or(0, |known| count.saturating_sub(known).min(MAX_LINES));
                 (0..times).try_for_each(|_| print_json(&Event { kind: "oom", id: self.id.as_str(), data: None }, false))
             }
-            Ok(reply) => tell_stats(&self.id, reply),
-            // Between the end of the container and that of the stream there are no numbers any more.
+            Ok(reply) => print_stats(&self.id, reply),
+            // The container has ended already, and the answer that ends the stream follows.
             Err(failure) if failure.kind == FailureKind::WrongState => Ok(()),
             Err(failure) => Err(RequestError::Failure(failure).into()),
         }
@@ -121,7 +121,7 @@ fn out_of_memory(id: &ContainerId, known: Option<u64>) -> Request {
     Request::AwaitOutOfMemory { container: id.to_string(), known }
 }
 
-fn tell_stats(id: &ContainerId, reply: Reply) -> Result<(), Error> {
-    let Reply::Statistics(files) = reply else { return Err(RequestError::Confused.into()) };
+fn print_stats(id: &ContainerId, reply: Reply) -> Result<(), Error> {
+    let Reply::Statistics(files) = reply else { return Err(RequestError::UnexpectedReply.into()) };
     print_json(&Event { kind: "stats", id: id.as_str(), data: Some(Stats::of(&files)) }, false)
 }

@@ -1,4 +1,4 @@
-//! The process that `vmrt exec` runs: the container's own, changed by options, or the one in a file.
+//! The process that `vmrt exec` runs: that of the container's specification, changed by options, or that of a file.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use crate::spec::check::check_process;
 use crate::spec::error::BundleError;
 use crate::spec::parse::parse;
 
-/// Refuses options that cannot be honoured.
+/// Refuses options that are not supported.
 pub(super) fn check_args(args: &ExecArgs) -> Result<(), Error> {
     refuse_preserve_fds(args.preserve_fds)?;
     let reason = "is refused: the guest's kernel has no SELinux";
@@ -31,7 +31,8 @@ fn apparmor_profile(args: &ExecArgs) -> Option<&str> {
     args.apparmor.as_deref().filter(|profile| !profile.is_empty())
 }
 
-/// The one cgroup that may be given. With cgroup v2, the only one in a guest, it is the same for every controller.
+/// Returns the path in `--cgroup`. Only one may be given, without controllers: guests have cgroup v2, in which all controllers share
+/// one hierarchy.
 pub(super) fn sub_cgroup(given: &[String]) -> Result<Option<PathBuf>, Error> {
     match given {
         [] => Ok(None),
@@ -40,14 +41,14 @@ pub(super) fn sub_cgroup(given: &[String]) -> Result<Option<PathBuf>, Error> {
     }
 }
 
-/// The process to run in a container.
+/// Builds the process to run in a container.
 pub(super) fn build(args: &ExecArgs, id: &ContainerId, context: &Context) -> Result<Process, Error> {
     let log = &context.log;
     let mut process = match &args.process {
         Some(path) => read(path, log)?,
         None => {
-            let own = context.store.spec(id)?.process().clone().ok_or(BundleError::NoProcess)?;
-            from_options(args, own, log)?
+            let process = context.store.spec(id)?.process().clone().ok_or(BundleError::NoProcess)?;
+            from_options(args, process, log)?
         }
     };
     check_process(&process)?;
@@ -125,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_is_the_containers_with_changes() {
+    fn options_change_the_process_of_the_specification() {
         let process = built(&["-u", "5:6", "-g", "7", "-e", "A=b", "--cwd", "/tmp", "web", "id", "-u"]).unwrap();
         assert_eq!((process.user().uid(), process.user().gid()), (5, 6));
         assert_eq!(process.user().additional_gids().as_deref(), Some(&[7][..]));
@@ -135,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_empty_or_has_no_effect_is_as_good_as_none() {
+    fn empty_options_have_no_effect_and_other_apparmor_profiles_are_refused() {
         let process = built(&["-u", "", "--apparmor", "unconfined", "web", "id"]).unwrap();
         assert_eq!((process.user().uid(), process.user().gid()), (0, 0));
         assert!(process.apparmor_profile().is_none());
@@ -153,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cgroup_is_one_path() {
+    fn only_one_cgroup_path_without_controllers_is_accepted() {
         let of = |given: &[&str]| sub_cgroup(&given.iter().map(|&text| text.to_owned()).collect::<Vec<_>>());
         assert_eq!(of(&["/sub"]).unwrap().as_deref(), Some(Path::new("/sub")));
         assert!(of(&[]).unwrap().is_none());
@@ -162,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_told_in_runcs_words() {
+    fn invalid_options_are_reported_in_runcs_words() {
         let text = |options: &[&str]| built(options).unwrap_err().to_string();
         assert_eq!(text(&["web"]), "process args cannot be empty");
         assert_eq!(text(&["--cwd", "rel", "web", "ls"]), "Cwd must be an absolute path");

@@ -14,28 +14,28 @@ use crate::sandbox::connection::RequestError;
 use crate::sandbox::context::Context;
 use crate::sandbox::control_socket::control;
 use crate::sandbox::record::Phase;
-use crate::sandbox::status::ENDING_PATIENCE;
+use crate::sandbox::status::CLOSED_VMM_END_TIMEOUT;
 use crate::sandbox::vmm_process::kill;
 
-/// How long a guest may take to hand a signal over before it counts as frozen.
-const SIGNAL_DEADLINE: Duration = Duration::from_secs(3);
+/// Time limit for a guest to deliver a signal. A guest that takes longer counts as hung.
+const SIGNAL_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long a container that was killed may take to end before its `kill` does.
-const KILLED_PATIENCE: Duration = Duration::from_secs(2);
+/// Time that `kill` waits for the end of a container that was sent `SIGKILL`.
+const KILLED_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub(crate) fn run(context: &Context, args: &KillArgs) -> Result<u8, Error> {
     let id: ContainerId = args.id.parse()?;
     let record = context.store.record(&id)?;
     let signal = signals::parse(&args.signal)?;
     if record.phase_now() == Phase::Stopped {
-        return stopped(args.all);
+        return on_stopped(args.all);
     }
     match send(context, &id, signal, args.all) {
         Ok(()) => Ok(0),
-        Err(RequestError::Failure(failure)) if is_over(failure.kind) => stopped(args.all),
-        Err(error) if error.is_end() && record.vmm.wait(ENDING_PATIENCE) => stopped(args.all),
+        Err(RequestError::Failure(failure)) if is_stopped(failure.kind) => on_stopped(args.all),
+        Err(error) if error.is_disconnect() && record.vmm.wait(CLOSED_VMM_END_TIMEOUT) => on_stopped(args.all),
         Err(error) if signal == SIGKILL => {
-            context.log.warn(&format!("the guest does not take the signal, its VMM is killed: {error}"));
+            context.log.warn(&format!("the guest does not deliver the signal, its VMM is killed: {error}"));
             kill(record.vmm)?;
             Ok(0)
         }
@@ -43,22 +43,23 @@ pub(crate) fn run(context: &Context, args: &KillArgs) -> Result<u8, Error> {
     }
 }
 
-/// runc has nothing to signal then, and says so only of one process.
-fn stopped(all: bool) -> Result<u8, Error> {
+/// Returns the result for a stopped container. As in runc, that is an error unless all processes were to be signaled.
+fn on_stopped(all: bool) -> Result<u8, Error> {
     if all { Ok(0) } else { Err(Error::NotRunning) }
 }
 
-fn is_over(kind: FailureKind) -> bool {
+/// Whether a failure means that the container has stopped.
+fn is_stopped(kind: FailureKind) -> bool {
     matches!(kind, FailureKind::NotFound | FailureKind::WrongState)
 }
 
 fn send(context: &Context, id: &ContainerId, signal: i32, all: bool) -> Result<(), RequestError> {
     let process = ProcessId { container: id.to_string(), exec: None };
     let mut client = control(&context.store.dir(id))?;
-    client.call(&Request::Signal { process: process.clone(), signal, all }, &[], Some(SIGNAL_DEADLINE))?;
+    client.call(&Request::Signal { process: process.clone(), signal, all }, &[], Some(SIGNAL_TIMEOUT))?;
     if signal == SIGKILL {
-        // So that whoever asks next finds it stopped. The signal was sent, whatever becomes of this wait.
-        let _ = client.call(&Request::Wait { process }, &[], Some(KILLED_PATIENCE));
+        // After `kill` the next command is to find the container stopped. The signal was delivered, so a failure is ignored.
+        let _ = client.call(&Request::Wait { process }, &[], Some(KILLED_TIMEOUT));
     }
     Ok(())
 }
@@ -77,8 +78,8 @@ mod tests {
     use crate::host::process::{HostProcess, boot_id};
     use crate::sandbox::control_socket::CONTROL_SOCKET;
 
-    /// What a VMM is asked by `kill` with this signal.
-    fn asked(signal: &str) -> Vec<Request> {
+    /// Runs `kill` with this signal and returns the requests that the VMM receives.
+    fn requests_of_kill(signal: &str) -> Vec<Request> {
         let root = tempfile::tempdir().unwrap();
         let dir = root.path().join("web");
         fs::create_dir(&dir).unwrap();
@@ -111,8 +112,8 @@ mod tests {
     }
 
     #[test]
-    fn the_end_is_waited_for_where_the_signal_brings_it() {
-        assert!(matches!(asked("TERM")[..], [Request::Signal { .. }]));
-        assert!(matches!(asked("KILL")[..], [Request::Signal { signal: 9, .. }, Request::Wait { .. }]));
+    fn kill_waits_for_the_end_after_sigkill_only() {
+        assert!(matches!(requests_of_kill("TERM")[..], [Request::Signal { .. }]));
+        assert!(matches!(requests_of_kill("KILL")[..], [Request::Signal { signal: 9, .. }, Request::Wait { .. }]));
     }
 }

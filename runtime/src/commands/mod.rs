@@ -25,11 +25,11 @@ use self::error::Error;
 use crate::cli::Command;
 use crate::sandbox::context::Context;
 
-/// Runs one command; its exit status.
+/// Runs a command and returns its exit status.
 pub(crate) fn run(context: &mut Context, command: Command) -> Result<u8, Error> {
     match command {
         Command::Check => check::run(context),
-        Command::Checkpoint(_) => Err(Error::NotYet("checkpoint")),
+        Command::Checkpoint(_) => Err(Error::NotSupported("checkpoint")),
         Command::Create(args) => create::run(context, args),
         Command::Delete(args) => delete::run(context, &args),
         Command::Events(args) => events::run(context, &args),
@@ -40,7 +40,7 @@ pub(crate) fn run(context: &mut Context, command: Command) -> Result<u8, Error> 
         Command::List(args) => list::run(context, &args),
         Command::Pause(args) => pause::pause(context, &args),
         Command::Ps(args) => ps::run(context, &args),
-        Command::Restore(_) => Err(Error::NotYet("restore")),
+        Command::Restore(_) => Err(Error::NotSupported("restore")),
         Command::Resume(args) => pause::resume(context, &args),
         Command::Run(args) => run::run(context, args),
         Command::Spec(args) => spec::run(&args),

@@ -1,4 +1,4 @@
-//! What commands print.
+//! The output of commands.
 
 use std::io::{self, Write};
 
@@ -12,7 +12,7 @@ pub(super) fn print(text: &str) -> Result<(), Error> {
     stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(Error::Output)
 }
 
-/// Prints a value as one line of JSON, or as several where it is `pretty`.
+/// Prints a value as JSON: on one line, or with `pretty` on several.
 pub(super) fn print_json(value: &impl Serialize, pretty: bool) -> Result<(), Error> {
     let text = if pretty { serde_json::to_string_pretty(value) } else { serde_json::to_string(value) };
     print(&(text.map_err(Error::Encode)? + "\n"))

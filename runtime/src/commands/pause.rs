@@ -13,8 +13,8 @@ use crate::sandbox::control_socket::control;
 use crate::sandbox::record::Phase;
 use crate::sandbox::status::status;
 
-/// How long the container's processes may take to stop. One that waits for a file of the host stops when it has got it.
-const FREEZE_DEADLINE: Duration = Duration::from_secs(10);
+/// Time limit for the container's processes to freeze. A process that waits for I/O on a share freezes after it is done.
+const FREEZE_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(crate) fn pause(context: &Context, args: &IdArgs) -> Result<u8, Error> {
     let id: ContainerId = args.id.parse()?;
@@ -24,7 +24,7 @@ pub(crate) fn pause(context: &Context, args: &IdArgs) -> Result<u8, Error> {
         _ => return Err(Error::NotRunning),
     }
     if let Err(error) = freeze(context, &id, true) {
-        // Half a pause is none: those that did stop go on.
+        // A partial pause is undone: the processes that are frozen continue.
         let _ = freeze(context, &id, false);
         return Err(error.into());
     }
@@ -43,6 +43,6 @@ pub(crate) fn resume(context: &Context, args: &IdArgs) -> Result<u8, Error> {
 
 fn freeze(context: &Context, id: &ContainerId, frozen: bool) -> Result<(), RequestError> {
     let mut client = control(&context.store.dir(id))?;
-    client.call(&Request::Freeze { container: id.to_string(), frozen }, &[], Some(FREEZE_DEADLINE))?;
+    client.call(&Request::Freeze { container: id.to_string(), frozen }, &[], Some(FREEZE_TIMEOUT))?;
     Ok(())
 }

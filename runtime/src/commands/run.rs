@@ -16,14 +16,14 @@ use crate::sandbox::context::Context;
 use crate::sandbox::create::{Container, CreateRequest, ForegroundContainer, create};
 use crate::sandbox::delete;
 use crate::sandbox::error::SandboxError;
-use crate::sandbox::foreground::{Screen, wait};
+use crate::sandbox::foreground::{HostTerminal, wait};
 use crate::sandbox::start::start_created;
-use crate::sandbox::vmm_process::END_PATIENCE;
+use crate::sandbox::vmm_process::END_TIMEOUT;
 use crate::spec::bundle::{Bundle, CONFIG_FILE};
 use crate::spec::error::BundleError;
 
-/// How long a VMM may take to report its timeline.
-const TIMELINE_DEADLINE: Duration = Duration::from_secs(30);
+/// Time limit for a VMM to report its timeline.
+const TIMELINE_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(crate) fn run(context: &mut Context, args: RunArgs) -> Result<u8, Error> {
     refuse_preserve_fds(args.bundle.preserve_fds)?;
@@ -31,24 +31,24 @@ pub(crate) fn run(context: &mut Context, args: RunArgs) -> Result<u8, Error> {
     let request = request(args, &context.log)?;
     let mut container = create(context, request)?;
     if timeline {
-        ask_timeline(context, &mut container)?;
+        request_timeline(context, &mut container)?;
     }
     start_created(&mut container)?;
     context.timeline.reached("started");
     if detach {
-        container.keep();
-        show(context, timeline);
+        container.commit();
+        print_timeline(context, timeline);
         return Ok(0);
     }
     let foreground = container.into_foreground();
     let id = foreground.id.clone();
-    let result = attend(foreground);
+    let result = wait_for_end(foreground);
     context.timeline.reached("container and VMM ended");
     if !keep {
         delete(context, &id)?;
         context.timeline.reached("deleted");
     }
-    show(context, timeline);
+    print_timeline(context, timeline);
     result
 }
 
@@ -62,60 +62,60 @@ fn request(args: RunArgs, log: &Log) -> Result<CreateRequest, Error> {
     Ok(CreateRequest { id, bundle, pid_file, console_socket, pidfd_socket, detach: args.detach })
 }
 
-/// Which bundle is meant, and the container's id: runc's form, or a bundle in the id's place.
+/// Returns the directory of the bundle and the container's id. The argument is the id, as in runc, or the directory of a bundle.
 fn locate(args: &BundleArgs, argument: &Path) -> Result<(PathBuf, ContainerId), Error> {
-    let here = Path::new(".");
-    let named = args.bundle.is_some() || args.config.is_some();
-    if !named && !here.join(CONFIG_FILE).exists() && argument.join(CONFIG_FILE).exists() {
+    let working_dir = Path::new(".");
+    let has_bundle = args.bundle.is_some() || args.config.is_some();
+    if !has_bundle && !working_dir.join(CONFIG_FILE).exists() && argument.join(CONFIG_FILE).exists() {
         let dir = argument.canonicalize().map_err(|source| BundleError::NoBundle { path: argument.into(), source })?;
         let id = ContainerId::from_bundle_directory(&dir)?;
         return Ok((dir, id));
     }
     let id = argument.to_string_lossy().parse()?;
-    Ok((args.bundle.as_deref().unwrap_or(here).to_owned(), id))
+    Ok((args.bundle.as_deref().unwrap_or(working_dir).to_owned(), id))
 }
 
-/// Waits for the container's end, and then for that of its VMM.
-fn attend(mut foreground: ForegroundContainer) -> Result<u8, Error> {
+/// Waits for the end of the container and then of its VMM. Returns the exit status of the container's program.
+fn wait_for_end(mut foreground: ForegroundContainer) -> Result<u8, Error> {
     let process = ProcessId { container: foreground.id.to_string(), exec: None };
-    let screen = foreground.stdio.terminal.as_ref().map_or(Screen::None, Screen::Own);
-    match wait(&mut foreground.connection, &process, screen) {
+    let terminal = foreground.stdio.terminal.as_ref().map_or(HostTerminal::None, HostTerminal::Own);
+    match wait(&mut foreground.connection, &process, terminal) {
         Ok(status) => {
-            foreground.vmm.wait(END_PATIENCE);
+            foreground.vmm.wait(END_TIMEOUT);
             Ok(status.code())
         }
-        // A shared sandbox may have removed it before the request; its proxy has the status.
+        // A shared sandbox may have removed the container before the request. Then its proxy has the exit status.
         Err(error) if error.kind() == Some(FailureKind::NotFound) => {
-            let status = foreground.vmm.wait(END_PATIENCE).and_then(|status| status.code());
+            let status = foreground.vmm.wait(END_TIMEOUT).and_then(|status| status.code());
             status.and_then(|code| u8::try_from(code).ok()).ok_or_else(|| error.into())
         }
         Err(error) => {
             if error.is_guest_death() {
-                foreground.vmm.wait(END_PATIENCE);
+                foreground.vmm.wait(END_TIMEOUT);
             }
             Err(SandboxError::explain(error, &mut foreground.vmm, &foreground.dir).into())
         }
     }
 }
 
-/// Removes the container; one that another command deleted meanwhile is as well removed.
+/// Deletes the container. One that another command has deleted meanwhile is no error.
 fn delete(context: &Context, id: &ContainerId) -> Result<(), Error> {
     let Ok(locked) = context.store.lock(id) else { return Ok(()) };
     let record = context.store.record(id)?;
     Ok(delete::delete(&record, locked, &context.log)?)
 }
 
-fn ask_timeline(context: &mut Context, container: &mut Container) -> Result<(), Error> {
-    match container.connection.call(&Request::Timeline, &[], "ask for the timeline", TIMELINE_DEADLINE)? {
+fn request_timeline(context: &mut Context, container: &mut Container) -> Result<(), Error> {
+    match container.connection.call(&Request::Timeline, &[], "ask for the timeline", TIMELINE_TIMEOUT)? {
         Reply::Timeline(stages) => {
             context.timeline.add(stages);
             Ok(())
         }
-        _ => Err(RequestError::Confused.into()),
+        _ => Err(RequestError::UnexpectedReply.into()),
     }
 }
 
-fn show(context: &Context, wanted: bool) {
+fn print_timeline(context: &Context, wanted: bool) {
     if wanted {
         eprint!("{}", context.timeline.table());
     }

@@ -14,7 +14,7 @@ use crate::sandbox::status::status_and_end;
 use crate::sandbox::vmm_process::exit_status;
 use crate::spec::OCI_VERSION;
 
-/// A container's state with runc's fields, in runc's order, and how it ended.
+/// A container's state with runc's fields, in runc's order, and the exit status in addition.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct State<'a> {
@@ -28,13 +28,13 @@ pub(super) struct State<'a> {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     annotations: BTreeMap<&'a str, &'a str>,
     pub(super) owner: String,
-    /// Kept until the container is deleted, whether or not anybody waited for its end.
+    /// The exit status of a stopped container. It is available until the container is deleted.
     #[serde(skip_serializing_if = "Option::is_none")]
     exit_status: Option<u8>,
 }
 
 impl<'a> State<'a> {
-    /// `dir`: the container's directory.
+    /// Makes the state from a container's record and its directory `dir`.
     pub(super) fn of(record: &'a Record, dir: &Path, owner: String) -> Self {
         let (status, end) = status_and_end(record, dir);
         Self {
@@ -73,7 +73,7 @@ mod tests {
     use crate::sandbox::status::status;
 
     #[test]
-    fn fields_are_runcs() {
+    fn the_fields_of_a_state_are_runcs() {
         let record = serde_json::json!({
             "id": "web", "phase": "running", "vmm": {"pid": 7, "startTime": 1}, "bootId": "then", "bundle": "/b",
             "rootfs": "/b/rootfs", "created": "2026-11-20T19:38:16Z", "annotations": {"b": "2", "a": "1"}, "cgroup": [],
@@ -87,8 +87,9 @@ mod tests {
         );
         assert_eq!(text, expected);
     }
+
     #[test]
-    fn a_program_that_ended_before_its_vmm_has_stopped_with_its_status() {
+    fn a_container_whose_program_has_ended_is_stopped_while_its_vmm_still_runs() {
         let dir = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(dir.path().join(CONTROL_SOCKET)).unwrap();
         let vmm = thread::spawn(move || {

@@ -44,13 +44,13 @@ fn read(path: &Path) -> Result<Value, Error> {
     let mut change: Value =
         serde_json::from_slice(&text).map_err(|source| Error::ResourcesJson { path: path.into(), source })?;
     if let Some(change) = change.as_object_mut() {
-        // As in runc: who updates limits sends all of the specification's resources along.
+        // As in runc: callers pass all of `linux.resources`, with devices, to change limits.
         change.remove("devices");
     }
     Ok(change)
 }
 
-/// The options as `linux.resources`.
+/// Converts the options to `linux.resources`.
 fn from_options(args: &UpdateArgs) -> Result<Value, Error> {
     let number =
         |what, text: &Option<String>| option(text).map(|text| resources::parse_integer(what, text)).transpose();
@@ -82,7 +82,7 @@ fn option(text: &Option<String>) -> Option<&str> {
     text.as_deref().filter(|text| !text.is_empty())
 }
 
-/// An object of what was given; `null` for nothing, since some of its kind must have their limit.
+/// Makes an object of the fields that have a value; `null` without any, since some objects of the specification require their limit.
 fn given<const N: usize>(fields: [(&str, Option<Value>); N]) -> Value {
     let fields = fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
     let fields: Map<String, Value> = fields.collect();
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_number_or_not_there_is_refused() {
+    fn invalid_numbers_and_unsupported_options_are_refused() {
         let error = |options: &[&str]| change(options).unwrap_err().to_string();
         assert_eq!(error(&["--memory", "much"]), "invalid value for memory: `much`");
         assert_eq!(error(&["--cpu-quota", "1x"]), "invalid value for cpu-quota: `1x`");

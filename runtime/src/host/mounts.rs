@@ -43,35 +43,35 @@ impl HostMounts {
         Ok(Self(mounts.lines().filter_map(HostMount::parse).collect()))
     }
 
-    /// Returns the mount that contains the open file `place`.
-    pub(crate) fn of(&self, place: &OwnedFd) -> io::Result<Option<&HostMount>> {
-        let stat = statx(place, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
+    /// Returns the mount that contains an open file.
+    pub(crate) fn of(&self, file: &OwnedFd) -> io::Result<Option<&HostMount>> {
+        let stat = statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
         Ok(self.0.iter().find(|mount| mount.id == stat.stx_mnt_id))
     }
 
-    /// Returns the mounts below the open directory `place`, each with its path relative to it. Of mounts at the same point only the
+    /// Returns the mounts below an open directory, each with its path relative to it. Of mounts at the same point only the
     /// visible one is returned. Parents come before their children.
-    pub(crate) fn below(&self, place: &OwnedFd) -> io::Result<Vec<(PathBuf, &HostMount)>> {
-        let base = path_of(place)?;
+    pub(crate) fn below(&self, file: &OwnedFd) -> io::Result<Vec<(PathBuf, &HostMount)>> {
+        let base = path_of(file)?;
         let below = self.0.iter().filter_map(|mount| Some((relative(&base, &mount.point)?, mount)));
-        let mut visible: Vec<_> = below.filter(|(path, mount)| is_at(place, path, mount.id)).collect();
+        let mut visible: Vec<_> = below.filter(|(path, mount)| is_at(file, path, mount.id)).collect();
         visible.sort_unstable_by(|one, other| one.0.cmp(&other.0));
         Ok(visible)
     }
 }
 
 /// Returns the path of an open file in the mount namespace of this process.
-pub(crate) fn path_of(place: &OwnedFd) -> io::Result<PathBuf> {
-    fs::read_link(format!("/proc/self/fd/{}", place.as_raw_fd()))
+pub(crate) fn path_of(file: &OwnedFd) -> io::Result<PathBuf> {
+    fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 fn relative(base: &Path, path: &Path) -> Option<PathBuf> {
     path.strip_prefix(base).ok().filter(|path| !path.as_os_str().is_empty()).map(Path::to_owned)
 }
 
-/// Whether `path` below `place` resolves to the mount with this id: another mount may cover it.
-fn is_at(place: &OwnedFd, path: &Path, mount: u64) -> bool {
-    let found = statx(place, path, AtFlags::NO_AUTOMOUNT | AtFlags::SYMLINK_NOFOLLOW, StatxFlags::MNT_ID);
+/// Whether `path` below an open directory resolves to the mount with this id: another mount may cover it.
+fn is_at(file: &OwnedFd, path: &Path, mount: u64) -> bool {
+    let found = statx(file, path, AtFlags::NO_AUTOMOUNT | AtFlags::SYMLINK_NOFOLLOW, StatxFlags::MNT_ID);
     found.is_ok_and(|stat| stat.stx_mnt_id == mount)
 }
 

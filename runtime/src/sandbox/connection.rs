@@ -1,4 +1,4 @@
-//! A command's conversation with a sandbox, while signals and the end of its VMM may come in between.
+//! A command's control connection to a sandbox, which also waits for signals and for the end of the VMM.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::time::{Duration, Instant};
@@ -13,10 +13,10 @@ use vmm::control::{Answer, Client, ClientError, Reply, Request};
 use crate::host::process::PidFd;
 use crate::host::signals::Signals;
 
-/// Why a request to a sandbox was not carried out.
+/// The reason why a request to a sandbox failed.
 #[derive(Debug, Error)]
 pub(crate) enum RequestError {
-    /// In runc's words, from which engines take the cause.
+    /// A program cannot be executed. Engines parse the cause from this message, which is runc's.
     #[error("unable to start container process: exec: \"{program}\": {cause}")]
     Program { program: String, cause: String, kind: FailureKind },
     #[error(transparent)]
@@ -25,10 +25,10 @@ pub(crate) enum RequestError {
     Client(ClientError),
     #[error("interrupted by {0}")]
     Interrupted(Signal),
-    #[error("{step}: no answer within {after:?}; `vmrt check` tells whether this host can run virtual machines")]
-    NoAnswer { step: &'static str, after: Duration },
-    #[error("the sandbox answered something else than was asked")]
-    Confused,
+    #[error("{step}: no answer within {timeout:?}; `vmrt check` tells whether this host can run virtual machines")]
+    NoAnswer { step: &'static str, timeout: Duration },
+    #[error("unexpected reply from the sandbox")]
+    UnexpectedReply,
     #[error("wait for the sandbox")]
     Wait(#[source] std::io::Error),
 }
@@ -43,8 +43,8 @@ impl From<ClientError> for RequestError {
 }
 
 impl RequestError {
-    /// Says a failure to execute `program` as runc does.
-    pub(crate) fn about(self, program: &str) -> Self {
+    /// Converts a failure to execute `program` to runc's message.
+    pub(crate) fn for_program(self, program: &str) -> Self {
         let Self::Failure(Failure { kind, step, cause }) = self else { return self };
         let program = program.to_owned();
         match kind {
@@ -53,7 +53,7 @@ impl RequestError {
         }
     }
 
-    /// What kind of failure the sandbox told, if it did.
+    /// The kind of the failure, if the sandbox reported one.
     pub(crate) fn kind(&self) -> Option<FailureKind> {
         match self {
             Self::Program { kind, .. } | Self::Failure(Failure { kind, .. }) => Some(*kind),
@@ -61,7 +61,7 @@ impl RequestError {
         }
     }
 
-    /// The exit status of a command that fails with it, where that does not depend on the command.
+    /// The exit status of a command that fails with this error; `None` if it depends on the command.
     pub(crate) fn exit_code(&self) -> Option<u8> {
         if let Self::Interrupted(signal) = self {
             return u8::try_from(128 + *signal as i32).ok();
@@ -74,34 +74,34 @@ impl RequestError {
         }
     }
 
-    /// Whether the guest itself went away, so that its VMM ends by itself.
+    /// Whether the guest died. Its VMM then ends by itself.
     pub(crate) fn is_guest_death(&self) -> bool {
         self.kind() == Some(FailureKind::GuestDied)
     }
 
-    /// Whether the VMM went away instead of answering.
-    pub(crate) fn is_end(&self) -> bool {
+    /// Whether the connection failed or was closed, because the VMM ends or has ended.
+    pub(crate) fn is_disconnect(&self) -> bool {
         matches!(self, Self::Client(ClientError::Closed | ClientError::Io(_) | ClientError::Connect { .. }))
     }
 }
 
-/// What a command waits for.
+/// An event on a connection.
 #[derive(Debug)]
 pub(crate) enum Event {
     Answer(Answer),
     Signal(Signal),
-    /// The VMM closed the connection; told once.
+    /// The VMM closed the connection. Returned once.
     Closed,
     /// The VMM's process ended.
     VmmEnded,
 }
 
-/// A control connection, and what else may happen meanwhile.
+/// A control connection, with the signals and the VMM process to wait for at the same time.
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) client: Client,
     pub(crate) signals: Option<Signals>,
-    /// The VMM's process, where the command is to see it end.
+    /// The VMM's process, if the command waits for its end.
     pub(crate) vmm: Option<PidFd>,
     closed: bool,
 }
@@ -111,7 +111,7 @@ impl Connection {
         Self { client, signals, vmm, closed: false }
     }
 
-    /// Waits for what happens next; `None` at the deadline. What the VMM still said comes before its end.
+    /// Waits for the next event; returns `None` at the deadline. Answers that the VMM sent come before its end.
     pub(crate) fn next(&mut self, deadline: Option<Instant>) -> Result<Option<Event>, RequestError> {
         loop {
             if !self.closed {
@@ -137,20 +137,23 @@ impl Connection {
         }
     }
 
-    /// Sends a request and waits for its answer and those to all requests before it, the first failure ending the
-    /// wait. A signal that would end the command does, too.
+    /// Sends a request and waits for its answer.
+    ///
+    /// # Errors
+    /// This request or one before it failed, the VMM ended, no answer came within `timeout`, or a signal that ends the command
+    /// came. `step` describes the request in an error.
     pub(crate) fn call(
         &mut self,
         request: &Request,
         fds: &[BorrowedFd],
         step: &'static str,
-        after: Duration,
+        timeout: Duration,
     ) -> Result<Reply, RequestError> {
-        let deadline = Instant::now() + after;
+        let deadline = Instant::now() + timeout;
         let id = self.client.send(request, fds)?;
         loop {
             match self.next(Some(deadline))? {
-                None => return Err(RequestError::NoAnswer { step, after }),
+                None => return Err(RequestError::NoAnswer { step, timeout }),
                 Some(Event::Answer(answer)) => {
                     let reply = answer.result.map_err(RequestError::Failure)?;
                     if answer.id == id {
@@ -166,14 +169,14 @@ impl Connection {
         }
     }
 
-    /// The file descriptors it holds.
+    /// The file descriptors that this connection uses.
     pub(crate) fn raw_fds(&self) -> Vec<RawFd> {
         let signals = self.signals.as_ref().map(AsFd::as_fd);
         let fds = [Some(self.client.as_fd()), signals, self.vmm.as_ref().map(AsFd::as_fd)];
         fds.iter().flatten().map(AsRawFd::as_raw_fd).collect()
     }
 
-    /// Whether anything became ready before the deadline.
+    /// Waits until a descriptor is ready. Returns `false` at the deadline.
     fn wait(&self, deadline: Option<Instant>) -> Result<bool, RequestError> {
         let timeout = match deadline {
             None => PollTimeout::NONE,
@@ -215,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_of_an_earlier_request_ends_the_wait() {
+    fn a_failed_earlier_request_ends_a_call() {
         let (mut connection, mut vmm) = pair();
         let first = connection.client.send(&Request::Timeline, &[]).unwrap();
         frame::write(&mut vmm, &Answer { id: first, result: Err(failure(FailureKind::System)) }).unwrap();
@@ -224,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_come_before_the_end_and_the_end_comes_once() {
+    fn answers_come_before_the_closed_event_which_comes_once() {
         let (mut connection, mut vmm) = pair();
         let id = connection.client.send(&Request::Timeline, &[]).unwrap();
         let _: Call = frame::read(&mut vmm).unwrap().unwrap();
@@ -236,17 +239,17 @@ mod tests {
     }
 
     #[test]
-    fn silence_is_told_with_its_step() {
+    fn a_missing_answer_is_reported_with_its_step() {
         let (mut connection, _vmm) = pair();
         let error = connection.call(&Request::Timeline, &[], "boot", Duration::from_millis(20)).unwrap_err();
         assert!(error.to_string().starts_with("boot: no answer within 20ms"), "{error}");
     }
 
     #[test]
-    fn a_missing_program_is_told_as_runc_does_with_the_guests_reason() {
+    fn a_missing_program_is_reported_as_by_runc_with_the_guests_reason() {
         let text = |kind, cause: &str| {
             let failure = Failure { cause: cause.into(), ..failure(kind) };
-            RequestError::Failure(failure).about("x").to_string()
+            RequestError::Failure(failure).for_program("x").to_string()
         };
         let prefix = "unable to start container process: exec: \"x\": ";
         for (kind, cause) in [

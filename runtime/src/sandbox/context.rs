@@ -1,4 +1,4 @@
-//! What every operation on sandboxes works with.
+//! The context of an operation on sandboxes.
 
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -10,20 +10,20 @@ use crate::host::caller::Caller;
 use crate::host::cgroup::placement::CgroupPolicy;
 use crate::sandbox::store::Store;
 
-/// The parts of the machine and of the caller's options that do not depend on the operation.
+/// The global options and the state of the host, which are the same for every operation.
 pub(crate) struct Context {
     pub(crate) store: Store,
     pub(crate) log: Rc<Log>,
     pub(crate) timeline: Timeline,
-    /// Who runs this process.
+    /// The user that runs this process.
     pub(crate) caller: Caller,
     pub(crate) cgroup_policy: CgroupPolicy,
-    /// The configuration file, where it is not the default one.
+    /// The configuration file; `None` for the default one.
     pub(crate) config_file: Option<PathBuf>,
 }
 
 impl Context {
-    /// Reads the machine's configuration.
+    /// Reads the configuration file.
     pub(crate) fn config(&self) -> Result<Config, ConfigError> {
         Config::load(self.config_file.as_deref())
     }

@@ -1,10 +1,10 @@
-//! Removing a sandbox's container: its process, its cgroup, its network and its record.
+//! Removes a container: its process on the host, its cgroup, its network and its record.
 
 use thiserror::Error;
 
 use super::record::Record;
 use super::shared;
-use super::store::{Locked, StateError};
+use super::store::{LockedDir, StateError};
 use super::vmm_process::{VmmError, kill};
 use crate::base::log::Log;
 use crate::host::cgroup::CgroupError;
@@ -12,7 +12,7 @@ use crate::host::cgroup::systemd::{Scope, SystemdError};
 use crate::host::hooks;
 use crate::host::network::{self, Namespace, NetworkError};
 
-/// Why something of a container is left.
+/// The reason why a part of a container is left.
 #[derive(Debug, Error)]
 pub(crate) enum DeleteError {
     #[error(transparent)]
@@ -23,22 +23,23 @@ pub(crate) enum DeleteError {
     Network(#[from] NetworkError),
     #[error(transparent)]
     Systemd(#[from] SystemdError),
-    #[error("a cgroup is left")]
+    #[error("remove the container's cgroup")]
     Cgroup(#[source] CgroupError),
 }
 
-/// Ends what is left of a container's sandbox and removes all that is known of it. Its poststop hooks run last.
+/// Kills the container's process if it still runs, and removes everything that belongs to the container. Its poststop hooks run last.
 ///
 /// # Errors
-/// Something could not be removed. Unless that is the process or the container's directory, all else is.
-pub(crate) fn delete(record: &Record, locked: Locked, log: &Log) -> Result<(), DeleteError> {
-    if record.of_this_boot() {
+/// A part could not be removed. If it is the process or the container's directory, the parts after it are left; otherwise all other
+/// parts are removed.
+pub(crate) fn delete(record: &Record, locked: LockedDir, log: &Log) -> Result<(), DeleteError> {
+    if record.is_of_this_boot() {
         kill(record.vmm)?;
         if !record.has_machine() {
-            shared::await_end(record, &locked.dir);
+            shared::wait_for_removal(record, &locked.dir);
         }
     }
-    let stopped = record.scope.as_ref().filter(|_| record.of_this_boot()).map_or(Ok(()), Scope::stop);
+    let stopped = record.scope.as_ref().filter(|_| record.is_of_this_boot()).map_or(Ok(()), Scope::stop);
     let mut left = record.cgroup.remove().into_iter();
     let disconnected = disconnect_network(record);
     locked.remove()?;
@@ -48,13 +49,13 @@ pub(crate) fn delete(record: &Record, locked: Locked, log: &Log) -> Result<(), D
     left.next().map_or(Ok(()), |error| Err(DeleteError::Cgroup(error)))
 }
 
-/// Removes the redirections of interfaces that outlive the sandbox. A namespace that is gone has none.
+/// Removes the redirections of interfaces in a namespace that outlives the sandbox. A namespace that does not exist any more has none.
 fn disconnect_network(record: &Record) -> Result<(), NetworkError> {
     let Some(path) = record.network.namespace.as_ref().filter(|_| record.network.slots > 0) else {
         return Ok(());
     };
     match Namespace::at(path) {
-        Ok(namespace) if record.of_this_boot() => network::detach_all(&namespace, record.vmm),
+        Ok(namespace) if record.is_of_this_boot() => network::detach_all(&namespace, record.vmm),
         _ => Ok(()),
     }
 }

@@ -1,4 +1,4 @@
-//! Why a sandbox did not do what it was asked for.
+//! The error of a request to a sandbox, with the end of its VMM as a possible cause.
 
 use std::path::Path;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use thiserror::Error;
 use super::connection::RequestError;
 use super::vmm_process::{Vmm, VmmError};
 
-/// A request failed, or its VMM went away instead of answering.
+/// A request failed, or the VMM ended before it answered.
 #[derive(Debug, Error)]
 pub(crate) enum SandboxError {
     #[error(transparent)]
@@ -18,13 +18,13 @@ pub(crate) enum SandboxError {
 }
 
 impl SandboxError {
-    /// Explains why a request failed. A VMM that went away has the reason in its log, in the container's directory `dir`.
+    /// Finds the cause of a failed request. If the VMM ended, the cause is in its log in the container's directory `dir`.
     pub(crate) fn explain(error: RequestError, vmm: &mut Vmm, dir: &Path) -> Self {
-        const PATIENCE: Duration = Duration::from_secs(1);
-        if error.is_end() { Self::Vmm(VmmError::Ended(vmm.ending(dir, PATIENCE))) } else { Self::Request(error) }
+        const TIMEOUT: Duration = Duration::from_secs(1);
+        if error.is_disconnect() { Self::Vmm(VmmError::Ended(vmm.ending(dir, TIMEOUT))) } else { Self::Request(error) }
     }
 
-    /// The exit status of a command that fails with it, where that does not depend on the command.
+    /// The exit status of a command that fails with this error; `None` if it depends on the command.
     pub(crate) fn exit_code(&self) -> Option<u8> {
         match self {
             Self::Request(error) => error.exit_code(),

@@ -1,4 +1,4 @@
-//! A command that stays with a process: it hands signals on, tells changes of the terminal's size, and waits.
+//! The wait of a foreground command for a process in the guest: it forwards signals and changes of the terminal's size.
 
 use std::os::fd::BorrowedFd;
 
@@ -9,65 +9,74 @@ use vmm::control::{Client, ClientError, Reply, Request};
 use crate::sandbox::connection::{Connection, Event, RequestError};
 use crate::terminal::tty::{self, RawTerminal};
 
-/// What the process's terminal is shown on.
+/// The host's terminal that the process's terminal is connected to.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Screen<'a> {
-    /// It has none.
+pub(crate) enum HostTerminal<'a> {
+    /// The process has no terminal.
     None,
-    /// The command's own terminal.
+    /// The terminal that the command runs on.
     Own(&'a RawTerminal),
-    /// A terminal that was made for the caller.
-    Made(BorrowedFd<'a>),
+    /// A console that was created for the caller.
+    Console(BorrowedFd<'a>),
 }
 
-impl Screen<'_> {
+impl HostTerminal<'_> {
     fn size(self) -> Option<TerminalSize> {
         match self {
             Self::None => None,
             Self::Own(terminal) => terminal.size(),
-            Self::Made(fd) => tty::size(&fd),
+            Self::Console(fd) => tty::size(&fd),
         }
     }
 }
 
-/// Waits until `process` ended and its output was handed over. The VMM's end without a word is an error.
+/// Waits until `process` has ended and its output has been passed on.
+///
+/// # Errors
+/// The request failed, or the VMM ended without an answer.
 pub(crate) fn wait(
     connection: &mut Connection,
     process: &ProcessId,
-    screen: Screen,
+    terminal: HostTerminal,
 ) -> Result<ExitStatus, RequestError> {
     let wait = connection.client.send(&Request::Wait { process: process.clone() }, &[])?;
     loop {
         match connection.next(None)? {
-            Some(Event::Answer(answer)) if answer.id == wait => return exited(answer.result),
-            // Answers to signals and sizes: what they meant may be gone by now, which is no fault.
+            Some(Event::Answer(answer)) if answer.id == wait => return exit_status(answer.result),
+            // Answers to signals and sizes are ignored: the process may have ended before them.
             Some(Event::Answer(_)) | None => {}
-            Some(Event::Signal(signal)) => take(&mut connection.client, process, signal, screen)?,
+            Some(Event::Signal(signal)) => handle_signal(&mut connection.client, process, signal, terminal)?,
             Some(Event::Closed | Event::VmmEnded) => return Err(RequestError::Client(ClientError::Closed)),
         }
     }
 }
 
-fn exited(result: Result<Reply, agent::Failure>) -> Result<ExitStatus, RequestError> {
+fn exit_status(result: Result<Reply, agent::Failure>) -> Result<ExitStatus, RequestError> {
     match result.map_err(RequestError::Failure)? {
         Reply::Exited(status) => Ok(status),
-        _ => Err(RequestError::Confused),
+        _ => Err(RequestError::UnexpectedReply),
     }
 }
 
-fn take(client: &mut Client, process: &ProcessId, signal: Signal, screen: Screen) -> Result<(), ClientError> {
-    match (signal, screen) {
-        (Signal::SIGWINCH, _) => resize(client, process, screen),
-        (Signal::SIGTSTP, Screen::Own(terminal)) => {
-            terminal.restore();
-            // Stops here until a SIGCONT, which then makes the terminal raw again.
+/// Forwards a signal to the process. Signals of the command's own terminal are handled here.
+fn handle_signal(
+    client: &mut Client,
+    process: &ProcessId,
+    signal: Signal,
+    terminal: HostTerminal,
+) -> Result<(), ClientError> {
+    match (signal, terminal) {
+        (Signal::SIGWINCH, _) => resize(client, process, terminal),
+        (Signal::SIGTSTP, HostTerminal::Own(raw)) => {
+            raw.restore();
+            // The command stops here. SIGCONT, which continues it, is handled next and sets the raw mode again.
             let _ = raise(Signal::SIGSTOP);
             Ok(())
         }
-        (Signal::SIGCONT, Screen::Own(terminal)) => {
-            // A terminal that was taken away meanwhile is noticed when it is read.
-            let _ = terminal.set_raw();
-            resize(client, process, screen)
+        (Signal::SIGCONT, HostTerminal::Own(raw)) => {
+            // If the terminal was closed meanwhile, the next read of it fails.
+            let _ = raw.set_raw();
+            resize(client, process, terminal)
         }
         (signal, _) => {
             let request = Request::Signal { process: process.clone(), signal: signal as i32, all: false };
@@ -76,8 +85,8 @@ fn take(client: &mut Client, process: &ProcessId, signal: Signal, screen: Screen
     }
 }
 
-fn resize(client: &mut Client, process: &ProcessId, screen: Screen) -> Result<(), ClientError> {
-    let Some(size) = screen.size() else { return Ok(()) };
+fn resize(client: &mut Client, process: &ProcessId, terminal: HostTerminal) -> Result<(), ClientError> {
+    let Some(size) = terminal.size() else { return Ok(()) };
     client.send(&Request::Resize { process: process.clone(), size }, &[]).map(drop)
 }
 
@@ -96,7 +105,7 @@ mod tests {
         ProcessId { container: "web".into(), exec: None }
     }
 
-    /// A VMM that ends the process when it gets a signal, with the signal's number.
+    /// A VMM that reports the process as killed by the signal that it receives.
     fn vmm(mut stream: UnixStream, waiter: nix::sys::pthread::Pthread) {
         let wait: Call = frame::read(&mut stream).unwrap().unwrap();
         assert!(matches!(wait.request, Request::Wait { .. }));
@@ -109,13 +118,13 @@ mod tests {
     }
 
     #[test]
-    fn a_signal_reaches_the_process_and_its_end_comes_back() {
+    fn a_signal_is_forwarded_and_the_exit_status_is_returned() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let signals = Signals::block(false).unwrap();
         let waiter = nix::sys::pthread::pthread_self();
         let vmm = thread::spawn(move || vmm(theirs, waiter));
         let mut connection = Connection::new(Client::from_stream(ours), Some(signals), None);
-        let status = wait(&mut connection, &process(), Screen::None).unwrap();
+        let status = wait(&mut connection, &process(), HostTerminal::None).unwrap();
         assert_eq!(status.code(), 138);
         vmm.join().unwrap();
     }
@@ -125,8 +134,8 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut connection = Connection::new(Client::from_stream(ours), None, None);
         let closer = thread::spawn(move || drop(frame::read::<Call>(&mut { theirs })));
-        let error = wait(&mut connection, &process(), Screen::None).unwrap_err();
-        assert!(error.is_end(), "{error}");
+        let error = wait(&mut connection, &process(), HostTerminal::None).unwrap_err();
+        assert!(error.is_disconnect(), "{error}");
         closer.join().unwrap();
     }
 }

@@ -1,4 +1,4 @@
-//! Keeping the interfaces of a guest in step with those of its sandbox's network namespace.
+//! Updates the interfaces of a guest to match those of its sandbox's network namespace.
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
@@ -11,18 +11,18 @@ use vmm::control::{Client, Request};
 use super::connection::RequestError;
 use super::name_server;
 use super::record::Record;
-use super::store::{Locked, StateError, Store};
+use super::store::{LockedDir, StateError, Store};
 use crate::host::caller::Caller;
 use crate::host::network::{self, AttachedInterface, InterfaceRecord, Namespace, NetworkError};
 use crate::host::user_namespace::{self, RootlessError};
 
-/// Name of the command that a VMM calls when its network namespace has changed.
+/// Name of the command that a VMM runs when its network namespace has changed.
 pub(crate) const FOLLOW_COMMAND: &str = "follow-interfaces";
 
-/// How long the guest may take to set up or to remove an interface.
-const DEADLINE: Duration = Duration::from_secs(10);
+/// Time limit for the guest to add, change or remove an interface.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why the guest's interfaces are not those of its network namespace.
+/// The reason why the guest's interfaces were not updated.
 #[derive(Debug, Error)]
 pub(crate) enum InterfacesError {
     #[error(transparent)]
@@ -36,7 +36,7 @@ pub(crate) enum InterfacesError {
 }
 
 impl InterfacesError {
-    /// The exit status of a command that fails with it, where that does not depend on the command.
+    /// The exit status of a command that fails with this error; `None` if it depends on the command.
     pub(crate) fn exit_code(&self) -> Option<u8> {
         match self {
             Self::Request(error) => error.exit_code(),
@@ -45,7 +45,7 @@ impl InterfacesError {
     }
 }
 
-/// The command line that a VMM calls when its network namespace has changed; empty for a machine that can have no interface.
+/// Returns the command line that a VMM runs when its network namespace has changed; empty for a machine without network devices.
 pub(crate) fn follow_command(program: &Path, store: &Store, record: &Record) -> Vec<OsString> {
     if record.network.slots == 0 {
         return Vec::new();
@@ -55,16 +55,16 @@ pub(crate) fn follow_command(program: &Path, store: &Store, record: &Record) -> 
     words.map(OsStr::to_owned).into()
 }
 
-/// Changes the guest's interfaces to what those of its network namespace are now, and attaches those that are new there.
+/// Changes the guest's interfaces to the current settings of those in the network namespace, and attaches new ones.
 ///
 /// # Errors
-/// One cannot be changed or attached: those before it are, it and those after it are left as they were.
-pub(crate) fn update(client: &mut Client, locked: &Locked, record: &mut Record) -> Result<(), InterfacesError> {
+/// An interface cannot be changed or attached. The interfaces before it are updated; it and those after it are not.
+pub(crate) fn update(client: &mut Client, locked: &LockedDir, record: &mut Record) -> Result<(), InterfacesError> {
     if record.network.slots == 0 {
         return Ok(());
     }
     if record.user_namespace && Caller::find() == Caller::User {
-        // The namespace is the user's, but only its root may change anything in it.
+        // The namespace belongs to the caller, but only its root may change its interfaces.
         record.network = user_namespace::run_as_root_of(record.vmm, || {
             update_all(client, locked, record)?;
             Ok::<_, InterfacesError>(record.network.clone())
@@ -74,22 +74,22 @@ pub(crate) fn update(client: &mut Client, locked: &Locked, record: &mut Record) 
     update_all(client, locked, record)
 }
 
-fn update_all(client: &mut Client, locked: &Locked, record: &mut Record) -> Result<(), InterfacesError> {
+fn update_all(client: &mut Client, locked: &LockedDir, record: &mut Record) -> Result<(), InterfacesError> {
     let namespace = Namespace::of(record.vmm)?;
     let changed = network::changed(&namespace, &record.network)?;
     if !changed.is_empty() {
-        changed.iter().try_for_each(|one| network::update_tap(&namespace, one))?;
+        changed.iter().try_for_each(|interface| network::update_tap(&namespace, interface))?;
         change(client, record, &changed)?;
         locked.write(record)?;
     }
-    let attachments = network::attach(&namespace, record.vmm, &record.network)?;
-    for (done, one) in attachments.iter().enumerate() {
-        if let Err(error) = add(client, record, one) {
-            let rest: Vec<_> = attachments[done..].iter().map(|one| one.record.clone()).collect();
+    let attached = network::attach(&namespace, record.vmm, &record.network)?;
+    for (added, interface) in attached.iter().enumerate() {
+        if let Err(error) = add(client, record, interface) {
+            let rest: Vec<_> = attached[added..].iter().map(|interface| interface.record.clone()).collect();
             network::detach(&namespace, record.vmm, &rest)?;
             return Err(error.into());
         }
-        record.network.interfaces.push(one.record.clone());
+        record.network.interfaces.push(interface.record.clone());
         locked.write(record)?;
     }
     Ok(())
@@ -97,38 +97,42 @@ fn update_all(client: &mut Client, locked: &Locked, record: &mut Record) -> Resu
 
 fn change(client: &mut Client, record: &mut Record, changed: &[InterfaceRecord]) -> Result<(), RequestError> {
     let interfaces = &mut record.network.interfaces;
-    let now = |attached: &InterfaceRecord| changed.iter().find(|changed| changed.index == attached.index);
+    let changed_to = |attached: &InterfaceRecord| changed.iter().find(|changed| changed.index == attached.index);
     let change_of = |attached: &InterfaceRecord| {
-        let interface = now(attached)?.interface.clone();
+        let interface = changed_to(attached)?.interface.clone();
         let lost = attached.interface.without(&interface);
         Some(InterfaceChange { interface, lost })
     };
     let changes = interfaces.iter().filter_map(change_of).collect();
     let request = Request::ChangeInterfaces { container: record.id.clone(), changes };
-    client.call(&request, &[], Some(DEADLINE))?;
+    client.call(&request, &[], Some(TIMEOUT))?;
     for attached in interfaces {
-        if let Some(now) = now(attached) {
-            *attached = now.clone();
+        if let Some(changed) = changed_to(attached) {
+            *attached = changed.clone();
         }
     }
     Ok(())
 }
 
-fn add(client: &mut Client, record: &mut Record, one: &AttachedInterface) -> Result<(), RequestError> {
-    let asked = record.network.resolv_conf.take_if(|file| name_server::is_asked(file));
-    let (container, interface) = (record.id.clone(), Box::new(one.record.interface.clone()));
-    let request = Request::AddInterface { container, interface, name_server: asked.is_some() };
-    client.call(&request, &[one.tap()], Some(DEADLINE))?;
+fn add(client: &mut Client, record: &mut Record, attached: &AttachedInterface) -> Result<(), RequestError> {
+    let resolv_conf = record.network.resolv_conf.take_if(|file| name_server::is_configured(file));
+    let (container, interface) = (record.id.clone(), Box::new(attached.record.interface.clone()));
+    let request = Request::AddInterface { container, interface, name_server: resolv_conf.is_some() };
+    client.call(&request, &[attached.tap()], Some(TIMEOUT))?;
     Ok(())
 }
 
-/// Detaches interfaces from the guest that were removed from its network namespace.
-pub(crate) fn detach_removed(client: &mut Client, locked: &Locked, record: &mut Record) -> Result<(), InterfacesError> {
+/// Removes interfaces from the guest that are no longer in the network namespace.
+pub(crate) fn detach_removed(
+    client: &mut Client,
+    locked: &LockedDir,
+    record: &mut Record,
+) -> Result<(), InterfacesError> {
     let namespace = Namespace::of(record.vmm)?;
     for attached in network::removed(&namespace, &record.network)? {
         let request = Request::RemoveInterface { container: record.id.clone(), name: attached.interface.name.clone() };
-        let removed = client.call(&request, &[], Some(DEADLINE)).map_err(RequestError::from);
-        // Without its tap the interface transfers nothing, whatever became of it in the guest.
+        let removed = client.call(&request, &[], Some(TIMEOUT)).map_err(RequestError::from);
+        // The tap is removed even if the guest's interface could not be: without a tap it transfers nothing.
         network::detach(&namespace, record.vmm, std::slice::from_ref(&attached))?;
         record.network.interfaces.retain(|other| *other != attached);
         locked.write(record)?;

@@ -1,5 +1,4 @@
-//! Sandboxes: the VMM process of each, the connection to it, what is recorded of its containers, and how these are made and
-//! removed.
+//! Sandboxes: the VMM process of each, the control connection to it, and the containers in it with their records.
 
 pub(crate) mod connection;
 pub(crate) mod context;

@@ -1,4 +1,4 @@
-//! Pid files, as engines read them.
+//! The pid files that engines read.
 
 use std::fs;
 use std::io;
@@ -14,7 +14,7 @@ pub(crate) struct PidFileError {
     source: io::Error,
 }
 
-/// Writes a pid without a newline, and so that no reader sees half of it.
+/// Writes a pid without a newline. The file is replaced by rename, so that no reader sees a part of it.
 pub(crate) fn write_pid_file(path: &Path, pid: i32) -> Result<(), PidFileError> {
     let failed = |source: io::Error| PidFileError { path: path.into(), source };
     let name = path.file_name().ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
@@ -28,7 +28,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pid_file_holds_the_number_alone() {
+    fn a_pid_file_contains_only_the_number() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pid");
         write_pid_file(&path, 4242).unwrap();

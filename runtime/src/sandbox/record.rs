@@ -1,4 +1,4 @@
-//! What is recorded of a container between commands.
+//! The record of a container, for later commands.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -13,20 +13,20 @@ use crate::host::network::NetworkRecord;
 use crate::host::process::{HostProcess, boot_id};
 use crate::spec::sizing::Size;
 
-/// How far a container got, as far as commands know; whether its VMM still lives has to be looked up.
+/// The phase of a container's life cycle. A recorded phase holds only as long as the VMM runs.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Phase {
     Creating,
     Created,
     Running,
-    /// Told by the VMM, never recorded.
+    /// Reported by the VMM, never recorded.
     Paused,
     Stopped,
 }
 
 impl Phase {
-    /// As the runtime specification calls it.
+    /// The name in the runtime specification.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Creating => "creating",
@@ -44,29 +44,29 @@ impl Phase {
 pub(crate) struct Record {
     pub(crate) id: String,
     pub(crate) phase: Phase,
-    /// The VMM, whose pid is the container's to the caller.
+    /// The VMM, or the container's proxy in a shared sandbox. Its pid is reported as the container's.
     pub(crate) vmm: HostProcess,
-    /// Whether it is in a user namespace of its own.
+    /// Whether the VMM is in a user namespace of its own.
     #[serde(default)]
     pub(crate) user_namespace: bool,
-    /// Boot of the host in which the VMM was started.
+    /// Id of the host's boot in which the VMM was started.
     pub(crate) boot_id: String,
     pub(crate) bundle: PathBuf,
     pub(crate) rootfs: PathBuf,
-    /// RFC 3339.
+    /// Time of creation, in RFC 3339 format.
     pub(crate) created: String,
     #[serde(default)]
     pub(crate) annotations: HashMap<String, String>,
     pub(crate) cgroup: Cgroup,
-    /// The unit that the cgroup belongs to, where systemd made it.
+    /// The unit of the cgroup, if systemd created it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) scope: Option<Scope>,
-    /// The size its machine has now.
+    /// The current size of the container's machine; [`Size::NONE`] in a shared sandbox.
     pub(crate) machine: Size,
-    /// Limits that replaced those of the bundle's specification.
+    /// Limits of `vmrt update`, which replace those of the bundle's specification.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) resources: Option<LinuxResources>,
-    /// Those that later commands run.
+    /// The hooks that later commands run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) hooks: Option<Hooks>,
     #[serde(default)]
@@ -74,17 +74,17 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// The phase as it is now: stopped without a VMM of this boot, whatever the file says.
+    /// The recorded phase, or `Stopped` if the VMM does not run in this boot.
     pub(crate) fn phase_now(&self) -> Phase {
-        if self.of_this_boot() && self.vmm.is_alive() { self.phase } else { Phase::Stopped }
+        if self.is_of_this_boot() && self.vmm.is_alive() { self.phase } else { Phase::Stopped }
     }
 
-    /// Whether it has a machine of its own, not another container's.
+    /// Whether the container has a machine of its own, and is not in a shared sandbox.
     pub(crate) fn has_machine(&self) -> bool {
         self.machine != Size::NONE
     }
 
-    /// What its hooks are run with.
+    /// The container as its hooks see it.
     pub(crate) fn hook_container(&self) -> hooks::Container<'_> {
         hooks::Container {
             hooks: self.hooks.as_ref(),
@@ -97,8 +97,8 @@ impl Record {
         }
     }
 
-    /// Whether its pid means anything.
-    pub(crate) fn of_this_boot(&self) -> bool {
+    /// Whether the VMM was started in the current boot. Otherwise its pid is meaningless.
+    pub(crate) fn is_of_this_boot(&self) -> bool {
         boot_id().is_ok_and(|id| id == self.boot_id)
     }
 }

@@ -1,9 +1,7 @@
-//! Shared sandboxes: a container whose configuration joins namespaces of another one, as the containers of a pod do, is made in
-//! that one's machine.
+//! Shared sandboxes. A container that joins namespaces of another container, as in a pod, is created in that container's machine.
 //!
-//! A path `/proc/PID/ns/KIND` names a container by the pid it has on the host. A container that joins it still has a process of its
-//! own on the host, its proxy, and `control.sock` in its directory is a link to the socket of the shared sandbox, so that every
-//! command finds it as usual.
+//! A path `/proc/PID/ns/KIND` names a container by its pid on the host. The new container has a process of its own on the host, its
+//! proxy. `control.sock` in its directory is a link to the socket of the shared sandbox, so that commands need not distinguish it.
 
 use std::fs;
 use std::io;
@@ -23,13 +21,13 @@ use crate::sandbox::connection::{Connection, RequestError};
 use crate::sandbox::control_socket::{CONTROL_SOCKET, control};
 use crate::sandbox::record::{Phase, Record};
 use crate::sandbox::store::{StateError, Store};
-use crate::sandbox::vmm_process::{END_PATIENCE, Vmm};
+use crate::sandbox::vmm_process::{END_TIMEOUT, Vmm};
 use crate::spec::namespaces::{self, has_namespace};
 
-/// How long a process that was just started may take to become a container's proxy.
-const PROXY_DEADLINE: Duration = Duration::from_secs(10);
+/// Time limit for a new process to become a container's proxy.
+const PROXY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why a namespace cannot be joined.
+/// The reason why a namespace cannot be joined.
 #[derive(Debug, Error)]
 pub(crate) enum JoinError {
     #[error(
@@ -38,40 +36,40 @@ pub(crate) enum JoinError {
     )]
     Foreign { kind: LinuxNamespaceType, path: PathBuf },
     #[error("joining the mount namespace of container {0} is not supported: a container has mounts of its own")]
-    Mounts(ContainerId),
+    MountNamespace(ContainerId),
     #[error("container {0}, whose user namespace is to be joined, has none of its own")]
-    NoUsers(ContainerId),
+    NoUserNamespace(ContainerId),
     #[error(
         "user namespaces enabled, but both namespace path and non-matching mapping specified -- you may only provide one \
         (the namespace is container {0}'s)"
     )]
-    Mappings(ContainerId),
+    MappingMismatch(ContainerId),
     #[error("container {id}, whose {kind} namespace is to be joined, is not running")]
     Stopped { kind: LinuxNamespaceType, id: ContainerId },
     #[error("the containers {0} and {1}, whose namespaces are to be joined, are in different machines")]
-    Machines(ContainerId, ContainerId),
+    DifferentSandboxes(ContainerId, ContainerId),
     #[error("find the control socket of container {id}")]
     Socket { id: ContainerId, source: io::Error },
-    #[error("lead {} to the control socket of another container", path.display())]
+    #[error("link {} to the control socket of another container", path.display())]
     Link { path: PathBuf, source: io::Error },
     #[error(transparent)]
     State(#[from] StateError),
 }
 
-/// The sandbox that a new container is made in.
+/// The sandbox of other containers in which a new container is created.
 #[derive(Debug)]
 pub(crate) struct SharedSandbox {
     /// Its control socket.
     socket: PathBuf,
-    /// The namespaces that are joined, and the container that each belongs to.
+    /// The joined namespaces, with the container that each belongs to.
     namespaces: Vec<(LinuxNamespaceType, ContainerId)>,
 }
 
 impl SharedSandbox {
-    /// Finds the sandbox that the specification's namespaces are in, if they are in any.
+    /// Finds the sandbox of the namespaces that the specification joins; `None` if it joins none.
     ///
     /// # Errors
-    /// A namespace cannot be joined, or they are in different sandboxes.
+    /// A namespace cannot be joined, or the namespaces are in different sandboxes.
     pub(crate) fn of(spec: &Spec, store: &Store) -> Result<Option<Self>, JoinError> {
         let mut shared: Option<Self> = None;
         for (kind, path) in namespaces::existing(spec) {
@@ -79,39 +77,42 @@ impl SharedSandbox {
             let shared = shared.get_or_insert_with(|| Self { socket: socket.clone(), namespaces: Vec::new() });
             if shared.socket != socket {
                 let (_, first) = shared.namespaces.swap_remove(0);
-                return Err(JoinError::Machines(first, id));
+                return Err(JoinError::DifferentSandboxes(first, id));
             }
             shared.namespaces.push((kind, id));
         }
         Ok(shared)
     }
 
-    /// Sets the id mappings of the user namespace that is joined, if one is. Engines may have set them already.
+    /// Copies the id mappings of a joined user namespace to the specification, which may contain them already.
+    ///
+    /// # Errors
+    /// The joined container has no user namespace, or the specification has different mappings.
     pub(crate) fn set_id_mappings(&self, spec: &mut Spec, store: &Store, log: &Log) -> Result<(), JoinError> {
         let Some(id) = self.container_of(LinuxNamespaceType::User) else { return Ok(()) };
         let theirs = store.spec(id)?;
         if !has_namespace(&theirs, LinuxNamespaceType::User) {
-            return Err(JoinError::NoUsers(id.clone()));
+            return Err(JoinError::NoUserNamespace(id.clone()));
         }
         let (theirs, Some(linux)) = (mappings(theirs.linux().as_ref()), spec.linux_mut().as_mut()) else {
             return Ok(());
         };
         match mappings(Some(linux)) {
             own if own == [const { Vec::new() }; 2] => {}
-            own if own == theirs => log.warn("a user namespace to join has its mappings: they need not be specified"),
-            _ => return Err(JoinError::Mappings(id.clone())),
+            own if own == theirs => log.warn("the id mappings of a joined user namespace need not be specified"),
+            _ => return Err(JoinError::MappingMismatch(id.clone())),
         }
         let [uids, gids] = theirs;
         linux.set_uid_mappings(Some(uids)).set_gid_mappings(Some(gids));
         Ok(())
     }
 
-    /// The container whose namespace of this kind is joined.
+    /// Returns the container whose namespace of this kind is joined.
     fn container_of(&self, kind: LinuxNamespaceType) -> Option<&ContainerId> {
         self.namespaces.iter().find(|(joined, _)| *joined == kind).map(|(_, id)| id)
     }
 
-    /// Whether the container is in another one's network namespace.
+    /// Whether the new container joins a network namespace.
     pub(crate) fn has_network(&self) -> bool {
         self.container_of(LinuxNamespaceType::Network).is_some()
     }
@@ -129,46 +130,46 @@ impl SharedSandbox {
     /// Links the control socket into `dir`, the container's directory.
     pub(crate) fn link(&self, dir: &Path) -> Result<(), JoinError> {
         let path = dir.join(CONTROL_SOCKET);
-        // A killed `create` of the same container may have left one.
+        // A killed `create` of the same container may have left a link.
         let _ = fs::remove_file(&path);
         symlink(&self.socket, &path).map_err(|source| JoinError::Link { path, source })
     }
 }
 
-/// Makes `vmm` the proxy of the container that was made over `connection`: it ends with the container. `connection` is replaced by
-/// a new one.
+/// Makes `vmm` the proxy of the container that was created over `connection`: it ends with the container. The proxy gets the
+/// connection, and `connection` gets a new one.
 pub(crate) fn become_proxy(
     vmm: &Vmm,
     connection: &mut Connection,
     id: &ContainerId,
     dir: &Path,
 ) -> Result<(), RequestError> {
-    let mut container_proxy = Client::from_stream(vmm.control.try_clone().map_err(RequestError::Wait)?);
+    let mut proxy = Client::from_stream(vmm.control.try_clone().map_err(RequestError::Wait)?);
     let request = Request::Join { container: id.to_string() };
-    container_proxy.call(&request, &[connection.client.as_fd()], Some(PROXY_DEADLINE))?;
+    proxy.call(&request, &[connection.client.as_fd()], Some(PROXY_TIMEOUT))?;
     connection.client = control(dir)?;
-    // The proxy ends with the container, perhaps before the shared sandbox reports that end over the new connection.
+    // The end of the proxy is not waited for: it may come before the shared sandbox reports the end of the container.
     connection.vmm = None;
     Ok(())
 }
 
-/// Waits until the shared sandbox has removed a container whose process on the host is gone.
-pub(crate) fn await_end(record: &Record, dir: &Path) {
+/// Waits until the shared sandbox has removed a container whose proxy has ended.
+pub(crate) fn wait_for_removal(record: &Record, dir: &Path) {
     let Ok(mut client) = control(dir) else { return };
     let process = ProcessId { container: record.id.clone(), exec: None };
-    // Answered when it ends, or with a failure when there is no such container any more.
-    let _ = client.call(&Request::Wait { process }, &[], Some(END_PATIENCE));
+    // The answer comes when the container ends; it is a failure if the container is removed already.
+    let _ = client.call(&Request::Wait { process }, &[], Some(END_TIMEOUT));
 }
 
-/// The mappings of users and of groups.
+/// Returns the mappings of user ids and of group ids.
 fn mappings(linux: Option<&Linux>) -> [Vec<LinuxIdMapping>; 2] {
     let list = |list: fn(&Linux) -> &Option<Vec<LinuxIdMapping>>| linux.and_then(|linux| list(linux).clone());
     [list(Linux::uid_mappings), list(Linux::gid_mappings)].map(Option::unwrap_or_default)
 }
 
-/// The container whose namespace `path` is, and its machine's control socket.
+/// Returns the container that the namespace `path` belongs to, and the control socket of its machine.
 fn find(store: &Store, kind: LinuxNamespaceType, path: &Path) -> Result<Option<(ContainerId, PathBuf)>, JoinError> {
-    let record = pid_in(path).map(|pid| of_pid(store, pid)).transpose()?.flatten();
+    let record = pid_in(path).map(|pid| container_with_pid(store, pid)).transpose()?.flatten();
     let Some((id, record)) = record else {
         return match kind {
             LinuxNamespaceType::Network => Ok(None),
@@ -176,7 +177,7 @@ fn find(store: &Store, kind: LinuxNamespaceType, path: &Path) -> Result<Option<(
         };
     };
     if kind == LinuxNamespaceType::Mount {
-        return Err(JoinError::Mounts(id));
+        return Err(JoinError::MountNamespace(id));
     }
     if !matches!(record.phase_now(), Phase::Created | Phase::Running) {
         return Err(JoinError::Stopped { kind, id });
@@ -187,18 +188,19 @@ fn find(store: &Store, kind: LinuxNamespaceType, path: &Path) -> Result<Option<(
     }
 }
 
-/// The pid in `/proc/PID/ns/KIND`.
+/// Returns the pid in a path `/proc/PID/ns/KIND`.
 fn pid_in(path: &Path) -> Option<i32> {
     let mut parts = path.strip_prefix("/proc").ok()?.components();
     let pid = parts.next()?.as_os_str().to_str()?.parse().ok()?;
     (parts.next()?.as_os_str() == "ns").then_some(pid)
 }
 
-fn of_pid(store: &Store, pid: i32) -> Result<Option<(ContainerId, Box<Record>)>, JoinError> {
+/// Returns the container whose process on the host has this pid.
+fn container_with_pid(store: &Store, pid: i32) -> Result<Option<(ContainerId, Box<Record>)>, JoinError> {
     for id in store.ids()? {
         match store.record(&id) {
-            Ok(record) if record.vmm.pid == pid && record.of_this_boot() => return Ok(Some((id, record))),
-            // One that was deleted meanwhile is not it.
+            Ok(record) if record.vmm.pid == pid && record.is_of_this_boot() => return Ok(Some((id, record))),
+            // A container that was deleted meanwhile is skipped.
             _ => {}
         }
     }
@@ -213,7 +215,7 @@ mod tests {
     use super::*;
     use crate::host::process::{HostProcess, boot_id};
 
-    /// A store with containers that run as this process, each in a machine of its own.
+    /// Makes a store with running containers, each with a machine of its own. This process stands for their VMMs.
     fn store(ids: &[&str]) -> (tempfile::TempDir, Store) {
         let root = tempfile::tempdir().unwrap();
         let own = HostProcess::of(i32::try_from(std::process::id()).unwrap()).unwrap();
@@ -244,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_s_namespaces_lead_to_its_machine() {
+    fn the_sandbox_of_a_joined_namespace_is_found_and_linked() {
         let (root, store) = store(&["web"]);
         let mut spec = spec(&[(LinuxNamespaceType::Network, own("net")), (LinuxNamespaceType::Ipc, own("ipc"))]);
         let shared = SharedSandbox::of(&spec, &store).unwrap().unwrap();
@@ -261,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_container_s_is_the_hosts() {
+    fn a_namespace_of_no_container_is_refused_unless_it_is_a_network() {
         let (_root, store) = store(&[]);
         let of =
             |kind, path: String| SharedSandbox::of(&spec(&[(kind, path)]), &store).map_err(|error| error.to_string());
@@ -273,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_joined_is_named() {
+    fn a_namespace_that_cannot_be_joined_is_refused_with_its_container() {
         let (root, store) = store(&["web"]);
         let of = |kind, path: String| SharedSandbox::of(&spec(&[(kind, path)]), &store).unwrap_err().to_string();
         assert!(of(LinuxNamespaceType::Mount, own("mnt")).contains("of container web is not supported"));

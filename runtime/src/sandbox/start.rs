@@ -1,4 +1,4 @@
-//! Starting the program of a container.
+//! Starts the program of a container.
 
 use std::time::Duration;
 
@@ -17,10 +17,10 @@ use super::vmm_process::{VmmError, kill};
 use crate::base::container_id::ContainerId;
 use crate::host::hooks::{self, HookError};
 
-/// How long the guest may take to execute a program.
-const START_DEADLINE: Duration = Duration::from_secs(30);
+/// Time limit for the guest to execute a program.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Why a container was not started. Where runc has words for it, they are runc's.
+/// The reason why a container was not started. Where runc has a message for it, it is runc's.
 #[derive(Debug, Error)]
 pub(crate) enum StartError {
     #[error("cannot start an already running container")]
@@ -46,7 +46,7 @@ pub(crate) enum StartError {
 }
 
 impl StartError {
-    /// The exit status of a command that fails with it, where that does not depend on the command.
+    /// The exit status of a command that fails with this error; `None` if it depends on the command.
     pub(crate) fn exit_code(&self) -> Option<u8> {
         match self {
             Self::Request(error) => error.exit_code(),
@@ -58,16 +58,19 @@ impl StartError {
     }
 }
 
-/// Starts a container that an earlier command has created. If a poststart hook fails, its VMM is killed.
+/// Starts a container that an earlier command has created.
+///
+/// # Errors
+/// The container is not in the phase `created`, or a step failed. If a poststart hook failed, the VMM is killed.
 pub(crate) fn start(store: &Store, id: &ContainerId) -> Result<(), StartError> {
     let locked = store.lock(id)?;
     let mut record = store.record(id)?;
     check(status(&record, &locked.dir))?;
     let mut client = control(&locked.dir).map_err(RequestError::from)?;
-    // Some engines make the interfaces between create and start.
+    // Some engines create the interfaces between create and start.
     interfaces::update(&mut client, &locked, &mut record)?;
     let request = Request::Start { container: record.id.clone() };
-    client.call(&request, &[], Some(START_DEADLINE)).map_err(RequestError::from)?;
+    client.call(&request, &[], Some(START_TIMEOUT)).map_err(RequestError::from)?;
     record.phase = Phase::Running;
     locked.write(&record)?;
     match hooks::run_poststart(record.hook_container()) {
@@ -79,10 +82,13 @@ pub(crate) fn start(store: &Store, id: &ContainerId) -> Result<(), StartError> {
     }
 }
 
-/// Starts a container that this process has just created, over the connection that it was made over.
+/// Starts a container that this process has just created, over the connection that created it.
+///
+/// # Errors
+/// The program cannot be executed, or a poststart hook failed. The caller drops the container, which undoes it.
 pub(crate) fn start_created(container: &mut Container) -> Result<(), StartError> {
     let request = Request::Start { container: container.id.to_string() };
-    let result = container.connection.call(&request, &[], "start the container's program", START_DEADLINE);
+    let result = container.connection.call(&request, &[], "start the container's program", START_TIMEOUT);
     result.map_err(|error| container.explain(error))?;
     container.record.phase = Phase::Running;
     container.locked().write(&container.record)?;

@@ -1,9 +1,8 @@
-//! What is known of a container between commands: `ROOT/ID/state.json`, replaced as a whole by rename, and the specification it
-//! was made by, which never changes.
+//! The directories of containers. Each has a record, `ROOT/ID/state.json`, which is replaced as a whole by rename, and a copy of the
+//! specification that the container was created from, which never changes.
 //!
-//! `create`, `start`, `update` and `delete` hold the container's lock, so of two such commands one waits for the other.
-//! Commands that only read, and those the VMM serialises anyway (`kill`, `exec`, `pause`), need none: a container whose
-//! `start` hangs can still be killed.
+//! `create`, `start`, `update` and `delete` hold the container's lock, so that one such command waits for another. Commands that only
+//! read, and those that the VMM serializes (`kill`, `exec`, `pause`), take no lock: a container whose `start` hangs can be killed.
 
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -25,18 +24,18 @@ use crate::sandbox::record::{Phase, Record};
 use crate::spec::sizing::Size;
 
 const STATE_FILE: &str = "state.json";
-/// A copy: the bundle's own may change, or go.
+/// A copy of the specification, since the bundle may change or be removed.
 const SPEC_FILE: &str = "config.json";
 const LOCK_FILE: &str = "lock";
 
-/// Why a container's state cannot be read or changed.
+/// The reason why a container's state cannot be read or changed.
 #[derive(Debug, Error)]
 pub(crate) enum StateError {
     #[error("container does not exist")]
     NotFound,
     #[error("container with given ID already exists")]
     Exists,
-    #[error("{} is no directory of ours", .0.display())]
+    #[error("{} is not a directory that this user owns", .0.display())]
     Foreign(PathBuf),
     #[error("{step} {}", path.display())]
     Io { step: &'static str, path: PathBuf, source: io::Error },
@@ -46,10 +45,10 @@ pub(crate) enum StateError {
     Spec { path: PathBuf, source: serde_json::Error },
 }
 
-/// What a container's directory holds.
-pub(crate) enum Found {
+/// The state that is stored for a container.
+pub(crate) enum StoredState {
     Record(Box<Record>),
-    /// A torn or corrupt file: the container counts as stopped and can be deleted.
+    /// The file is incomplete or corrupt. The container counts as stopped and can be deleted.
     Damaged,
 }
 
@@ -59,9 +58,9 @@ pub(crate) struct Store {
     root: PathBuf,
 }
 
-/// A container's directory, locked until dropped.
+/// A container's directory, which is locked until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Locked {
+pub(crate) struct LockedDir {
     pub(crate) dir: PathBuf,
     lock: Flock<File>,
 }
@@ -86,65 +85,66 @@ impl Store {
         self.root.join(id.as_str())
     }
 
-    /// Makes the directory of a new container and locks it.
+    /// Creates and locks the directory of a new container. A directory without `state.json`, which a killed `create` left, is reused.
     ///
-    /// Of two commands that want the same id, the one that gets the lock first wins; a directory without `state.json`
-    /// is what a killed `create` left and is taken over.
-    pub(crate) fn claim(&self, id: &ContainerId) -> Result<Locked, StateError> {
+    /// # Errors
+    /// The container exists: of two commands with the same id, the first that gets the lock succeeds. Or the directory cannot be
+    /// created, or another user owns it.
+    pub(crate) fn claim(&self, id: &ContainerId) -> Result<LockedDir, StateError> {
         let dir = self.dir(id);
         make_private_dir_all(&self.root)?;
         loop {
             match DirBuilder::new().mode(0o700).create(&dir) {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => check_ours(&dir)?,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => check_owner(&dir)?,
                 result => result.map_err(io_error("create", &dir))?,
             }
-            let Some(locked) = Locked::take(&dir, true)? else { continue };
+            let Some(locked) = LockedDir::acquire(&dir, true)? else { continue };
             return if dir.join(STATE_FILE).symlink_metadata().is_ok() { Err(StateError::Exists) } else { Ok(locked) };
         }
     }
 
-    /// Locks an existing container, waiting for the command that holds it.
-    pub(crate) fn lock(&self, id: &ContainerId) -> Result<Locked, StateError> {
-        Locked::take(&self.dir(id), false)?.ok_or(StateError::NotFound)
+    /// Locks an existing container. Waits for a command that holds the lock.
+    pub(crate) fn lock(&self, id: &ContainerId) -> Result<LockedDir, StateError> {
+        LockedDir::acquire(&self.dir(id), false)?.ok_or(StateError::NotFound)
     }
 
-    /// Locks whatever is left of a container, even if it never had a state.
-    pub(crate) fn lock_remains(&self, id: &ContainerId) -> Result<Locked, StateError> {
-        Locked::take(&self.dir(id), true)?.ok_or(StateError::NotFound)
+    /// Locks the directory of a container even if it has no state.
+    pub(crate) fn lock_remains(&self, id: &ContainerId) -> Result<LockedDir, StateError> {
+        LockedDir::acquire(&self.dir(id), true)?.ok_or(StateError::NotFound)
     }
 
-    /// Reads a container's state.
-    pub(crate) fn find(&self, id: &ContainerId) -> Result<Found, StateError> {
+    /// Reads the state that is stored for a container.
+    pub(crate) fn find(&self, id: &ContainerId) -> Result<StoredState, StateError> {
         let path = self.dir(id).join(STATE_FILE);
         match fs::read(&path) {
             Ok(bytes) => Ok(match serde_json::from_slice::<Record>(&bytes) {
-                Ok(record) if record.id == id.as_str() => Found::Record(Box::new(record)),
-                _ => Found::Damaged,
+                Ok(record) if record.id == id.as_str() => StoredState::Record(Box::new(record)),
+                _ => StoredState::Damaged,
             }),
-            Err(error) if absent(&error) => Err(StateError::NotFound),
+            Err(error) if is_absent(&error) => Err(StateError::NotFound),
             Err(error) => Err(io_error("read", &path)(error)),
         }
     }
 
-    /// The record of a container that must have a readable one.
+    /// Reads the record of a container. If it is damaged, a record of a stopped container takes its place.
     pub(crate) fn record(&self, id: &ContainerId) -> Result<Box<Record>, StateError> {
         match self.find(id)? {
-            Found::Record(record) => Ok(record),
-            Found::Damaged => Ok(Box::new(damaged(id, &self.dir(id)))),
+            StoredState::Record(record) => Ok(record),
+            StoredState::Damaged => Ok(Box::new(damaged(id, &self.dir(id)))),
         }
     }
 
-    /// The specification that a container was made by.
+    /// Reads the specification that a container was created from.
     pub(crate) fn spec(&self, id: &ContainerId) -> Result<Spec, StateError> {
         let path = self.dir(id).join(SPEC_FILE);
         let text = fs::read(&path).map_err(io_error("read", &path))?;
         serde_json::from_slice(&text).map_err(|source| StateError::Spec { path, source })
     }
 
-    /// Ids of all containers, sorted.
+    /// Returns the ids of all containers, sorted.
     pub(crate) fn ids(&self) -> Result<Vec<ContainerId>, StateError> {
         let entries = match fs::read_dir(&self.root) {
-            Err(error) if absent(&error) => return Ok(Vec::new()),
+            Err(error) if is_absent(&error) => return Ok(Vec::new()),
             result => result.map_err(io_error("list", &self.root))?,
         };
         let ids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<ContainerId>().ok());
@@ -154,14 +154,14 @@ impl Store {
     }
 }
 
-impl Locked {
-    /// Locks the container in `dir`; `None` if it was removed, then or while waiting.
-    fn take(dir: &Path, create: bool) -> Result<Option<Self>, StateError> {
+impl LockedDir {
+    /// Locks `dir`; `None` if the container does not exist or was removed while this waited. `create` creates a missing lock file.
+    fn acquire(dir: &Path, create: bool) -> Result<Option<Self>, StateError> {
         let path = dir.join(LOCK_FILE);
         let flags = nix::libc::O_NOFOLLOW | nix::libc::O_CLOEXEC;
         let file = OpenOptions::new().write(true).create(create).mode(0o600).custom_flags(flags).open(&path);
         let mut file = match file {
-            Err(error) if absent(&error) => return Ok(None),
+            Err(error) if is_absent(&error) => return Ok(None),
             result => result.map_err(io_error("open", &path))?,
         };
         let lock = loop {
@@ -175,14 +175,14 @@ impl Locked {
         Ok((links > 0).then(|| Self { dir: dir.to_owned(), lock }))
     }
 
-    /// Keeps the specification for later commands.
+    /// Stores the specification for later commands.
     pub(crate) fn write_spec(&self, spec: &Spec) -> Result<(), StateError> {
         let path = self.dir.join(SPEC_FILE);
         let bytes = serde_json::to_vec(spec).map_err(|source| StateError::Encode { path: path.clone(), source })?;
         fs::write(&path, bytes).map_err(io_error("write", &path))
     }
 
-    /// Replaces the state as a whole.
+    /// Replaces the record.
     pub(crate) fn write(&self, record: &Record) -> Result<(), StateError> {
         let path = self.dir.join(STATE_FILE);
         let bytes = serde_json::to_vec(record).map_err(|source| StateError::Encode { path: path.clone(), source })?;
@@ -191,7 +191,7 @@ impl Locked {
         fs::rename(&temporary, &path).map_err(io_error("replace", &path))
     }
 
-    /// Removes the container's directory and all in it, and lets the lock go.
+    /// Removes the container's directory with its content, and releases the lock.
     pub(crate) fn remove(self) -> Result<(), StateError> {
         remove_dir(&self.dir)?;
         drop(self.lock);
@@ -207,9 +207,9 @@ pub(crate) fn remove_dir(dir: &Path) -> Result<(), StateError> {
     }
     remove(&dir.join(LOCK_FILE))?;
     match fs::remove_dir(dir) {
-        // A `create` that waited for the directory has it now.
+        // A `create` that waited for the lock uses the directory now.
         Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
-        Err(error) if !absent(&error) => Err(io_error("remove", dir)(error)),
+        Err(error) if !is_absent(&error) => Err(io_error("remove", dir)(error)),
         _ => Ok(()),
     }
 }
@@ -220,12 +220,12 @@ fn remove(path: &Path) -> Result<(), StateError> {
         _ => fs::remove_file(path),
     };
     match result {
-        Err(error) if !absent(&error) => Err(io_error("remove", path)(error)),
+        Err(error) if !is_absent(&error) => Err(io_error("remove", path)(error)),
         _ => Ok(()),
     }
 }
 
-fn absent(error: &io::Error) -> bool {
+fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
@@ -236,17 +236,17 @@ fn make_private_dir_all(path: &Path) -> Result<(), StateError> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io_error("create", path))
 }
 
-/// A directory that somebody else planted, or a link in its place, is not written to.
-fn check_ours(dir: &Path) -> Result<(), StateError> {
+/// Refuses a directory of another user and a symbolic link, so that another user cannot choose where files are written.
+fn check_owner(dir: &Path) -> Result<(), StateError> {
     match dir.symlink_metadata() {
-        Err(error) if absent(&error) => Ok(()),
+        Err(error) if is_absent(&error) => Ok(()),
         Err(error) => Err(io_error("examine", dir)(error)),
         Ok(metadata) if metadata.is_dir() && metadata.uid() == nix::unistd::geteuid().as_raw() => Ok(()),
         Ok(_) => Err(StateError::Foreign(dir.into())),
     }
 }
 
-/// What is left to tell of a container whose file cannot be read.
+/// Makes the record of a container whose stored state is damaged.
 fn damaged(id: &ContainerId, dir: &Path) -> Record {
     Record {
         id: id.to_string(),

@@ -34,7 +34,7 @@ fn record() -> Record {
 }
 
 #[test]
-fn a_claimed_id_is_taken_once_its_state_is_written_and_free_again_when_removed() {
+fn an_id_is_in_use_from_the_first_write_until_the_removal() {
     let (_guard, store, id) = store();
     let locked = store.claim(&id).unwrap();
     assert!(matches!(store.find(&id), Err(StateError::NotFound)));
@@ -49,14 +49,14 @@ fn a_claimed_id_is_taken_once_its_state_is_written_and_free_again_when_removed()
 }
 
 #[test]
-fn what_a_killed_create_left_is_taken_over() {
+fn the_directory_that_a_killed_create_left_is_reused() {
     let (_guard, store, id) = store();
     drop(store.claim(&id).unwrap());
     store.claim(&id).unwrap();
 }
 
 #[test]
-fn remains_without_state_or_lock_can_be_locked_and_removed() {
+fn a_directory_without_state_or_lock_file_can_be_locked_and_removed() {
     let (_guard, store, id) = store();
     assert!(matches!(store.lock_remains(&id), Err(StateError::NotFound)));
     fs::create_dir_all(store.dir(&id)).unwrap();
@@ -66,7 +66,7 @@ fn remains_without_state_or_lock_can_be_locked_and_removed() {
 }
 
 #[test]
-fn a_command_that_waited_for_a_deleted_container_sees_that_it_is_gone() {
+fn a_command_that_waits_for_the_lock_gets_not_found_after_a_delete() {
     let (_guard, store, id) = store();
     let locked = store.claim(&id).unwrap();
     locked.write(&record()).unwrap();
@@ -80,7 +80,7 @@ fn a_command_that_waited_for_a_deleted_container_sees_that_it_is_gone() {
 }
 
 #[test]
-fn only_a_living_vmm_of_this_boot_is_running() {
+fn a_container_runs_only_with_a_living_vmm_of_this_boot() {
     let mut record = record();
     assert_eq!(record.phase_now(), Phase::Running);
     record.vmm.start_time += 1;
@@ -91,19 +91,19 @@ fn only_a_living_vmm_of_this_boot_is_running() {
 }
 
 #[test]
-fn a_torn_or_foreign_state_is_a_stopped_container_that_can_be_removed() {
+fn a_container_with_a_damaged_state_is_stopped_and_can_be_removed() {
     let (_guard, store, id) = store();
     for text in ["", "{\"id\":\"web\",\"phase\":\"run", "{\"id\":\"other\"}", "\0\0\0"] {
         let locked = store.claim(&id).unwrap();
         fs::write(locked.dir.join(STATE_FILE), text).unwrap();
-        assert!(matches!(store.find(&id).unwrap(), Found::Damaged), "{text}");
+        assert!(matches!(store.find(&id).unwrap(), StoredState::Damaged), "{text}");
         assert_eq!(store.record(&id).unwrap().phase_now(), Phase::Stopped);
         locked.remove().unwrap();
     }
 }
 
 #[test]
-fn a_planted_link_is_not_followed() {
+fn a_symbolic_link_in_place_of_the_directory_is_refused() {
     let (guard, store, id) = store();
     let elsewhere = guard.path().join("elsewhere");
     fs::create_dir_all(&elsewhere).unwrap();
@@ -114,7 +114,7 @@ fn a_planted_link_is_not_followed() {
 }
 
 #[test]
-fn a_root_that_cannot_be_made_is_an_error_with_its_path() {
+fn a_root_that_cannot_be_created_is_an_error_with_its_path() {
     let (guard, _, id) = store();
     let file = guard.path().join("file");
     fs::write(&file, "").unwrap();

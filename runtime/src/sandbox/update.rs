@@ -1,4 +1,4 @@
-//! Changing the limits of a container, and with them the size of its machine.
+//! Changes the limits of a container, and with them the size of its machine.
 
 use std::path::Path;
 use std::time::Duration;
@@ -22,13 +22,13 @@ use crate::spec::limits::Limits;
 use crate::spec::resources::{ResourcesError, merge, remove_kernel_memory};
 use crate::spec::sizing::{Size, SizeError, changed_memory, changed_vcpus};
 
-/// How long a guest may take to set limits: one below what is in use has memory written back or somebody killed.
-const UPDATE_DEADLINE: Duration = Duration::from_secs(30);
+/// Time limit for a guest to set limits. A memory limit below the current use makes its kernel reclaim memory or kill a process.
+const UPDATE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a guest may take to get or give back all of the memory; the VMM watches that it gets on with it.
-const MEMORY_DEADLINE: Duration = Duration::from_secs(120);
+/// Time limit for a guest to plug or unplug memory. The VMM checks that it makes progress.
+const MEMORY_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Why limits were not changed.
+/// The reason why limits were not changed.
 #[derive(Debug, Error)]
 pub(crate) enum UpdateError {
     #[error("container not running")]
@@ -46,7 +46,7 @@ pub(crate) enum UpdateError {
 }
 
 impl UpdateError {
-    /// The exit status of a command that fails with it, where that does not depend on the command.
+    /// The exit status of a command that fails with this error; `None` if it depends on the command.
     pub(crate) fn exit_code(&self) -> Option<u8> {
         match self {
             Self::Request(error) => error.exit_code(),
@@ -55,10 +55,10 @@ impl UpdateError {
     }
 }
 
-/// Changes the limits by `change`, which is `linux.resources` of which any part may be missing.
+/// Changes the limits that `change` contains: `linux.resources`, of which any part may be missing.
 ///
 /// # Errors
-/// A limit could not be set. Then those from before are set again, as far as that is possible.
+/// A limit could not be set. The previous limits are then restored as far as possible.
 pub(crate) fn update(context: &Context, id: &ContainerId, change: Value) -> Result<(), UpdateError> {
     let locked = context.store.lock(id)?;
     let mut record = context.store.record(id)?;
@@ -76,15 +76,15 @@ pub(crate) fn update(context: &Context, id: &ContainerId, change: Value) -> Resu
     match &applied {
         Ok(()) => record.resources = after.linux().as_ref().and_then(|linux| linux.resources().clone()),
         Err(_) => {
-            // Half an update is none. What was there before could be set once.
-            let _ = apply(&locked.dir, &mut record, &before, wanted.back_to(machine));
+            // A partial update is undone. The caller gets the first failure; a failure to undo is ignored.
+            let _ = apply(&locked.dir, &mut record, &before, wanted.reverted_to(machine));
         }
     }
     locked.write(&record)?;
     applied
 }
 
-/// The specification with the limits as they are now.
+/// Returns the specification with the current limits.
 fn current(store: &Store, id: &ContainerId, record: &Record) -> Result<Spec, StateError> {
     let spec = store.spec(id)?;
     Ok(match &record.resources {
@@ -101,7 +101,7 @@ fn with_resources(spec: &Spec, resources: LinuxResources) -> Spec {
     spec
 }
 
-/// What of a machine's size is to change.
+/// A change of a machine's size. `None` leaves a part as it is.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 struct Resize {
     memory_mib: Option<u64>,
@@ -109,17 +109,17 @@ struct Resize {
 }
 
 impl Resize {
-    /// What follows from a change of the container's limits.
+    /// Derives the change from that of the container's limits.
     fn between(before: &Spec, after: &Spec, machine: Size) -> Result<Self, SizeError> {
         Ok(Self { memory_mib: changed_memory(before, after)?, vcpus: changed_vcpus(before, after, machine) })
     }
 
-    /// The same, to what it was before.
-    fn back_to(self, machine: Size) -> Self {
+    /// Returns the change that restores the previous size `machine`.
+    fn reverted_to(self, machine: Size) -> Self {
         Self { memory_mib: self.memory_mib.map(|_| machine.memory_mib), vcpus: self.vcpus.map(|_| machine.vcpus) }
     }
 
-    /// What makes the machine larger, and what makes it smaller.
+    /// Splits the change into the parts that make the machine larger and smaller.
     fn split(self, machine: Size) -> (Self, Self) {
         let grown = Self {
             memory_mib: self.memory_mib.filter(|mib| *mib > machine.memory_mib),
@@ -132,19 +132,19 @@ impl Resize {
         (grown, shrunk)
     }
 
-    /// How large the machine is to be.
-    fn of(self, machine: Size) -> Size {
+    /// Returns the size of the machine after the change.
+    fn applied_to(self, machine: Size) -> Size {
         Size { memory_mib: self.memory_mib.unwrap_or(machine.memory_mib), vcpus: self.vcpus.unwrap_or(machine.vcpus) }
     }
 }
 
-/// Sets the limits of the container in the guest, which checks them, and those of its VMM. Its machine becomes larger before
-/// limits are raised, and smaller after they were lowered.
+/// Sets the limits of the container in the guest, which validates them, and those of its VMM. The machine grows before the limits
+/// are set and shrinks afterwards.
 fn apply(dir: &Path, record: &mut Record, spec: &Spec, resize: Resize) -> Result<(), UpdateError> {
     let mut client = control(dir).map_err(RequestError::from)?;
     let (grown, shrunk) = resize.split(record.machine);
     if grown != Resize::default() {
-        limit_vmm(record, spec, grown.of(record.machine))?;
+        limit_vmm(record, spec, grown.applied_to(record.machine))?;
         set_size(&mut client, grown, &mut record.machine)?;
     }
     limit_container(&mut client, record, spec)?;
@@ -152,11 +152,12 @@ fn apply(dir: &Path, record: &mut Record, spec: &Spec, resize: Resize) -> Result
     limit_vmm(record, spec, record.machine)
 }
 
-/// Resizes the machine. Where the guest does not get as far as it should have grown, it may still have as much.
+/// Resizes the machine. Before a part grows, `machine` is set to the new size, so that it covers what the guest may have got if the
+/// request fails.
 fn set_size(client: &mut Client, resize: Resize, machine: &mut Size) -> Result<(), UpdateError> {
     if let Some(count) = resize.vcpus {
         machine.vcpus = machine.vcpus.max(count);
-        client.call(&Request::SetVcpus { count }, &[], Some(UPDATE_DEADLINE)).map_err(RequestError::from)?;
+        client.call(&Request::SetVcpus { count }, &[], Some(UPDATE_TIMEOUT)).map_err(RequestError::from)?;
         machine.vcpus = count;
     }
     if let Some(mib) = resize.memory_mib {
@@ -174,22 +175,22 @@ fn limit_container(client: &mut Client, record: &Record, spec: &Spec) -> Result<
     }
     let resources = guest.linux().as_ref().and_then(|linux| linux.resources().clone()).unwrap_or_default();
     let request = Request::Update { container: record.id.clone(), resources: Box::new(resources) };
-    client.call(&request, &[], Some(UPDATE_DEADLINE)).map_err(RequestError::from)?;
+    client.call(&request, &[], Some(UPDATE_TIMEOUT)).map_err(RequestError::from)?;
     Ok(())
 }
 
-/// Has the machine grow or shrink: the memory that it has then, in MiB.
+/// Resizes the machine's memory. `mib` and the returned size, which the machine has afterwards, are in MiB.
 fn set_memory(client: &mut Client, mib: u64, machine: Size) -> Result<u64, RequestError> {
-    // Its VMM may use as much of the host as this says, so it is not taken at its word: memory comes in blocks of 2 MiB, and
-    // what is not given back was there before.
-    let most = (mib + 1).max(machine.memory_mib);
-    match client.call(&Request::SetMemory { mib }, &[], Some(MEMORY_DEADLINE))? {
-        Reply::Memory(mib) if mib <= most => Ok(mib),
-        _ => Err(RequestError::Confused),
+    // The VMM's limit on the host follows from the reply, so it is validated: memory comes in blocks of 2 MiB, and memory that was
+    // not unplugged was plugged before.
+    let max = (mib + 1).max(machine.memory_mib);
+    match client.call(&Request::SetMemory { mib }, &[], Some(MEMORY_TIMEOUT))? {
+        Reply::Memory(mib) if mib <= max => Ok(mib),
+        _ => Err(RequestError::UnexpectedReply),
     }
 }
 
-/// Limits the VMM to what a machine of this size may need.
+/// Limits the VMM to what a machine of this size needs.
 fn limit_vmm(record: &Record, spec: &Spec, machine: Size) -> Result<(), UpdateError> {
     Ok(placement::update(&record.cgroup, record.scope.as_ref(), &Limits::of(spec, machine))?)
 }
@@ -204,19 +205,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_vmm_does_not_give_itself_more_of_the_host() {
+    fn a_reply_with_more_memory_than_was_requested_is_refused() {
         let machine = Size { memory_mib: 512, vcpus: 1 };
-        let asked = |mib, said| {
+        let memory_after = |mib, reply| {
             let (ours, mut vmm) = UnixStream::pair().unwrap();
-            // The first request of a connection has this id.
-            frame::write(&mut vmm, &Answer { id: 1, result: Ok(said) }).unwrap();
+            // The first request of a connection has the id 1.
+            frame::write(&mut vmm, &Answer { id: 1, result: Ok(reply) }).unwrap();
             set_memory(&mut Client::from_stream(ours), mib, machine).ok()
         };
-        assert_eq!(asked(1023, Reply::Memory(1024)), Some(1024), "blocks are of 2 MiB");
-        assert_eq!(asked(256, Reply::Memory(512)), Some(512), "nothing was given back");
-        for (mib, said) in [(1023, 1025), (256, 513), (1024, u64::MAX)] {
-            assert_eq!(asked(mib, Reply::Memory(said)), None, "{mib}, {said}");
+        assert_eq!(memory_after(1023, Reply::Memory(1024)), Some(1024), "blocks are of 2 MiB");
+        assert_eq!(memory_after(256, Reply::Memory(512)), Some(512), "no memory was unplugged");
+        for (mib, replied) in [(1023, 1025), (256, 513), (1024, u64::MAX)] {
+            assert_eq!(memory_after(mib, Reply::Memory(replied)), None, "{mib}, {replied}");
         }
-        assert_eq!(asked(1024, Reply::Done), None);
+        assert_eq!(memory_after(1024, Reply::Done), None);
     }
 }

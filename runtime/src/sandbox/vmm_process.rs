@@ -1,4 +1,4 @@
-//! The VMM process of a sandbox. Of the command that starts it, it gets nothing but one end of a socket.
+//! The VMM process of a sandbox. It inherits only one end of a socket pair, the control connection, from the command that starts it.
 
 use std::fs;
 use std::io;
@@ -17,37 +17,37 @@ use crate::host::open_fds::close_all_on_exec;
 use crate::host::process::HostProcess;
 use crate::host::user_namespace::UserNamespace;
 
-/// Name of the VMM's log in its working directory, which is the container's directory.
+/// Name of the VMM's log in the container's directory, which is the VMM's working directory.
 pub(crate) const LOG_FILE: &str = "vmm.log";
 
-/// Name of the file there that gets the VMM's exit status, which is its container's.
+/// Name of the file in the container's directory to which the VMM writes its exit status, which is that of its container.
 const EXIT_FILE: &str = "exit";
 
-/// How long a killed VMM may take to be gone.
-pub(crate) const END_PATIENCE: Duration = Duration::from_secs(10);
+/// Time limit for a VMM to end that was killed, or whose container has ended.
+pub(crate) const END_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Exit status of a process that `SIGKILL` has ended.
+/// Exit status of a process that was killed by `SIGKILL`.
 pub(crate) const KILLED: u8 = 137;
 
-/// Why a VMM could not be started, or is gone.
+/// The failure to start a VMM, or its unexpected end.
 #[derive(Debug, Error)]
 pub(crate) enum VmmError {
     #[error("make a socket pair")]
     Socket(#[source] io::Error),
     #[error("start {}", path.display())]
     Spawn { path: PathBuf, source: io::Error },
-    #[error("start {} in a user namespace of its own, which the host has to let users make", path.display())]
+    #[error("start {} in a user namespace of its own, which the host must allow users to create", path.display())]
     SpawnRootless { path: PathBuf, source: io::Error },
     #[error("examine the VMM process {pid}")]
     Examine { pid: u32, source: io::Error },
     #[error("vmrt-vmm ended unexpectedly, {0}")]
     Ended(Ending),
     #[error("vmrt-vmm process {0} does not end")]
-    Immortal(i32),
+    NotEnded(i32),
 }
 
 impl VmmError {
-    /// The exit status of a command that fails with it, where that does not depend on the command.
+    /// The exit status of a command that fails with this error; `None` if it depends on the command.
     pub(crate) fn exit_code(&self) -> Option<u8> {
         match self {
             Self::Ended(ending) if ending.was_killed() => Some(KILLED),
@@ -56,7 +56,7 @@ impl VmmError {
     }
 }
 
-/// How a VMM ended, and the last error in its log.
+/// The end of a VMM: its exit status if that is known, and the last error in its log.
 #[derive(Debug)]
 pub(crate) struct Ending {
     pub(crate) status: Option<ExitStatus>,
@@ -64,7 +64,7 @@ pub(crate) struct Ending {
 }
 
 impl Ending {
-    /// Whether a signal ended it, or nobody could see what did.
+    /// Whether a signal ended the VMM, or its status is unknown.
     pub(crate) fn was_killed(&self) -> bool {
         self.status.is_none_or(|status| status.code().is_none())
     }
@@ -80,7 +80,7 @@ impl std::fmt::Display for Ending {
     }
 }
 
-/// A VMM that was just started and is not configured yet.
+/// A VMM that this process has started.
 #[derive(Debug)]
 pub(crate) struct Vmm {
     pub(crate) child: Child,
@@ -88,43 +88,43 @@ pub(crate) struct Vmm {
     pub(crate) control: UnixStream,
 }
 
-/// Where a VMM is.
+/// The namespaces that a VMM is started in.
 #[derive(Debug)]
-pub(crate) struct Place {
-    /// The user namespace it is root in, if its caller is not root.
+pub(crate) struct VmmNamespaces {
+    /// The user namespace whose root the VMM is, if the caller is not root.
     pub(crate) user: Option<UserNamespace>,
     pub(crate) network: NetworkNamespace,
 }
 
-impl Place {
-    /// Takes the calling process there. Makes system calls only, so it can be called between `fork` and `execve`.
+impl VmmNamespaces {
+    /// Moves the calling process into the namespaces. It makes system calls only, so it may be called between `fork` and `execve`.
     fn enter(&self) -> nix::Result<()> {
         self.user.as_ref().map_or(Ok(()), UserNamespace::enter)?;
         self.network.enter()
     }
 }
 
-/// Starts the VMM at `program` in a new session and in the namespaces of `place`, with `dir` as its working directory.
+/// Starts the VMM at `program` in a new session and in `namespaces`, with `dir` as its working directory.
 ///
-/// `terminal` becomes its controlling terminal, so that it is told of changes of size.
+/// `terminal` becomes its controlling terminal, so that it gets `SIGWINCH` when the size changes.
 pub(crate) fn spawn(
     program: &Path,
     dir: &Path,
     debug: bool,
     terminal: Option<BorrowedFd>,
-    place: Place,
+    namespaces: VmmNamespaces,
 ) -> Result<Vmm, VmmError> {
-    let (control, theirs) = UnixStream::pair().map_err(VmmError::Socket)?;
-    let control_fd = theirs.as_raw_fd();
+    let (control, vmm_control) = UnixStream::pair().map_err(VmmError::Socket)?;
+    let control_fd = vmm_control.as_raw_fd();
     let terminal = terminal.map(|fd| fd.as_raw_fd());
-    let rootless = place.user.is_some();
+    let rootless = namespaces.user.is_some();
     let mut command = Command::new(program);
     command.args(["--control-fd", &control_fd.to_string(), "--log", LOG_FILE, "--exit-file", EXIT_FILE]);
     command.current_dir(dir);
     command.args(debug.then_some("--debug"));
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    // SAFETY: the closure makes system calls only, and touches no memory another thread could have left locked.
-    unsafe { command.pre_exec(move || become_vmm(control_fd, terminal, &place)) };
+    // SAFETY: the closure makes system calls only and takes no lock, so it is sound between `fork` and `execve`.
+    unsafe { command.pre_exec(move || prepare_child(control_fd, terminal, &namespaces)) };
     let child = command.spawn().map_err(|source| match rootless {
         true => VmmError::SpawnRootless { path: program.into(), source },
         false => VmmError::Spawn { path: program.into(), source },
@@ -139,48 +139,48 @@ fn identify(child: &Child) -> Result<HostProcess, VmmError> {
 }
 
 /// Runs in the child between `fork` and `execve`.
-fn become_vmm(control: RawFd, terminal: Option<RawFd>, place: &Place) -> io::Result<()> {
+fn prepare_child(control: RawFd, terminal: Option<RawFd>, namespaces: &VmmNamespaces) -> io::Result<()> {
     nix::unistd::setsid()?;
-    place.enter()?;
+    namespaces.enter()?;
     if let Some(terminal) = terminal {
-        // SAFETY: takes no pointer; the descriptor is open in this process.
+        // SAFETY: TIOCSCTTY takes no pointer, and the descriptor is open in this process.
         nix::errno::Errno::result(unsafe { libc::ioctl(terminal, libc::TIOCSCTTY, 0) })?;
     }
-    // Everything but the standard streams and the control connection ends at `execve`. Not closed at once, because the
-    // standard library tells a failure of `execve` over a descriptor of its own.
+    // All descriptors but the standard streams and the control connection close at `execve`. They are not closed here, because the
+    // standard library reports a failure of `execve` over a descriptor of its own.
     close_all_on_exec()?;
-    // SAFETY: takes no pointer; the descriptor is open in this process.
+    // SAFETY: F_SETFD takes no pointer, and the descriptor is open in this process.
     nix::errno::Errno::result(unsafe { libc::fcntl(control, libc::F_SETFD, 0) })?;
     Ok(())
 }
 
 impl Vmm {
-    /// Why the VMM went away: how its process ended, and the last line of its log.
-    pub(crate) fn ending(&mut self, dir: &Path, patience: Duration) -> Ending {
-        Ending { status: self.wait(patience), last_error: last_error(dir) }
+    /// Waits for the end of the VMM, at most for `timeout`, and returns its status and the last error in its log.
+    pub(crate) fn ending(&mut self, dir: &Path, timeout: Duration) -> Ending {
+        Ending { status: self.wait(timeout), last_error: last_error(dir) }
     }
 
-    /// Its status once it has ended; it is killed if that takes too long.
-    pub(crate) fn wait(&mut self, patience: Duration) -> Option<ExitStatus> {
+    /// Waits for the end of the VMM and returns its status. The VMM is killed if it does not end within `timeout`.
+    pub(crate) fn wait(&mut self, timeout: Duration) -> Option<ExitStatus> {
         let running = self.process.open();
-        if running.is_some_and(|process| !process.wait(patience)) {
+        if running.is_some_and(|process| !process.wait(timeout)) {
             self.child.kill().ok()?;
         }
         self.child.wait().ok()
     }
 }
 
-/// The exit status of a VMM that has ended, unless it was killed.
+/// Reads the exit status that a VMM wrote to the container's directory; `None` if it was killed or still runs.
 pub(crate) fn exit_status(dir: &Path) -> Option<u8> {
     fs::read_to_string(dir.join(EXIT_FILE)).ok()?.parse().ok()
 }
 
-/// Kills a VMM and waits until it is gone.
+/// Kills a VMM and waits until it has ended.
 pub(crate) fn kill(vmm: HostProcess) -> Result<(), VmmError> {
-    if vmm.kill_and_wait(END_PATIENCE) { Ok(()) } else { Err(VmmError::Immortal(vmm.pid)) }
+    if vmm.kill_and_wait(END_TIMEOUT) { Ok(()) } else { Err(VmmError::NotEnded(vmm.pid)) }
 }
 
-/// The last error in a VMM's log, without its time.
+/// Returns the last error in a VMM's log, without its time.
 pub(crate) fn last_error(dir: &Path) -> Option<String> {
     let text = fs::read(dir.join(LOG_FILE)).ok()?;
     let text = String::from_utf8_lossy(&text);
@@ -195,24 +195,24 @@ mod tests {
 
     use super::*;
 
-    const NEW: Place = Place { user: None, network: NetworkNamespace::New };
+    const NEW_NETWORK: VmmNamespaces = VmmNamespaces { user: None, network: NetworkNamespace::New };
 
     fn script(dir: &Path, text: &str) -> PathBuf {
         let path = dir.join("vmm");
-        // dash redirects to descriptors of one digit only, and other tests have some open.
+        // dash can redirect only to descriptors of one digit, and other tests of this process have several open.
         fs::write(&path, format!("#!/bin/bash\n{text}\n")).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         path
     }
 
     #[test]
-    fn a_vmm_has_its_socket_and_nothing_else_of_ours() {
+    fn a_vmm_inherits_only_its_control_socket() {
         let dir = tempfile::tempdir().unwrap();
         let leak = fs::File::open("/dev/zero").unwrap();
-        // Without CLOEXEC, as a descriptor inherited from a careless caller is.
+        // The duplicate has no CLOEXEC flag, like a descriptor that vmrt inherits from its caller.
         let leak = nix::unistd::dup(&leak).unwrap();
         let program = script(dir.path(), "exec >&$2; ls -l /proc/$$/fd; ps -o sid= -p $$; echo pid $$; pwd");
-        let mut vmm = spawn(&program, dir.path(), false, None, NEW).unwrap();
+        let mut vmm = spawn(&program, dir.path(), false, None, NEW_NETWORK).unwrap();
         let mut text = String::new();
         vmm.control.read_to_string(&mut text).unwrap();
         assert!(vmm.child.wait().unwrap().success());
@@ -225,24 +225,24 @@ mod tests {
     }
 
     #[test]
-    fn a_vmm_that_cannot_be_started_is_named() {
+    fn a_failure_to_start_a_vmm_names_the_program() {
         let dir = tempfile::tempdir().unwrap();
-        let error = spawn(Path::new("/nonexistent"), dir.path(), false, None, NEW).unwrap_err();
+        let error = spawn(Path::new("/nonexistent"), dir.path(), false, None, NEW_NETWORK).unwrap_err();
         assert_eq!(error.to_string(), "start /nonexistent");
     }
 
     #[test]
-    fn an_ending_tells_the_status_and_the_last_error() {
+    fn an_ending_has_the_status_and_the_last_error() {
         let dir = tempfile::tempdir().unwrap();
         let program =
             script(dir.path(), "echo 'then ERROR no memory' >vmm.log; echo 'then  INFO bye' >>vmm.log; exit 3");
-        let mut vmm = spawn(&program, dir.path(), true, None, NEW).unwrap();
+        let mut vmm = spawn(&program, dir.path(), true, None, NEW_NETWORK).unwrap();
         let ending = vmm.ending(dir.path(), Duration::from_secs(20));
         assert_eq!(ending.to_string(), "exit status: 3: no memory");
     }
 
     #[test]
-    fn a_status_is_read_where_the_vmm_left_one() {
+    fn the_exit_status_is_read_from_the_exit_file() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(exit_status(dir.path()), None);
         fs::write(dir.path().join(EXIT_FILE), "143").unwrap();
@@ -255,7 +255,7 @@ mod tests {
     fn a_vmm_that_does_not_end_is_killed() {
         let dir = tempfile::tempdir().unwrap();
         let program = script(dir.path(), "exec sleep 100");
-        let mut vmm = spawn(&program, dir.path(), false, None, NEW).unwrap();
+        let mut vmm = spawn(&program, dir.path(), false, None, NEW_NETWORK).unwrap();
         let ending = vmm.ending(dir.path(), Duration::from_millis(50));
         assert!(ending.to_string().starts_with("signal: 9"), "{ending}");
     }

@@ -1,20 +1,21 @@
-//! The claim on a container's id: its directory, and the stack of what to undo there and elsewhere.
+//! The claim on a container's id: its locked directory, and the undo stack of the creation.
 
 use super::error::CreateError;
 use super::request::CreateRequest;
 use crate::base::undo::UndoStack;
 use crate::sandbox::shared::SharedSandbox;
-use crate::sandbox::store::{Locked, Store, remove_dir};
+use crate::sandbox::store::{LockedDir, Store, remove_dir};
 
-/// A container's directory, locked, and what to undo unless the container is kept.
+/// A container's locked directory, and the steps to undo. Dropping it undoes them; see [`Self::commit`].
 pub(super) struct Claim {
-    // In this order: everything is undone before the lock is released.
+    // Fields are dropped in this order: everything is undone before the lock is released.
     pub(super) undo: UndoStack,
-    pub(super) locked: Locked,
+    pub(super) locked: LockedDir,
 }
 
 impl Claim {
-    /// Claims the id. The specification is copied into the directory, and the control socket of a shared sandbox linked there.
+    /// Claims the id of the new container. Copies the specification into its directory, and links the control socket of a shared
+    /// sandbox there.
     pub(super) fn of(
         request: &CreateRequest,
         shared: Option<&SharedSandbox>,
@@ -30,8 +31,8 @@ impl Claim {
         Ok(claim)
     }
 
-    /// Releases the lock and undoes nothing.
-    pub(super) fn keep(self) {
+    /// Releases the lock without undoing anything.
+    pub(super) fn commit(self) {
         self.undo.discard();
     }
 }

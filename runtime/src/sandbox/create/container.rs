@@ -1,4 +1,4 @@
-//! The container in its guest.
+//! A new container in its guest.
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -20,13 +20,13 @@ use crate::sandbox::connection::{Connection, RequestError};
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::pid_file::write_pid_file;
 use crate::sandbox::record::{Phase, Record};
-use crate::sandbox::store::Locked;
+use crate::sandbox::store::LockedDir;
 use crate::sandbox::vmm_process::Vmm;
 use crate::sandbox::{interfaces, name_server, shared};
 use crate::spec::bundle::Bundle;
 use crate::terminal::stdio::ProcessStdio;
 
-/// A container that was made. Dropping it undoes everything; see [`Self::keep`] and [`Self::into_foreground`].
+/// A container that was created. Dropping it undoes the creation; see [`Self::commit`] and [`Self::into_foreground`].
 pub(crate) struct Container {
     pub(crate) id: ContainerId,
     /// Name of its program.
@@ -35,11 +35,11 @@ pub(crate) struct Container {
     pub(crate) stdio: ProcessStdio,
     pub(crate) vmm: Vmm,
     pub(crate) record: Record,
-    // Last: while the rest is dropped, the claim still holds the container's lock.
+    // The last field: the claim holds the container's lock while the other fields are dropped.
     claim: Claim,
 }
 
-/// A container whose end the caller waits for.
+/// A committed container whose end the caller waits for.
 pub(crate) struct ForegroundContainer {
     pub(crate) id: ContainerId,
     pub(crate) connection: Connection,
@@ -49,7 +49,7 @@ pub(crate) struct ForegroundContainer {
 }
 
 impl Container {
-    /// Sets the container up in the guest of its machine, and limits its CPU time once that is done.
+    /// Sets the container up in the guest of its machine, and then limits the CPU time of the VMM.
     pub(super) fn set_up(
         mut machine: Machine,
         mut connection: Connection,
@@ -78,7 +78,7 @@ impl Container {
         Ok(Self { id: request.id.clone(), program, connection, stdio, vmm, record, claim })
     }
 
-    /// Records that the container was made, and tells the caller which process it has on the host.
+    /// Records that the container was created, and reports its process on the host: its pidfd and its pid.
     pub(super) fn publish(&mut self, request: &CreateRequest) -> Result<(), CreateError> {
         self.record.phase = Phase::Created;
         self.claim.locked.write(&self.record)?;
@@ -93,36 +93,37 @@ impl Container {
         Ok(())
     }
 
-    /// Its directory, which is locked.
-    pub(crate) fn locked(&self) -> &Locked {
+    /// The container's locked directory.
+    pub(crate) fn locked(&self) -> &LockedDir {
         &self.claim.locked
     }
 
-    /// Explains why a request about it failed.
+    /// Finds the cause of a failed request.
     pub(crate) fn explain(&mut self, error: RequestError) -> SandboxError {
-        SandboxError::explain(error.about(&self.program), &mut self.vmm, &self.claim.locked.dir)
+        SandboxError::explain(error.for_program(&self.program), &mut self.vmm, &self.claim.locked.dir)
     }
 
-    /// Leaves it to later commands.
-    pub(crate) fn keep(self) {
-        self.claim.keep();
+    /// Commits the creation and closes the connection.
+    pub(crate) fn commit(self) {
+        self.claim.commit();
     }
 
-    /// Leaves it as it is and its lock to others, for a caller that stays with it.
+    /// Commits the creation, and returns what a caller needs to wait for the container's end.
     pub(crate) fn into_foreground(self) -> ForegroundContainer {
         let dir = self.claim.locked.dir.clone();
-        self.claim.keep();
+        self.claim.commit();
         ForegroundContainer { id: self.id, connection: self.connection, stdio: self.stdio, vmm: self.vmm, dir }
     }
 }
 
-/// Whether the container asks the name server of its namespace from the start. If not, the file to look at later is recorded.
+/// Whether the container uses the name server of its namespace from the start. If not, its `resolv.conf` is recorded, to be checked
+/// again when interfaces are attached.
 fn plan_name_server(bundle: &Bundle, record: &mut Record) -> bool {
     record.network.resolv_conf = name_server::resolv_conf(&bundle.spec);
-    record.network.resolv_conf.take_if(|file| name_server::is_asked(file)).is_some()
+    record.network.resolv_conf.take_if(|file| name_server::is_configured(file)).is_some()
 }
 
-/// Everything that the VMM needs to make the container.
+/// The input of the requests that create the container.
 struct Setup<'a> {
     id: &'a ContainerId,
     bundle: &'a Bundle,
@@ -133,14 +134,15 @@ struct Setup<'a> {
     timeout: Duration,
 }
 
-/// Sends all requests at once and waits for the answer to the last one: the guest boots meanwhile.
+/// Sends all requests at once, while the guest boots, and waits for the answer to the last one.
 fn set_up(connection: &mut Connection, setup: Setup) -> Result<(), RequestError> {
     let GuestPlan { files, seccomp } = setup.guest;
     for Share { name, options, source } in files.shares {
         connection.client.send(&Request::AddShare { name, options }, &[source.as_fd()])?;
     }
     let interfaces = setup.interfaces.iter();
-    let (taps, interfaces): (Vec<_>, Vec<_>) = interfaces.map(|one| (one.tap(), one.record.interface.clone())).unzip();
+    let (taps, interfaces): (Vec<_>, Vec<_>) =
+        interfaces.map(|attached| (attached.tap(), attached.record.interface.clone())).unzip();
     let request = Request::Create(Box::new(NewContainer {
         container: setup.id.to_string(),
         spec: files.spec,
@@ -156,6 +158,6 @@ fn set_up(connection: &mut Connection, setup: Setup) -> Result<(), RequestError>
     let step = "boot the guest and create the container";
     match connection.call(&request, &fds, step, setup.timeout)? {
         Reply::Process { .. } | Reply::Done => Ok(()),
-        _ => Err(RequestError::Confused),
+        _ => Err(RequestError::UnexpectedReply),
     }
 }

@@ -1,4 +1,4 @@
-//! Why a container was not made.
+//! The errors of `create`.
 
 use std::io;
 
@@ -26,7 +26,7 @@ use crate::spec::seccomp::SeccompError;
 use crate::spec::sizing::SizeError;
 use crate::terminal::stdio::StdioError;
 
-/// Why a container was not made. Nothing of it is left.
+/// The reason why a container was not created. Nothing of it is left.
 #[derive(Debug, Error)]
 pub(crate) enum CreateError {
     #[error(transparent)]
@@ -61,7 +61,7 @@ pub(crate) enum CreateError {
     BootId(#[source] io::Error),
     #[error(transparent)]
     Stdio(#[from] StdioError),
-    #[error("take over signals")]
+    #[error("block signals")]
     Signals(#[source] nix::Error),
     #[error(transparent)]
     Placement(#[from] PlacementError),
@@ -80,7 +80,7 @@ pub(crate) enum CreateError {
 }
 
 impl CreateError {
-    /// The exit status of a command that fails with it, where that does not depend on the command.
+    /// The exit status of a command that fails with this error; `None` if it depends on the command.
     pub(crate) fn exit_code(&self) -> Option<u8> {
         match self {
             Self::Request(error) => error.exit_code(),

@@ -1,4 +1,4 @@
-//! The machine of a new container on the host: its record, its VMM in a cgroup and namespaces, and its network.
+//! The host's side of a new container's machine: its record, its VMM in a cgroup and namespaces, and its network.
 
 use std::rc::Rc;
 use std::time::SystemTime;
@@ -31,26 +31,26 @@ use crate::sandbox::interfaces;
 use crate::sandbox::record::{Phase, Record};
 use crate::sandbox::shared::SharedSandbox;
 use crate::sandbox::store::Store;
-use crate::sandbox::vmm_process::{END_PATIENCE, Vmm, VmmError, spawn};
+use crate::sandbox::vmm_process::{END_TIMEOUT, Vmm, VmmError, spawn};
 use crate::spec::sizing::{Size, host_cpus};
 use crate::terminal::stdio::{ProcessStdio, StdioOptions, console_size};
 
-/// A VMM that runs, and all that belongs to it on the host. Dropping it undoes everything.
+/// A running VMM, and what belongs to it on the host. Dropping it undoes the creation.
 pub(super) struct Machine {
     pub(super) vmm: Vmm,
     pub(super) record: Record,
     pub(super) placement: Placement,
     pub(super) config: Config,
-    /// The sandbox that the container is made in, where it does not get one of its own: then the VMM becomes its proxy.
+    /// The shared sandbox that the container is created in, if any. Then the VMM becomes the container's proxy.
     pub(super) shared: Option<SharedSandbox>,
     /// Name of the container's program.
     pub(super) program: String,
     pub(super) stdio: ProcessStdio,
-    // Last: while the rest is dropped, the claim still holds the container's lock.
+    // The last field: the claim holds the container's lock while the other fields are dropped.
     pub(super) claim: Claim,
 }
 
-/// Opens the streams of the container's process. From then on, signals are read.
+/// Opens the streams of the container's process and blocks signals, which are read from then on.
 pub(super) fn open_streams(request: &CreateRequest) -> Result<(ProcessStdio, Signals), CreateError> {
     let stdio = ProcessStdio::open(StdioOptions {
         terminal: request.bundle.has_terminal(),
@@ -63,7 +63,7 @@ pub(super) fn open_streams(request: &CreateRequest) -> Result<(ProcessStdio, Sig
 }
 
 impl Machine {
-    /// Records the machine, starts its VMM and puts that into its cgroup.
+    /// Records the machine, starts its VMM and moves it into its cgroup.
     pub(super) fn start(
         request: &CreateRequest,
         plan: MachinePlan,
@@ -71,18 +71,18 @@ impl Machine {
         stdio: ProcessStdio,
         context: &Context,
     ) -> Result<Self, CreateError> {
-        let MachinePlan { config, shared, size, limits, place, network } = plan;
+        let MachinePlan { config, shared, size, limits, namespaces, network } = plan;
         let program = request.bundle.program()?;
         let (policy, path) = (context.cgroup_policy, request.bundle.cgroups_path());
         let (placement, cgroup) = Placement::plan(policy, context.caller, &request.id, path, limits)?;
         let mut record = record(request, cgroup, size, network)?;
         record.scope = placement.scope().cloned();
-        record.user_namespace = place.user.is_some();
-        // Written before there is a cgroup and a VMM, so that both are found should this process be killed.
+        record.user_namespace = namespaces.user.is_some();
+        // The record is written before the cgroup and the VMM exist, so that `delete` finds both if this process is killed.
         claim.locked.write(&record)?;
         push_poststop(&mut claim.undo, &record, &context.log);
         placement::push_removal(&mut claim.undo, record.cgroup.clone(), record.scope.clone());
-        let vmm = spawn(&config.vmm, &claim.locked.dir, context.log.debug, stdio.console(), place)?;
+        let vmm = spawn(&config.vmm, &claim.locked.dir, context.log.debug, stdio.console(), namespaces)?;
         push_kill(&mut claim.undo, vmm.process);
         record.vmm = vmm.process;
         claim.locked.write(&record)?;
@@ -105,8 +105,8 @@ impl Machine {
         Ok(Connection::new(client, Some(signals), self.vmm.process.open()))
     }
 
-    /// Has the guest boot, without waiting for it, unless it is that of a shared sandbox, which runs already. Then attaches the
-    /// interfaces of the network namespace.
+    /// Boots the guest without waiting for it, unless the sandbox is shared and its guest runs already. Then attaches the interfaces
+    /// of the network namespace.
     pub(super) fn boot(
         &mut self,
         connection: &mut Connection,
@@ -121,9 +121,9 @@ impl Machine {
         network::attach(&self.vmm, &mut self.record, &mut self.claim)
     }
 
-    /// Explains why a request about the container failed.
+    /// Finds the cause of a failed request.
     pub(super) fn explain(&mut self, error: RequestError) -> SandboxError {
-        SandboxError::explain(error.about(&self.program), &mut self.vmm, &self.claim.locked.dir)
+        SandboxError::explain(error.for_program(&self.program), &mut self.vmm, &self.claim.locked.dir)
     }
 
     fn sandbox_config(&self, request: &CreateRequest, store: &Store) -> SandboxConfig {
@@ -169,7 +169,7 @@ fn record(
     })
 }
 
-/// Has `undo` run the poststop hooks, as for a container that was deleted.
+/// Adds the poststop hooks to `undo`: they run as for a container that is deleted.
 fn push_poststop(undo: &mut UndoStack, record: &Record, log: &Rc<Log>) {
     if record.hooks.is_some() {
         let (record, log) = (record.clone(), log.clone());
@@ -177,11 +177,11 @@ fn push_poststop(undo: &mut UndoStack, record: &Record, log: &Rc<Log>) {
     }
 }
 
-/// Has `undo` kill the VMM.
+/// Adds the end of the VMM to `undo`.
 fn push_kill(undo: &mut UndoStack, process: HostProcess) {
     undo.push(move || {
-        if process.kill_and_wait(END_PATIENCE) {
-            // It is this process's child: without this its zombie stays until this process ends, and perhaps longer.
+        if process.kill_and_wait(END_TIMEOUT) {
+            // The VMM is a child of this process, which has to reap it.
             let _ = waitpid(Pid::from_raw(process.pid), None);
         }
     });

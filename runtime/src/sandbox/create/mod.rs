@@ -1,7 +1,7 @@
-//! Making a container, all or nothing.
+//! Creates a container, or undoes every step if one fails.
 //!
-//! A request becomes a [`Plan`]: everything is decided and nothing is made. From it come a [`Claim`] on the container's id, a
-//! [`Machine`] on the host and, in its guest, the [`Container`]. Whatever is made goes on the claim's undo stack.
+//! A request becomes a [`Plan`], which creates nothing. The plan is carried out as a [`Claim`] on the container's id, a [`Machine`] on
+//! the host and the [`Container`] in its guest. Each step adds its reversal to the claim's undo stack.
 
 mod claim;
 mod container;
@@ -19,10 +19,10 @@ use self::plan::Plan;
 pub(crate) use self::request::CreateRequest;
 use crate::sandbox::context::Context;
 
-/// Makes a container.
+/// Creates a container.
 ///
 /// # Errors
-/// A step failed. All before it are undone.
+/// A step failed. The steps before it are undone.
 pub(crate) fn create(context: &mut Context, request: CreateRequest) -> Result<Container, CreateError> {
     let Plan { request, machine, guest } = Plan::of(request, context)?;
     let claim = Claim::of(&request, machine.shared.as_ref(), &context.store)?;

@@ -11,36 +11,35 @@ use super::request::CreateRequest;
 use crate::host::network::{self, AttachedInterface, Namespace, NetworkRecord};
 use crate::sandbox::record::Record;
 use crate::sandbox::shared::SharedSandbox;
-use crate::sandbox::vmm_process::{Place, Vmm};
+use crate::sandbox::vmm_process::{Vmm, VmmNamespaces};
+use crate::spec::hooks::HookPoint;
 use crate::spec::namespaces::network_path;
 
-/// Plans the network devices of the machine, whose number cannot change later. A namespace that is new, and whose container the
-/// caller starts itself, stays empty unless a hook fills it.
+/// Plans the network devices of the machine, whose number cannot change later. A new namespace may get interfaces from a hook, or from
+/// the caller between `create` and `start`.
 pub(super) fn plan(
     request: &CreateRequest,
-    place: &Place,
+    namespaces: &VmmNamespaces,
     shared: Option<&SharedSandbox>,
 ) -> Result<NetworkRecord, CreateError> {
     if shared.is_some_and(SharedSandbox::has_network) {
         return Ok(NetworkRecord::default());
     }
-    let existing = place.network.existing().map(Namespace::opened).transpose();
+    let existing = namespaces.network.existing().map(Namespace::opened).transpose();
     let existing = existing.map_err(CreateError::NetworkDescriptor)?;
-    let slots = network::slots(existing.as_ref(), request.detach || fills_network(&request.bundle.spec))?;
+    let slots = network::slots(existing.as_ref(), request.detach || has_network_hooks(&request.bundle.spec))?;
     let path = network_path(&request.bundle.spec).map(Path::to_owned);
     Ok(NetworkRecord { namespace: path, slots, ..NetworkRecord::default() })
 }
 
-/// Whether hooks of the host run before the container starts: engines have such a one make the interfaces.
-fn fills_network(spec: &Spec) -> bool {
+/// Whether hooks of the host run before the container starts. Engines create the interfaces in such a hook.
+fn has_network_hooks(spec: &Spec) -> bool {
     let Some(hooks) = spec.hooks() else { return false };
-    #[allow(deprecated, reason = "engines still write prestart hooks")]
-    let kinds = [hooks.prestart(), hooks.create_runtime()];
-    kinds.into_iter().flatten().any(|hooks| !hooks.is_empty())
+    [HookPoint::Prestart, HookPoint::CreateRuntime].into_iter().any(|point| !point.of(hooks).is_empty())
 }
 
-/// Attaches the interfaces of the sandbox's namespace, as they are now, to its machine. Those of a VMM in a user namespace are
-/// attached later, one by one.
+/// Attaches the current interfaces of the sandbox's namespace to its machine. The interfaces of a VMM in a user namespace are attached
+/// later, when the guest runs.
 pub(super) fn attach(vmm: &Vmm, record: &mut Record, claim: &mut Claim) -> Result<Vec<AttachedInterface>, CreateError> {
     if record.network.slots == 0 || record.user_namespace {
         return Ok(Vec::new());
@@ -48,10 +47,10 @@ pub(super) fn attach(vmm: &Vmm, record: &mut Record, claim: &mut Claim) -> Resul
     let (process, namespace) = (vmm.process, Rc::new(Namespace::of(vmm.process)?));
     let same = Rc::clone(&namespace);
     claim.undo.push(move || drop(network::detach_all(&same, process)));
-    let attachments = network::attach(&namespace, process, &record.network)?;
-    record.network.interfaces.extend(attachments.iter().map(|one| one.record.clone()));
-    if !attachments.is_empty() {
+    let attached = network::attach(&namespace, process, &record.network)?;
+    record.network.interfaces.extend(attached.iter().map(|interface| interface.record.clone()));
+    if !attached.is_empty() {
         claim.locked.write(record)?;
     }
-    Ok(attachments)
+    Ok(attached)
 }

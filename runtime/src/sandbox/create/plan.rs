@@ -1,4 +1,4 @@
-//! The plan of a new container: everything that follows from its specification, the machine's configuration and the caller.
+//! The plan of a new container. It follows from the specification, the host's configuration and the caller.
 
 use std::path::PathBuf;
 
@@ -15,38 +15,41 @@ use crate::host::network_namespace::NetworkNamespace;
 use crate::host::user_namespace::UserNamespace;
 use crate::sandbox::context::Context;
 use crate::sandbox::shared::SharedSandbox;
-use crate::sandbox::vmm_process::Place;
+use crate::sandbox::vmm_process::VmmNamespaces;
 use crate::spec::limits::Limits;
 use crate::spec::sizing::Size;
 use crate::spec::{apparmor, block_io, capabilities, devices, guest, id_mappings, seccomp};
 
-/// What to make of a request. Files and namespaces that exist are open; nothing was made.
+/// The plan for a request. Existing files and namespaces are open; nothing is created yet.
 pub(super) struct Plan {
-    /// With its deprecated settings normalized.
+    /// The request, with deprecated settings normalized.
     pub(super) request: CreateRequest,
     pub(super) machine: MachinePlan,
     pub(super) guest: GuestPlan,
 }
 
-/// What to make on the host.
+/// The part of the plan for the host.
 pub(super) struct MachinePlan {
     pub(super) config: Config,
-    /// The sandbox to make the container in, where it does not get one of its own.
+    /// The shared sandbox to create the container in; `None` for a sandbox of its own.
     pub(super) shared: Option<SharedSandbox>,
     pub(super) size: Size,
     pub(super) limits: Limits,
-    pub(super) place: Place,
+    pub(super) namespaces: VmmNamespaces,
     pub(super) network: NetworkRecord,
 }
 
-/// What the guest gets.
+/// The part of the plan for the guest.
 pub(super) struct GuestPlan {
     pub(super) files: HostFiles,
     pub(super) seccomp: Option<SeccompFilter>,
 }
 
 impl Plan {
-    /// Decides everything that can be decided before the container's id is claimed.
+    /// Makes the plan, before the container's id is claimed.
+    ///
+    /// # Errors
+    /// The specification is not supported, or a file or namespace that it names cannot be opened.
     pub(super) fn of(mut request: CreateRequest, context: &Context) -> Result<Self, CreateError> {
         let config = context.config()?;
         let shared = SharedSandbox::of(&request.bundle.spec, &context.store)?;
@@ -56,20 +59,20 @@ impl Plan {
         let size = if shared.is_some() { Size::NONE } else { Size::of(&request.bundle.spec, &config)? };
         let user = UserNamespace::of(&request.bundle.spec, context.caller)?;
         context.caller.check_kvm()?;
-        let place = Place { user, network: NetworkNamespace::of(&request.bundle.spec)? };
-        let network = network::plan(&request, &place, shared.as_ref())?;
+        let namespaces = VmmNamespaces { user, network: NetworkNamespace::of(&request.bundle.spec)? };
+        let network = network::plan(&request, &namespaces, shared.as_ref())?;
         request.bundle.normalize_deprecated(&context.log);
-        let guest = GuestPlan::of(&request, &place, shared.as_ref(), &context.log)?;
+        let guest = GuestPlan::of(&request, &namespaces, shared.as_ref(), &context.log)?;
         let limits = Limits::of(&request.bundle.spec, size);
-        Ok(Self { request, machine: MachinePlan { config, shared, size, limits, place, network }, guest })
+        Ok(Self { request, machine: MachinePlan { config, shared, size, limits, namespaces, network }, guest })
     }
 }
 
 impl GuestPlan {
-    /// Opens the files of the host and reduces the specification to what the guest does.
+    /// Opens the files of the host, and removes the host's settings from the specification for the guest.
     fn of(
         request: &CreateRequest,
-        place: &Place,
+        namespaces: &VmmNamespaces,
         shared: Option<&SharedSandbox>,
         log: &Log,
     ) -> Result<Self, CreateError> {
@@ -84,11 +87,11 @@ impl GuestPlan {
         }
         match shared {
             Some(shared) => shared.name_namespaces(spec),
-            // The VMM of a shared sandbox serves the files of all its containers, so that none of them may limit it: the guest
-            // refuses these limits.
+            // In a shared sandbox these limits stay and the guest refuses them: the VMM serves the files of all containers, so no
+            // single container may limit its block I/O.
             None => block_io::remove_host_limits(spec),
         }
-        if place.user.is_some() {
+        if namespaces.user.is_some() {
             id_mappings::map_to_identity(spec);
         }
         let seccomp = guest::take_seccomp(spec).map(|profile| seccomp::compile(&profile)).transpose()?;
@@ -98,7 +101,7 @@ impl GuestPlan {
 
 fn warn_of_guest_devices(places: &[PathBuf], log: &Log) {
     if !places.is_empty() {
-        let places: Vec<_> = places.iter().map(|place| place.display().to_string()).collect();
+        let places: Vec<_> = places.iter().map(|path| path.display().to_string()).collect();
         log.warn(&format!("the guest's own devices are mounted in the place of the host's: {}", places.join(", ")));
     }
 }

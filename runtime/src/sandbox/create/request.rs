@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::base::container_id::ContainerId;
 use crate::spec::bundle::Bundle;
 
-/// What to make.
+/// The parameters of a new container.
 #[derive(Debug)]
 pub(crate) struct CreateRequest {
     pub(crate) id: ContainerId,
@@ -13,6 +13,6 @@ pub(crate) struct CreateRequest {
     pub(crate) pid_file: Option<PathBuf>,
     pub(crate) console_socket: Option<PathBuf>,
     pub(crate) pidfd_socket: Option<PathBuf>,
-    /// The caller does not stay with the container.
+    /// Whether the caller ends before the container.
     pub(crate) detach: bool,
 }
