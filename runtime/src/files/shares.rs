@@ -107,7 +107,7 @@ impl HostFiles {
             }
             let source = open_source(bundle, &mount)?;
             if is_directory(&source.stat) {
-                self.add_directory(id, bundle, mount, source, &mut guest_mounts)?;
+                self.add_directory(id, bundle, &mount, source, &mut guest_mounts)?;
             } else {
                 self.add_source(id, mount, source, &mut guest_mounts)?;
             }
@@ -120,12 +120,12 @@ impl HostFiles {
         &mut self,
         id: &ContainerId,
         bundle: &Path,
-        mount: Mount,
+        mount: &Mount,
         source: MountSource,
         guest_mounts: &mut Vec<Mount>,
     ) -> Result<(), ShareError> {
         let expanded = device_directories::expand(mount.clone(), &source.fd, &self.spec);
-        let expanded = expanded.map_err(failed(&source.path, &mount))?;
+        let expanded = expanded.map_err(failed(&source.path, mount))?;
         // `source` belongs to the first mount.
         let mut opened = Some(source);
         for expanded in expanded {

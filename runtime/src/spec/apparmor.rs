@@ -1,21 +1,22 @@
-//! AppArmor, which the guest's kernel has not.
+//! AppArmor profiles. The guest's kernel has no AppArmor.
 //!
-//! Engines name their own profile for every container on a host with AppArmor, unasked. It keeps a container from the kernel it
-//! shares with the host; here the machine does. That profile is left out and told; one that somebody chose is refused, by the
-//! agent.
+//! On a host with AppArmor, an engine sets its default profile for every container. This profile protects the kernel that containers
+//! share with the host. Here the virtual machine does this, so vmrt removes a default profile with a warning. The agent refuses
+//! any other profile.
 
 use oci_spec::runtime::Process;
 
 use crate::base::log::Log;
 
-/// Profiles that Docker, containerd and nerdctl give by default. Podman's has its version in its name.
-const DEFAULTS: [&str; 3] = ["docker-default", "cri-containerd.apparmor.d", "nerdctl-default"];
-const PODMANS: &str = "containers-default-";
+/// Default profiles of Docker, containerd and nerdctl.
+const DEFAULT_PROFILES: [&str; 3] = ["docker-default", "cri-containerd.apparmor.d", "nerdctl-default"];
+/// Prefix of Podman's default profile. Podman's version follows.
+const PODMAN_PREFIX: &str = "containers-default-";
 
-/// The profile of a process that AppArmor is to leave alone, as the guest does anyway.
+/// The profile of a process that AppArmor does not confine. In the guest, this holds for every process.
 pub(crate) const UNCONFINED: &str = "unconfined";
 
-/// Takes an engine's own profile off a process, and the one that is none.
+/// Removes an engine's default profile, with a warning, or `unconfined` from a process.
 pub(crate) fn remove_default(process: &mut Process, log: &Log) {
     if process.apparmor_profile().as_deref() == Some(UNCONFINED) {
         process.set_apparmor_profile(None);
@@ -26,7 +27,7 @@ pub(crate) fn remove_default(process: &mut Process, log: &Log) {
 }
 
 fn is_default(name: &str) -> bool {
-    DEFAULTS.contains(&name) || name.starts_with(PODMANS)
+    DEFAULT_PROFILES.contains(&name) || name.starts_with(PODMAN_PREFIX)
 }
 
 #[cfg(test)]
@@ -37,10 +38,10 @@ mod tests {
     use crate::base::log::Format;
 
     #[test]
-    fn an_engines_own_profile_is_left_out_and_told() {
+    fn a_default_profile_is_removed_with_a_warning() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let log = Log::new(Some(file.path()), Format::Text, false).unwrap();
-        for (name, left) in [
+        for (name, expected) in [
             ("docker-default", None),
             ("containers-default-0.50.1", None),
             ("unconfined", None),
@@ -48,9 +49,9 @@ mod tests {
         ] {
             let mut process = ProcessBuilder::default().apparmor_profile(name).build().unwrap();
             remove_default(&mut process, &log);
-            assert_eq!(process.apparmor_profile().as_deref(), left);
+            assert_eq!(process.apparmor_profile().as_deref(), expected);
         }
-        let said = std::fs::read_to_string(file.path()).unwrap();
-        assert!(said.contains("docker-default") && said.lines().count() == 2, "{said}");
+        let logged = std::fs::read_to_string(file.path()).unwrap();
+        assert!(logged.contains("docker-default") && logged.lines().count() == 2, "{logged}");
     }
 }

@@ -1,46 +1,47 @@
 //! Limits of block I/O, `linux.resources.blockIO`.
 //!
-//! A container's files are served by its VMM, so the devices they are on are the host's, and what is limited is the VMM's cgroup
-//! there. The guest has no such devices.
+//! The VMM reads and writes the container's files on the host's devices, so limits of devices apply to the VMM's cgroup. The guest does
+//! not have these devices.
 
 use oci_spec::runtime::{LinuxBlockIo, LinuxResources, LinuxThrottleDevice, Spec};
 
-use crate::spec::weights::weight_between;
+use crate::spec::weights::scale_weight;
 
-/// What of it holds on the host.
+/// The limits that apply on the host.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct BlockIo {
-    /// Against others, from 10 to 1000. The guest has it too.
+    /// Weight for all devices, from 10 to 1000. The guest gets it as well.
     weight: Option<u16>,
-    /// Of a device.
-    weights: Vec<(Device, u16)>,
+    /// Weights for single devices.
+    device_weights: Vec<(Device, u16)>,
     throttles: Vec<(Throttle, Device, u64)>,
 }
 
-/// A block device, by its number as the kernel writes it.
+/// A block device as `MAJOR:MINOR`, the kernel's notation.
 type Device = String;
 
-/// A kind of limit of a device, per second.
+/// A kind of rate limit of a device, in bytes or operations per second.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct Throttle {
-    /// In the specification.
+    /// Field of the specification.
     field: &'static str,
-    /// In `io.max` of cgroup v2.
+    /// Key in `io.max` of cgroup v2.
     key: &'static str,
-    /// The file of cgroup v1.
+    /// File of cgroup v1.
     file: &'static str,
 }
 
-const READ_BYTES: Throttle =
+const READ_BPS: Throttle =
     Throttle { field: "blockIO.throttleReadBpsDevice", key: "rbps", file: "blkio.throttle.read_bps_device" };
-const WRITTEN_BYTES: Throttle =
+const WRITE_BPS: Throttle =
     Throttle { field: "blockIO.throttleWriteBpsDevice", key: "wbps", file: "blkio.throttle.write_bps_device" };
-const READS: Throttle =
+const READ_IOPS: Throttle =
     Throttle { field: "blockIO.throttleReadIOPSDevice", key: "riops", file: "blkio.throttle.read_iops_device" };
-const WRITES: Throttle =
+const WRITE_IOPS: Throttle =
     Throttle { field: "blockIO.throttleWriteIOPSDevice", key: "wiops", file: "blkio.throttle.write_iops_device" };
 
 impl BlockIo {
+    /// Extracts the limits. A weight of zero means no weight.
     pub(crate) fn of(resources: Option<&LinuxResources>) -> Self {
         let Some(io) = resources.and_then(|resources| resources.block_io().as_ref()) else { return Self::default() };
         let weights = io.weight_device().iter().flatten();
@@ -54,26 +55,28 @@ impl BlockIo {
         });
         Self {
             weight: io.weight().filter(|weight| *weight != 0),
-            weights: weights.collect(),
+            device_weights: weights.collect(),
             throttles: throttles.collect(),
         }
     }
 
-    /// A limit of a device, by its name in the specification: nothing in the guest can stand for it.
+    /// The field of the specification that holds the first limit of a device, if there is one. The guest cannot apply it.
     pub(crate) fn first_device_limit(&self) -> Option<&'static str> {
         let throttle = self.throttles.first().map(|(kind, ..)| kind.field);
-        throttle.or_else(|| (!self.weights.is_empty()).then_some("blockIO.weightDevice"))
+        throttle.or_else(|| (!self.device_weights.is_empty()).then_some("blockIO.weightDevice"))
     }
 
-    /// What is written to which file of a cgroup of version 2, each its own time; `has` tells whether there is such a file.
+    /// Lists the files of a v2 cgroup and the value to write to each, in order. A file may appear several times. `has` returns
+    /// whether the cgroup has a file.
     pub(crate) fn cgroup_v2_settings(&self, has: impl Fn(&str) -> bool) -> Vec<(&'static str, String)> {
-        // The weights of the BFQ scheduler, where that is loaded, are those of version 1.
+        // The BFQ scheduler, if loaded, has the range of weights of version 1.
         let (file, convert): (_, fn(u16) -> u64) = match has("io.bfq.weight") {
             true => ("io.bfq.weight", u64::from),
-            false => ("io.weight", |weight| weight_between(weight.into(), (10, 1000))),
+            false => ("io.weight", |weight| scale_weight(weight.into(), (10, 1000))),
         };
         let weight = self.weight.filter(|_| has(file)).map(|weight| (file, format!("default {}", convert(weight))));
-        let weights = self.weights.iter().map(|(device, weight)| (file, format!("{device} {}", convert(*weight))));
+        let weights =
+            self.device_weights.iter().map(|(device, weight)| (file, format!("{device} {}", convert(*weight))));
         let throttles = self.throttles.iter().map(|(kind, device, rate)| match rate {
             0 => ("io.max", format!("{device} {}=max", kind.key)),
             rate => ("io.max", format!("{device} {}={rate}", kind.key)),
@@ -81,20 +84,21 @@ impl BlockIo {
         weight.into_iter().chain(weights).chain(throttles).collect()
     }
 
-    /// The same for the `blkio` hierarchy of version 1.
+    /// Lists the files of a v1 `blkio` cgroup and the value to write to each, like [`Self::cgroup_v2_settings`].
     pub(crate) fn cgroup_v1_settings(&self, has: impl Fn(&str) -> bool) -> Vec<(&'static str, String)> {
-        let (file, of_device) = match has("blkio.bfq.weight") {
+        let (file, device_file) = match has("blkio.bfq.weight") {
             true => ("blkio.bfq.weight", "blkio.bfq.weight_device"),
             false => ("blkio.weight", "blkio.weight_device"),
         };
         let weight = self.weight.filter(|_| has(file)).map(|weight| (file, weight.to_string()));
-        let weights = self.weights.iter().map(|(device, weight)| (of_device, format!("{device} {weight}")));
+        let weights = self.device_weights.iter().map(|(device, weight)| (device_file, format!("{device} {weight}")));
         let throttles = self.throttles.iter().map(|(kind, device, rate)| (kind.file, format!("{device} {rate}")));
         weight.into_iter().chain(weights).chain(throttles).collect()
     }
 }
 
-/// Takes the limits of the host's devices off what the guest is to hold, but for leaf weights, which no host has any more.
+/// Removes the limits of the host's devices from the guest's specification. Leaf weights of devices remain: no kernel supports them any
+/// more.
 pub(crate) fn remove_host_limits(spec: &mut Spec) {
     let resources = spec.linux_mut().as_mut().and_then(|linux| linux.resources_mut().as_mut());
     if let Some(io) = resources.and_then(|resources| resources.block_io_mut().as_mut()) {
@@ -110,10 +114,10 @@ pub(crate) fn remove_host_limits(spec: &mut Spec) {
 
 fn throttles(io: &LinuxBlockIo) -> [(Throttle, &Option<Vec<LinuxThrottleDevice>>); 4] {
     [
-        (READ_BYTES, io.throttle_read_bps_device()),
-        (WRITTEN_BYTES, io.throttle_write_bps_device()),
-        (READS, io.throttle_read_iops_device()),
-        (WRITES, io.throttle_write_iops_device()),
+        (READ_BPS, io.throttle_read_bps_device()),
+        (WRITE_BPS, io.throttle_write_bps_device()),
+        (READ_IOPS, io.throttle_read_iops_device()),
+        (WRITE_IOPS, io.throttle_write_iops_device()),
     ]
 }
 
@@ -135,34 +139,34 @@ mod tests {
         BlockIo::of(Some(&serde_json::from_value(resources).unwrap()))
     }
 
-    fn owned<'a>(pairs: &[(&'a str, &str)]) -> Vec<(&'a str, String)> {
+    fn to_owned<'a>(pairs: &[(&'a str, &str)]) -> Vec<(&'a str, String)> {
         pairs.iter().map(|(file, value)| (*file, (*value).to_owned())).collect()
     }
 
     #[test]
-    fn files_of_version_2_get_what_they_take() {
+    fn the_v2_files_get_values_in_their_format() {
         let throttles = [("io.max", "8:16 rbps=1024"), ("io.max", "8:16 wiops=max")];
         let weights = [("io.weight", "default 1"), ("io.weight", "7:0 10000")];
-        assert_eq!(io().cgroup_v2_settings(|file| file == "io.weight"), owned(&[weights, throttles].concat()));
+        assert_eq!(io().cgroup_v2_settings(|file| file == "io.weight"), to_owned(&[weights, throttles].concat()));
         let weights = [("io.bfq.weight", "default 10"), ("io.bfq.weight", "7:0 1000")];
-        assert_eq!(io().cgroup_v2_settings(|_| true), owned(&[weights, throttles].concat()));
+        assert_eq!(io().cgroup_v2_settings(|_| true), to_owned(&[weights, throttles].concat()));
         assert_eq!(
             io().cgroup_v2_settings(|_| false)[0],
             ("io.weight", "7:0 10000".into()),
-            "the guest has the other weight"
+            "without a file for it, the weight applies in the guest only"
         );
     }
 
     #[test]
-    fn files_of_version_1_get_what_they_take() {
+    fn the_v1_files_get_values_in_their_format() {
         let throttles =
             [("blkio.throttle.read_bps_device", "8:16 1024"), ("blkio.throttle.write_iops_device", "8:16 0")];
         let weights = [("blkio.weight", "10"), ("blkio.weight_device", "7:0 1000")];
-        assert_eq!(io().cgroup_v1_settings(|file| file == "blkio.weight"), owned(&[weights, throttles].concat()));
+        assert_eq!(io().cgroup_v1_settings(|file| file == "blkio.weight"), to_owned(&[weights, throttles].concat()));
     }
 
     #[test]
-    fn only_limits_of_devices_are_the_hosts_alone() {
+    fn only_limits_of_devices_apply_to_the_host_alone() {
         assert_eq!(io().first_device_limit(), Some("blockIO.throttleReadBpsDevice"));
         let weight = serde_json::from_value(json!({"blockIO": {"weight": 100}})).unwrap();
         assert_eq!(BlockIo::of(Some(&weight)).first_device_limit(), None);

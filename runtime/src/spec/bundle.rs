@@ -1,4 +1,4 @@
-//! Bundles: a directory with `config.json` and, usually, the root file system.
+//! Bundles. A bundle is a directory with `config.json` and, in most cases, the root file system.
 
 use std::fs;
 use std::io;
@@ -12,22 +12,23 @@ use super::parse::parse;
 use super::resources::remove_kernel_memory;
 use crate::base::log::Log;
 
-/// Annotation with the path of a file that receives the messages of the guest's kernel; relative to the bundle's directory.
+/// Annotation with the path of a file that receives the messages of the guest's kernel. The path is relative to the bundle's directory.
 pub(crate) const CONSOLE_LOG_ANNOTATION: &str = "dev.vmrt.console-log";
 
-/// Name of the specification in a bundle.
+/// Name of the specification's file in a bundle.
 pub(crate) const CONFIG_FILE: &str = "config.json";
 
-/// A bundle whose specification was read and makes sense. Nothing in it has been opened.
+/// A bundle with a valid specification. None of its other files has been opened.
 #[derive(Debug)]
 pub(crate) struct Bundle {
-    /// Absolute.
+    /// Absolute path of the bundle's directory.
     pub(crate) dir: PathBuf,
     pub(crate) spec: Spec,
 }
 
 impl Bundle {
-    /// Reads and checks a bundle. Its specification is read from `config`, relative to the working directory, if that is given.
+    /// Reads and checks a bundle. `config` is the path of the specification, relative to the working directory, if it is not in the
+    /// bundle.
     pub(crate) fn load(dir: &Path, config: Option<&Path>, log: &Log) -> Result<Self, BundleError> {
         let absolute = fs::canonicalize(dir).and_then(|dir| dir.read_dir().map(|_| dir));
         let dir = absolute.map_err(|source| BundleError::NoBundle { path: dir.into(), source })?;
@@ -45,17 +46,17 @@ impl Bundle {
         self.dir.join(root.unwrap_or(Path::new("")))
     }
 
-    /// Normalizes deprecated settings as runc does, with a warning: a relative destination of a mount is relative to the root, and
-    /// limits of kernel memory, which cgroup v2 does not have, are removed.
+    /// Normalizes deprecated settings as runc does, with a warning. A relative mount destination becomes absolute: it starts at the
+    /// root. Limits of kernel memory are removed, because cgroup v2 does not have them.
     pub(crate) fn normalize_deprecated(&mut self, log: &Log) {
-        self.root_mounts(log);
+        self.make_destinations_absolute(log);
         let resources = self.spec.linux_mut().as_mut().and_then(|linux| linux.resources_mut().as_mut());
         if let Some(resources) = resources {
             remove_kernel_memory(resources, log);
         }
     }
 
-    fn root_mounts(&mut self, log: &Log) {
+    fn make_destinations_absolute(&mut self, log: &Log) {
         let mounts = self.spec.mounts_mut().iter_mut().flatten();
         for mount in mounts.filter(|mount| !mount.destination().is_absolute()) {
             log.warn(&format!("mount destination {} is not absolute", mount.destination().display()));
@@ -63,12 +64,12 @@ impl Bundle {
         }
     }
 
-    /// The container's first process.
+    /// The container's init process.
     pub(crate) fn process(&self) -> Result<&Process, BundleError> {
         self.spec.process().as_ref().ok_or(BundleError::NoProcess)
     }
 
-    /// Name of the container's first program, as it was given.
+    /// The program of the init process, as the specification writes it. Empty without arguments.
     pub(crate) fn program(&self) -> Result<String, BundleError> {
         Ok(self.process()?.args().as_ref().and_then(|args| args.first()).cloned().unwrap_or_default())
     }
@@ -84,20 +85,20 @@ impl Bundle {
         annotations.get(CONSOLE_LOG_ANNOTATION).map(|path| self.dir.join(path))
     }
 
-    /// Whether its first process has a terminal.
+    /// Whether the init process has a terminal.
     pub(crate) fn has_terminal(&self) -> bool {
         self.process().is_ok_and(|process| process.terminal().unwrap_or_default())
     }
 }
 
-/// Reads the file at `path`, which is known as `name`.
+/// Reads the specification at `path`. The error for a missing file contains `name`.
 fn read_spec(path: &Path, name: &Path, log: &Log) -> Result<Spec, BundleError> {
     let text = match fs::read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(BundleError::NoConfig(name.into())),
         result => result.map_err(|source| BundleError::Read { path: path.into(), source })?,
     };
     let spec = parse(&text, "/process", log).map_err(|source| BundleError::Json { path: path.into(), source })?;
-    // The parser also accepts an array of the values of the fields.
+    // The parser also accepts an array with the values of the fields.
     if text.trim_ascii_start().starts_with(b"{") { Ok(spec) } else { Err(BundleError::NoObject(path.into())) }
 }
 

@@ -4,7 +4,7 @@ use super::*;
 use crate::base::log::Format;
 use crate::spec::STARTER;
 
-/// Loads a bundle with runc's starter specification, changed by `edit`.
+/// Loads a bundle with the specification of `runc spec`, changed by `edit`.
 fn load(edit: impl FnOnce(&mut Value)) -> Result<Bundle, BundleError> {
     let mut spec: Value = serde_json::from_str(STARTER).unwrap();
     edit(&mut spec);
@@ -34,7 +34,7 @@ fn the_starter_specification_is_valid() {
 }
 
 #[test]
-fn a_bundle_that_is_none_is_told_apart_from_one_without_specification() {
+fn a_missing_directory_and_a_missing_specification_are_different_errors() {
     assert!(matches!(Bundle::load(Path::new("/nonexistent"), None, &log()), Err(BundleError::NoBundle { .. })));
     let dir = tempfile::tempdir().unwrap();
     assert!(matches!(Bundle::load(dir.path(), None, &log()), Err(BundleError::NoConfig(_))));
@@ -44,7 +44,7 @@ fn a_bundle_that_is_none_is_told_apart_from_one_without_specification() {
 }
 
 #[test]
-fn invalid_json_is_told_with_its_place() {
+fn the_error_for_invalid_json_has_its_line() {
     let error = load_text("{\"ociVersion\": \"1.0.2\",\n  \"process\": 7}").unwrap_err();
     let BundleError::Json { source, .. } = error else { panic!("{error}") };
     assert_eq!(source.line(), 2);
@@ -53,7 +53,7 @@ fn invalid_json_is_told_with_its_place() {
 }
 
 #[test]
-fn versions_other_than_1_are_refused() {
+fn versions_other_than_1_x_are_refused() {
     for version in ["1.0.0", "1.0.2-dev", "1.2.0", "1.3.0+x"] {
         load(|spec| spec["ociVersion"] = json!(version)).unwrap();
     }
@@ -64,7 +64,7 @@ fn versions_other_than_1_are_refused() {
 }
 
 #[test]
-fn a_process_has_a_program_and_an_absolute_directory() {
+fn a_process_without_program_or_absolute_directory_is_refused() {
     assert_eq!(message(|spec| spec["process"] = Value::Null), "process property must not be empty");
     assert_eq!(message(|spec| spec["process"]["args"] = json!([])), "args must not be empty");
     assert_eq!(message(|spec| spec["process"]["args"] = json!(["a\0"])), "process.args holds a NUL character");
@@ -78,24 +78,24 @@ fn a_process_has_a_program_and_an_absolute_directory() {
 }
 
 #[test]
-fn paths_are_checked() {
+fn a_missing_root_is_refused() {
     assert_eq!(message(|spec| spec["root"] = Value::Null), "root must be specified");
 }
 
 #[test]
-fn relative_mounts_are_taken_from_the_root_and_told() {
+fn a_relative_mount_destination_becomes_absolute_with_a_warning() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let log = Log::new(Some(file.path()), Format::Text, false).unwrap();
     let mut bundle = load(|spec| spec["mounts"][0]["destination"] = json!("proc")).unwrap();
     bundle.normalize_deprecated(&log);
     let mounts = bundle.spec.mounts().as_ref().unwrap();
     assert_eq!((mounts[0].destination(), mounts[1].destination()), (&"/proc".into(), &"/dev".into()));
-    let said = fs::read_to_string(file.path()).unwrap();
-    assert!(said.contains("mount destination proc is not absolute") && said.lines().count() == 1, "{said}");
+    let logged = fs::read_to_string(file.path()).unwrap();
+    assert!(logged.contains("mount destination proc is not absolute") && logged.lines().count() == 1, "{logged}");
 }
 
 #[test]
-fn a_process_without_a_user_is_roots() {
+fn a_process_without_user_runs_as_root() {
     let user = |edit: fn(&mut Value)| load(edit).unwrap().process().unwrap().user().clone();
     for edit in [
         |spec: &mut Value| drop(spec["process"].as_object_mut().unwrap().remove("user")),
@@ -111,7 +111,7 @@ fn a_process_without_a_user_is_roots() {
 }
 
 #[test]
-fn flags_of_a_scheduler_have_the_specifications_names() {
+fn scheduler_flags_have_the_names_of_the_specification() {
     let flags = |names: Value| {
         let scheduler = json!({"policy": "SCHED_DEADLINE", "flags": names});
         load(|spec| spec["process"]["scheduler"] = scheduler)
@@ -124,7 +124,7 @@ fn flags_of_a_scheduler_have_the_specifications_names() {
 }
 
 #[test]
-fn what_is_the_hosts_is_refused_by_name() {
+fn namespaces_of_the_host_are_refused_by_name() {
     let without = |name: &'static str| {
         move |spec: &mut Value| {
             spec["linux"]["namespaces"].as_array_mut().unwrap().retain(|namespace| namespace["type"] != name);
@@ -137,17 +137,19 @@ fn what_is_the_hosts_is_refused_by_name() {
 }
 
 #[test]
-fn hooks_are_checked() {
+fn hooks_with_relative_path_or_zero_timeout_are_refused() {
     let hooks = |hook: Value| message(|spec| spec["hooks"] = json!({"poststop": [{"path": "/bin/true"}, hook]}));
     assert_eq!(hooks(json!({"path": "bin/true"})), "hooks.poststop: path \"bin/true\" is not absolute");
-    let timeless = json!({"path": "/bin/true", "timeout": 0});
-    assert_eq!(hooks(timeless.clone()), "hooks.poststop: timeout is not greater than zero");
-    assert!(message(|spec| spec["hooks"] = json!({"startContainer": [timeless]})).starts_with("hooks.startContainer"));
+    let zero_timeout = json!({"path": "/bin/true", "timeout": 0});
+    assert_eq!(hooks(zero_timeout.clone()), "hooks.poststop: timeout is not greater than zero");
+    assert!(
+        message(|spec| spec["hooks"] = json!({"startContainer": [zero_timeout]})).starts_with("hooks.startContainer")
+    );
     load(|spec| spec["hooks"] = json!({"prestart": [{"path": "/bin/true", "timeout": 1}]})).unwrap();
 }
 
 #[test]
-fn another_file_may_hold_the_specification() {
+fn the_specification_may_be_outside_of_the_bundle() {
     let (dir, file) = (tempfile::tempdir().unwrap(), tempfile::NamedTempFile::new().unwrap());
     fs::write(file.path(), STARTER).unwrap();
     assert_eq!(Bundle::load(dir.path(), Some(file.path()), &log()).unwrap().dir, dir.path().canonicalize().unwrap());

@@ -1,4 +1,4 @@
-//! Checks of a specification that need nothing but itself.
+//! Checks of a specification that depend on nothing else.
 
 use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 
@@ -7,7 +7,7 @@ use super::hooks;
 use super::id_mappings;
 use super::namespaces::has_namespace;
 
-/// Checks a whole specification.
+/// Checks a specification.
 pub(super) fn check(spec: &Spec) -> Result<(), BundleError> {
     check_version(spec.version())?;
     if spec.root().as_ref().is_none_or(|root| root.path().as_os_str().is_empty()) {
@@ -19,38 +19,39 @@ pub(super) fn check(spec: &Spec) -> Result<(), BundleError> {
     spec.hooks().as_ref().map_or(Ok(()), hooks::check)
 }
 
-/// Accepts every version 1: what later ones added is optional.
+/// Accepts every version 1.x: what later versions add is optional.
 fn check_version(version: &str) -> Result<(), BundleError> {
     let mut parts = version.split(['-', '+']).next().unwrap_or_default().split('.');
     let valid = parts.clone().count() == 3 && parts.clone().all(|part| part.parse::<u32>().is_ok());
     if valid && parts.next() == Some("1") { Ok(()) } else { Err(BundleError::Version(version.into())) }
 }
 
-/// Checks a process, the container's first or a further one.
+/// Checks a process: the init process or one that `exec` starts.
 pub(crate) fn check_process(process: &Process) -> Result<(), BundleError> {
     let cwd = process.cwd();
     let args = process.args().as_deref().unwrap_or_default();
     let env = process.env().as_deref().unwrap_or_default();
-    let nul = |texts: &[String]| texts.iter().any(|text| text.contains('\0'));
+    let has_nul = |texts: &[String]| texts.iter().any(|text| text.contains('\0'));
     match () {
         () if cwd.as_os_str().is_empty() => Err(BundleError::NoCwd),
         () if !cwd.is_absolute() => Err(BundleError::RelativeCwd),
         () if args.is_empty() => Err(BundleError::NoArgs),
-        () if nul(args) => Err(BundleError::Nul("args")),
-        () if nul(env) => Err(BundleError::Nul("env")),
+        () if has_nul(args) => Err(BundleError::Nul("args")),
+        () if has_nul(env) => Err(BundleError::Nul("env")),
         () => check_environment(env),
     }
 }
 
-/// Every variable has a name.
+/// Checks that every variable has a name.
 fn check_environment(env: &[String]) -> Result<(), BundleError> {
-    let bad = env.iter().find(|entry| entry.find('=').is_none_or(|end| end == 0));
-    bad.map_or(Ok(()), |entry| Err(BundleError::Environment(entry.clone())))
+    let invalid = env.iter().find(|entry| entry.find('=').is_none_or(|end| end == 0));
+    invalid.map_or(Ok(()), |entry| Err(BundleError::Environment(entry.clone())))
 }
 
-/// Namespaces that a container must have: without one it would share the host's, which a virtual machine cannot. Engines leave
-/// `uts` out together with those that their users asked for, so it is checked last.
-const ISOLATED: [LinuxNamespaceType; 5] = [
+/// Namespaces that a container must have. Without one, it would share the host's namespace, which is impossible in a virtual machine.
+/// `uts` is last: if a user asks an engine for another namespace of the host, the engine omits `uts` as well, and the error should name
+/// what the user asked for.
+const REQUIRED_NAMESPACES: [LinuxNamespaceType; 5] = [
     LinuxNamespaceType::Network,
     LinuxNamespaceType::Pid,
     LinuxNamespaceType::Ipc,
@@ -60,9 +61,9 @@ const ISOLATED: [LinuxNamespaceType; 5] = [
 
 fn check_namespaces(spec: &Spec) -> Result<(), BundleError> {
     let has = |kind| has_namespace(spec, kind);
-    let named = spec.hostname().as_ref().is_some_and(|name| !name.is_empty());
-    match ISOLATED.into_iter().find(|kind| !has(*kind)) {
-        Some(LinuxNamespaceType::Uts) if named => Err(BundleError::HostnameWithoutUts),
+    let has_hostname = spec.hostname().as_ref().is_some_and(|name| !name.is_empty());
+    match REQUIRED_NAMESPACES.into_iter().find(|kind| !has(*kind)) {
+        Some(LinuxNamespaceType::Uts) if has_hostname => Err(BundleError::HostnameWithoutUts),
         Some(kind) => Err(BundleError::HostNamespace(kind)),
         None => Ok(()),
     }

@@ -1,4 +1,4 @@
-//! Why a specification cannot be run.
+//! Errors of bundles and specifications.
 
 use std::io;
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use oci_spec::runtime::LinuxNamespaceType;
 use thiserror::Error;
 
-/// Why a bundle cannot be run. Where runc has words for it, they are runc's.
+/// Why a bundle cannot be run. Messages that runc has are worded as in runc.
 #[derive(Debug, Error)]
 pub(crate) enum BundleError {
     #[error("chdir {}", path.display())]
@@ -15,9 +15,9 @@ pub(crate) enum BundleError {
     NoConfig(PathBuf),
     #[error("read {}", path.display())]
     Read { path: PathBuf, source: io::Error },
-    #[error("{} is no valid specification", path.display())]
+    #[error("{} is not a valid specification", path.display())]
     Json { path: PathBuf, source: serde_json::Error },
-    #[error("{} is no valid specification: it holds no JSON object", .0.display())]
+    #[error("{} is not a valid specification: it is not a JSON object", .0.display())]
     NoObject(PathBuf),
     #[error("ociVersion `{0}` is not supported: vmrt implements 1.x")]
     Version(String),

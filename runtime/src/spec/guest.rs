@@ -1,17 +1,17 @@
-//! The guest's specification: the bundle's, without what only the host can do.
+//! The guest's specification: that of the bundle without the settings that the host applies.
 
 use oci_spec::runtime::{LinuxNamespaceType, LinuxSeccomp, Spec};
 
 use crate::spec::hooks;
 
-/// Removes what the host does itself from the guest's specification.
+/// Removes the settings that the host applies from the guest's specification.
 pub(crate) fn remove_host_settings(spec: &mut Spec) {
     remove_host_cpus(spec);
     remove_network_path(spec);
     hooks::retain_guest_hooks(spec);
 }
 
-/// Removes the lists of CPUs and memory nodes: they number the host's, to which the VMM is bound. The guest has others.
+/// Removes the lists of CPUs and memory nodes. They contain numbers of the host, where the VMM is bound to them. The guest has others.
 pub(crate) fn remove_host_cpus(spec: &mut Spec) {
     let resources = spec.linux_mut().as_mut().and_then(|linux| linux.resources_mut().as_mut());
     if let Some(cpu) = resources.and_then(|resources| resources.cpu_mut().as_mut()) {
@@ -20,7 +20,7 @@ pub(crate) fn remove_host_cpus(spec: &mut Spec) {
     }
 }
 
-/// Has the container get a network namespace of the guest's: the one that the specification names is the VMM's, on the host.
+/// Removes the path of the network namespace. It is that of the VMM on the host; the container gets a new one in the guest.
 fn remove_network_path(spec: &mut Spec) {
     let namespaces = spec.linux_mut().as_mut().and_then(|linux| linux.namespaces_mut().as_mut());
     let namespaces = namespaces.into_iter().flatten();
@@ -29,7 +29,7 @@ fn remove_network_path(spec: &mut Spec) {
     }
 }
 
-/// Takes the seccomp profile out of the guest's specification: the guest gets the compiled filter instead.
+/// Removes and returns the seccomp profile of the guest's specification. The guest gets the compiled filter instead.
 pub(crate) fn take_seccomp(spec: &mut Spec) -> Option<LinuxSeccomp> {
     let linux = spec.linux_mut().as_mut()?;
     let profile = linux.seccomp().clone();
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_guest_does_not_see_the_hosts_cpu_numbers() {
+    fn cpu_numbers_of_the_host_are_removed() {
         let cpu = json!({"cpus": "3", "shares": 7});
         let mut spec = serde_json::from_value(json!({"linux": {"resources": {"cpu": cpu}}})).unwrap();
         remove_host_settings(&mut spec);

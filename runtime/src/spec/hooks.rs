@@ -1,20 +1,21 @@
-//! `hooks`: when each kind runs, what must hold of all of them, and which of them the guest runs.
+//! Hooks, `hooks`: when each kind runs, the checks of all of them, and which of them the guest runs.
 
 use oci_spec::runtime::{ContainerState, Hook, Hooks, Spec};
 
 use super::error::BundleError;
 
-/// When hooks run on the host. `startContainer` hooks run in the guest.
+/// The kinds of hooks that run on the host. `startContainer` hooks run in the guest.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum HookPoint {
-    /// The machine's process and its network namespace exist, and nothing runs in it.
+    /// Runs when the VMM process and its network namespace exist, and before the guest boots.
     Prestart,
+    /// Runs after `prestart` hooks, at the same point.
     CreateRuntime,
-    /// The same, but in the container's namespaces as far as the host has them: the network namespace.
+    /// Runs after `createRuntime` hooks, in the container's network namespace: the host has no other namespace of it.
     CreateContainer,
-    /// The container's program was started.
+    /// Runs after the container's program has started.
     Poststart,
-    /// Nothing is left of the container.
+    /// Runs after the container is deleted.
     Poststop,
 }
 
@@ -22,6 +23,7 @@ impl HookPoint {
     const ALL: [Self; 5] =
         [Self::Prestart, Self::CreateRuntime, Self::CreateContainer, Self::Poststart, Self::Poststop];
 
+    /// The name in the specification.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Prestart => "prestart",
@@ -32,6 +34,7 @@ impl HookPoint {
         }
     }
 
+    /// The status of the container in the state that the hook gets.
     pub(crate) fn status(self) -> ContainerState {
         match self {
             Self::Prestart | Self::CreateRuntime | Self::CreateContainer => ContainerState::Creating,
@@ -40,11 +43,10 @@ impl HookPoint {
         }
     }
 
+    /// The hooks of this kind.
     pub(crate) fn of(self, hooks: &Hooks) -> &[Hook] {
-        #[allow(deprecated, reason = "engines still write prestart hooks")]
-        let prestart = hooks.prestart();
         let hooks = match self {
-            Self::Prestart => prestart,
+            Self::Prestart => hooks.prestart(),
             Self::CreateRuntime => hooks.create_runtime(),
             Self::CreateContainer => hooks.create_container(),
             Self::Poststart => hooks.poststart(),
@@ -54,7 +56,7 @@ impl HookPoint {
     }
 }
 
-/// Checks every hook, those of the guest included.
+/// Checks all hooks, including those that the guest runs.
 pub(crate) fn check(hooks: &Hooks) -> Result<(), BundleError> {
     let on_host = HookPoint::ALL.into_iter().map(|point| (point.name(), point.of(hooks)));
     let in_guest = ("startContainer", hooks.start_container().as_deref().unwrap_or_default());
@@ -73,11 +75,11 @@ pub(crate) fn check(hooks: &Hooks) -> Result<(), BundleError> {
 
 /// Removes from the guest's specification the hooks that the host runs.
 pub(crate) fn retain_guest_hooks(spec: &mut Spec) {
-    let of_guest = spec.hooks().as_ref().and_then(|hooks| hooks.start_container().clone());
-    spec.set_hooks(of_guest.filter(|hooks| !hooks.is_empty()).map(|hooks| {
-        let mut left = Hooks::default();
-        left.set_start_container(Some(hooks));
-        left
+    let start_container = spec.hooks().as_ref().and_then(|hooks| hooks.start_container().clone());
+    spec.set_hooks(start_container.filter(|hooks| !hooks.is_empty()).map(|hooks| {
+        let mut guest_hooks = Hooks::default();
+        guest_hooks.set_start_container(Some(hooks));
+        guest_hooks
     }));
 }
 
@@ -88,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_guest_gets_its_own_hooks_only() {
+    fn the_guest_gets_start_container_hooks_only() {
         let mut spec = Spec::default();
         let hooks = |value| Some(serde_json::from_value::<Hooks>(value).unwrap());
         let guests = json!([{"path": "/in"}]);

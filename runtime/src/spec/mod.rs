@@ -1,4 +1,5 @@
-//! `config.json`: read, checked, and split into what the guest gets and what the host does. Nothing here changes the host.
+//! The specification of a container, `config.json`: reading it, checking it, and separating the guest's settings from the host's.
+//! Nothing here changes the host.
 
 pub(crate) mod apparmor;
 pub(crate) mod block_io;
@@ -20,8 +21,8 @@ pub(crate) mod seccomp;
 pub(crate) mod sizing;
 pub(crate) mod weights;
 
-/// Version of the runtime specification that states are written in.
+/// Version of the runtime specification that the output of `state` and the input of hooks follow.
 pub(crate) const OCI_VERSION: &str = "1.0.2";
 
-/// runc's starter specification: a shell in a terminal.
+/// The specification that `runc spec` writes: a shell in a terminal.
 pub(crate) const STARTER: &str = include_str!("starter.json");

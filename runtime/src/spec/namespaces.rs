@@ -1,15 +1,15 @@
-//! `linux.namespaces`.
+//! Namespaces of a specification, `linux.namespaces`.
 
 use std::path::Path;
 
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
 
-/// Whether the container is to have a namespace of this kind, a new one or an existing one.
+/// Whether the specification lists a namespace of this kind, new or existing.
 pub(crate) fn has_namespace(spec: &Spec, kind: LinuxNamespaceType) -> bool {
     all(spec).any(|namespace| namespace.typ() == kind)
 }
 
-/// Existing namespaces that the container is to join, with their paths.
+/// Lists the existing namespaces that the container joins, with their paths.
 pub(crate) fn existing(spec: &Spec) -> impl Iterator<Item = (LinuxNamespaceType, &Path)> {
     all(spec).filter_map(|namespace| Some((namespace.typ(), path(namespace)?)))
 }

@@ -1,4 +1,4 @@
-//! A container's limits, and changes of them while it runs.
+//! Limits of a container, `linux.resources`, and changes of them while it runs.
 
 use oci_spec::runtime::LinuxResources;
 use serde_json::{Map, Value};
@@ -6,30 +6,31 @@ use thiserror::Error;
 
 use crate::base::log::Log;
 
-/// Why limits cannot be changed so.
+/// Why a change of the limits is invalid.
 #[derive(Debug, Error)]
 pub(crate) enum ResourcesError {
     #[error("invalid value for {what}: `{text}`")]
     Number { what: &'static str, text: String },
     #[error("encode the container's limits")]
     Encode(#[source] serde_json::Error),
-    #[error("what was given is no valid `linux.resources`")]
+    #[error("the change is not a valid `linux.resources`")]
     Invalid(#[source] serde_json::Error),
 }
 
-/// What runc says of limits of kernel memory.
+/// runc's warning about limits of kernel memory.
 pub(crate) const KERNEL_MEMORY_IGNORED: &str = "Kernel memory settings are ignored and will be removed";
 
-/// Members whose zero says something; that of all others says "as it is".
-const ZERO_COUNTS: [&str; 2] = ["idle", "burst"];
+/// Members for which zero is a value. For all others, zero means no change.
+const ZERO_IS_A_VALUE: [&str; 2] = ["idle", "burst"];
 
-/// The limits after `change`, `linux.resources` of which any part may be missing.
+/// Applies `change`, a `linux.resources` of which any part may be missing, to the limits `before`.
 pub(crate) fn merge(before: Option<&LinuxResources>, change: Value) -> Result<LinuxResources, ResourcesError> {
     let mut merged = serde_json::to_value(before).map_err(ResourcesError::Encode)?;
     overlay(&mut merged, change);
     serde_json::from_value(if merged.is_null() { Map::new().into() } else { merged }).map_err(ResourcesError::Invalid)
 }
 
+/// Merges `change` into `onto`: objects by member, other values as a whole.
 fn overlay(onto: &mut Value, change: Value) {
     match change {
         Value::Null => {}
@@ -37,7 +38,7 @@ fn overlay(onto: &mut Value, change: Value) {
             if !onto.is_object() {
                 *onto = Map::new().into();
             }
-            for (name, member) in members.into_iter().filter(|(name, member)| is_given(name, member)) {
+            for (name, member) in members.into_iter().filter(|(name, member)| is_change(name, member)) {
                 overlay(&mut onto[name], member);
             }
         }
@@ -45,18 +46,19 @@ fn overlay(onto: &mut Value, change: Value) {
     }
 }
 
-fn is_given(name: &str, value: &Value) -> bool {
+/// Whether a member of a change has a value other than no change.
+fn is_change(name: &str, value: &Value) -> bool {
     match value {
         Value::Null => false,
-        Value::Number(number) => number.as_f64() != Some(0.0) || ZERO_COUNTS.contains(&name),
+        Value::Number(number) => number.as_f64() != Some(0.0) || ZERO_IS_A_VALUE.contains(&name),
         Value::String(text) => !text.is_empty(),
         Value::Array(list) => !list.is_empty(),
-        Value::Object(members) => members.iter().any(|(name, value)| is_given(name, value)),
+        Value::Object(members) => members.iter().any(|(name, value)| is_change(name, value)),
         Value::Bool(_) => true,
     }
 }
 
-/// Limits of kernel memory, which cgroup v2 has not, are told of and none.
+/// Removes limits of kernel memory, which cgroup v2 does not have, with a warning.
 pub(crate) fn remove_kernel_memory(resources: &mut LinuxResources, log: &Log) {
     let Some(memory) = resources.memory_mut() else { return };
     if [memory.kernel(), memory.kernel_tcp()].into_iter().flatten().any(|limit| limit != 0) {
@@ -65,12 +67,13 @@ pub(crate) fn remove_kernel_memory(resources: &mut LinuxResources, log: &Log) {
     memory.set_kernel(None).set_kernel_tcp(None);
 }
 
-/// A whole number.
+/// Parses an integer. `what` names the value in the error.
 pub(crate) fn parse_integer(what: &'static str, text: &str) -> Result<i64, ResourcesError> {
     text.parse().map_err(|_| ResourcesError::Number { what, text: text.into() })
 }
 
-/// An amount of memory with a binary suffix, or in bytes without one, or -1.
+/// Parses an amount of memory into bytes. As in Docker, it is a number with an optional binary suffix, or -1. `what` names the value in
+/// the error.
 pub(crate) fn parse_bytes(what: &'static str, text: &str) -> Result<i64, ResourcesError> {
     let invalid = || ResourcesError::Number { what, text: text.into() };
     if text == "-1" {
@@ -102,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_given_stays() {
+    fn missing_members_do_not_change() {
         let before = json!({"memory": {"limit": 100, "swap": 200}, "cpu": {"shares": 512, "idle": 1}});
         let change = json!({"memory": {"limit": 50, "swap": 0, "reservation": null}, "cpu": {"shares": 0, "idle": 0},
             "pids": {"limit": 0}, "blockIO": {"weight": 0}});
@@ -113,13 +116,13 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_refused() {
+    fn invalid_resources_are_refused() {
         assert!(matches!(merge(None, json!({"memory": {"limit": "x"}})), Err(ResourcesError::Invalid(_))));
         assert!(matches!(merge(None, json!([1])), Err(ResourcesError::Invalid(_))));
     }
 
     #[test]
-    fn amounts_are_read_as_docker_writes_them() {
+    fn amounts_of_memory_are_parsed_as_in_docker() {
         for (text, value) in
             [("1024", 1024), ("1k", 1024), ("64M", 64 << 20), ("2GiB", 2 << 30), ("1mb", 1 << 20), ("-1", -1)]
         {

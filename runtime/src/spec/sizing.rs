@@ -1,4 +1,4 @@
-//! How large a container's machine is.
+//! The size of a container's virtual machine.
 
 use std::collections::HashMap;
 
@@ -9,23 +9,23 @@ use vmm::config::{MAX_VCPUS, MIN_MEMORY_MIB};
 
 use crate::base::config::Config;
 
-/// Guest memory, as `512M`; more important than the container's limit.
+/// Annotation with the guest's memory, such as `512M`. It has precedence over the container's limit.
 pub(crate) const MEMORY_ANNOTATION: &str = "dev.vmrt.memory";
 
-/// Number of vCPUs; more important than the container's quota.
+/// Annotation with the number of vCPUs. It has precedence over the container's quota.
 pub(crate) const VCPUS_ANNOTATION: &str = "dev.vmrt.vcpus";
 
-/// What the guest's kernel and agent need besides a container that has used up its limit.
+/// Memory that the guest's kernel and agent need in addition to the container's limit, in MiB.
 const GUEST_OVERHEAD_MIB: u64 = 128;
 
 const MIB: u64 = 1 << 20;
 
-/// Why a machine cannot be given its size.
+/// Why a machine cannot have its size.
 #[derive(Debug, Error)]
 pub(crate) enum SizeError {
-    #[error("annotation {name} is `{value}`: not {expected}")]
+    #[error("annotation {name} is `{value}`, which is not {expected}")]
     Annotation { name: &'static str, value: String, expected: &'static str },
-    #[error("{0} MiB of guest memory are too little to boot: the least is {MIN_MEMORY_MIB} MiB")]
+    #[error("{0} MiB of guest memory are too little to boot: the minimum is {MIN_MEMORY_MIB} MiB")]
     TooSmall(u64),
     #[error("{asked} MiB of guest memory are more than the {host} MiB of the host")]
     TooLarge { asked: u64, host: u64 },
@@ -39,7 +39,7 @@ pub(crate) enum SizeError {
     LimitTooLarge { limit: u64, host: u64 },
 }
 
-/// The size of a machine.
+/// The size of a virtual machine.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Size {
@@ -48,10 +48,10 @@ pub(crate) struct Size {
 }
 
 impl Size {
-    /// Of a machine that is not there.
+    /// The size of a machine that does not exist.
     pub(crate) const NONE: Self = Self { memory_mib: 0, vcpus: 0 };
 
-    /// From annotations, else the container's limits, else the machine's configuration.
+    /// Determines the size from the annotations, or else the container's limits, or else the configuration.
     pub(crate) fn of(spec: &Spec, config: &Config) -> Result<Self, SizeError> {
         let none = HashMap::new();
         let annotations = spec.annotations().as_ref().unwrap_or(&none);
@@ -74,23 +74,23 @@ fn memory(spec: &Spec, annotations: &HashMap<String, String>, config: &Config) -
     check_memory(mib, host_memory_mib())
 }
 
-/// The memory in MiB that a machine should have when its container's limits change; `None` where it stays as it is.
+/// The memory in MiB that a machine needs after a change of its container's limits. `None` if it stays the same.
 pub(crate) fn changed_memory(before: &Spec, after: &Spec) -> Result<Option<u64>, SizeError> {
-    let (had, wanted) = (given_memory_limit(before), given_memory_limit(after));
-    let Some(bytes) = wanted.filter(|_| wanted != had) else { return Ok(None) };
+    let (old, new) = (configured_memory_limit(before), configured_memory_limit(after));
+    let Some(bytes) = new.filter(|_| new != old) else { return Ok(None) };
     let (limit, host) = (bytes.div_ceil(MIB), host_memory_mib());
     match limit + GUEST_OVERHEAD_MIB {
-        asked if asked > host => Err(SizeError::LimitTooLarge { limit, host }),
-        asked => Ok(Some(asked)),
+        memory if memory > host => Err(SizeError::LimitTooLarge { limit, host }),
+        memory => Ok(Some(memory)),
     }
 }
 
-/// The number of vCPUs that a machine should have when its container's quota changes; `None` where it stays as it is. What an
-/// annotation says is not gone below.
+/// The number of vCPUs that a machine needs after a change of its container's quota. `None` if it stays the same. A machine whose
+/// number comes from an annotation only gets more.
 pub(crate) fn changed_vcpus(before: &Spec, after: &Spec, machine: Size) -> Option<u8> {
-    let (had, wanted) = (vcpus_of_quota(before), vcpus_of_quota(after));
-    let annotated = after.annotations().as_ref().is_some_and(|all| all.contains_key(VCPUS_ANNOTATION));
-    wanted.filter(|count| wanted != had && (!annotated || *count > machine.vcpus))
+    let (old, new) = (vcpus_for_quota(before), vcpus_for_quota(after));
+    let is_annotated = after.annotations().as_ref().is_some_and(|all| all.contains_key(VCPUS_ANNOTATION));
+    new.filter(|count| new != old && (!is_annotated || *count > machine.vcpus))
 }
 
 fn check_memory(asked: u64, host: u64) -> Result<u64, SizeError> {
@@ -101,14 +101,14 @@ fn check_memory(asked: u64, host: u64) -> Result<u64, SizeError> {
     }
 }
 
-/// The container's own limit in bytes; a limit beyond the host's memory limits nothing.
+/// The container's memory limit in bytes. `None` without a limit, or if the limit exceeds the host's memory.
 fn memory_limit(spec: &Spec) -> Option<u64> {
-    given_memory_limit(spec).filter(|bytes| bytes / MIB + GUEST_OVERHEAD_MIB < host_memory_mib())
+    configured_memory_limit(spec).filter(|bytes| bytes / MIB + GUEST_OVERHEAD_MIB < host_memory_mib())
 }
 
-/// The limit in bytes that the container was given, whatever the host has.
-fn given_memory_limit(spec: &Spec) -> Option<u64> {
-    /// What kernels of cgroup v1 call no limit, and engines pass on: the largest number of whole pages.
+/// The container's memory limit in bytes, even if it exceeds the host's memory.
+fn configured_memory_limit(spec: &Spec) -> Option<u64> {
+    /// The value for no limit in cgroup v1, which engines pass on: the largest number of whole pages.
     const NO_LIMIT: u64 = i64::MAX as u64 & !0xfff;
     let memory = spec.linux().as_ref()?.resources().as_ref()?.memory().as_ref()?;
     u64::try_from(memory.limit()?).ok().filter(|bytes| (1..NO_LIMIT).contains(bytes))
@@ -127,26 +127,26 @@ fn vcpus(spec: &Spec, annotations: &HashMap<String, String>, config: &Config) ->
             value: text.clone(),
             expected: "a number of vCPUs",
         })?,
-        None => vcpus_of_quota(spec).unwrap_or(config.vcpus).into(),
+        None => vcpus_for_quota(spec).unwrap_or(config.vcpus).into(),
     };
     let valid = u8::try_from(count).ok().filter(|count| (1..=MAX_VCPUS).contains(count));
     valid.ok_or(SizeError::Vcpus(count))
 }
 
-/// As many vCPUs as it takes to use up the container's quota, if it has one, and the host has CPUs.
-fn vcpus_of_quota(spec: &Spec) -> Option<u8> {
+/// The number of vCPUs that can use the container's quota, if it has one. At most the number of the host's CPUs.
+fn vcpus_for_quota(spec: &Spec) -> Option<u8> {
     let (quota, period) = cpu_quota(spec)?;
     let host = host_cpus();
     Some(u8::try_from(quota.div_ceil(period)).map_or(host, |count| count.clamp(1, host)))
 }
 
-/// CPUs of the host that a machine can use: more than it can have are as good as that.
+/// The number of the host's CPUs, limited to the maximum number of vCPUs.
 pub(crate) fn host_cpus() -> u8 {
     let host = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     u8::try_from(host).map_or(MAX_VCPUS, |count| count.min(MAX_VCPUS))
 }
 
-/// Microseconds of CPU time a container may use in each period of so many microseconds, where that is limited.
+/// The CPU time that the container may use per period, and the period, both in microseconds. `None` without a limit.
 pub(crate) fn cpu_quota(spec: &Spec) -> Option<(u64, u64)> {
     const DEFAULT_PERIOD: u64 = 100_000;
     let cpu = spec.linux().as_ref()?.resources().as_ref()?.cpu().as_ref()?;
@@ -154,7 +154,7 @@ pub(crate) fn cpu_quota(spec: &Spec) -> Option<(u64, u64)> {
     Some((quota, cpu.period().filter(|period| *period > 0).unwrap_or(DEFAULT_PERIOD)))
 }
 
-/// An amount of memory with a binary suffix, or in bytes without one, rounded up to MiB.
+/// Parses an amount of memory in bytes with an optional binary suffix. Returns MiB, rounded up.
 fn parse_mib(text: &str) -> Option<u64> {
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
     let unit = match text[digits.len()..].trim_end_matches(['i', 'B']) {
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn amounts_of_memory() {
+    fn amounts_of_memory_are_parsed_and_rounded_up() {
         assert_eq!(parse_mib("512M"), Some(512));
         assert_eq!(parse_mib("2GiB"), Some(2048));
         assert_eq!(parse_mib("1"), Some(1));
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn annotations_come_before_limits_and_limits_before_the_configuration() {
+    fn annotations_have_precedence_over_limits_and_limits_over_the_configuration() {
         let limit = serde_json::json!({"resources": {"memory": {"limit": 64 << 20}}});
         assert_eq!(size(serde_json::json!({})).unwrap(), Size { memory_mib: 300, vcpus: 1 });
         assert_eq!(size(serde_json::json!({"linux": limit})).unwrap().memory_mib, 64 + 128);
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_that_limits_nothing_is_none() {
+    fn a_limit_that_means_unlimited_is_ignored() {
         for limit in [-1, 0, i64::MAX] {
             let spec = serde_json::json!({"linux": {"resources": {"memory": {"limit": limit}}}});
             assert_eq!(size(spec).unwrap().memory_mib, 300, "{limit}");
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_that_cannot_be_are_refused() {
+    fn impossible_sizes_are_refused() {
         let annotated = |name: &str, value: &str| size(serde_json::json!({"annotations": {name: value}}));
         assert!(matches!(annotated(MEMORY_ANNOTATION, "8M"), Err(SizeError::TooSmall(8))));
         assert!(matches!(annotated(MEMORY_ANNOTATION, "much"), Err(SizeError::Annotation { .. })));
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_s_memory_follows_the_limit() {
+    fn a_changed_limit_changes_the_memory() {
         let memory = |bytes: i64| limited(&serde_json::json!({"memory": {"limit": bytes}}));
         let changed = |before: &Spec, after: &Spec| changed_memory(before, after).unwrap();
         assert_eq!(changed(&memory(64 << 20), &memory(129 << 20)), Some(129 + 128));
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_s_vcpus_follow_the_quota() {
+    fn a_changed_quota_changes_the_vcpus() {
         let quota = |quota: i64| limited(&serde_json::json!({"cpu": {"quota": quota, "period": 100_000}}));
         let machine = Size { memory_mib: 256, vcpus: 1 };
         let changed = |before: &Spec, after: &Spec| changed_vcpus(before, after, machine);
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn an_annotation_s_vcpus_stay() {
+    fn an_annotation_sets_the_minimum_of_vcpus() {
         let annotated = |quota: u64| -> Spec {
             let cpu = serde_json::json!({"quota": quota, "period": 1000});
             let annotations = serde_json::json!({VCPUS_ANNOTATION: "2"});

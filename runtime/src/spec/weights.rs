@@ -1,13 +1,13 @@
-//! Weights: the specification has those of cgroup v1, which cgroup v2 scales differently.
+//! Weights. The specification uses those of cgroup v1; cgroup v2 has another scale.
 
-/// CPU shares of v1 (2 to 262144) as a weight of v2, by the conversion that every OCI runtime uses.
+/// Converts CPU shares of v1 (2 to 262144) to a CPU weight of v2, as all OCI runtimes do.
 pub(crate) fn cpu_weight(shares: u64) -> u64 {
-    weight_between(shares, (2, 262_144))
+    scale_weight(shares, (2, 262_144))
 }
 
-/// A value between these two as a weight of v2, between 1 and 10000.
-pub(crate) fn weight_between(value: u64, (least, most): (u64, u64)) -> u64 {
-    1 + (value.clamp(least, most) - least) * 9999 / (most - least)
+/// Scales a value linearly from the range `min` to `max` to a weight of v2, from 1 to 10000.
+pub(crate) fn scale_weight(value: u64, (min, max): (u64, u64)) -> u64 {
+    1 + (value.clamp(min, max) - min) * 9999 / (max - min)
 }
 
 #[cfg(test)]
@@ -15,7 +15,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_become_weights_as_elsewhere() {
+    fn shares_are_converted_to_weights() {
         assert_eq!(cpu_weight(0), 1);
         assert_eq!(cpu_weight(2), 1);
         assert_eq!(cpu_weight(1024), 39);

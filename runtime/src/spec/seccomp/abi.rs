@@ -1,13 +1,13 @@
-//! The calling conventions a guest's programs can have, and the numbers that system calls have in them.
+//! The calling conventions of programs in the guest, and the numbers of system calls in each.
 
 use oci_spec::runtime::Arch;
 use syscalls::{x86, x86_64};
 
-/// `AUDIT_ARCH_X86_64` and `AUDIT_ARCH_I386`: what the kernel tells a filter of a call's convention.
+/// `AUDIT_ARCH_X86_64` and `AUDIT_ARCH_I386`: the architecture of a call, as a filter sees it.
 const AUDIT_X86_64: u32 = 0xc000_003e;
 const AUDIT_X86: u32 = 0x4000_0003;
 
-/// The bit that tells x32's numbers from x86-64's, which share what the kernel tells of their convention.
+/// The bit that is set in numbers of x32. Calls of x32 and x86-64 have the same architecture for a filter.
 pub(super) const X32_BIT: u32 = 0x4000_0000;
 
 /// A calling convention.
@@ -18,7 +18,7 @@ pub(super) enum Abi {
     X86,
 }
 
-/// What the kernel's `socketcall` and `ipc` of x86 do, by their first argument.
+/// The system calls that `socketcall` of x86 multiplexes. Its first argument is the index in this list plus one.
 const SOCKET_CALLS: [&str; 20] = [
     "socket",
     "bind",
@@ -41,6 +41,7 @@ const SOCKET_CALLS: [&str; 20] = [
     "recvmmsg",
     "sendmmsg",
 ];
+/// The system calls that `ipc` of x86 multiplexes, and the first argument for each.
 const IPC_CALLS: [(&str, u64); 12] = [
     ("semop", 1),
     ("semget", 2),
@@ -56,7 +57,7 @@ const IPC_CALLS: [(&str, u64); 12] = [
     ("shmctl", 24),
 ];
 
-/// System calls whose arguments differ so much in x32 that they have numbers of their own there, which begin here.
+/// First of the numbers that only x32 has. It has them for the system calls below, whose arguments differ from those of x86-64.
 const X32_FIRST: u32 = 512;
 const X32_CALLS: [&str; 36] = [
     "rt_sigaction",
@@ -98,7 +99,7 @@ const X32_CALLS: [&str; 36] = [
 ];
 
 impl Abi {
-    /// The one a specification means; none where no program in the guest can have it.
+    /// The calling convention of an architecture. `None` if no program in the guest can use it.
     pub(super) fn of(arch: Arch) -> Option<Self> {
         match arch {
             Arch::ScmpArchNative | Arch::ScmpArchX86_64 => Some(Self::X86_64),
@@ -108,20 +109,20 @@ impl Abi {
         }
     }
 
-    /// What the kernel calls it.
-    pub(super) fn audit(self) -> u32 {
+    /// The architecture as a filter sees it: `AUDIT_ARCH_*`.
+    pub(super) fn audit_arch(self) -> u32 {
         match self {
             Self::X86_64 | Self::X32 => AUDIT_X86_64,
             Self::X86 => AUDIT_X86,
         }
     }
 
-    /// Whether arguments are 64 bits wide; otherwise only their lower half counts.
-    pub(super) fn is_wide(self) -> bool {
+    /// Whether arguments have 64 bits. Otherwise only the lower 32 bits are used.
+    pub(super) fn has_64_bit_arguments(self) -> bool {
         self == Self::X86_64
     }
 
-    /// Number of a system call, if it exists there.
+    /// The number of a system call, if the convention has it.
     pub(super) fn number(self, name: &str) -> Option<u32> {
         match self {
             Self::X86_64 => x86_64_number(name),
@@ -130,8 +131,8 @@ impl Abi {
         }
     }
 
-    /// The other way there is to a system call: the number of one that does several, and the first argument that
-    /// chooses it.
+    /// The multiplexing system call that can do the same as the call `name`: its number, and its first argument for that. `None` if there
+    /// is none.
     pub(super) fn multiplexed(self, name: &str) -> Option<(u32, u64)> {
         if self != Self::X86 {
             return None;
@@ -149,8 +150,8 @@ fn x86_64_number(name: &str) -> Option<u32> {
 }
 
 fn x32_number(name: &str) -> Option<u32> {
-    let own = (X32_FIRST..).zip(X32_CALLS).find(|(_, call)| *call == name);
-    own.map(|(number, _)| number).or_else(|| x86_64_number(name))
+    let x32_only = (X32_FIRST..).zip(X32_CALLS).find(|(_, call)| *call == name);
+    x32_only.map(|(number, _)| number).or_else(|| x86_64_number(name))
 }
 
 #[cfg(test)]
@@ -158,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_those_of_the_convention() {
+    fn each_convention_has_its_numbers() {
         let numbers = |name| [Abi::X86_64, Abi::X32, Abi::X86].map(|abi| abi.number(name));
         assert_eq!(numbers("write"), [Some(1), Some(X32_BIT | 1), Some(4)]);
         assert_eq!(numbers("pwritev2"), [Some(328), Some(X32_BIT | 547), Some(379)]);
@@ -167,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn some_calls_have_a_second_way_on_x86() {
+    fn x86_multiplexes_socket_and_ipc_calls() {
         assert_eq!(Abi::X86.multiplexed("sendmmsg"), Some((102, 20)));
         assert_eq!(Abi::X86.multiplexed("shmctl"), Some((117, 24)));
         assert_eq!(Abi::X86.multiplexed("write"), None);

@@ -1,8 +1,8 @@
-//! What a filter does with a system call.
+//! Actions of a filter.
 
-/// `SECCOMP_RET_*` with its data.
+/// The return value of a filter: `SECCOMP_RET_*` with its data.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Action(pub(super) u32);
 
-/// The action without data that ends the thread.
+/// `SECCOMP_RET_KILL_THREAD`.
 pub(super) const KILL_THREAD: Action = Action(0);

@@ -1,7 +1,7 @@
-//! System call filters, compiled here so that the guest's agent only has to hand them to its kernel.
+//! Compiles seccomp profiles to BPF programs, which the guest's agent passes to its kernel.
 //!
-//! What a profile means is what runc with libseccomp makes of it. `seccompiler` was weighed and left out: its filters
-//! have one action for all rules and one calling convention, and OCI profiles have several of both.
+//! A profile means the same as in runc with libseccomp. The `seccompiler` crate is not suitable: its filters have one action for all
+//! rules and one calling convention, and OCI profiles have several of both.
 
 mod abi;
 mod action;
@@ -20,9 +20,11 @@ use rules::{Condition, Rule};
 /// Why a profile cannot be used.
 #[derive(Debug, Error)]
 pub(crate) enum SeccompError {
-    #[error("linux.seccomp: SCMP_ACT_NOTIFY is refused: its listener cannot be handed out of a virtual machine")]
+    #[error("linux.seccomp: SCMP_ACT_NOTIFY is refused: its file descriptor cannot leave the virtual machine")]
     Notify,
-    #[error("linux.seccomp: flag {0} is refused: it is about SCMP_ACT_NOTIFY, which a virtual machine cannot have")]
+    #[error(
+        "linux.seccomp: flag {0} is refused: it applies only to SCMP_ACT_NOTIFY, which is impossible with a virtual machine"
+    )]
     Flag(LinuxSeccompFilterFlag),
     #[error("linux.seccomp: errnoRet {0} is too large")]
     ErrnoTooLarge(u32),
@@ -41,6 +43,10 @@ const MAX_ERRNO: u32 = 4095;
 const MAX_DATA: u32 = 0xffff;
 
 /// Compiles a profile.
+///
+/// # Errors
+///
+/// Fails if the profile is invalid, cannot work in a virtual machine, or needs a program that is too long for the kernel.
 pub(crate) fn compile(profile: &LinuxSeccomp) -> Result<SeccompFilter, SeccompError> {
     let flags = flags(profile)?;
     let program = program(profile)?.into_iter().map(Instruction::encode).collect();
@@ -52,37 +58,37 @@ fn program(profile: &LinuxSeccomp) -> Result<Vec<Instruction>, SeccompError> {
     let syscalls = profile.syscalls().as_deref().unwrap_or_default();
     let rules = rules(syscalls, default)?;
     let names: Vec<_> = syscalls.iter().flat_map(LinuxSyscall::names).map(String::as_str).collect();
-    let unknown = unknown_action(profile);
+    let unknown_action = unknown_action(profile);
     let table = |abi| Table {
         abi,
         verdicts: rules::verdicts(abi, &rules),
         default,
-        beyond: unknown.and_then(|action| Some((rules::highest(abi, &names)?, action))),
+        unknown: unknown_action.and_then(|action| Some((rules::highest_number(abi, &names)?, action))),
     };
     let tables: Vec<_> = abis(profile).into_iter().map(table).collect();
     program::assemble(&tables, KILL_THREAD).ok_or(SeccompError::TooLong)
 }
 
-/// The machine's own calling convention is always one of them, as with libseccomp.
+/// The calling conventions of a profile. As with libseccomp, the native one is always among them.
 fn abis(profile: &LinuxSeccomp) -> Vec<Abi> {
-    let given = profile.architectures().iter().flatten().filter_map(|arch| Abi::of(*arch));
-    let mut abis: Vec<_> = given.chain([Abi::X86_64]).collect();
+    let listed = profile.architectures().iter().flatten().filter_map(|arch| Abi::of(*arch));
+    let mut abis: Vec<_> = listed.chain([Abi::X86_64]).collect();
     abis.sort_unstable();
     abis.dedup();
     abis
 }
 
-/// Calls newer than the profile do not exist, rather than being forbidden: so programs fall back to older ones. As
-/// runc does where the default is to forbid.
+/// The action for system calls that are newer than the profile. As in runc, they fail with `ENOSYS` if the default action forbids calls,
+/// so that programs fall back to older calls. `None` if such calls get the default action.
 fn unknown_action(profile: &LinuxSeccomp) -> Option<Action> {
     const ENOSYS: u32 = 38;
     use LinuxSeccompAction::{ScmpActAllow, ScmpActErrno, ScmpActLog, ScmpActTrace};
-    let permissive = matches!(profile.default_action(), ScmpActAllow | ScmpActLog | ScmpActTrace);
-    let same = profile.default_errno_ret() == Some(ENOSYS);
-    (!permissive && !same).then(|| Action(ScmpActErrno.as_u32(Some(ENOSYS))))
+    let is_permissive = matches!(profile.default_action(), ScmpActAllow | ScmpActLog | ScmpActTrace);
+    let is_default_enosys = profile.default_errno_ret() == Some(ENOSYS);
+    (!is_permissive && !is_default_enosys).then(|| Action(ScmpActErrno.as_u32(Some(ENOSYS))))
 }
 
-/// A rule with the default action says nothing, so it is left out as by runc: even before one that says something.
+/// The rules of a profile. As in runc, rules with the default action are ignored, even if they precede a rule with another action.
 fn rules(syscalls: &[LinuxSyscall], default: Action) -> Result<Vec<Rule<'_>>, SeccompError> {
     let mut rules = Vec::new();
     for syscall in syscalls {
@@ -120,7 +126,7 @@ fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<Action, Secc
     }
 }
 
-/// `SECCOMP_FILTER_FLAG_*` of the kernel. A profile without a list gets runc's default.
+/// The `SECCOMP_FILTER_FLAG_*` of a profile. A profile without a list gets runc's default.
 fn flags(profile: &LinuxSeccomp) -> Result<u32, SeccompError> {
     const TSYNC: u32 = 1;
     const LOG: u32 = 2;

@@ -1,4 +1,4 @@
-//! What a profile says of each system call of one calling convention.
+//! The verdicts of a profile on the system calls of a calling convention.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use oci_spec::runtime::{LinuxSeccompArg, LinuxSeccompOperator as Operator};
 use super::abi::Abi;
 use super::action::Action;
 
-/// One system call of one rule of a profile.
+/// A rule of a profile for a single system call.
 #[derive(Debug)]
 pub(super) struct Rule<'a> {
     pub(super) name: &'a str,
@@ -24,21 +24,21 @@ pub(super) enum Comparison {
     GreaterOrEqual,
     Less,
     LessOrEqual,
-    /// Equal in the bits of this mask.
+    /// The bits of this mask are equal.
     MaskedEqual(u64),
 }
 
 /// A condition on one argument.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Condition {
-    /// Which argument: 0 to 5.
+    /// Index of the argument, from 0 to 5.
     pub(super) index: u8,
     pub(super) comparison: Comparison,
     pub(super) value: u64,
 }
 
 impl Condition {
-    /// `arg.index` is one of those there are.
+    /// Converts a condition of a profile. `index` is the checked index of `arg`.
     pub(super) fn new(index: u8, arg: &LinuxSeccompArg) -> Self {
         let comparison = match arg.op() {
             Operator::ScmpCmpEq => Comparison::Equal,
@@ -47,7 +47,7 @@ impl Condition {
             Operator::ScmpCmpGe => Comparison::GreaterOrEqual,
             Operator::ScmpCmpLt => Comparison::Less,
             Operator::ScmpCmpLe => Comparison::LessOrEqual,
-            // The first value is the mask here.
+            // Here, the first value of the specification is the mask and the second one the value.
             Operator::ScmpCmpMaskedEq => Comparison::MaskedEqual(arg.value()),
         };
         let value = match comparison {
@@ -58,25 +58,25 @@ impl Condition {
     }
 }
 
-/// What happens to one system call.
+/// The actions for one system call.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(super) struct Verdict {
-    /// Alternatives, each with the conditions that have to hold together; the first that applies counts.
+    /// Alternatives in order. The first one of which all conditions hold gives the action.
     pub(super) cases: Vec<(Vec<Condition>, Action)>,
-    /// Without conditions. It wins over every case, as with runc's libseccomp.
+    /// The action without conditions. It has precedence over `cases`, as with libseccomp in runc.
     pub(super) always: Option<Action>,
 }
 
-/// The verdicts of a profile for one calling convention, by number. Calls with no entry get the default action.
+/// The verdicts of a profile for a calling convention, by number. Calls without an entry get the default action.
 pub(super) fn verdicts(abi: Abi, rules: &[Rule]) -> BTreeMap<u32, Verdict> {
     let mut verdicts = BTreeMap::<u32, Verdict>::new();
     for rule in rules {
-        // Names that this convention does not have are passed over, as a profile is written for many kernels.
+        // Profiles are written for many kernels, so names that the convention does not have are ignored.
         if let Some(number) = abi.number(rule.name) {
             verdicts.entry(number).or_default().add(&rule.conditions, rule.action);
         }
         if let Some((number, argument)) = abi.multiplexed(rule.name).filter(|_| rule.conditions.is_empty()) {
-            // What the other arguments are is in memory then, where no filter can look.
+            // A rule with conditions cannot apply here: the arguments are in memory, which a filter cannot read.
             let choice = Condition { index: 0, comparison: Comparison::Equal, value: argument };
             verdicts.entry(number).or_default().add(&[choice], rule.action);
         }
@@ -89,7 +89,7 @@ impl Verdict {
         match conditions {
             [] => self.always = self.always.or(Some(action)),
             conditions if repeats_argument(conditions) => {
-                // Two conditions on one argument are alternatives, as runc reads them.
+                // As in runc, conditions on the same argument are alternatives.
                 self.cases.extend(conditions.iter().map(|condition| (vec![*condition], action)));
             }
             conditions => self.cases.push((conditions.to_vec(), action)),
@@ -98,11 +98,13 @@ impl Verdict {
 }
 
 fn repeats_argument(conditions: &[Condition]) -> bool {
-    let same = |(place, one): (usize, &Condition)| conditions[..place].iter().any(|other| other.index == one.index);
-    conditions.iter().enumerate().any(same)
+    let is_repeated = |(position, condition): (usize, &Condition)| {
+        conditions[..position].iter().any(|other| other.index == condition.index)
+    };
+    conditions.iter().enumerate().any(is_repeated)
 }
 
-/// The highest number that a profile's rules name, whatever they say of it.
-pub(super) fn highest(abi: Abi, names: &[&str]) -> Option<u32> {
+/// The highest number among the system calls `names`.
+pub(super) fn highest_number(abi: Abi, names: &[&str]) -> Option<u32> {
     names.iter().filter_map(|name| abi.number(name)).max()
 }
