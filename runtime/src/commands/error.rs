@@ -13,7 +13,11 @@ use crate::sandbox::connection::RequestError;
 use crate::sandbox::create::CreateError;
 use crate::sandbox::delete::DeleteError;
 use crate::sandbox::error::SandboxError;
+use crate::sandbox::events::EventsError;
+use crate::sandbox::exec::ExecError;
 use crate::sandbox::interfaces::InterfacesError;
+use crate::sandbox::kill::KillError;
+use crate::sandbox::pause::PauseError;
 use crate::sandbox::pid_file::PidFileError;
 use crate::sandbox::start::StartError;
 use crate::sandbox::store::StateError;
@@ -54,9 +58,14 @@ pub(crate) enum Error {
     Vmm(#[from] VmmError),
     #[error(transparent)]
     Request(#[from] RequestError),
-    /// A further process was not started. Except for an interruption, the command determines the exit status.
     #[error(transparent)]
-    Exec(RequestError),
+    Exec(#[from] ExecError),
+    #[error(transparent)]
+    Kill(#[from] KillError),
+    #[error(transparent)]
+    Pause(#[from] PauseError),
+    #[error(transparent)]
+    Events(#[from] EventsError),
     #[error(transparent)]
     Signal(#[from] SignalError),
     #[error("block signals")]
@@ -85,20 +94,8 @@ pub(crate) enum Error {
     OwnProcess(#[source] io::Error),
     #[error("start the proxy of the process")]
     Proxy(#[source] nix::Error),
-    #[error("container is still being created")]
-    BeingCreated,
     #[error("cannot delete container {id} that is not stopped: {status}")]
     NotStopped { id: String, status: &'static str },
-    #[error("cannot exec in a stopped container")]
-    ExecInStopped,
-    #[error("cannot exec in a paused container (use --ignore-paused to override)")]
-    ExecInPaused,
-    #[error("container not running")]
-    NotRunning,
-    #[error("container not paused")]
-    NotPaused,
-    #[error("container with id {0} is not running")]
-    IdNotRunning(String),
     #[error("ps option or column `{0}` is not supported; supported options are -e -f -a -x -u -A -w and -o LIST")]
     PsOption(String),
     #[error("{0} is not supported yet")]
@@ -125,7 +122,11 @@ impl Error {
             Self::Interfaces(error) => error.exit_code(),
             Self::Sandbox(error) => error.exit_code(),
             Self::Vmm(error) => error.exit_code(),
-            Self::Request(error) | Self::Exec(error @ RequestError::Interrupted(_)) => error.exit_code(),
+            Self::Request(error) => error.exit_code(),
+            Self::Exec(error) => error.exit_code(),
+            Self::Kill(error) => error.exit_code(),
+            Self::Pause(error) => error.exit_code(),
+            Self::Events(error) => error.exit_code(),
             Self::SandboxEnded => Some(KILLED),
             _ => None,
         }

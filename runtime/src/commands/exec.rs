@@ -2,14 +2,12 @@
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::exit;
-use std::time::Duration;
 
 use agent::{ExitStatus, ProcessId};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use nix::unistd::{ForkResult, Pid, dup2_stderr, dup2_stdin, dup2_stdout, fork, setsid};
 use oci_spec::runtime::Process;
-use vmm::control::{Client, Request, Status};
 
 use super::exec_process::{build, check_args, sub_cgroup};
 use crate::base::container_id::ContainerId;
@@ -19,64 +17,30 @@ use crate::host::open_fds::close_all_except;
 use crate::host::process::HostProcess;
 use crate::host::scm_rights::send_pidfd;
 use crate::host::signals::Signals;
-use crate::sandbox::connection::{Connection, RequestError};
+use crate::sandbox::connection::Connection;
 use crate::sandbox::context::Context;
-use crate::sandbox::control_socket::control;
+use crate::sandbox::exec::{ExecClient, ExecRequest};
 use crate::sandbox::foreground::{self, HostTerminal};
 use crate::sandbox::pid_file::write_pid_file;
-use crate::sandbox::record::{Phase, Record};
-use crate::sandbox::status::request_status;
 use crate::sandbox::vmm_process::KILLED;
 use crate::terminal::stdio::{ProcessStdio, StdioOptions, console_size};
 use crate::terminal::tty;
 
-/// Time limit for the guest to start a process.
-const EXEC_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Time limit in a paused container, which may stay paused for long: one year.
-const PAUSED_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
-
 pub(crate) fn run(context: &Context, args: &ExecArgs) -> Result<u8, Error> {
     check_args(args)?;
     let id: ContainerId = args.id.parse()?;
-    let record = context.store.record(&id)?;
-    check(&record)?;
-    let mut client = control(&context.store.dir(&id)).map_err(RequestError::from)?;
-    let timeout = start_timeout(&mut client, &record, args.ignore_paused)?;
+    let client = ExecClient::connect(&context.store, &id, args.ignore_paused)?;
     let process = build(args, &id, context)?;
     let stdio = open_stdio(args, &process)?;
     let signals = Signals::block(stdio.terminal.is_some() || stdio.console().is_some()).map_err(Error::Signals)?;
-    let mut connection = Connection::new(client, Some(signals), None);
-    let target = ProcessId { container: id.to_string(), exec: Some(unique_name()?) };
-    let program = process.args().iter().flatten().next().cloned().unwrap_or_default();
-    let cgroup = sub_cgroup(&args.cgroup)?;
-    let request = Request::Exec { process: target.clone(), spec: Box::new(process), stdio: stdio.kind, cgroup };
-    let started = connection.call(&request, &stdio.fds(), "start the process", timeout);
-    started.map_err(|error| Error::Exec(error.for_program(&program)))?;
+    let request = ExecRequest { name: unique_name()?, process, cgroup: sub_cgroup(&args.cgroup)? };
+    let (mut connection, target) = client.start(request, &stdio, signals)?;
     if args.detach {
         return detach(connection, &target, stdio, args);
     }
     report_pid(args, Pid::this())?;
     let terminal = stdio.terminal.as_ref().map_or(HostTerminal::None, HostTerminal::Own);
     wait(&mut connection, &target, terminal)
-}
-
-fn check(record: &Record) -> Result<(), Error> {
-    match record.phase_now() {
-        Phase::Created | Phase::Running | Phase::Paused => Ok(()),
-        Phase::Creating => Err(Error::BeingCreated),
-        Phase::Stopped => Err(Error::ExecInStopped),
-    }
-}
-
-/// Returns the time limit for the start of the process. In a paused container it starts when the container is resumed.
-fn start_timeout(client: &mut Client, record: &Record, ignore_paused: bool) -> Result<Duration, Error> {
-    match request_status(client, &record.id) {
-        Ok(Status::Paused) if ignore_paused => Ok(PAUSED_TIMEOUT),
-        Ok(Status::Paused) => Err(Error::ExecInPaused),
-        Ok(Status::Stopped(_)) => Err(Error::ExecInStopped),
-        _ => Ok(EXEC_TIMEOUT),
-    }
 }
 
 fn open_stdio(args: &ExecArgs, process: &Process) -> Result<ProcessStdio, Error> {

@@ -6,10 +6,7 @@
 mod columns;
 mod process;
 
-use std::time::Duration;
-
 use agent::ProcessList;
-use vmm::control::{Reply, Request};
 
 use self::columns::Column;
 use self::process::Process;
@@ -19,12 +16,9 @@ use crate::cli::{ListFormat, PsArgs};
 use crate::commands::error::Error;
 use crate::sandbox::connection::RequestError;
 use crate::sandbox::context::Context;
-use crate::sandbox::control_socket::control;
+use crate::sandbox::processes::list_processes;
 use crate::sandbox::record::{Phase, Record};
 use crate::sandbox::status::status;
-
-/// Time limit for a guest to list its processes.
-const LIST_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(crate) fn run(context: &Context, args: &PsArgs) -> Result<u8, Error> {
     let id: ContainerId = args.id.parse()?;
@@ -50,12 +44,7 @@ fn list(context: &Context, id: &ContainerId, record: &Record) -> Result<Vec<Proc
     if is_stopped(context, id, record) {
         return Ok(Vec::new());
     }
-    let mut client = control(&context.store.dir(id)).map_err(RequestError::from)?;
-    let request = Request::Processes { container: id.to_string() };
-    match client.call(&request, &[], Some(LIST_TIMEOUT)).map_err(RequestError::from)? {
-        Reply::Processes(list) => processes(&list),
-        _ => Err(RequestError::UnexpectedReply.into()),
-    }
+    processes(&list_processes(&context.store, id)?)
 }
 
 fn processes(list: &ProcessList) -> Result<Vec<Process>, Error> {

@@ -73,8 +73,8 @@ impl Caller {
         let Some(dir) = dir else { return Ok(DEFAULT_ROOT.into()) };
         let path = Path::new(&dir).join("vmrt");
         let sticky = Permissions::from_mode(0o1700);
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
-        match made.and_then(|()| fs::set_permissions(&path, sticky)) {
+        let created = DirBuilder::new().recursive(true).mode(0o700).create(&path);
+        match created.and_then(|()| fs::set_permissions(&path, sticky)) {
             Ok(()) => Ok(path),
             Err(source) => Err(CallerError::RuntimeDir { path, source }),
         }

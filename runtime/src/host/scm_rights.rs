@@ -81,7 +81,7 @@ pub(crate) mod tests {
             panic!("no descriptor")
         };
         let length = message.bytes;
-        // SAFETY: the kernel made this descriptor for this message, and nothing else owns it.
+        // SAFETY: the kernel created this descriptor for this message, and nothing else owns it.
         let file = unsafe { File::from_raw_fd(fds[0]) };
         (file, String::from_utf8_lossy(&text[..length]).into_owned())
     }

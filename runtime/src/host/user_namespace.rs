@@ -98,9 +98,9 @@ pub(crate) fn run_as_root_of<T: DeserializeOwned + Serialize, E: StdError>(
     work: impl FnOnce() -> Result<T, E>,
 ) -> Result<T, RootlessError> {
     let failed = |step| move |source| RootlessError::Helper { step, source };
-    let (mut reader, writer) = io::pipe().map_err(failed("make a pipe"))?;
+    let (mut reader, writer) = io::pipe().map_err(failed("create a pipe"))?;
     // SAFETY: this process has one thread, so the child may run any code.
-    let child = match unsafe { fork() }.map_err(|error| failed("make a process")(error.into()))? {
+    let child = match unsafe { fork() }.map_err(|error| failed("fork")(error.into()))? {
         ForkResult::Child => {
             let entered = become_root_of(vmm).map_err(|error| chain(&error));
             let done = entered.and_then(|()| work().map_err(|error| chain(&error)));

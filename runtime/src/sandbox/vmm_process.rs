@@ -32,7 +32,7 @@ pub(crate) const KILLED: u8 = 137;
 /// The failure to start a VMM, or its unexpected end.
 #[derive(Debug, Error)]
 pub(crate) enum VmmError {
-    #[error("make a socket pair")]
+    #[error("create a socket pair")]
     Socket(#[source] io::Error),
     #[error("start {}", path.display())]
     Spawn { path: PathBuf, source: io::Error },
