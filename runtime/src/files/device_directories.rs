@@ -1,4 +1,4 @@
-//! Device directories, such as `/dev`. A bind mount of one from the host becomes a mount of the guest's.
+//! Device directories, such as `/dev`. Where a bind mount would show the host's devices, the container gets the guest's.
 //!
 //! A device node refers to a device of the kernel that opens it. Terminals, message queues and huge pages belong to a kernel as well.
 //! All other mounts of the host in such a directory, such as `/dev/shm`, are shared like any other directory.

@@ -42,13 +42,13 @@ pub(crate) fn select(spec: &mut Spec, log: &Log) -> Result<(), DeviceError> {
     rules.into_iter().flatten().for_each(|rule| remove_unknown_access(rule, log));
     let rules = linux.resources().as_ref().and_then(|resources| resources.devices().as_deref());
     let privileged = may_use_all(rules.unwrap_or_default());
-    let given = linux.devices().as_deref().unwrap_or_default();
-    if is_dev_bound || given.is_empty() {
+    let devices = linux.devices().as_deref().unwrap_or_default();
+    if is_dev_bound || devices.is_empty() {
         // A bind mount covers `/dev`: no nodes are created in it.
         return Ok(());
     }
     let (host_only, mut selected): (Vec<_>, Vec<_>) =
-        given.iter().cloned().partition(|device| is_host_only(device, Path::new(SYS_DEV)));
+        devices.iter().cloned().partition(|device| is_host_only(device, Path::new(SYS_DEV)));
     match host_only.first() {
         Some(device) if !privileged => return Err(refusal(device)),
         Some(_) => {
@@ -79,10 +79,10 @@ fn add_loop_devices(devices: &mut Vec<LinuxDevice>) {
 
 /// Removes letters that are no kind of access. runc ignores them; vmrt also warns.
 fn remove_unknown_access(rule: &mut LinuxDeviceCgroup, log: &Log) {
-    let Some(given) = rule.access() else { return };
-    let known: String = given.chars().filter(|letter| matches!(letter, 'r' | 'w' | 'm')).collect();
-    if known != *given {
-        log.warn(&format!("linux.resources.devices: access {given:?} is taken for {known:?}"));
+    let Some(access) = rule.access() else { return };
+    let known: String = access.chars().filter(|letter| matches!(letter, 'r' | 'w' | 'm')).collect();
+    if known != *access {
+        log.warn(&format!("linux.resources.devices: access {access:?} is taken for {known:?}"));
         rule.set_access(Some(known));
     }
 }

@@ -9,8 +9,8 @@ use crate::base::log::Log;
 /// Why a change of the limits is invalid.
 #[derive(Debug, Error)]
 pub(crate) enum ResourcesError {
-    #[error("invalid value for {what}: `{text}`")]
-    Number { what: &'static str, text: String },
+    #[error("invalid value for {name}: `{text}`")]
+    Number { name: &'static str, text: String },
     #[error("encode the container's limits")]
     Encode(#[source] serde_json::Error),
     #[error("the change is not a valid `linux.resources`")]
@@ -67,15 +67,15 @@ pub(crate) fn remove_kernel_memory(resources: &mut LinuxResources, log: &Log) {
     memory.set_kernel(None).set_kernel_tcp(None);
 }
 
-/// Parses an integer. `what` names the value in the error.
-pub(crate) fn parse_integer(what: &'static str, text: &str) -> Result<i64, ResourcesError> {
-    text.parse().map_err(|_| ResourcesError::Number { what, text: text.into() })
+/// Parses an integer. `name` names the value in the error.
+pub(crate) fn parse_integer(name: &'static str, text: &str) -> Result<i64, ResourcesError> {
+    text.parse().map_err(|_| ResourcesError::Number { name, text: text.into() })
 }
 
-/// Parses an amount of memory into bytes. As in Docker, it is a number with an optional binary suffix, or -1. `what` names the value in
+/// Parses an amount of memory into bytes. As in Docker, it is a number with an optional binary suffix, or -1. `name` names the value in
 /// the error.
-pub(crate) fn parse_bytes(what: &'static str, text: &str) -> Result<i64, ResourcesError> {
-    let invalid = || ResourcesError::Number { what, text: text.into() };
+pub(crate) fn parse_bytes(name: &'static str, text: &str) -> Result<i64, ResourcesError> {
+    let invalid = || ResourcesError::Number { name, text: text.into() };
     if text == "-1" {
         return Ok(-1);
     }
