@@ -10,7 +10,7 @@ fn parse(line: &str) -> Result<Command, ErrorKind> {
 }
 
 #[test]
-fn the_definition_is_consistent() {
+fn the_definition_of_the_command_line_is_valid() {
     Arguments::command().debug_assert();
 }
 

@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hook_with_an_environment_does_not_inherit_ours() {
+    fn a_hook_with_an_environment_does_not_inherit_that_of_vmrt() {
         let dir = tempfile::tempdir().unwrap();
         let hook = json!({"path": "/usr/bin/env", "env": ["A=1", "B=x=y"]});
         let writer = json!({"path": "/bin/sh", "args": ["sh", "-c", "/usr/bin/env >env"], "env": ["A=1", "B=x=y"]});

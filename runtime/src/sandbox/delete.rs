@@ -10,7 +10,7 @@ use crate::base::log::Log;
 use crate::host::cgroup::CgroupError;
 use crate::host::cgroup::systemd::{Scope, SystemdError};
 use crate::host::hooks;
-use crate::host::network::{self, Namespace, NetworkError};
+use crate::host::network::{self, NetworkError, OpenNamespace};
 
 /// The reason why a part of a container is left.
 #[derive(Debug, Error)]
@@ -54,7 +54,7 @@ fn disconnect_network(record: &Record) -> Result<(), NetworkError> {
     let Some(path) = record.network.namespace.as_ref().filter(|_| record.network.slots > 0) else {
         return Ok(());
     };
-    match Namespace::at(path) {
+    match OpenNamespace::open(path) {
         Ok(namespace) if record.is_of_this_boot() => network::detach_all(&namespace, record.vmm),
         _ => Ok(()),
     }

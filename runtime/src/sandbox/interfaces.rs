@@ -13,7 +13,7 @@ use super::name_server;
 use super::record::Record;
 use super::store::{LockedDir, StateError, Store};
 use crate::host::caller::Caller;
-use crate::host::network::{self, AttachedInterface, InterfaceRecord, Namespace, NetworkError};
+use crate::host::network::{self, AttachedInterface, InterfaceRecord, NetworkError, OpenNamespace};
 use crate::host::user_namespace::{self, RootlessError};
 
 /// Name of the command that a VMM runs when its network namespace has changed.
@@ -75,8 +75,8 @@ pub(crate) fn update(client: &mut Client, locked: &LockedDir, record: &mut Recor
 }
 
 fn update_all(client: &mut Client, locked: &LockedDir, record: &mut Record) -> Result<(), InterfacesError> {
-    let namespace = Namespace::of(record.vmm)?;
-    let changed = network::changed(&namespace, &record.network)?;
+    let namespace = OpenNamespace::of_process(record.vmm)?;
+    let changed = network::list_changed(&namespace, &record.network)?;
     if !changed.is_empty() {
         changed.iter().try_for_each(|interface| network::update_tap(&namespace, interface))?;
         change(client, record, &changed)?;
@@ -128,8 +128,8 @@ pub(crate) fn detach_removed(
     locked: &LockedDir,
     record: &mut Record,
 ) -> Result<(), InterfacesError> {
-    let namespace = Namespace::of(record.vmm)?;
-    for attached in network::removed(&namespace, &record.network)? {
+    let namespace = OpenNamespace::of_process(record.vmm)?;
+    for attached in network::list_removed(&namespace, &record.network)? {
         let request = Request::RemoveInterface { container: record.id.clone(), name: attached.interface.name.clone() };
         let removed = client.call(&request, &[], Some(TIMEOUT)).map_err(RequestError::from);
         // The tap is removed even if the guest's interface could not be: without a tap it transfers nothing.

@@ -38,7 +38,7 @@ pub(crate) enum CgroupManager {
     Cgroupfs,
     /// systemd, as with --systemd-cgroup.
     Systemd,
-    /// No cgroup on the host: the container's limits apply in the guest only.
+    /// no cgroup on the host: the container's limits apply in the guest only.
     Disabled,
 }
 

@@ -25,7 +25,7 @@ use agent::netlink::Netlink;
 use crate::host::process::HostProcess;
 pub(crate) use error::NetworkError;
 use link::Link;
-pub(crate) use namespace::Namespace;
+pub(crate) use namespace::OpenNamespace;
 pub(crate) use record::{InterfaceRecord, NetworkRecord};
 
 /// Network devices of a machine whose namespace is empty and may get interfaces later: one for an interface, and a spare one.
@@ -52,7 +52,7 @@ impl AttachedInterface {
 ///
 /// # Errors
 /// The interfaces of an existing namespace cannot be listed, or are more than a machine can have.
-pub(crate) fn slots(namespace: Option<&Namespace>, may_be_filled: bool) -> Result<u8, NetworkError> {
+pub(crate) fn count_slots(namespace: Option<&OpenNamespace>, may_be_filled: bool) -> Result<u8, NetworkError> {
     let Some(namespace) = namespace else { return Ok(if may_be_filled { DEFAULT_SLOTS } else { 0 }) };
     let found = namespace.run(|| Ok(link::list(&mut netlink()?)?.len()))?;
     match u8::try_from(found).ok().filter(|found| *found <= vmm::net::MAX_SLOTS) {
@@ -70,7 +70,7 @@ pub(crate) fn slots(namespace: Option<&Namespace>, may_be_filled: bool) -> Resul
 /// # Errors
 /// One cannot be attached. Then those that were attached before it are detached again.
 pub(crate) fn attach(
-    namespace: &Namespace,
+    namespace: &OpenNamespace,
     vmm: HostProcess,
     record: &NetworkRecord,
 ) -> Result<Vec<AttachedInterface>, NetworkError> {
@@ -96,7 +96,7 @@ pub(crate) fn attach(
 
 /// Detaches interfaces from their taps and removes the taps.
 pub(crate) fn detach(
-    namespace: &Namespace,
+    namespace: &OpenNamespace,
     vmm: HostProcess,
     attached: &[InterfaceRecord],
 ) -> Result<(), NetworkError> {
@@ -114,13 +114,19 @@ fn detach_one(netlink: &mut Netlink, attached: &InterfaceRecord, vmm: HostProces
 }
 
 /// Returns the interfaces in `record` that are no longer in `namespace`.
-pub(crate) fn removed(namespace: &Namespace, record: &NetworkRecord) -> Result<Vec<InterfaceRecord>, NetworkError> {
+pub(crate) fn list_removed(
+    namespace: &OpenNamespace,
+    record: &NetworkRecord,
+) -> Result<Vec<InterfaceRecord>, NetworkError> {
     let present = namespace.run(|| link::indexes(&mut netlink()?))?;
     Ok(record.interfaces.iter().filter(|attached| !present.contains(&attached.index)).cloned().collect())
 }
 
 /// Returns the interfaces in `record` whose settings in `namespace` have changed, with their new settings.
-pub(crate) fn changed(namespace: &Namespace, record: &NetworkRecord) -> Result<Vec<InterfaceRecord>, NetworkError> {
+pub(crate) fn list_changed(
+    namespace: &OpenNamespace,
+    record: &NetworkRecord,
+) -> Result<Vec<InterfaceRecord>, NetworkError> {
     namespace.run(|| {
         let mut netlink = netlink()?;
         let mut changed = Vec::new();
@@ -140,7 +146,7 @@ pub(crate) fn changed(namespace: &Namespace, record: &NetworkRecord) -> Result<V
 }
 
 /// Sets the MTU of a changed interface on its tap.
-pub(crate) fn update_tap(namespace: &Namespace, changed: &InterfaceRecord) -> Result<(), NetworkError> {
+pub(crate) fn update_tap(namespace: &OpenNamespace, changed: &InterfaceRecord) -> Result<(), NetworkError> {
     let (index, Interface { name, mtu, .. }) = (changed.tap, &changed.interface);
     namespace.run(|| {
         let step = "set the MTU of the tap of network interface";
@@ -165,7 +171,7 @@ fn attach_one(netlink: &mut Netlink, link: &Link, tag: u32) -> Result<AttachedIn
 
 /// Removes the redirections of all interfaces of `namespace`, for a namespace that outlives the sandbox. They are found in the
 /// kernel, so that unrecorded ones are removed as well.
-pub(crate) fn detach_all(namespace: &Namespace, vmm: HostProcess) -> Result<(), NetworkError> {
+pub(crate) fn detach_all(namespace: &OpenNamespace, vmm: HostProcess) -> Result<(), NetworkError> {
     namespace.run(move || {
         let mut netlink = netlink()?;
         link::indexes(&mut netlink)?.into_iter().try_for_each(|index| {

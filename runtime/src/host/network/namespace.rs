@@ -11,24 +11,24 @@ use nix::sched::{CloneFlags, setns};
 use super::error::NetworkError;
 use crate::host::process::HostProcess;
 
-/// An open network namespace.
+/// A file that refers to a network namespace.
 #[derive(Debug)]
-pub(crate) struct Namespace(File);
+pub(crate) struct OpenNamespace(File);
 
-impl Namespace {
+impl OpenNamespace {
     /// Opens the network namespace of a VMM.
-    pub(crate) fn of(vmm: HostProcess) -> Result<Self, NetworkError> {
+    pub(crate) fn of_process(vmm: HostProcess) -> Result<Self, NetworkError> {
         let file = File::open(format!("/proc/{}/ns/net", vmm.pid));
         file.map(Self).map_err(|source| NetworkError::Namespace { pid: vmm.pid, source })
     }
 
     /// Opens the network namespace at `path`.
-    pub(crate) fn at(path: &Path) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
         File::open(path).map(Self)
     }
 
     /// Duplicates an open network namespace.
-    pub(crate) fn opened(file: &File) -> io::Result<Self> {
+    pub(crate) fn duplicate(file: &File) -> io::Result<Self> {
         file.try_clone().map(Self)
     }
 

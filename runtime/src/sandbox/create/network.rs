@@ -8,7 +8,7 @@ use oci_spec::runtime::Spec;
 use super::claim::Claim;
 use super::error::CreateError;
 use super::request::CreateRequest;
-use crate::host::network::{self, AttachedInterface, Namespace, NetworkRecord};
+use crate::host::network::{self, AttachedInterface, NetworkRecord, OpenNamespace};
 use crate::sandbox::record::Record;
 use crate::sandbox::shared::SharedSandbox;
 use crate::sandbox::vmm_process::{Vmm, VmmNamespaces};
@@ -25,9 +25,9 @@ pub(super) fn plan(
     if shared.is_some_and(SharedSandbox::has_network) {
         return Ok(NetworkRecord::default());
     }
-    let existing = namespaces.network.existing().map(Namespace::opened).transpose();
+    let existing = namespaces.network.existing().map(OpenNamespace::duplicate).transpose();
     let existing = existing.map_err(CreateError::NetworkDescriptor)?;
-    let slots = network::slots(existing.as_ref(), request.detach || has_network_hooks(&request.bundle.spec))?;
+    let slots = network::count_slots(existing.as_ref(), request.detach || has_network_hooks(&request.bundle.spec))?;
     let path = network_path(&request.bundle.spec).map(Path::to_owned);
     Ok(NetworkRecord { namespace: path, slots, ..NetworkRecord::default() })
 }
@@ -44,7 +44,7 @@ pub(super) fn attach(vmm: &Vmm, record: &mut Record, claim: &mut Claim) -> Resul
     if record.network.slots == 0 || record.user_namespace {
         return Ok(Vec::new());
     }
-    let (process, namespace) = (vmm.process, Rc::new(Namespace::of(vmm.process)?));
+    let (process, namespace) = (vmm.process, Rc::new(OpenNamespace::of_process(vmm.process)?));
     let same = Rc::clone(&namespace);
     claim.undo.push(move || drop(network::detach_all(&same, process)));
     let attached = network::attach(&namespace, process, &record.network)?;
