@@ -1,73 +1,48 @@
-//! vmrt's command line: an OCI runtime that runs every container in a virtual machine of its own.
+//! The `vmrt` command: an OCI runtime that runs each container in a KVM virtual machine.
 //!
-//! Each command is a short-lived process. What a container is survives in its directory below the root
-//! ([`state`]); everything that happens to it is asked of its VMM over a control connection ([`connection`]).
+//! Each command is a short-lived process. The state of a container is a record in the container's directory
+//! ([`sandbox::store`]). To act on a running container, a command sends requests to its VMM over a control connection
+//! ([`sandbox::connection`]).
+//!
+//! The source is divided into rooms: folders in a fixed order. A room uses only rooms before it in this list. The test in
+//! `rooms` checks this.
+//!
+//! 1. [`base`]: container ids, the configuration file, the log, the undo stack. It uses nothing else of this crate.
+//! 2. [`spec`]: reads and checks `config.json`, and separates the guest's settings from the host's.
+//! 3. [`host`]: processes, namespaces, cgroups, network interfaces and hooks of the host.
+//! 4. [`files`]: opens the files of the host that the guest gets.
+//! 5. [`terminal`]: terminals and standard streams.
+//! 6. [`sandbox`]: creates, records, controls and deletes sandboxes and their containers.
+//! 7. [`cli`]: parses the command line.
+//! 8. [`commands`]: the commands, one file each.
 
-mod apparmor;
-mod block_io;
-mod bundle;
-mod caller;
-mod capabilities;
-mod cgroup;
-mod check;
+mod base;
 mod cli;
 mod commands;
-mod config;
-mod connection;
-mod console;
-mod context;
-mod create;
-mod descriptors;
-mod device_directories;
-mod devices;
-mod error;
-mod foreground;
-mod hooks;
-mod host_mounts;
-mod host_process;
-mod id;
-mod id_mappings;
-mod interfaces;
-mod joined;
-mod limits;
-mod log;
-mod name_server;
-mod network;
-mod network_namespace;
-mod placement;
-mod resources;
-mod rights;
-mod rootless;
+mod files;
+mod host;
+#[cfg(test)]
+mod rooms;
 mod sandbox;
-mod seccomp;
-mod shares;
-mod signals;
-mod sizing;
-mod special;
-mod state;
-mod stdio;
-mod systemd;
+mod spec;
 mod terminal;
-mod timeline;
-mod timestamp;
-mod undo;
 
 use std::process::ExitCode;
 
-use crate::context::Context;
+use crate::base::error_chain::chain;
 
-/// Runs the command line of this process and tells how it ended, as runc would.
+/// Runs the command that the arguments of this process name. Returns the exit status, which is that of runc in the same case.
 #[must_use]
 pub fn main() -> ExitCode {
-    let begin = timeline::now();
+    let begin = base::timeline::now();
     let arguments = match cli::parse() {
         Ok(arguments) => arguments,
         Err(code) => return code,
     };
-    let mut context = match Context::new(&arguments.global, begin) {
+    let mut context = match cli::context(&arguments.global, begin) {
         Ok(context) => context,
         Err(error) => {
-            eprintln!("vmrt: {}", error::chain(&error));
+            eprintln!("vmrt: {}", chain(&error));
             return ExitCode::FAILURE;
         }
     };
@@ -75,7 +50,7 @@ pub fn main() -> ExitCode {
     match commands::run(&mut context, arguments.command) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            context.log.error(&format!("{}{}", prefix.text, error::chain(&error)));
+            context.log.error(&format!("{}{}", prefix.text, chain(&error)));
             ExitCode::from(error.exit_code().unwrap_or(prefix.exit_code))
         }
     }

@@ -1,10 +1,10 @@
-//! Spans of time as Go writes them, and so runc's callers do.
+//! Durations in Go's format, which runc's callers use.
 
 use std::time::Duration;
 
-/// Reads `5s`, `500ms`, `1h30m` or `1.5s`.
+/// Parses a duration such as `5s`, `500ms`, `1h30m` or `1.5s`.
 pub(super) fn parse(text: &str) -> Result<Duration, String> {
-    let invalid = || format!("`{text}` is no duration such as `5s` or `500ms`");
+    let invalid = || format!("`{text}` is not a duration such as `5s` or `500ms`");
     let mut rest = text;
     let mut seconds = 0.0;
     while !rest.is_empty() {
@@ -12,16 +12,16 @@ pub(super) fn parse(text: &str) -> Result<Duration, String> {
         let (number, after) = rest.split_at(unit);
         let end = after.find(|letter: char| letter == '.' || letter.is_ascii_digit()).unwrap_or(after.len());
         let number: f64 = number.parse().map_err(|_| invalid())?;
-        seconds += number * length(&after[..end]).ok_or_else(invalid)?;
+        seconds += number * seconds_of(&after[..end]).ok_or_else(invalid)?;
         rest = &after[end..];
     }
     let duration = Duration::try_from_secs_f64(seconds).map_err(|_| invalid())?;
-    // runc refuses it, too: there would be no end of telling.
+    // runc refuses a zero interval, too: events would be printed without a pause.
     if duration.is_zero() { Err("duration interval must be greater than 0".into()) } else { Ok(duration) }
 }
 
-/// Seconds of a unit.
-fn length(unit: &str) -> Option<f64> {
+/// Returns the length of a unit in seconds.
+fn seconds_of(unit: &str) -> Option<f64> {
     Some(match unit {
         "ns" => 1e-9,
         "us" | "µs" => 1e-6,
@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_are_read_as_go_does() {
+    fn durations_are_parsed_as_by_go() {
         assert_eq!(parse("5s"), Ok(Duration::from_secs(5)));
         assert_eq!(parse("100ms"), Ok(Duration::from_millis(100)));
         assert_eq!(parse("1h1.5m"), Ok(Duration::from_secs(3690)));

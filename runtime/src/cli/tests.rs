@@ -1,3 +1,5 @@
+use std::path::PathBuf;
+
 use clap::CommandFactory;
 
 use super::*;
@@ -8,12 +10,12 @@ fn parse(line: &str) -> Result<Command, ErrorKind> {
 }
 
 #[test]
-fn the_definition_is_consistent() {
+fn the_definition_of_the_command_line_is_valid() {
     Arguments::command().debug_assert();
 }
 
 #[test]
-fn what_follows_the_id_belongs_to_the_program() {
+fn arguments_after_the_id_belong_to_the_program() {
     let Ok(Command::Exec(exec)) = parse("vmrt exec -t --user 1:2 web ls -l --tty") else { panic!("not parsed") };
     assert!(exec.tty);
     assert_eq!(exec.command, ["ls", "-l", "--tty"]);
@@ -21,7 +23,7 @@ fn what_follows_the_id_belongs_to_the_program() {
 }
 
 #[test]
-fn engines_lines_are_understood() {
+fn command_lines_of_engines_are_parsed() {
     let docker = "vmrt --root /r --log /l --log-format json create --bundle /b --pid-file /p --console-socket /s id";
     assert!(matches!(parse(docker), Ok(Command::Create(_))));
     assert!(matches!(parse("vmrt --log-format=json delete --force id"), Ok(Command::Delete(_))));
@@ -31,7 +33,7 @@ fn engines_lines_are_understood() {
 }
 
 #[test]
-fn of_an_option_given_twice_the_last_one_counts() {
+fn the_last_occurrence_of_an_option_counts() {
     let line = "vmrt --root /a --root /b exec -t -t -u 1 -u 2 -e A=1 -e B=2 web id";
     let arguments = Arguments::try_parse_from(line.split(' ')).unwrap();
     assert_eq!(arguments.global.root, Some(PathBuf::from("/b")));
@@ -41,7 +43,7 @@ fn of_an_option_given_twice_the_last_one_counts() {
 }
 
 #[test]
-fn an_empty_log_or_console_socket_is_taken() {
+fn an_empty_log_or_console_socket_is_accepted() {
     for line in [&["--log", "", "list"][..], &["create", "--console-socket", "", "web"]] {
         Arguments::try_parse_from(["vmrt"].iter().chain(line)).unwrap();
     }
@@ -49,19 +51,19 @@ fn an_empty_log_or_console_socket_is_taken() {
 
 #[test]
 fn a_hidden_command_is_not_suggested() {
-    let told = |line: &str| {
+    let message = |line: &str| {
         let mut error = Arguments::try_parse_from(line.split(' ')).unwrap_err();
-        suggest_no_hidden(&mut error);
+        remove_hidden_suggestions(&mut error);
         error.to_string()
     };
-    for near in ["vmrt foo", "vmrt follow", "vmrt follow-interface"] {
-        assert!(!told(near).contains("follow-interfaces"), "{}", told(near));
+    for similar in ["vmrt foo", "vmrt follow", "vmrt follow-interface"] {
+        assert!(!message(similar).contains("follow-interfaces"), "{}", message(similar));
     }
-    assert!(told("vmrt star").contains("'start'"), "{}", told("vmrt star"));
+    assert!(message("vmrt star").contains("'start'"), "{}", message("vmrt star"));
 }
 
 #[test]
-fn wrong_lines_are_refused() {
+fn invalid_command_lines_are_refused() {
     assert_eq!(parse("vmrt frobnicate").unwrap_err(), ErrorKind::InvalidSubcommand);
     assert_eq!(parse("vmrt start").unwrap_err(), ErrorKind::MissingRequiredArgument);
     assert_eq!(parse("vmrt state a b").unwrap_err(), ErrorKind::UnknownArgument);

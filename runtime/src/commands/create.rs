@@ -2,17 +2,17 @@
 
 use std::path::Path;
 
-use super::check_bundle_args;
-use crate::bundle::Bundle;
+use super::refusal::refuse_preserve_fds;
 use crate::cli::CreateArgs;
-use crate::context::Context;
-use crate::create::{Order, create};
-use crate::error::Error;
+use crate::commands::error::Error;
+use crate::sandbox::context::Context;
+use crate::sandbox::create::{CreateRequest, create};
+use crate::spec::bundle::Bundle;
 
 pub(crate) fn run(context: &mut Context, args: CreateArgs) -> Result<u8, Error> {
-    check_bundle_args(&args.bundle)?;
+    refuse_preserve_fds(args.bundle.preserve_fds)?;
     let dir = args.bundle.bundle.as_deref().unwrap_or(Path::new("."));
-    let order = Order {
+    let request = CreateRequest {
         id: args.id.parse()?,
         bundle: Bundle::load(dir, args.bundle.config.as_deref(), &context.log)?,
         pid_file: args.bundle.pid_file,
@@ -20,6 +20,6 @@ pub(crate) fn run(context: &mut Context, args: CreateArgs) -> Result<u8, Error> 
         pidfd_socket: args.bundle.pidfd_socket,
         detach: true,
     };
-    create(context, order)?.keep();
+    create(context, request)?.commit();
     Ok(0)
 }

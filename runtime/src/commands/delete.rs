@@ -2,20 +2,16 @@
 
 use std::path::Path;
 
-use super::state::status;
+use super::error::Error;
+use crate::base::container_id::ContainerId;
 use crate::cli::DeleteArgs;
-use crate::context::Context;
-use crate::create::END_PATIENCE;
-use crate::error::Error;
-use crate::hooks;
-use crate::host_process::HostProcess;
-use crate::id::ContainerId;
-use crate::joined;
-use crate::log::Log;
-use crate::network::{self, Namespace};
-use crate::sandbox::{SandboxError, listener};
-use crate::state::{Found, Locked, Phase, Record, StateError};
-use crate::systemd::Scope;
+use crate::sandbox::context::Context;
+use crate::sandbox::control_socket::listener;
+use crate::sandbox::delete;
+use crate::sandbox::record::{Phase, Record};
+use crate::sandbox::status::status;
+use crate::sandbox::store::{LockedDir, StateError, StoredState};
+use crate::sandbox::vmm_process::{END_TIMEOUT, kill};
 
 pub(crate) fn run(context: &Context, args: &DeleteArgs) -> Result<u8, Error> {
     let id: ContainerId = args.id.parse()?;
@@ -27,25 +23,25 @@ pub(crate) fn run(context: &Context, args: &DeleteArgs) -> Result<u8, Error> {
 
 fn delete(context: &Context, id: &ContainerId, force: bool) -> Result<(), Error> {
     let locked = if force {
-        // Before the lock is waited for: a command that holds it may itself wait for this VMM.
+        // The VMM is killed before the lock is acquired: the command that holds the lock may wait for the VMM.
         kill_recorded(context, id)?;
         context.store.lock_remains(id)?
     } else {
         context.store.lock(id)?
     };
     match context.store.find(id) {
-        // What a killed `create` left; only force removes it, since to anybody else there is no such container.
+        // The directory of a killed `create` is removed only with `--force`. Otherwise the container does not exist.
         Err(StateError::NotFound) if force => return Ok(locked.remove()?),
         found => match found? {
-            Found::Damaged => kill_listener(&locked)?,
-            Found::Record(record) => check(&record, &locked.dir, force)?,
+            StoredState::Damaged => kill_listener(&locked)?,
+            StoredState::Record(record) => check(&record, &locked.dir, force)?,
         },
     }
     let record = context.store.record(id)?;
-    finish(&record, locked, &context.log)
+    Ok(delete::delete(&record, locked, &context.log)?)
 }
 
-/// A container that is being created does not count: the `create` must have been killed, since its lock is ours.
+/// Checks that a container may be deleted. One that is being created may: this command holds its lock, so the `create` was killed.
 fn check(record: &Record, dir: &Path, force: bool) -> Result<(), Error> {
     if force {
         return Ok(());
@@ -55,55 +51,22 @@ fn check(record: &Record, dir: &Path, force: bool) -> Result<(), Error> {
             Err(Error::NotStopped { id: record.id.clone(), status: phase.name() })
         }
         Phase::Stopped => {
-            // The program has ended, and the VMM may still be handing its output over.
-            record.vmm.wait(END_PATIENCE);
+            // The program has ended, but the VMM may still be writing its output.
+            record.vmm.wait(END_TIMEOUT);
             Ok(())
         }
         _ => Ok(()),
     }
 }
 
-/// Ends what is left of a container's sandbox and removes all that is known of it.
-pub(crate) fn finish(record: &Record, locked: Locked, log: &Log) -> Result<(), Error> {
-    if record.of_this_boot() {
-        kill(record.vmm)?;
-        if !record.has_machine() {
-            joined::await_end(record, &locked.dir);
-        }
-    }
-    let stopped = record.scope.as_ref().filter(|_| record.of_this_boot()).map_or(Ok(()), Scope::stop);
-    let mut left = record.cgroup.remove().into_iter();
-    let disconnected = leave_network(record);
-    locked.remove()?;
-    hooks::run_poststop(record, log);
-    disconnected?;
-    stopped?;
-    left.next().map_or(Ok(()), |error| Err(Error::Leftover(error)))
-}
-
-/// Takes the redirections off interfaces that outlive the sandbox. A namespace that is gone has none.
-fn leave_network(record: &Record) -> Result<(), Error> {
-    let Some(path) = record.network.namespace.as_ref().filter(|_| record.network.slots > 0) else {
-        return Ok(());
-    };
-    match Namespace::at(path) {
-        Ok(namespace) if record.of_this_boot() => Ok(network::disconnect(&namespace, record.vmm)?),
-        _ => Ok(()),
-    }
-}
-
 fn kill_recorded(context: &Context, id: &ContainerId) -> Result<(), Error> {
     match context.store.find(id) {
-        Ok(Found::Record(record)) if record.of_this_boot() => kill(record.vmm),
+        Ok(StoredState::Record(record)) if record.is_of_this_boot() => Ok(kill(record.vmm)?),
         _ => Ok(()),
     }
 }
 
-/// A container whose state is lost may have a VMM all the same: the process that listens on its control socket.
-fn kill_listener(locked: &Locked) -> Result<(), Error> {
-    listener(&locked.dir).map_or(Ok(()), kill)
-}
-
-pub(super) fn kill(vmm: HostProcess) -> Result<(), Error> {
-    if vmm.kill_and_wait(END_PATIENCE) { Ok(()) } else { Err(SandboxError::Immortal(vmm.pid).into()) }
+/// Kills the process that listens on the control socket: a container with a damaged state may still have a VMM.
+fn kill_listener(locked: &LockedDir) -> Result<(), Error> {
+    Ok(listener(&locked.dir).map_or(Ok(()), kill)?)
 }

@@ -1,21 +1,23 @@
-//! The process that `vmrt exec` runs: the container's own, changed by options, or the one in a file.
+//! The process that `vmrt exec` runs: that of the container's specification, changed by options, or that of a file.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Process;
 
-use super::{refuse_if, refuse_preserve_fds};
-use crate::apparmor;
-use crate::bundle::{BundleError, check_process, parse};
-use crate::capabilities;
+use super::refusal::{refuse_if, refuse_preserve_fds};
+use crate::base::container_id::ContainerId;
+use crate::base::log::Log;
 use crate::cli::ExecArgs;
-use crate::context::Context;
-use crate::error::Error;
-use crate::id::ContainerId;
-use crate::log::Log;
+use crate::commands::error::Error;
+use crate::sandbox::context::Context;
+use crate::spec::apparmor;
+use crate::spec::capabilities;
+use crate::spec::check::check_process;
+use crate::spec::error::BundleError;
+use crate::spec::parse::parse;
 
-/// Refuses options that cannot be honoured.
+/// Refuses options that are not supported.
 pub(super) fn check_args(args: &ExecArgs) -> Result<(), Error> {
     refuse_preserve_fds(args.preserve_fds)?;
     let reason = "is refused: the guest's kernel has no SELinux";
@@ -29,7 +31,8 @@ fn apparmor_profile(args: &ExecArgs) -> Option<&str> {
     args.apparmor.as_deref().filter(|profile| !profile.is_empty())
 }
 
-/// The one cgroup that may be given. With cgroup v2, the only one in a guest, it is the same for every controller.
+/// Returns the path in `--cgroup`. Only one may be given, without controllers: guests have cgroup v2, in which all controllers share
+/// one hierarchy.
 pub(super) fn sub_cgroup(given: &[String]) -> Result<Option<PathBuf>, Error> {
     match given {
         [] => Ok(None),
@@ -38,19 +41,19 @@ pub(super) fn sub_cgroup(given: &[String]) -> Result<Option<PathBuf>, Error> {
     }
 }
 
-/// The process to run in a container.
+/// Builds the process to run in a container.
 pub(super) fn build(args: &ExecArgs, id: &ContainerId, context: &Context) -> Result<Process, Error> {
     let log = &context.log;
     let mut process = match &args.process {
         Some(path) => read(path, log)?,
         None => {
-            let own = context.store.spec(id)?.process().clone().ok_or(BundleError::NoProcess)?;
-            from_options(args, own, log)?
+            let process = context.store.spec(id)?.process().clone().ok_or(BundleError::NoProcess)?;
+            from_options(args, process, log)?
         }
     };
     check_process(&process)?;
-    apparmor::leave_out_default(&mut process, log);
-    capabilities::leave_out_unfounded(&mut process, log);
+    apparmor::remove_default(&mut process, log);
+    capabilities::remove_unsupported_ambient(&mut process, log);
     Ok(process)
 }
 
@@ -107,7 +110,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::cli::{Arguments, Command};
+    use crate::cli::{Arguments, Command, context};
 
     fn built(options: &[&str]) -> Result<Process, Error> {
         let root = tempfile::tempdir().unwrap();
@@ -115,15 +118,15 @@ mod tests {
         let Arguments { global, command: Command::Exec(args), .. } = Arguments::try_parse_from(line).unwrap() else {
             unreachable!()
         };
-        let (context, id) = (Context::new(&global, 0).unwrap(), "web".parse().unwrap());
+        let (context, id) = (context(&global, 0).unwrap(), "web".parse().unwrap());
         let locked = context.store.claim(&id).unwrap();
-        locked.write_spec(&serde_json::from_str(include_str!("spec.json")).unwrap()).unwrap();
+        locked.write_spec(&serde_json::from_str(crate::spec::STARTER).unwrap()).unwrap();
         check_args(&args)?;
         build(&args, &id, &context)
     }
 
     #[test]
-    fn a_process_is_the_containers_with_changes() {
+    fn options_change_the_process_of_the_specification() {
         let process = built(&["-u", "5:6", "-g", "7", "-e", "A=b", "--cwd", "/tmp", "web", "id", "-u"]).unwrap();
         assert_eq!((process.user().uid(), process.user().gid()), (5, 6));
         assert_eq!(process.user().additional_gids().as_deref(), Some(&[7][..]));
@@ -133,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_empty_or_has_no_effect_is_as_good_as_none() {
+    fn empty_options_have_no_effect_and_other_apparmor_profiles_are_refused() {
         let process = built(&["-u", "", "--apparmor", "unconfined", "web", "id"]).unwrap();
         assert_eq!((process.user().uid(), process.user().gid()), (0, 0));
         assert!(process.apparmor_profile().is_none());
@@ -151,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cgroup_is_one_path() {
+    fn only_one_cgroup_path_without_controllers_is_accepted() {
         let of = |given: &[&str]| sub_cgroup(&given.iter().map(|&text| text.to_owned()).collect::<Vec<_>>());
         assert_eq!(of(&["/sub"]).unwrap().as_deref(), Some(Path::new("/sub")));
         assert!(of(&[]).unwrap().is_none());
@@ -160,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_told_in_runcs_words() {
+    fn invalid_options_are_reported_in_runcs_words() {
         let text = |options: &[&str]| built(options).unwrap_err().to_string();
         assert_eq!(text(&["web"]), "process args cannot be empty");
         assert_eq!(text(&["--cwd", "rel", "web", "ls"]), "Cwd must be an absolute path");

@@ -1,15 +1,15 @@
-//! `vmrt features`: what this runtime can do, in the form of the runtime specification.
+//! `vmrt features`: the features of this runtime, in the format of the OCI runtime specification (features.md).
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::print_json;
-use crate::create::CONSOLE_LOG_ANNOTATION;
-use crate::error::Error;
-use crate::sizing::{MEMORY_ANNOTATION, VCPUS_ANNOTATION};
+use super::output::print_json;
+use crate::commands::error::Error;
+use crate::spec::bundle::CONSOLE_LOG_ANNOTATION;
+use crate::spec::sizing::{MEMORY_ANNOTATION, VCPUS_ANNOTATION};
 
-/// Every name below is honoured; what is not here is refused at `create`.
+/// The supported names. `create` refuses all others.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Features {
@@ -19,7 +19,7 @@ struct Features {
     mount_options: &'static [&'static str],
     linux: Linux,
     annotations: BTreeMap<&'static str, &'static str>,
-    /// They decide about the host: how much of it a machine takes, and a file that is written.
+    /// These annotations affect the host: the size of the machine, and a file that is written.
     potentially_unsafe_config_annotations: [&'static str; 3],
 }
 
@@ -37,7 +37,7 @@ struct Linux {
     net_devices: Enabled,
 }
 
-/// Of the host: in the guest there is only version 2.
+/// Cgroup features of the host. The guest has version 2 only.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Cgroup {
@@ -94,8 +94,8 @@ const CAPABILITIES: [&str; 41] = [
     "CAP_AUDIT_READ", "CAP_PERFMON", "CAP_BPF", "CAP_CHECKPOINT_RESTORE",
 ];
 
-/// `SCMP_ACT_NOTIFY` is missing: its listener cannot be handed out of a virtual machine. Architectures are those whose
-/// programs the guest's kernel can run or tell apart.
+/// `SCMP_ACT_NOTIFY` is not supported: its listener descriptor cannot be passed out of a virtual machine. The architectures are those
+/// that the guest's kernel can run or distinguish.
 #[rustfmt::skip]
 const SECCOMP: Seccomp = Seccomp {
     enabled: true,
@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn features_have_the_specifications_form() {
+    fn features_have_the_format_of_the_specification() {
         let text = serde_json::to_string(&features()).unwrap();
         let read: Features = serde_json::from_str(&text).unwrap();
         assert_eq!(read.oci_version_min(), "1.0.0");
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn capabilities_are_those_a_specification_may_name() {
+    fn every_capability_is_valid_in_a_specification() {
         for name in CAPABILITIES {
             assert!(serde_json::from_value::<Capability>(name.into()).is_ok(), "{name}");
         }

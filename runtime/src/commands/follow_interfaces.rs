@@ -1,15 +1,12 @@
-//! `vmrt follow-interfaces`: what a VMM calls when its network namespace has changed.
+//! `vmrt follow-interfaces`, which a VMM runs when its network namespace has changed.
 
 use crate::cli::IdArgs;
-use crate::connection::RequestError;
-use crate::context::Context;
-use crate::error::Error;
-use crate::interfaces;
-use crate::sandbox::control;
-use crate::state::Phase;
-
-/// Name of the command.
-pub(crate) const NAME: &str = "follow-interfaces";
+use crate::commands::error::Error;
+use crate::sandbox::connection::RequestError;
+use crate::sandbox::context::Context;
+use crate::sandbox::control_socket::control;
+use crate::sandbox::interfaces;
+use crate::sandbox::record::Phase;
 
 pub(crate) fn run(context: &Context, args: &IdArgs) -> Result<u8, Error> {
     let id = args.id.parse()?;
@@ -19,7 +16,7 @@ pub(crate) fn run(context: &Context, args: &IdArgs) -> Result<u8, Error> {
         return Ok(0);
     }
     let mut client = control(&locked.dir).map_err(RequestError::from)?;
-    interfaces::take_gone(&mut client, &locked, &mut record)?;
+    interfaces::detach_removed(&mut client, &locked, &mut record)?;
     interfaces::update(&mut client, &locked, &mut record)?;
     Ok(0)
 }

@@ -1,69 +1,17 @@
 //! `vmrt kill`
 
-use std::time::Duration;
-
-use agent::{FailureKind, ProcessId};
-use nix::libc::SIGKILL;
-use vmm::control::Request;
-
-use super::state::ENDING_PATIENCE;
+use crate::base::container_id::ContainerId;
 use crate::cli::KillArgs;
-use crate::connection::RequestError;
-use crate::context::Context;
-use crate::create::END_PATIENCE;
-use crate::error::Error;
-use crate::id::ContainerId;
-use crate::sandbox::{SandboxError, control};
-use crate::signals;
-use crate::state::{Phase, Record};
-
-/// How long a guest may take to hand a signal over before it counts as frozen.
-const SIGNAL_DEADLINE: Duration = Duration::from_secs(3);
-
-/// How long a container that was killed may take to end before its `kill` does.
-const KILLED_PATIENCE: Duration = Duration::from_secs(2);
+use crate::commands::error::Error;
+use crate::host::signals;
+use crate::sandbox::context::Context;
+use crate::sandbox::kill::kill;
 
 pub(crate) fn run(context: &Context, args: &KillArgs) -> Result<u8, Error> {
     let id: ContainerId = args.id.parse()?;
     let record = context.store.record(&id)?;
-    let signal = signals::parse(&args.signal)?;
-    if record.phase_now() == Phase::Stopped {
-        return stopped(args.all);
-    }
-    match send(context, &id, signal, args.all) {
-        Ok(()) => Ok(0),
-        Err(RequestError::Failure(failure)) if is_over(failure.kind) => stopped(args.all),
-        Err(error) if error.is_end() && record.vmm.wait(ENDING_PATIENCE) => stopped(args.all),
-        Err(error) if signal == SIGKILL => {
-            context.log.warn(&format!("the guest does not take the signal, its VMM is killed: {error}"));
-            kill_vmm(&record)
-        }
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// runc has nothing to signal then, and says so only of one process.
-fn stopped(all: bool) -> Result<u8, Error> {
-    if all { Ok(0) } else { Err(Error::NotRunning) }
-}
-
-fn is_over(kind: FailureKind) -> bool {
-    matches!(kind, FailureKind::NotFound | FailureKind::WrongState)
-}
-
-fn send(context: &Context, id: &ContainerId, signal: i32, all: bool) -> Result<(), RequestError> {
-    let process = ProcessId { container: id.to_string(), exec: None };
-    let mut client = control(&context.store.dir(id))?;
-    client.call(&Request::Signal { process: process.clone(), signal, all }, &[], Some(SIGNAL_DEADLINE))?;
-    if signal == SIGKILL {
-        // So that whoever asks next finds it stopped. The signal was sent, whatever becomes of this wait.
-        let _ = client.call(&Request::Wait { process }, &[], Some(KILLED_PATIENCE));
-    }
-    Ok(())
-}
-
-fn kill_vmm(record: &Record) -> Result<u8, Error> {
-    if record.vmm.kill_and_wait(END_PATIENCE) { Ok(0) } else { Err(SandboxError::Immortal(record.vmm.pid).into()) }
+    kill(context, &id, &record, signals::parse(&args.signal)?, args.all)?;
+    Ok(0)
 }
 
 #[cfg(test)]
@@ -73,15 +21,15 @@ mod tests {
 
     use agent::{ExitStatus, frame};
     use clap::Parser;
-    use vmm::control::{Answer, Call, Reply};
+    use vmm::control::{Answer, Call, Reply, Request};
 
     use super::*;
-    use crate::cli::{Arguments, Command};
-    use crate::host_process::{HostProcess, boot_id};
-    use crate::sandbox::CONTROL_SOCKET;
+    use crate::cli::{Arguments, Command, context};
+    use crate::host::process::{HostProcess, boot_id};
+    use crate::sandbox::control_socket::CONTROL_SOCKET;
 
-    /// What a VMM is asked by `kill` with this signal.
-    fn asked(signal: &str) -> Vec<Request> {
+    /// Runs `kill` with this signal and returns the requests that the VMM receives.
+    fn requests_of_kill(signal: &str) -> Vec<Request> {
         let root = tempfile::tempdir().unwrap();
         let dir = root.path().join("web");
         fs::create_dir(&dir).unwrap();
@@ -109,13 +57,13 @@ mod tests {
         let Arguments { global, command: Command::Kill(args), .. } = Arguments::try_parse_from(line).unwrap() else {
             unreachable!()
         };
-        assert_eq!(run(&Context::new(&global, 0).unwrap(), &args).unwrap(), 0);
+        assert_eq!(run(&context(&global, 0).unwrap(), &args).unwrap(), 0);
         vmm.join().unwrap()
     }
 
     #[test]
-    fn the_end_is_waited_for_where_the_signal_brings_it() {
-        assert!(matches!(asked("TERM")[..], [Request::Signal { .. }]));
-        assert!(matches!(asked("KILL")[..], [Request::Signal { signal: 9, .. }, Request::Wait { .. }]));
+    fn kill_waits_for_the_end_after_sigkill_only() {
+        assert!(matches!(requests_of_kill("TERM")[..], [Request::Signal { .. }]));
+        assert!(matches!(requests_of_kill("KILL")[..], [Request::Signal { signal: 9, .. }, Request::Wait { .. }]));
     }
 }

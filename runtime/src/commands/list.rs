@@ -6,11 +6,11 @@ use std::path::Path;
 
 use nix::unistd::{Uid, User};
 
+use super::output::{print, print_json};
 use super::state::State;
-use super::{print, print_json};
 use crate::cli::{ListArgs, ListFormat};
-use crate::context::Context;
-use crate::error::Error;
+use crate::commands::error::Error;
+use crate::sandbox::context::Context;
 
 pub(crate) fn run(context: &Context, args: &ListArgs) -> Result<u8, Error> {
     let ids = context.store.ids()?;
@@ -18,20 +18,20 @@ pub(crate) fn run(context: &Context, args: &ListArgs) -> Result<u8, Error> {
         print(&ids.iter().map(|id| format!("{id}\n")).collect::<String>())?;
         return Ok(0);
     }
-    // A container that is deleted meanwhile is no longer to be listed.
+    // A container that is deleted meanwhile is skipped.
     let records = ids.iter().filter_map(|id| Some((context.store.dir(id), context.store.record(id).ok()?)));
     let records: Vec<_> = records.collect();
     let states: Vec<_> = records.iter().map(|(dir, record)| State::of(record, dir, owner(dir))).collect();
     match args.format {
         ListFormat::Table => print(&table(&states))?,
-        // Go prints an empty list so, and callers may expect it.
+        // Go encodes an empty list as `null`, and callers may expect that.
         ListFormat::Json if states.is_empty() => print("null\n")?,
         ListFormat::Json => print_json(&states, false)?,
     }
     Ok(0)
 }
 
-/// Name of the user whose container it is.
+/// Returns the name of the user that owns the container's directory.
 fn owner(dir: &Path) -> String {
     let Ok(metadata) = dir.metadata() else { return String::new() };
     let uid = Uid::from_raw(metadata.uid());
@@ -46,7 +46,7 @@ fn table(states: &[State]) -> String {
     let mut table = String::new();
     for row in &rows {
         for (cell, width) in row.iter().zip(widths) {
-            // Columns are apart by three and at least twelve wide, as runc's. Writing to a string does not fail.
+            // As in runc's table, cells are padded by three and columns are at least twelve wide. Writing to a string does not fail.
             let _ = write!(table, "{cell:<0$}", (width + 3).max(12));
         }
         table.push_str(&row[5]);
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_is_runcs() {
+    fn the_header_of_the_table_is_runcs() {
         assert_eq!(table(&[]), "ID          PID         STATUS      BUNDLE      CREATED     OWNER\n");
     }
 }

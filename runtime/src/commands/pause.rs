@@ -1,48 +1,16 @@
 //! `vmrt pause` and `vmrt resume`
 
-use std::time::Duration;
-
-use vmm::control::Request;
-
-use super::state::status;
 use crate::cli::IdArgs;
-use crate::connection::RequestError;
-use crate::context::Context;
-use crate::error::Error;
-use crate::id::ContainerId;
-use crate::sandbox::control;
-use crate::state::Phase;
-
-/// How long the container's processes may take to stop. One that waits for a file of the host stops when it has got it.
-const FREEZE_DEADLINE: Duration = Duration::from_secs(10);
+use crate::commands::error::Error;
+use crate::sandbox::context::Context;
+use crate::sandbox::pause;
 
 pub(crate) fn pause(context: &Context, args: &IdArgs) -> Result<u8, Error> {
-    let id: ContainerId = args.id.parse()?;
-    let record = context.store.record(&id)?;
-    match status(&record, &context.store.dir(&id)) {
-        Phase::Created | Phase::Running => {}
-        _ => return Err(Error::NotRunning),
-    }
-    if let Err(error) = freeze(context, &id, true) {
-        // Half a pause is none: those that did stop go on.
-        let _ = freeze(context, &id, false);
-        return Err(error.into());
-    }
+    pause::pause(&context.store, &args.id.parse()?)?;
     Ok(0)
 }
 
 pub(crate) fn resume(context: &Context, args: &IdArgs) -> Result<u8, Error> {
-    let id: ContainerId = args.id.parse()?;
-    let record = context.store.record(&id)?;
-    if status(&record, &context.store.dir(&id)) != Phase::Paused {
-        return Err(Error::NotPaused);
-    }
-    freeze(context, &id, false)?;
+    pause::resume(&context.store, &args.id.parse()?)?;
     Ok(0)
-}
-
-fn freeze(context: &Context, id: &ContainerId, frozen: bool) -> Result<(), RequestError> {
-    let mut client = control(&context.store.dir(id))?;
-    client.call(&Request::Freeze { container: id.to_string(), frozen }, &[], Some(FREEZE_DEADLINE))?;
-    Ok(())
 }

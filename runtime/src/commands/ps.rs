@@ -1,41 +1,34 @@
 //! `vmrt ps`
 //!
-//! The table is made from the guest's `/proc`: no `ps` of the host sees the guest's processes. The array of `--format
-//! json` is for engines, which look its pids up on the host (`docker top`): so it holds what the host has of the
-//! container, its VMM.
+//! The table comes from the guest's `/proc`, since the host's ps(1) does not see the guest's processes. The array of `--format json` is
+//! for engines, which look up its pids on the host (`docker top`). So it contains the container's only process there, its VMM.
 
 mod columns;
 mod process;
 
-use std::time::Duration;
-
 use agent::ProcessList;
-use vmm::control::{Reply, Request};
 
 use self::columns::Column;
 use self::process::Process;
-use super::state::status;
-use super::{print, print_json};
+use super::output::{print, print_json};
+use crate::base::container_id::ContainerId;
 use crate::cli::{ListFormat, PsArgs};
-use crate::connection::RequestError;
-use crate::context::Context;
-use crate::error::Error;
-use crate::id::ContainerId;
-use crate::sandbox::control;
-use crate::state::{Phase, Record};
-
-/// How long a guest may take to list its processes.
-const LIST_DEADLINE: Duration = Duration::from_secs(10);
+use crate::commands::error::Error;
+use crate::sandbox::connection::RequestError;
+use crate::sandbox::context::Context;
+use crate::sandbox::processes::list_processes;
+use crate::sandbox::record::{Phase, Record};
+use crate::sandbox::status::status;
 
 pub(crate) fn run(context: &Context, args: &PsArgs) -> Result<u8, Error> {
     let id: ContainerId = args.id.parse()?;
     let record = context.store.record(&id)?;
     match args.format {
-        // Go's encoding of a list without elements.
+        // Go encodes an empty list as `null`.
         ListFormat::Json if is_stopped(context, &id, &record) => print("null\n")?,
         ListFormat::Json => print_json(&[record.vmm.pid], false)?,
         ListFormat::Table => {
-            let columns = columns::of(&args.options).map_err(Error::PsOption)?;
+            let columns = columns::parse(&args.options).map_err(Error::PsOption)?;
             print(&table(&columns, &list(context, &id, &record)?))?;
         }
     }
@@ -46,28 +39,23 @@ fn is_stopped(context: &Context, id: &ContainerId, record: &Record) -> bool {
     status(record, &context.store.dir(id)) == Phase::Stopped
 }
 
-/// A stopped container has no processes.
+/// Returns the processes of a container; none if it is stopped.
 fn list(context: &Context, id: &ContainerId, record: &Record) -> Result<Vec<Process>, Error> {
     if is_stopped(context, id, record) {
         return Ok(Vec::new());
     }
-    let mut client = control(&context.store.dir(id)).map_err(RequestError::from)?;
-    let request = Request::Processes { container: id.to_string() };
-    match client.call(&request, &[], Some(LIST_DEADLINE)).map_err(RequestError::from)? {
-        Reply::Processes(list) => processes(&list),
-        _ => Err(RequestError::Confused.into()),
-    }
+    processes(&list_processes(&context.store, id)?)
 }
 
 fn processes(list: &ProcessList) -> Result<Vec<Process>, Error> {
     let all: Option<Vec<_>> = list.processes.iter().map(|process| Process::new(process, list.uptime_ms)).collect();
-    let mut all = all.ok_or(RequestError::Confused)?;
-    process::name_parents(&mut all);
+    let mut all = all.ok_or(RequestError::UnexpectedReply)?;
+    process::map_to_container_pids(&mut all);
     all.sort_by_key(|process| process.pid);
     Ok(all)
 }
 
-/// Columns as wide as their widest cell, the last one as long as it is.
+/// Formats a table. Each column is as wide as its widest cell.
 fn table(columns: &[Column], processes: &[Process]) -> String {
     let header: Vec<String> = columns.iter().map(|column| column.title.to_owned()).collect();
     let row = |process| columns.iter().map(|column| (column.cell)(process)).collect();
@@ -109,11 +97,11 @@ mod tests {
 
     fn shown(options: &[&str]) -> Vec<String> {
         let options: Vec<_> = options.iter().map(|&option| option.to_owned()).collect();
-        table(&columns::of(&options).unwrap(), &sample()).lines().map(str::to_owned).collect()
+        table(&columns::parse(&options).unwrap(), &sample()).lines().map(str::to_owned).collect()
     }
 
     #[test]
-    fn the_default_is_the_full_format() {
+    fn the_default_format_is_the_full_one() {
         let lines = shown(&[]);
         let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         assert_eq!(words(&lines[0]), ["UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"]);
@@ -124,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_may_be_chosen() {
+    fn options_select_columns() {
         assert_eq!(
             shown(&["-o", "pid,comm", "-o", "stat"]),
             ["    PID COMMAND STAT", "      1 sh      S", "      7 a) (b   S"]
@@ -138,15 +126,15 @@ mod tests {
     }
 
     #[test]
-    fn options_that_mean_nothing_here_are_named() {
-        let of = |options: &[&str]| columns::of(&options.iter().map(|&one| one.to_owned()).collect::<Vec<_>>());
+    fn an_unsupported_option_or_column_is_refused_by_name() {
+        let of = |options: &[&str]| columns::parse(&options.iter().map(|&one| one.to_owned()).collect::<Vec<_>>());
         assert_eq!(of(&["--forest"]).err().as_deref(), Some("--forest"));
         assert_eq!(of(&["-o", "pid,wchan"]).err().as_deref(), Some("wchan"));
         assert_eq!(of(&["-o"]).err().as_deref(), Some("-o"));
     }
 
     #[test]
-    fn nonsense_from_the_guest_is_no_table() {
+    fn an_invalid_stat_line_of_the_guest_is_an_error() {
         let process = GuestProcess { pid: 1, uid: 0, stat: "1 (sh".into(), arguments: String::new() };
         assert!(processes(&ProcessList { uptime_ms: 0, processes: vec![process] }).is_err());
     }

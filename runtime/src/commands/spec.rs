@@ -7,12 +7,11 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::{getegid, geteuid};
 
-use crate::bundle::{BundleError, CONFIG_FILE};
 use crate::cli::SpecArgs;
-use crate::error::Error;
-
-/// runc's starter specification: a shell in a terminal.
-const STARTER: &str = include_str!("spec.json");
+use crate::commands::error::Error;
+use crate::spec::STARTER;
+use crate::spec::bundle::CONFIG_FILE;
+use crate::spec::error::BundleError;
 
 pub(crate) fn run(args: &SpecArgs) -> Result<u8, Error> {
     let dir = args.bundle.as_deref().unwrap_or(Path::new("."));
@@ -22,9 +21,11 @@ pub(crate) fn run(args: &SpecArgs) -> Result<u8, Error> {
     Ok(0)
 }
 
-/// The same with a user namespace in which root is the caller, and without what it takes more users for: a terminal's
-/// group, and limits. runc leaves the network namespace out as well, which would mean the host's: vmrt refuses that. And it mounts the
-/// host's `/sys`, as nobody but root may mount another; the guest has one of its own.
+/// Returns the starter specification with a user namespace whose root is the caller, and without settings that need more ids or
+/// privileges: the group of terminals, and limits.
+///
+/// In two points runc's differs: it has no network namespace, which means the host's network, and which vmrt refuses; and it mounts the
+/// host's `/sys`, since only root may mount a new one, while the guest has its own.
 fn rootless(uid: u32, gid: u32) -> String {
     let mapping = |name: &str, id| {
         let fields = [("containerID", 0), ("hostID", id), ("size", 1)];
@@ -53,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rootless_starter_differs_in_what_needs_root() {
+    fn a_rootless_specification_has_a_user_namespace_and_no_limits() {
         let read = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
         let (starter, rootless) = (read(STARTER), read(&rootless(1000, 50)));
         let mapping = |id| serde_json::json!([{"containerID": 0, "hostID": id, "size": 1}]);
@@ -68,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_overwritten() {
+    fn an_existing_file_is_not_overwritten() {
         let dir = tempfile::tempdir().unwrap();
         let args = SpecArgs { bundle: Some(dir.path().into()), rootless: false };
         run(&args).unwrap();

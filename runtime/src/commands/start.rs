@@ -1,50 +1,11 @@
 //! `vmrt start`
 
-use std::time::Duration;
-
-use vmm::control::Request;
-
-use super::delete::kill;
-use super::state::status;
+use super::error::Error;
 use crate::cli::IdArgs;
-use crate::connection::RequestError;
-use crate::context::Context;
-use crate::error::Error;
-use crate::hooks;
-use crate::interfaces;
-use crate::sandbox::control;
-use crate::state::Phase;
-
-/// How long the guest may take to execute a program.
-pub(crate) const START_DEADLINE: Duration = Duration::from_secs(30);
+use crate::sandbox::context::Context;
+use crate::sandbox::start::start;
 
 pub(crate) fn run(context: &Context, args: &IdArgs) -> Result<u8, Error> {
-    let id = args.id.parse()?;
-    let locked = context.store.lock(&id)?;
-    let mut record = context.store.record(&id)?;
-    check(status(&record, &locked.dir))?;
-    let mut client = control(&locked.dir).map_err(RequestError::from)?;
-    // Some engines make the interfaces between create and start.
-    interfaces::update(&mut client, &locked, &mut record)?;
-    let request = Request::Start { container: record.id.clone() };
-    client.call(&request, &[], Some(START_DEADLINE)).map_err(RequestError::from)?;
-    record.phase = Phase::Running;
-    locked.write(&record)?;
-    match hooks::run_poststart(&record) {
-        Ok(()) => Ok(0),
-        Err(error) => {
-            kill(record.vmm)?;
-            Err(error.into())
-        }
-    }
-}
-
-fn check(phase: Phase) -> Result<(), Error> {
-    match phase {
-        Phase::Created => Ok(()),
-        Phase::Creating => Err(Error::BeingCreated),
-        Phase::Running => Err(Error::AlreadyRunning),
-        Phase::Paused => Err(Error::StartPaused),
-        Phase::Stopped => Err(Error::HasStopped),
-    }
+    start(&context.store, &args.id.parse()?)?;
+    Ok(0)
 }

@@ -2,26 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
 
 use serde::Serialize;
-use vmm::control::{Client, Reply, Request, Status};
 
-use super::print_json;
+use super::output::print_json;
 use crate::cli::IdArgs;
-use crate::connection::RequestError;
-use crate::context::Context;
-use crate::error::Error;
-use crate::sandbox::{control, exit_status};
-use crate::state::{OCI_VERSION, Phase, Record};
+use crate::commands::error::Error;
+use crate::sandbox::context::Context;
+use crate::sandbox::record::{Phase, Record};
+use crate::sandbox::status::status_and_end;
+use crate::sandbox::vmm_process::exit_status;
+use crate::spec::OCI_VERSION;
 
-/// How long a VMM may take to say what state its container is in.
-const STATUS_DEADLINE: Duration = Duration::from_secs(1);
-
-/// How long a VMM that takes no requests any more may take to end.
-pub(super) const ENDING_PATIENCE: Duration = Duration::from_secs(1);
-
-/// A container's state with runc's fields, in runc's order, and how it ended.
+/// A container's state with runc's fields, in runc's order, and the exit status in addition.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct State<'a> {
@@ -35,13 +28,13 @@ pub(super) struct State<'a> {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     annotations: BTreeMap<&'a str, &'a str>,
     pub(super) owner: String,
-    /// Kept until the container is deleted, whether or not anybody waited for its end.
+    /// The exit status of a stopped container. It is available until the container is deleted.
     #[serde(skip_serializing_if = "Option::is_none")]
     exit_status: Option<u8>,
 }
 
 impl<'a> State<'a> {
-    /// `dir`: the container's directory.
+    /// Makes the state from a container's record and its directory `dir`.
     pub(super) fn of(record: &'a Record, dir: &Path, owner: String) -> Self {
         let (status, end) = status_and_end(record, dir);
         Self {
@@ -66,55 +59,21 @@ pub(crate) fn run(context: &Context, args: &IdArgs) -> Result<u8, Error> {
     Ok(0)
 }
 
-/// The phase as it is now. Only the VMM knows whether its container is paused, and it knows better where a `start` was
-/// killed before it had written that the container is started. A VMM that does not answer changes nothing.
-pub(super) fn status(record: &Record, dir: &Path) -> Phase {
-    status_and_end(record, dir).0
-}
-
-/// The same, and the exit status where the program has ended and the VMM, which has not, tells it.
-fn status_and_end(record: &Record, dir: &Path) -> (Phase, Option<u8>) {
-    let phase = record.phase_now();
-    if !matches!(phase, Phase::Created | Phase::Running) {
-        return (phase, None);
-    }
-    let status = control(dir).map_err(RequestError::from).and_then(|mut client| ask_status(&mut client, &record.id));
-    match status {
-        Ok(Status::Stopped(end)) => (Phase::Stopped, Some(end.code())),
-        Ok(Status::Paused) => (Phase::Paused, None),
-        Ok(Status::Running) => (Phase::Running, None),
-        Err(error) if error.is_end() => {
-            // Its sockets are closed shortly before its process has ended.
-            record.vmm.wait(ENDING_PATIENCE);
-            (record.phase_now(), None)
-        }
-        _ => (phase, None),
-    }
-}
-
-/// What the VMM says.
-pub(super) fn ask_status(client: &mut Client, id: &str) -> Result<Status, RequestError> {
-    let request = Request::Status { container: id.to_owned() };
-    match client.call(&request, &[], Some(STATUS_DEADLINE))? {
-        Reply::Status(status) => Ok(status),
-        _ => Err(RequestError::Confused),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixListener;
     use std::thread;
 
     use agent::{ExitStatus, frame};
-    use vmm::control::{Answer, Call};
+    use vmm::control::{Answer, Call, Reply, Status};
 
     use super::*;
-    use crate::host_process::{HostProcess, boot_id};
-    use crate::sandbox::CONTROL_SOCKET;
+    use crate::host::process::{HostProcess, boot_id};
+    use crate::sandbox::control_socket::CONTROL_SOCKET;
+    use crate::sandbox::status::status;
 
     #[test]
-    fn fields_are_runcs() {
+    fn the_fields_of_a_state_are_runcs() {
         let record = serde_json::json!({
             "id": "web", "phase": "running", "vmm": {"pid": 7, "startTime": 1}, "bootId": "then", "bundle": "/b",
             "rootfs": "/b/rootfs", "created": "2026-11-20T19:38:16Z", "annotations": {"b": "2", "a": "1"}, "cgroup": [],
@@ -128,8 +87,9 @@ mod tests {
         );
         assert_eq!(text, expected);
     }
+
     #[test]
-    fn a_program_that_ended_before_its_vmm_has_stopped_with_its_status() {
+    fn a_container_whose_program_has_ended_is_stopped_while_its_vmm_still_runs() {
         let dir = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(dir.path().join(CONTROL_SOCKET)).unwrap();
         let vmm = thread::spawn(move || {

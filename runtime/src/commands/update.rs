@@ -3,33 +3,16 @@
 use std::fs;
 use std::io::{self, Read};
 use std::path::Path;
-use std::time::Duration;
 
-use oci_spec::runtime::{LinuxResources, Spec};
 use serde_json::{Map, Value, json};
-use vmm::control::{Client, Reply, Request};
 
-use super::refuse_if;
-use super::state::status;
-use crate::block_io;
-use crate::cgroup::CgroupError;
+use super::error::Error;
+use super::refusal::refuse_if;
+use crate::base::container_id::ContainerId;
 use crate::cli::UpdateArgs;
-use crate::connection::RequestError;
-use crate::context::Context;
-use crate::error::Error;
-use crate::id::ContainerId;
-use crate::limits::Limits;
-use crate::resources::{self, KERNEL_MEMORY_IGNORED, leave_out_kernel_memory, merge};
-use crate::sandbox::control;
-use crate::shares::forget_host_cpus;
-use crate::sizing::{Size, changed_memory, changed_vcpus};
-use crate::state::{Phase, Record, Store};
-
-/// How long a guest may take to set limits: one below what is in use has memory written back or somebody killed.
-const UPDATE_DEADLINE: Duration = Duration::from_secs(30);
-
-/// How long a guest may take to get or give back all of the memory; the VMM watches that it gets on with it.
-const MEMORY_DEADLINE: Duration = Duration::from_secs(120);
+use crate::sandbox::context::Context;
+use crate::sandbox::update::update;
+use crate::spec::resources::{self, KERNEL_MEMORY_IGNORED};
 
 pub(crate) fn run(context: &Context, args: &UpdateArgs) -> Result<u8, Error> {
     check_args(args)?;
@@ -41,28 +24,8 @@ pub(crate) fn run(context: &Context, args: &UpdateArgs) -> Result<u8, Error> {
     if args.kernel_memory.is_some() || args.kernel_memory_tcp.is_some() {
         context.log.warn(KERNEL_MEMORY_IGNORED);
     }
-    let locked = context.store.lock(&id)?;
-    let mut record = context.store.record(&id)?;
-    if status(&record, &locked.dir) == Phase::Stopped {
-        return Err(Error::NotRunning);
-    }
-    let before = current(&context.store, &id, &record)?;
-    let mut after = merge(before.linux().as_ref().and_then(|linux| linux.resources().as_ref()), change)?;
-    leave_out_kernel_memory(&mut after, &context.log);
-    let after = with_resources(&before, after);
-    let wanted =
-        if record.has_machine() { Resize::between(&before, &after, record.machine)? } else { Resize::default() };
-    let machine = record.machine;
-    let applied = apply(context, &id, &mut record, &after, wanted);
-    match &applied {
-        Ok(()) => record.resources = after.linux().as_ref().and_then(|linux| linux.resources().clone()),
-        Err(_) => {
-            // Half an update is none. What was there before could be set once.
-            let _ = apply(context, &id, &mut record, &before, wanted.back_to(machine));
-        }
-    }
-    locked.write(&record)?;
-    applied.map(|()| 0)
+    update(context, &id, change)?;
+    Ok(0)
 }
 
 fn check_args(args: &UpdateArgs) -> Result<(), Error> {
@@ -81,16 +44,17 @@ fn read(path: &Path) -> Result<Value, Error> {
     let mut change: Value =
         serde_json::from_slice(&text).map_err(|source| Error::ResourcesJson { path: path.into(), source })?;
     if let Some(change) = change.as_object_mut() {
-        // As in runc: who updates limits sends all of the specification's resources along.
+        // As in runc: callers pass all of `linux.resources`, with devices, to change limits.
         change.remove("devices");
     }
     Ok(change)
 }
 
-/// The options as `linux.resources`.
+/// Converts the options to `linux.resources`.
 fn from_options(args: &UpdateArgs) -> Result<Value, Error> {
-    let number = |what, text: &Option<String>| option(text).map(|text| resources::number(what, text)).transpose();
-    let bytes = |what, text: &Option<String>| option(text).map(|text| resources::bytes(what, text)).transpose();
+    let number =
+        |what, text: &Option<String>| option(text).map(|text| resources::parse_integer(what, text)).transpose();
+    let bytes = |what, text: &Option<String>| option(text).map(|text| resources::parse_bytes(what, text)).transpose();
     let list = |text: &Option<String>| option(text).map(str::to_owned);
     Ok(json!({
         "blockIO": given([("weight", (args.blkio_weight != 0).then(|| json!(args.blkio_weight)))]),
@@ -118,137 +82,16 @@ fn option(text: &Option<String>) -> Option<&str> {
     text.as_deref().filter(|text| !text.is_empty())
 }
 
-/// An object of what was given; `null` for nothing, since some of its kind must have their limit.
+/// Makes an object of the fields that have a value; `null` without any, since some objects of the specification require their limit.
 fn given<const N: usize>(fields: [(&str, Option<Value>); N]) -> Value {
     let fields = fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
     let fields: Map<String, Value> = fields.collect();
     if fields.is_empty() { Value::Null } else { fields.into() }
 }
 
-/// The specification with the limits as they are now.
-fn current(store: &Store, id: &ContainerId, record: &Record) -> Result<Spec, Error> {
-    let spec = store.spec(id)?;
-    Ok(match &record.resources {
-        Some(resources) => with_resources(&spec, resources.clone()),
-        None => spec,
-    })
-}
-
-fn with_resources(spec: &Spec, resources: LinuxResources) -> Spec {
-    let mut spec = spec.clone();
-    let mut linux = spec.linux().clone().unwrap_or_default();
-    linux.set_resources(Some(resources));
-    spec.set_linux(Some(linux));
-    spec
-}
-
-/// What of a machine's size is to change.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-struct Resize {
-    memory_mib: Option<u64>,
-    vcpus: Option<u8>,
-}
-
-impl Resize {
-    /// What follows from a change of the container's limits.
-    fn between(before: &Spec, after: &Spec, machine: Size) -> Result<Self, Error> {
-        Ok(Self { memory_mib: changed_memory(before, after)?, vcpus: changed_vcpus(before, after, machine) })
-    }
-
-    /// The same, to what it was before.
-    fn back_to(self, machine: Size) -> Self {
-        Self { memory_mib: self.memory_mib.map(|_| machine.memory_mib), vcpus: self.vcpus.map(|_| machine.vcpus) }
-    }
-
-    /// What makes the machine larger, and what makes it smaller.
-    fn split(self, machine: Size) -> (Self, Self) {
-        let grown = Self {
-            memory_mib: self.memory_mib.filter(|mib| *mib > machine.memory_mib),
-            vcpus: self.vcpus.filter(|count| *count > machine.vcpus),
-        };
-        let shrunk = Self {
-            memory_mib: self.memory_mib.filter(|mib| *mib < machine.memory_mib),
-            vcpus: self.vcpus.filter(|count| *count < machine.vcpus),
-        };
-        (grown, shrunk)
-    }
-
-    /// How large the machine is to be.
-    fn of(self, machine: Size) -> Size {
-        Size { memory_mib: self.memory_mib.unwrap_or(machine.memory_mib), vcpus: self.vcpus.unwrap_or(machine.vcpus) }
-    }
-}
-
-/// Sets the limits of the container in the guest, which checks them, and those of its VMM. Its machine becomes larger before
-/// limits are raised, and smaller after they were lowered.
-fn apply(context: &Context, id: &ContainerId, record: &mut Record, spec: &Spec, resize: Resize) -> Result<(), Error> {
-    let mut client = control(&context.store.dir(id)).map_err(RequestError::from)?;
-    let (grown, shrunk) = resize.split(record.machine);
-    if grown != Resize::default() {
-        limit_vmm(record, spec, grown.of(record.machine))?;
-        set_size(&mut client, grown, &mut record.machine)?;
-    }
-    limit_container(&mut client, record, id, spec)?;
-    set_size(&mut client, shrunk, &mut record.machine)?;
-    limit_vmm(record, spec, record.machine)
-}
-
-/// Resizes the machine. Where the guest does not get as far as it should have grown, it may still have as much.
-fn set_size(client: &mut Client, resize: Resize, machine: &mut Size) -> Result<(), Error> {
-    if let Some(count) = resize.vcpus {
-        machine.vcpus = machine.vcpus.max(count);
-        client.call(&Request::SetVcpus { count }, &[], Some(UPDATE_DEADLINE)).map_err(RequestError::from)?;
-        machine.vcpus = count;
-    }
-    if let Some(mib) = resize.memory_mib {
-        machine.memory_mib = machine.memory_mib.max(mib);
-        machine.memory_mib = set_memory(client, mib, *machine)?;
-    }
-    Ok(())
-}
-
-fn limit_container(client: &mut Client, record: &Record, id: &ContainerId, spec: &Spec) -> Result<(), Error> {
-    let mut guest = spec.clone();
-    forget_host_cpus(&mut guest);
-    if record.has_machine() {
-        block_io::leave_to_host(&mut guest);
-    }
-    let resources = guest.linux().as_ref().and_then(|linux| linux.resources().clone()).unwrap_or_default();
-    let request = Request::Update { container: id.to_string(), resources: Box::new(resources) };
-    client.call(&request, &[], Some(UPDATE_DEADLINE)).map_err(RequestError::from)?;
-    Ok(())
-}
-
-/// Has the machine grow or shrink: the memory that it has then, in MiB.
-fn set_memory(client: &mut Client, mib: u64, machine: Size) -> Result<u64, Error> {
-    // Its VMM may use as much of the host as this says, so it is not taken at its word: memory comes in blocks of 2 MiB, and
-    // what is not given back was there before.
-    let most = (mib + 1).max(machine.memory_mib);
-    match client.call(&Request::SetMemory { mib }, &[], Some(MEMORY_DEADLINE)).map_err(RequestError::from)? {
-        Reply::Memory(mib) if mib <= most => Ok(mib),
-        _ => Err(RequestError::Confused.into()),
-    }
-}
-
-/// Limits the VMM to what a machine of this size may need.
-fn limit_vmm(record: &Record, spec: &Spec, machine: Size) -> Result<(), Error> {
-    let limits = Limits::of(spec, machine);
-    if let Some(scope) = &record.scope {
-        scope.set(&limits)?;
-    }
-    match limits.of_the_host_alone().filter(|_| record.cgroup.is_none()) {
-        Some(field) => Err(Error::CgroupNeeded { field, source: CgroupError::Spared }),
-        None => Ok(record.cgroup.update(&limits)?),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixStream;
-
-    use agent::frame;
     use clap::Parser;
-    use vmm::control::Answer;
 
     use super::*;
     use crate::cli::{Arguments, Command};
@@ -261,23 +104,6 @@ mod tests {
     }
 
     #[test]
-    fn a_vmm_does_not_give_itself_more_of_the_host() {
-        let machine = Size { memory_mib: 512, vcpus: 1 };
-        let asked = |mib, said| {
-            let (ours, mut vmm) = UnixStream::pair().unwrap();
-            // The first request of a connection has this id.
-            frame::write(&mut vmm, &Answer { id: 1, result: Ok(said) }).unwrap();
-            set_memory(&mut Client::from_stream(ours), mib, machine).ok()
-        };
-        assert_eq!(asked(1023, Reply::Memory(1024)), Some(1024), "blocks are of 2 MiB");
-        assert_eq!(asked(256, Reply::Memory(512)), Some(512), "nothing was given back");
-        for (mib, said) in [(1023, 1025), (256, 513), (1024, u64::MAX)] {
-            assert_eq!(asked(mib, Reply::Memory(said)), None, "{mib}, {said}");
-        }
-        assert_eq!(asked(1024, Reply::Done), None);
-    }
-
-    #[test]
     fn options_become_resources() {
         let given = change(&["--memory", "64M", "--memory-swap", "-1", "--cpu-quota", "-1", "--cpuset-cpus", "0-1"]);
         let expected = json!({"blockIO": null, "cpu": {"quota": -1, "cpus": "0-1"},
@@ -287,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_number_or_not_there_is_refused() {
+    fn invalid_numbers_and_unsupported_options_are_refused() {
         let error = |options: &[&str]| change(options).unwrap_err().to_string();
         assert_eq!(error(&["--memory", "much"]), "invalid value for memory: `much`");
         assert_eq!(error(&["--cpu-quota", "1x"]), "invalid value for cpu-quota: `1x`");

@@ -1,4 +1,4 @@
-//! What a container uses, in the form in which runc tells it of a host with cgroup v2.
+//! The resource usage of a container, in the format that runc prints on a host with cgroup v2.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use serde::Serialize;
 /// Names and contents of a cgroup's files.
 type Files = BTreeMap<String, String>;
 
-/// `data` of an event.
+/// The field `data` of an event.
 #[derive(Debug, Serialize)]
 pub(super) struct Stats {
     cpu: Cpu,
@@ -17,7 +17,7 @@ pub(super) struct Stats {
     blkio: Blkio,
     hugetlb: BTreeMap<String, Hugetlb>,
     intel_rdt: IntelRdt,
-    /// `null`: interfaces are counted only where the runtime makes them itself.
+    /// `null`: runc reports only interfaces that the runtime created itself.
     network_interfaces: Option<()>,
 }
 
@@ -47,7 +47,7 @@ struct Throttling {
     throttled_time: u64,
 }
 
-/// cgroup v2 has none of these numbers, and runc tells zeros.
+/// cgroup v2 has none of these numbers; runc prints zeros.
 #[derive(Debug, Default, Serialize)]
 struct Cpuset {
     cpu_exclusive: u64,
@@ -161,7 +161,7 @@ fn memory(files: &Files) -> Memory {
     let raw = keyed(files, "memory.stat");
     let usage = entry(files, "memory");
     let only_swap = entry(files, "memory.swap");
-    // Of memory and swap together, as cgroup v1 counts it.
+    // The sum of memory and swap, as in cgroup v1.
     let swap = MemoryEntry {
         usage: only_swap.usage.saturating_add(usage.usage),
         limit: only_swap.limit.saturating_add(usage.limit),
@@ -190,7 +190,7 @@ fn entry(files: &Files, name: &str) -> MemoryEntry {
     }
 }
 
-/// Lines of `MAJOR:MINOR rbytes=N wbytes=N rios=N wios=N ...`.
+/// Parses `io.stat`, with lines of `MAJOR:MINOR rbytes=N wbytes=N rios=N wios=N ...`.
 fn blkio(files: &Files) -> Blkio {
     let mut blkio = Blkio::default();
     for line in files.get("io.stat").into_iter().flat_map(|content| content.lines()) {
@@ -211,7 +211,7 @@ fn blkio(files: &Files) -> Blkio {
     blkio
 }
 
-/// By page size, as `2MB`.
+/// Returns the use of huge pages for each page size, such as `2MB`.
 fn hugetlb(files: &Files) -> BTreeMap<String, Hugetlb> {
     let size = |name: &str| {
         let size = name.strip_prefix("hugetlb.")?.strip_suffix(".current")?;
@@ -225,7 +225,7 @@ fn hugetlb(files: &Files) -> BTreeMap<String, Hugetlb> {
     files.keys().filter_map(|name| size(name)).map(of).collect()
 }
 
-/// Lines of a name and a number.
+/// Parses a file with lines of a name and a number.
 fn keyed(files: &Files, file: &str) -> BTreeMap<String, u64> {
     let lines = files.get(file).into_iter().flat_map(|content| content.lines());
     let pairs = lines.filter_map(|line| line.split_once(' '));
@@ -236,12 +236,12 @@ fn number(files: &Files, file: &str) -> u64 {
     files.get(file).and_then(|content| content.trim().parse().ok()).unwrap_or(0)
 }
 
-/// `None` for `max`.
+/// Parses a limit; `None` for `max`.
 fn limit(files: &Files, file: &str) -> Option<u64> {
     files.get(file)?.trim().parse().ok()
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "the form serde asks for")]
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde requires this signature")]
 fn is_zero(number: &u64) -> bool {
     *number == 0
 }
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_converted_as_runc_does() {
+    fn numbers_are_converted_as_by_runc() {
         let stats = stats(&[
             (
                 "cpu.stat",
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_without_numbers_or_with_nonsense_is_all_zeros() {
+    fn missing_or_invalid_numbers_become_zero() {
         let stats = stats(&[("cpu.stat", "usage_usec -1\nuser"), ("io.stat", "x:y rbytes=1\n8\n"), ("memory.max", "")]);
         assert_eq!(stats["cpu"]["usage"], json!({"kernel": 0, "user": 0}));
         assert_eq!(stats["blkio"], json!({}));

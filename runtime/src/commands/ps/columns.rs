@@ -1,16 +1,16 @@
-//! The columns of the table of processes, and the options of ps(1) that choose them.
+//! The columns of the process table, and the options of ps(1) that select them.
 
 use std::time::Duration;
 
 use super::process::Process;
-use crate::timestamp;
+use crate::base::timestamp;
 
-/// A column.
+/// A column of the table.
 #[derive(Clone, Copy)]
 pub(super) struct Column {
     names: &'static [&'static str],
     pub(super) title: &'static str,
-    /// Least width, as in ps(1).
+    /// Minimum width, as in ps(1).
     pub(super) width: usize,
     pub(super) right: bool,
     pub(super) cell: fn(&Process) -> String,
@@ -34,7 +34,7 @@ const fn right(
     Column { names, title, width, right: true, cell }
 }
 
-/// Every column, the more usual of two of the same name first.
+/// All columns.
 const COLUMNS: [Column; 22] = [
     left(&["user", "euser", "uname"], "USER", 8, user),
     left(&["uidname"], "UID", 8, user),
@@ -65,27 +65,30 @@ const SHORT: [&str; 4] = ["pid", "tty", "time", "cmd"];
 const BSD: [&str; 5] = ["pid", "tty", "stat", "bsdtime", "command"];
 const USER: [&str; 10] = ["user", "pid", "%cpu", "vsz", "rss", "tty", "stat", "stime", "bsdtime", "command"];
 
-/// The columns that options of ps(1) ask for. All processes of the container are shown whatever they select; what else
-/// an option does, this table cannot: the option's name is the error.
-pub(super) fn of(options: &[String]) -> Result<Vec<Column>, String> {
+/// Parses options of ps(1) and returns the columns that they select. Options that select processes are accepted, but all processes of
+/// the container are shown.
+///
+/// # Errors
+/// The name of an option or column that is not supported.
+pub(super) fn parse(options: &[String]) -> Result<Vec<Column>, String> {
     let (mut chosen, mut letters) = (Vec::new(), String::new());
     let mut rest = options.iter();
     while let Some(option) = rest.next() {
-        let (flags, list) = take_apart(option)?;
+        let (flags, list) = split(option)?;
         letters.push_str(flags);
         let list = match list {
             Some("") => Some(rest.next().ok_or_else(|| option.clone())?.as_str()),
             list => list,
         };
         for name in list.iter().flat_map(|list| list.split([',', ' '])).filter(|name| !name.is_empty()) {
-            chosen.push(named(name.trim_end_matches('='))?);
+            chosen.push(column(name.trim_end_matches('='))?);
         }
     }
-    if chosen.is_empty() { usual(&letters).iter().map(|name| named(name)).collect() } else { Ok(chosen) }
+    if chosen.is_empty() { default_columns(&letters).iter().map(|name| column(name)).collect() } else { Ok(chosen) }
 }
 
-/// The flags of one argument, and the list of columns behind `-o`: empty where that is the next argument.
-fn take_apart(option: &str) -> Result<(&str, Option<&str>), String> {
+/// Splits an argument into its flags and the list of columns after `-o`. The list is empty if it is the next argument.
+fn split(option: &str) -> Result<(&str, Option<&str>), String> {
     if let Some(list) = option.strip_prefix("--format=") {
         return Ok(("", Some(list)));
     }
@@ -95,8 +98,8 @@ fn take_apart(option: &str) -> Result<(&str, Option<&str>), String> {
     if known { Ok((flags, list)) } else { Err(option.to_owned()) }
 }
 
-/// The columns for flags, of which none means `-ef`.
-fn usual(flags: &str) -> &'static [&'static str] {
+/// Returns the columns for flags without a list of columns. No flags mean `-ef`.
+fn default_columns(flags: &str) -> &'static [&'static str] {
     let has = |flag| flags.contains(flag);
     match () {
         () if flags.is_empty() || has('f') => &FULL,
@@ -106,16 +109,16 @@ fn usual(flags: &str) -> &'static [&'static str] {
     }
 }
 
-fn named(name: &str) -> Result<Column, String> {
+fn column(name: &str) -> Result<Column, String> {
     COLUMNS.into_iter().find(|column| column.names.contains(&name)).ok_or_else(|| name.to_owned())
 }
 
-/// Users have names in the container's own files; only this one is the same everywhere.
+/// Formats a user. The names of users are in the container's files, which vmrt does not read; only `root` is always the same.
 fn user(process: &Process) -> String {
     if process.uid == 0 { "root".into() } else { process.uid.to_string() }
 }
 
-/// The arguments, or the name in brackets for a process without any, as a zombie.
+/// Formats a command line: the arguments, or the name in brackets for a process without arguments, such as a zombie.
 fn command(process: &Process) -> String {
     if process.arguments.is_empty() { format!("[{}]", process.name) } else { process.arguments.clone() }
 }
@@ -131,7 +134,7 @@ fn terminal(process: &Process) -> String {
     }
 }
 
-/// `[DAYS-]HH:MM:SS`.
+/// Formats a time as `[DAYS-]HH:MM:SS`.
 fn clock(time: Duration) -> String {
     let seconds = time.as_secs();
     let clock = format!("{:02}:{:02}:{:02}", seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
@@ -141,7 +144,7 @@ fn clock(time: Duration) -> String {
     }
 }
 
-/// `MINUTES:SS`.
+/// Formats CPU time as `MINUTES:SS`.
 fn bsd_time(process: &Process) -> String {
     let seconds = process.cpu.as_secs();
     format!("{}:{:02}", seconds / 60, seconds % 60)

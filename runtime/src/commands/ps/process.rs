@@ -1,16 +1,16 @@
-//! A process of the guest, from its line of `/proc/PID/stat`.
+//! A process of the guest, parsed from its `/proc/PID/stat`, proc_pid_stat(5).
 
 use std::time::{Duration, SystemTime};
 
 use agent::GuestProcess;
 
-/// The unit of times in `/proc`, in all of Linux's interfaces: a hundredth of a second.
+/// Length of a clock tick in `/proc` (`USER_HZ`), in milliseconds.
 const TICK_MS: u64 = 10;
 
-/// What the columns show.
+/// The data of a process that columns show.
 #[derive(Debug)]
 pub(super) struct Process {
-    /// In the container, as are the parent's, the group's and the session's; 0 for what is outside.
+    /// Pid in the container's pid namespace, like `parent`, `group` and `session`. A process outside the namespace has 0.
     pub(super) pid: i32,
     pub(super) parent: i32,
     pub(super) group: i32,
@@ -19,28 +19,28 @@ pub(super) struct Process {
     pub(super) name: String,
     pub(super) arguments: String,
     pub(super) state: char,
-    /// Device number; 0 for none.
+    /// Device number of the controlling terminal; 0 for none.
     pub(super) terminal: u64,
     pub(super) nice: i64,
     pub(super) threads: u64,
     pub(super) cpu: Duration,
-    /// How long it has been there.
+    /// Time since the start of the process.
     pub(super) age: Duration,
-    /// Bytes.
+    /// Size of the virtual memory, in bytes.
     pub(super) virtual_size: u64,
-    /// Pages of 4096 bytes.
+    /// Size of the resident memory, in pages of 4096 bytes.
     pub(super) resident: u64,
-    /// Its pid in the guest.
-    outer: i32,
+    /// Pid in the guest's initial pid namespace.
+    guest_pid: i32,
 }
 
 impl Process {
-    /// `None` where the line is none of `/proc/PID/stat`.
+    /// Parses a process; `None` if its line is invalid. `uptime_ms` is the guest's uptime, in milliseconds.
     pub(super) fn new(process: &GuestProcess, uptime_ms: u64) -> Option<Self> {
         let (head, fields) = process.stat.rsplit_once(") ")?;
-        let (outer, name) = head.split_once(" (")?;
+        let (guest_pid, name) = head.split_once(" (")?;
         let fields: Vec<&str> = fields.split_whitespace().collect();
-        // Numbered as in proc(5), where the state is field 3.
+        // Fields are numbered as in proc_pid_stat(5), where the state is field 3.
         let field = |number: usize| fields.get(number - 3).copied();
         let ticks = |number| Some(Duration::from_millis(field(number)?.parse::<u64>().ok()?.checked_mul(TICK_MS)?));
         let age = Duration::from_millis(uptime_ms).saturating_sub(ticks(22)?);
@@ -60,33 +60,33 @@ impl Process {
             age,
             virtual_size: field(23)?.parse().ok()?,
             resident: field(24)?.parse().ok()?,
-            outer: outer.parse().ok()?,
+            guest_pid: guest_pid.parse().ok()?,
         })
     }
 
-    /// When it began, by this host's clock.
+    /// Start time of the process, by the host's clock.
     pub(super) fn started(&self) -> SystemTime {
         SystemTime::now().checked_sub(self.age).unwrap_or(SystemTime::UNIX_EPOCH)
     }
 
-    /// CPU time in percent of its age.
+    /// CPU time in percent of the time since the start.
     pub(super) fn cpu_percent(&self) -> f64 {
         if self.age.is_zero() { 0.0 } else { 100.0 * self.cpu.as_secs_f64() / self.age.as_secs_f64() }
     }
 }
 
-/// Gives relatives the pids they have in the container.
-pub(super) fn name_parents(all: &mut [Process]) {
-    let names: Vec<(i32, i32)> = all.iter().map(|process| (process.outer, process.pid)).collect();
-    let inner = |outer| names.iter().find(|(pid, _)| *pid == outer).map_or(0, |(_, inner)| *inner);
+/// Replaces the pids of parents, groups and sessions, which are the guest's, by those in the container.
+pub(super) fn map_to_container_pids(all: &mut [Process]) {
+    let pids: Vec<(i32, i32)> = all.iter().map(|process| (process.guest_pid, process.pid)).collect();
+    let container_pid = |guest_pid| pids.iter().find(|(pid, _)| *pid == guest_pid).map_or(0, |(_, pid)| *pid);
     for process in all {
-        process.parent = inner(process.parent);
-        process.group = inner(process.group);
-        process.session = inner(process.session);
+        process.parent = container_pid(process.parent);
+        process.group = container_pid(process.group);
+        process.session = container_pid(process.session);
     }
 }
 
-/// It ends up on a terminal, and a guest may say anything.
+/// Replaces control characters: a guest may put escape sequences for the user's terminal into a name.
 fn printable(text: &str) -> String {
     text.chars().map(|letter| if letter.is_control() { '?' } else { letter }).collect()
 }

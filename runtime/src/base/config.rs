@@ -1,0 +1,142 @@
+//! The host's configuration of vmrt, `/etc/vmrt/config.toml`. The file is optional.
+
+use std::env;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use thiserror::Error;
+
+/// Path of the configuration file where the command line names none.
+pub(crate) const DEFAULT_PATH: &str = "/etc/vmrt/config.toml";
+
+const DEFAULT_MEMORY_MIB: u64 = 512;
+/// Each possible vCPU costs the guest 200 KiB, even if it is never added.
+const DEFAULT_MAX_VCPUS: u8 = 16;
+/// The VMM has a shorter deadline for each step, and its error names the step. This one is for a VMM that hangs itself.
+const DEFAULT_START_TIMEOUT_SECONDS: u64 = 120;
+
+/// Why the configuration cannot be loaded.
+#[derive(Debug, Error)]
+pub(crate) enum ConfigError {
+    #[error("read {}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{}", path.display())]
+    Parse { path: PathBuf, source: Box<toml::de::Error> },
+    #[error("find out where vmrt is installed")]
+    ProgramPath(#[source] io::Error),
+    #[error("{name} must be an absolute path, not `{}`", path.display())]
+    Relative { name: &'static str, path: PathBuf },
+}
+
+/// The content of the file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    vmm: Option<PathBuf>,
+    kernel: Option<PathBuf>,
+    initramfs: Option<PathBuf>,
+    /// MiB of guest memory where neither an annotation nor a limit gives the amount.
+    memory: Option<u64>,
+    vcpus: Option<u8>,
+    max_vcpus: Option<u8>,
+    /// Seconds from the start of the VMM until the container must exist in the guest.
+    start_timeout: Option<u64>,
+}
+
+/// The configuration with defaults filled in. Every path is absolute. None of the files has been opened.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Config {
+    /// Path of this program.
+    pub(crate) program: PathBuf,
+    pub(crate) vmm: PathBuf,
+    pub(crate) kernel: PathBuf,
+    pub(crate) initramfs: PathBuf,
+    pub(crate) memory_mib: u64,
+    pub(crate) vcpus: u8,
+    /// Most vCPUs that a running machine can get. The number of CPUs of the host limits it further.
+    pub(crate) max_vcpus: u8,
+    pub(crate) start_timeout: Duration,
+}
+
+impl Config {
+    /// Reads the file at `path`, or at the default path if that exists. A path in the environment has precedence over one in the
+    /// file, and a path in the file over the installed one.
+    pub(crate) fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let file = match path {
+            Some(path) => read(path)?,
+            None if Path::new(DEFAULT_PATH).exists() => read(Path::new(DEFAULT_PATH))?,
+            None => File::default(),
+        };
+        let program = env::current_exe().map_err(ConfigError::ProgramPath)?;
+        let install_dir = install_dir(&program);
+        let component = |variable: &'static str, configured: Option<PathBuf>, name: &str| {
+            let path = env::var_os(variable).map(PathBuf::from).or(configured);
+            require_absolute(variable, path.unwrap_or_else(|| install_dir.join(name)))
+        };
+        Ok(Self {
+            program,
+            vmm: component("VMRT_VMM", file.vmm, "vmrt-vmm")?,
+            kernel: component("VMRT_KERNEL", file.kernel, "vmlinux")?,
+            initramfs: component("VMRT_INITRAMFS", file.initramfs, "initramfs.cpio")?,
+            memory_mib: file.memory.unwrap_or(DEFAULT_MEMORY_MIB),
+            vcpus: file.vcpus.unwrap_or(1),
+            max_vcpus: file.max_vcpus.unwrap_or(DEFAULT_MAX_VCPUS),
+            start_timeout: Duration::from_secs(file.start_timeout.unwrap_or(DEFAULT_START_TIMEOUT_SECONDS)),
+        })
+    }
+}
+
+fn read(path: &Path) -> Result<File, ConfigError> {
+    let text = fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
+    toml::from_str(&text).map_err(|source| ConfigError::Parse { path: path.into(), source: Box::new(source) })
+}
+
+/// `../lib/vmrt` relative to the directory of `program`.
+fn install_dir(program: &Path) -> PathBuf {
+    let prefix = program.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
+    prefix.join("lib/vmrt")
+}
+
+/// Refuses a relative path: the VMM has another working directory.
+fn require_absolute(name: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {
+    if path.is_absolute() { Ok(path) } else { Err(ConfigError::Relative { name, path }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.toml");
+        fs::write(&path, text).unwrap();
+        Config::load(Some(&path))
+    }
+
+    #[test]
+    fn an_empty_file_gives_the_defaults() {
+        let config = load("").unwrap();
+        assert!(config.vmm.ends_with("lib/vmrt/vmrt-vmm"));
+        assert!(config.kernel.ends_with("lib/vmrt/vmlinux"));
+        assert_eq!((config.memory_mib, config.vcpus, config.max_vcpus), (512, 1, 16));
+        assert_eq!(config.start_timeout, Duration::from_secs(120));
+    }
+
+    #[test]
+    fn the_file_overrides_the_defaults() {
+        let config = load("kernel = '/k'\nmemory = 256\nvcpus = 4\nmax_vcpus = 8\nstart_timeout = 3\n").unwrap();
+        assert_eq!(config.kernel, Path::new("/k"));
+        assert_eq!((config.memory_mib, config.vcpus, config.max_vcpus), (256, 4, 8));
+        assert_eq!(config.start_timeout, Duration::from_secs(3));
+    }
+
+    #[test]
+    fn an_invalid_file_is_refused() {
+        assert!(matches!(load("kernal = '/k'"), Err(ConfigError::Parse { .. })));
+        assert!(matches!(load("kernel = 'k'"), Err(ConfigError::Relative { .. })));
+        assert!(matches!(Config::load(Some(Path::new("/nonexistent"))), Err(ConfigError::Read { .. })));
+    }
+}

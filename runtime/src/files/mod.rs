@@ -1,0 +1,6 @@
+//! Files of the host that the guest gets: shares, special files, and the replacements of device directories.
+
+pub(crate) mod device_directories;
+pub(crate) mod id_mapped_mounts;
+pub(crate) mod shares;
+pub(crate) mod special;

@@ -1,0 +1,13 @@
+//! The host's side of a sandbox: its process, namespaces, cgroup, network and hooks.
+
+pub(crate) mod caller;
+pub(crate) mod cgroup;
+pub(crate) mod hooks;
+pub(crate) mod mounts;
+pub(crate) mod network;
+pub(crate) mod network_namespace;
+pub(crate) mod open_fds;
+pub(crate) mod process;
+pub(crate) mod scm_rights;
+pub(crate) mod signals;
+pub(crate) mod user_namespace;

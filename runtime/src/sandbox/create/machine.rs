@@ -1,0 +1,188 @@
+//! The host's side of a new container's machine: its record, its VMM in a cgroup and namespaces, and its network.
+
+use std::rc::Rc;
+use std::time::SystemTime;
+
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
+use vmm::config::SandboxConfig;
+use vmm::control::{Client, Request};
+
+use super::claim::Claim;
+use super::error::CreateError;
+use super::network;
+use super::plan::MachinePlan;
+use super::request::CreateRequest;
+use crate::base::config::Config;
+use crate::base::log::Log;
+use crate::base::timestamp;
+use crate::base::undo::UndoStack;
+use crate::host::cgroup::Cgroup;
+use crate::host::cgroup::placement::{self, Placement};
+use crate::host::hooks::{self, HookError};
+use crate::host::network::{AttachedInterface, NetworkRecord};
+use crate::host::process::{HostProcess, boot_id};
+use crate::host::signals::Signals;
+use crate::sandbox::connection::{Connection, RequestError};
+use crate::sandbox::context::Context;
+use crate::sandbox::control_socket::{CONTROL_SOCKET, control};
+use crate::sandbox::error::SandboxError;
+use crate::sandbox::interfaces;
+use crate::sandbox::record::{Phase, Record};
+use crate::sandbox::shared::SharedSandbox;
+use crate::sandbox::store::Store;
+use crate::sandbox::vmm_process::{END_TIMEOUT, Vmm, VmmError, spawn};
+use crate::spec::sizing::{Size, host_cpus};
+use crate::terminal::stdio::{ProcessStdio, StdioOptions, console_size};
+
+/// A running VMM, and what belongs to it on the host. Dropping it undoes the creation.
+pub(super) struct Machine {
+    pub(super) vmm: Vmm,
+    pub(super) record: Record,
+    pub(super) placement: Placement,
+    pub(super) config: Config,
+    /// The shared sandbox that the container is created in, if any. Then the VMM becomes the container's proxy.
+    pub(super) shared: Option<SharedSandbox>,
+    /// Name of the container's program.
+    pub(super) program: String,
+    pub(super) stdio: ProcessStdio,
+    // The last field: the claim holds the container's lock while the other fields are dropped.
+    pub(super) claim: Claim,
+}
+
+/// Opens the streams of the container's process and blocks signals, which are read from then on.
+pub(super) fn open_streams(request: &CreateRequest) -> Result<(ProcessStdio, Signals), CreateError> {
+    let stdio = ProcessStdio::open(StdioOptions {
+        terminal: request.bundle.has_terminal(),
+        detach: request.detach,
+        console_socket: request.console_socket.as_deref(),
+        size: console_size(request.bundle.process()?),
+    })?;
+    let signals = Signals::block(stdio.terminal.is_some()).map_err(CreateError::Signals)?;
+    Ok((stdio, signals))
+}
+
+impl Machine {
+    /// Records the machine, starts its VMM and moves it into its cgroup.
+    pub(super) fn start(
+        request: &CreateRequest,
+        plan: MachinePlan,
+        mut claim: Claim,
+        stdio: ProcessStdio,
+        context: &Context,
+    ) -> Result<Self, CreateError> {
+        let MachinePlan { config, shared, size, limits, namespaces, network } = plan;
+        let program = request.bundle.program()?;
+        let (policy, path) = (context.cgroup_policy, request.bundle.cgroups_path());
+        let (placement, cgroup) = Placement::plan(policy, context.caller, &request.id, path, limits)?;
+        let mut record = record(request, cgroup, size, network)?;
+        record.scope = placement.scope().cloned();
+        record.user_namespace = namespaces.user.is_some();
+        // The record is written before the cgroup and the VMM exist, so that `delete` finds both if this process is killed.
+        claim.locked.write(&record)?;
+        push_poststop(&mut claim.undo, &record, &context.log);
+        placement::push_removal(&mut claim.undo, record.cgroup.clone(), record.scope.clone());
+        let vmm = spawn(&config.vmm, &claim.locked.dir, context.log.debug, stdio.console(), namespaces)?;
+        push_kill(&mut claim.undo, vmm.process);
+        record.vmm = vmm.process;
+        claim.locked.write(&record)?;
+        record.cgroup = placement.enter(std::mem::take(&mut record.cgroup), vmm.process.pid, &context.log)?;
+        context.log.debug(&format!("{} runs as process {}", config.vmm.display(), vmm.process.pid));
+        Ok(Self { vmm, record, placement, config, shared, program, stdio, claim })
+    }
+
+    /// Runs the hooks that come before the guest boots.
+    pub(super) fn run_hooks(&self) -> Result<(), HookError> {
+        hooks::run_creating(self.record.hook_container())
+    }
+
+    /// Connects to the VMM that serves the container: its own, or that of the shared sandbox.
+    pub(super) fn connect(&self, signals: Signals) -> Result<Connection, CreateError> {
+        let client = match self.shared {
+            None => Client::from_stream(self.vmm.control.try_clone().map_err(VmmError::Socket)?),
+            Some(_) => control(&self.claim.locked.dir).map_err(RequestError::from)?,
+        };
+        Ok(Connection::new(client, Some(signals), self.vmm.process.open()))
+    }
+
+    /// Boots the guest without waiting for it, unless the sandbox is shared and its guest runs already. Then attaches the interfaces
+    /// of the network namespace.
+    pub(super) fn boot(
+        &mut self,
+        connection: &mut Connection,
+        request: &CreateRequest,
+        store: &Store,
+    ) -> Result<Vec<AttachedInterface>, CreateError> {
+        if self.shared.is_none() {
+            let configure = Request::Configure(self.sandbox_config(request, store));
+            let sent = connection.client.send(&configure, &[]);
+            sent.map_err(|error| self.explain(error.into()))?;
+        }
+        network::attach(&self.vmm, &mut self.record, &mut self.claim)
+    }
+
+    /// Finds the cause of a failed request.
+    pub(super) fn explain(&mut self, error: RequestError) -> SandboxError {
+        SandboxError::explain(error.for_program(&self.program), &mut self.vmm, &self.claim.locked.dir)
+    }
+
+    fn sandbox_config(&self, request: &CreateRequest, store: &Store) -> SandboxConfig {
+        let (config, record) = (&self.config, &self.record);
+        SandboxConfig {
+            kernel: config.kernel.clone(),
+            initramfs: config.initramfs.clone(),
+            memory_mib: record.machine.memory_mib,
+            vcpus: record.machine.vcpus,
+            vcpus_most: host_cpus().min(config.max_vcpus),
+            control_socket: CONTROL_SOCKET.into(),
+            console_log: request.bundle.console_log(),
+            has_cgroup: !record.cgroup.is_none(),
+            network_slots: record.network.slots,
+            follow_interfaces: interfaces::follow_command(&config.program, store, record),
+            main_container: request.id.to_string(),
+        }
+    }
+}
+
+fn record(
+    request: &CreateRequest,
+    cgroup: Cgroup,
+    machine: Size,
+    network: NetworkRecord,
+) -> Result<Record, CreateError> {
+    Ok(Record {
+        id: request.id.to_string(),
+        phase: Phase::Creating,
+        vmm: HostProcess::NONE,
+        user_namespace: false,
+        boot_id: boot_id().map_err(CreateError::BootId)?,
+        bundle: request.bundle.dir.clone(),
+        rootfs: request.bundle.rootfs(),
+        created: timestamp::rfc3339_nanoseconds(SystemTime::now()),
+        annotations: request.bundle.spec.annotations().clone().unwrap_or_default(),
+        cgroup,
+        scope: None,
+        machine,
+        resources: None,
+        hooks: request.bundle.spec.hooks().clone(),
+        network,
+    })
+}
+
+/// Adds the poststop hooks to `undo`: they run as for a container that is deleted.
+fn push_poststop(undo: &mut UndoStack, record: &Record, log: &Rc<Log>) {
+    if record.hooks.is_some() {
+        let (record, log) = (record.clone(), log.clone());
+        undo.push(move || hooks::run_poststop(record.hook_container(), &log));
+    }
+}
+
+/// Adds the end of the VMM to `undo`.
+fn push_kill(undo: &mut UndoStack, process: HostProcess) {
+    undo.push(move || {
+        if process.kill_and_wait(END_TIMEOUT) {
+            // The VMM is a child of this process, which has to reap it.
+            let _ = waitpid(Pid::from_raw(process.pid), None);
+        }
+    });
+}

@@ -1,0 +1,39 @@
+//! The pid files that engines read.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+/// The pid file could not be written.
+#[derive(Debug, Error)]
+#[error("write pid file {}", path.display())]
+pub(crate) struct PidFileError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// Writes a pid without a newline. The file is replaced by rename, so that no reader sees a part of it.
+pub(crate) fn write_pid_file(path: &Path, pid: i32) -> Result<(), PidFileError> {
+    let failed = |source: io::Error| PidFileError { path: path.into(), source };
+    let name = path.file_name().ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
+    let temporary = path.with_file_name(format!(".{}", name.to_string_lossy()));
+    fs::write(&temporary, pid.to_string()).map_err(failed)?;
+    fs::rename(&temporary, path).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pid_file_contains_only_the_number() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pid");
+        write_pid_file(&path, 4242).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "4242");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert!(write_pid_file(&dir.path().join("no/pid"), 1).is_err());
+    }
+}

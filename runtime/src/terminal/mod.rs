@@ -1,0 +1,5 @@
+//! Terminals and standard streams of container processes.
+
+pub(crate) mod console;
+pub(crate) mod stdio;
+pub(crate) mod tty;
