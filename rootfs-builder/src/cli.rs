@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_sound() {
+    fn the_command_line_definition_is_valid() {
         <Cli as clap::CommandFactory>::command().debug_assert();
     }
 
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_may_bring_a_group() {
+    fn a_user_has_an_optional_group() {
         assert_eq!(parse_user("1000"), Ok((1000, 0)));
         assert_eq!(parse_user("1000:50"), Ok((1000, 50)));
         assert!(parse_user("nobody").is_err());

@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn the_agent_is_init_and_the_console_a_node() {
+    fn the_agent_is_init_and_the_console_is_a_device_node() {
         let found = listed(&packed(b"agent"));
         assert!(found.contains(&("init".into(), 0o100_755, b"agent".to_vec())));
         assert!(found.contains(&("dev/console".into(), 0o020_600, Vec::new())));
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dynamically_linked_agent_is_refused_and_nothing_written() {
+    fn a_dynamically_linked_agent_is_refused_and_nothing_is_written() {
         let folder = tempfile::tempdir().unwrap();
         let output = folder.path().join("initramfs.cpio");
         let this_test = std::env::current_exe().unwrap();

@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_seen_until_it_is_finished() {
+    fn the_output_appears_only_when_it_is_finished() {
         let folder = tempfile::tempdir().unwrap();
         let output = folder.path().join("deep/bundle");
         let staging = Staging::beside(&output).unwrap();
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_dropped_leaves_nothing() {
+    fn a_dropped_staging_directory_leaves_nothing() {
         let folder = tempfile::tempdir().unwrap();
         drop(Staging::beside(&folder.path().join("bundle")).unwrap());
         assert_eq!(folder.path().read_dir().unwrap().count(), 0);

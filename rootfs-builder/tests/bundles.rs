@@ -23,7 +23,7 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 #[test]
-fn a_busybox_bundle_has_its_applets_and_says_what_was_asked_for() {
+fn a_busybox_bundle_has_the_applets_and_the_requested_configuration() {
     let folder = tempfile::tempdir().unwrap();
     let arguments = ["bundle", "busybox", "--output", "box", "--memory", "64M", "--hostname", "tiny", "--vcpus", "2"];
     let more = ["--vm-memory", "128M", "--env", "A=1", "--user", "1000:50", "--cwd", "/tmp", "--", "echo", "hello"];
@@ -73,7 +73,7 @@ fn a_directory_and_its_archives_give_the_same_root_file_system() {
 }
 
 #[test]
-fn a_failure_is_told_once_and_leaves_nothing() {
+fn a_failure_is_reported_once_and_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("broken.tar"), "this is no archive, however long one looks at it").unwrap();
     let output = rootfs_builder(&["bundle", "rootfs", "--from", "broken.tar", "--output", "bundle"], folder.path());

@@ -7,7 +7,7 @@ use std::{env, fs};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::{PATIENCE, eventually};
+use crate::{TIMEOUT, eventually};
 
 /// A bundle of one test; gone when dropped.
 pub struct Bundle {
@@ -133,20 +133,20 @@ impl Bundle {
     /// # Panics
     /// The files cannot be given to them.
     #[must_use]
-    pub fn with_users(self) -> Self {
+    pub fn with_user_namespace(self) -> Self {
         let map = |host| json!([{"containerID": 0, "hostID": host, "size": 65_536}]);
-        self.with_mapped_files()
+        self.with_mapped_owners()
             .with("/linux/namespaces/-", json!({"type": "user"}))
             .with("/linux/uidMappings", map(100_000))
             .with("/linux/gidMappings", map(200_000))
     }
 
-    /// Its files given to the root of [`Self::with_users`].
+    /// Its files given to the root of [`Self::with_user_namespace`].
     ///
     /// # Panics
     /// They cannot be.
     #[must_use]
-    pub fn with_mapped_files(self) -> Self {
+    pub fn with_mapped_owners(self) -> Self {
         let given = Command::new("chown").args(["-R", "100000:200000"]).arg(self.file("")).status();
         assert!(given.expect("chown runs").success(), "the root file system is the mapped root's");
         self
@@ -154,7 +154,7 @@ impl Bundle {
 
     /// Gives the process every capability.
     #[must_use]
-    pub fn all_powerful(self) -> Self {
+    pub fn with_capabilities(self) -> Self {
         let every: Vec<_> = [
             "CHOWN",
             "DAC_OVERRIDE",
@@ -225,7 +225,7 @@ impl Bundle {
     ///
     /// Where it does not in time.
     pub fn await_file(&self, path: &str) {
-        let there = eventually(PATIENCE, || self.file(path).exists().then_some(()));
+        let there = eventually(TIMEOUT, || self.file(path).exists().then_some(()));
         assert!(there.is_some(), "/{path} did not come");
     }
 }
@@ -250,7 +250,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_is_made_on_the_way() {
+    fn missing_members_of_a_json_pointer_are_created() {
         let mut config = json!({"mounts": [1]});
         *place(&mut config, "/linux/resources/pids/limit") = json!(5);
         *place(&mut config, "/mounts/-") = json!(2);

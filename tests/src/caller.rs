@@ -9,7 +9,7 @@ use std::{env, fs};
 use tempfile::TempDir;
 
 use crate::runtime::{is_vmrt, program};
-use crate::{PATIENCE, eventually};
+use crate::{TIMEOUT, eventually};
 
 /// The user who is not root.
 pub const USER: u32 = 1000;
@@ -35,7 +35,7 @@ impl Caller {
     ///
     /// Where vmrt cannot be copied for them.
     #[must_use]
-    pub fn by(words: &[&str]) -> Self {
+    pub fn with_prefix(words: &[&str]) -> Self {
         Self { words: words.iter().map(ToString::to_string).collect(), programs: is_vmrt().then(copy) }
     }
 
@@ -53,12 +53,12 @@ impl Caller {
 
     fn become_user(groups: &str) -> Self {
         let [uid, gid] = ids();
-        Self::by(&["setpriv", &uid, &gid, groups])
+        Self::with_prefix(&["setpriv", &uid, &gid, groups])
     }
 
     /// The same in a cgroup.
     #[must_use]
-    pub fn within(mut self, cgroup: &Delegated) -> Self {
+    pub fn within(mut self, cgroup: &DelegatedCgroup) -> Self {
         let enter = format!("echo $$ >{}/callers/cgroup.procs && exec \"$@\"", cgroup.0.display());
         self.words.splice(0..0, ["sh", "-c", &enter, "sh"].map(str::to_owned));
         self
@@ -85,7 +85,7 @@ impl Caller {
     /// # Panics
     ///
     /// Where it cannot be given.
-    pub fn give(&self, directory: &Path) {
+    pub fn chown(&self, directory: &Path) {
         if !self.words.is_empty() {
             chown(directory, Some(USER), Some(USER)).expect("a directory was given away");
         }
@@ -111,15 +111,15 @@ fn copy() -> TempDir {
 }
 
 /// A cgroup in which the user may make others, and where the caller is beside them; gone when dropped.
-pub struct Delegated(PathBuf);
+pub struct DelegatedCgroup(PathBuf);
 
-impl Default for Delegated {
+impl Default for DelegatedCgroup {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Delegated {
+impl DelegatedCgroup {
     /// Its path from the root of the hierarchy.
     pub const PATH: &'static str = "/vmrt-test-user";
 
@@ -140,11 +140,11 @@ impl Delegated {
     }
 }
 
-impl Drop for Delegated {
+impl Drop for DelegatedCgroup {
     fn drop(&mut self) {
         let removed =
             || ["callers", ""].into_iter().all(|name| fs::remove_dir(self.0.join(name)).is_ok()).then_some(());
-        let removed = eventually(PATIENCE, || removed().or_else(|| (!self.0.exists()).then_some(())));
+        let removed = eventually(TIMEOUT, || removed().or_else(|| (!self.0.exists()).then_some(())));
         assert!(std::thread::panicking() || removed.is_some(), "{} is in use", self.0.display());
     }
 }

@@ -13,9 +13,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use crate::installed::{deploy, install};
-use crate::runtime::{Done, Running, wait};
-use crate::{PATIENCE, eventually};
+use crate::installed::{deploy_file, install};
+use crate::runtime::{CommandResult, RunningCommand, wait};
+use crate::{TIMEOUT, eventually};
 
 /// The image, made of the busybox bundle.
 pub const IMAGE: &str = "busybox";
@@ -92,7 +92,7 @@ impl Daemons {
     pub fn start(rootfs: &Path) -> Self {
         let storage = tempfile::tempdir().expect("a directory for images");
         let run = tempfile::Builder::new().prefix("engines").tempdir_in("/run").expect("a directory for sockets");
-        let config = deploy("kubernetes/containerd-1.toml");
+        let config = deploy_file("kubernetes/containerd-1.toml");
         let containerd = Containerd::start(None, &config, storage.path(), run.path());
         let dockerd = Mutex::new(dockerd(storage.path(), run.path()));
         let daemons = Self { storage, run, containerd, dockerd };
@@ -129,8 +129,8 @@ impl Daemons {
     }
 
     /// Runs a command line of Docker's client to its end.
-    pub fn docker(&self, arguments: &[&str]) -> Done {
-        Running::start(&mut self.docker_command(arguments), None).end()
+    pub fn docker(&self, arguments: &[&str]) -> CommandResult {
+        RunningCommand::start(&mut self.docker_command(arguments), None).end()
     }
 
     /// Ends dockerd, which leaves its containers alone, and starts another one.
@@ -188,10 +188,10 @@ impl Containerd {
     }
 
     /// Runs a command line of its client to its end.
-    pub fn ctr(&self, arguments: &[&str]) -> Done {
+    pub fn ctr(&self, arguments: &[&str]) -> CommandResult {
         let mut command = Command::new("ctr");
         command.arg("--address").arg(&self.socket).args(arguments).env("PATH", &self.path);
-        Running::start(&mut command, None).end()
+        RunningCommand::start(&mut command, None).end()
     }
 
     /// The image that it makes the sandboxes of pods from.
@@ -201,7 +201,7 @@ impl Containerd {
     pub fn sandbox_image(&self) -> String {
         let mut command = Command::new("containerd");
         command.arg("--config").arg(&self.config).args(["config", "dump"]).env("PATH", &self.path);
-        let text = Running::start(&mut command, None).end().ok().text();
+        let text = RunningCommand::start(&mut command, None).end().ok().text();
         let settings = text.lines().filter_map(|line| line.trim().split_once(" = "));
         let image =
             settings.filter(|(key, _)| ["sandbox", "sandbox_image"].contains(key)).map(|(_, value)| value).next();
@@ -219,7 +219,7 @@ fn dockerd(storage: &Path, run: &Path) -> Child {
     command.arg("--host").arg(format!("unix://{}", socket.display()));
     command.arg("--containerd").arg(self::socket(run, "containerd"));
     command.arg("--data-root").arg(storage.join("docker")).arg("--exec-root").arg(run.join("docker"));
-    command.arg("--pidfile").arg(run.join("docker.pid")).arg("--config-file").arg(deploy("docker/daemon.json"));
+    command.arg("--pidfile").arg(run.join("docker.pid")).arg("--config-file").arg(deploy_file("docker/daemon.json"));
     command.args(["--live-restore", "--storage-driver", "overlay2"]);
     started(&mut command, &socket)
 }
@@ -236,7 +236,7 @@ fn daemon(name: &str, storage: &Path) -> Command {
 
 fn started(command: &mut Command, socket: &Path) -> Child {
     let mut child = command.spawn().expect("the daemon starts");
-    let answers = eventually(PATIENCE, || {
+    let answers = eventually(TIMEOUT, || {
         let ended = child.try_wait().expect("a child was waited for");
         assert!(ended.is_none(), "{command:?} ended: {ended:?}");
         UnixStream::connect(socket).ok()

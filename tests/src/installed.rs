@@ -14,7 +14,7 @@ const PROGRAM: &str = "/usr/local/bin/vmrt";
 
 /// A file of `deploy/`.
 #[must_use]
-pub fn deploy(file: &str) -> PathBuf {
+pub fn deploy_file(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("deploy").join(file)
 }
 
@@ -61,5 +61,5 @@ fn overlay(directory: &Path) {
 /// It cannot be.
 pub fn copy_deployed(file: &str, place: &str) {
     fs::create_dir_all(Path::new(place).parent().expect("a directory")).expect("a directory for it");
-    fs::copy(deploy(file), place).expect("the file is at its place");
+    fs::copy(deploy_file(file), place).expect("the file is at its place");
 }

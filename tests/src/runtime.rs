@@ -15,8 +15,8 @@ use tempfile::TempDir;
 
 use crate::bundle::Bundle;
 use crate::caller::Caller;
-use crate::census::Census;
-use crate::{PATIENCE, eventually};
+use crate::host_snapshot::HostSnapshot;
+use crate::{TIMEOUT, eventually};
 
 /// The program under test: `vmrt`, or what `VMRT_BIN` names (`runc` proves the tests).
 #[must_use]
@@ -32,7 +32,7 @@ pub fn is_vmrt() -> bool {
 
 /// How a command ended and what it said.
 #[derive(Debug)]
-pub struct Done {
+pub struct CommandResult {
     /// Its exit status; 128 and the signal's number for a death by signal.
     pub code: i32,
     /// Its standard output.
@@ -41,7 +41,7 @@ pub struct Done {
     pub stderr: Vec<u8>,
 }
 
-impl Done {
+impl CommandResult {
     /// Its standard output as text, without white space around it.
     #[must_use]
     pub fn text(&self) -> String {
@@ -79,7 +79,7 @@ impl Done {
 }
 
 /// A command that runs.
-pub struct Running {
+pub struct RunningCommand {
     /// The process.
     pub child: Child,
     streams: [Option<Receiver<Vec<u8>>>; 2],
@@ -100,12 +100,12 @@ fn collect(stream: Option<impl Read + Send + 'static>) -> Option<Receiver<Vec<u8
 /// What a command wrote. Its processes may have kept the stream after its own end, but not for ever.
 fn written(stream: Option<Receiver<Vec<u8>>>) -> Vec<u8> {
     let Some(stream) = stream else { return Vec::new() };
-    stream.recv_timeout(PATIENCE).expect("a command ended, and its output goes on: a process it started has it open")
+    stream.recv_timeout(TIMEOUT).expect("a command ended, and its output goes on: a process it started has it open")
 }
 
 /// Exit status as a shell tells it.
 #[must_use]
-pub fn code(status: ExitStatus) -> i32 {
+pub fn exit_code(status: ExitStatus) -> i32 {
     status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(-1)
 }
 
@@ -115,18 +115,18 @@ pub fn code(status: ExitStatus) -> i32 {
 ///
 /// As said.
 pub fn wait(child: &mut Child) -> i32 {
-    wait_within(PATIENCE, child)
+    wait_within(TIMEOUT, child)
 }
 
-fn wait_within(patience: Duration, child: &mut Child) -> i32 {
-    let status = eventually(patience, || child.try_wait().expect("a child was waited for"));
-    code(status.unwrap_or_else(|| {
+fn wait_within(timeout: Duration, child: &mut Child) -> i32 {
+    let status = eventually(timeout, || child.try_wait().expect("a child was waited for"));
+    exit_code(status.unwrap_or_else(|| {
         child.kill().and_then(|()| child.wait()).expect("a hanging child was ended");
-        panic!("a command did not end within {patience:?}")
+        panic!("a command did not end within {timeout:?}")
     }))
 }
 
-impl Running {
+impl RunningCommand {
     /// Starts a command, with these bytes and nothing more to read.
     ///
     /// # Panics
@@ -151,27 +151,27 @@ impl Running {
     ///
     /// Where it takes too long.
     #[must_use]
-    pub fn end(self) -> Done {
-        self.end_within(PATIENCE)
+    pub fn end(self) -> CommandResult {
+        self.end_within(TIMEOUT)
     }
 
     /// Waits for the end of what may take long.
     ///
     /// # Panics
     ///
-    /// Where it takes longer than `patience`.
+    /// Where it takes longer than `timeout`.
     #[must_use]
-    pub fn end_within(mut self, patience: Duration) -> Done {
-        let code = wait_within(patience, &mut self.child);
+    pub fn end_within(mut self, timeout: Duration) -> CommandResult {
+        let code = wait_within(timeout, &mut self.child);
         let [stdout, stderr] = self.streams.map(written);
-        Done { code, stdout, stderr }
+        CommandResult { code, stdout, stderr }
     }
 }
 
 /// The runtime with a state directory of its own, on a machine it leaves as it found it.
 pub struct Runtime {
     root: TempDir,
-    before: Census,
+    before: HostSnapshot,
     caller: Caller,
 }
 
@@ -189,7 +189,7 @@ impl Runtime {
     /// Where there is no place for its state directory.
     #[must_use]
     pub fn new() -> Self {
-        Self::called_by(Caller::root())
+        Self::for_caller(Caller::root())
     }
 
     /// The same, called by others than root.
@@ -198,10 +198,10 @@ impl Runtime {
     ///
     /// As said.
     #[must_use]
-    pub fn called_by(caller: Caller) -> Self {
+    pub fn for_caller(caller: Caller) -> Self {
         let root = tempfile::Builder::new().prefix("state").tempdir_in("/run").expect("a state directory");
-        caller.give(root.path());
-        Self { before: Census::take(), root, caller }
+        caller.chown(root.path());
+        Self { before: HostSnapshot::take(), root, caller }
     }
 
     /// Its state directory.
@@ -220,24 +220,24 @@ impl Runtime {
 
     /// Runs a command line of it to its end.
     #[must_use]
-    pub fn call(&self, arguments: &[&str]) -> Done {
-        Running::start(&mut self.command(arguments), None).end()
+    pub fn call(&self, arguments: &[&str]) -> CommandResult {
+        RunningCommand::start(&mut self.command(arguments), None).end()
     }
 
     /// `run` of a bundle in the foreground, with an id of its own.
     #[must_use]
-    pub fn run(&self, bundle: &Bundle) -> Done {
+    pub fn run(&self, bundle: &Bundle) -> CommandResult {
         self.run_command(bundle, None).end()
     }
 
     /// The same with something to read.
     #[must_use]
-    pub fn run_with_input(&self, bundle: &Bundle, input: Vec<u8>) -> Done {
+    pub fn run_with_input(&self, bundle: &Bundle, input: Vec<u8>) -> CommandResult {
         self.run_command(bundle, Some(input)).end()
     }
 
-    fn run_command(&self, bundle: &Bundle, input: Option<Vec<u8>>) -> Running {
-        Running::start(self.command(&["run", "--bundle"]).arg(bundle.path()).arg(new_id()), input)
+    fn run_command(&self, bundle: &Bundle, input: Option<Vec<u8>>) -> RunningCommand {
+        RunningCommand::start(self.command(&["run", "--bundle"]).arg(bundle.path()).arg(new_id()), input)
     }
 
     /// `create` and `start` of a bundle, its output thrown away.
@@ -246,8 +246,8 @@ impl Runtime {
     ///
     /// Where one of them fails.
     #[must_use]
-    pub fn started<'a>(&'a self, bundle: &'a Bundle) -> Container<'a> {
-        let container = self.created(bundle);
+    pub fn start_container<'a>(&'a self, bundle: &'a Bundle) -> Container<'a> {
+        let container = self.create_container(bundle);
         container.call("start", &[]).ok();
         container
     }
@@ -258,7 +258,7 @@ impl Runtime {
     ///
     /// Where it fails.
     #[must_use]
-    pub fn created<'a>(&'a self, bundle: &'a Bundle) -> Container<'a> {
+    pub fn create_container<'a>(&'a self, bundle: &'a Bundle) -> Container<'a> {
         let id = new_id();
         let mut command = self.command(&["create", "--bundle"]);
         // A container keeps its streams: with pipes here, waiting for their end would be waiting for the container's.
@@ -294,7 +294,7 @@ impl Drop for Runtime {
                 let id = entry.file_name().to_string_lossy().into_owned();
                 let deletion = self.command(&["delete", "--force", &id]).spawn();
                 // The test has failed already; a second panic would hide why.
-                let _ = deletion.map(|mut child| eventually(PATIENCE, || child.try_wait().ok().flatten()));
+                let _ = deletion.map(|mut child| eventually(TIMEOUT, || child.try_wait().ok().flatten()));
             }
         } else {
             self.assert_clean();
@@ -321,19 +321,19 @@ pub struct Container<'a> {
 impl Container<'_> {
     /// Runs a sub-command on it, with these arguments behind its id.
     #[must_use]
-    pub fn call(&self, name: &str, arguments: &[&str]) -> Done {
+    pub fn call(&self, name: &str, arguments: &[&str]) -> CommandResult {
         self.runtime.call(&[&[name, &self.id], arguments].concat())
     }
 
     /// Executes a process in it and waits for its end.
     #[must_use]
-    pub fn exec(&self, arguments: &[&str]) -> Done {
+    pub fn exec(&self, arguments: &[&str]) -> CommandResult {
         self.call("exec", arguments)
     }
 
     /// Executes a shell script in it.
     #[must_use]
-    pub fn script(&self, script: &str) -> Done {
+    pub fn script(&self, script: &str) -> CommandResult {
         self.exec(&["sh", "-c", script])
     }
 
@@ -370,7 +370,7 @@ impl Container<'_> {
     ///
     /// Where it takes too long.
     pub fn await_status(&self, wanted: &str) {
-        let reached = eventually(PATIENCE, || (self.status() == wanted).then_some(()));
+        let reached = eventually(TIMEOUT, || (self.status() == wanted).then_some(()));
         assert!(reached.is_some(), "{} is {}, not {wanted}", self.id, self.status());
     }
 }

@@ -12,7 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::termios::{Termios, Winsize, tcgetattr, tcsetwinsize};
 
-use crate::PATIENCE;
+use crate::TIMEOUT;
 
 /// The user's side of a terminal.
 pub struct Terminal {
@@ -46,8 +46,8 @@ impl Terminal {
     ///
     /// Where it sends none in time.
     #[must_use]
-    pub fn received(listener: &UnixListener) -> Self {
-        Self { master: received_descriptor(listener).into(), slave: None, seen: String::new() }
+    pub fn receive(listener: &UnixListener) -> Self {
+        Self { master: receive_descriptor(listener).into(), slave: None, seen: String::new() }
     }
 
     /// Starts a program as the leader of a session whose terminal this is.
@@ -102,7 +102,7 @@ impl Terminal {
     ///
     /// Where it does not come in time.
     pub fn expect(&mut self, wanted: &str) {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         loop {
             if let Some(at) = self.seen.find(wanted) {
                 self.seen.drain(..at + wanted.len());
@@ -138,9 +138,9 @@ impl Terminal {
     }
 
     /// Reads what is there; false where nothing comes any more.
-    fn read(&mut self, patience: Duration) -> bool {
+    fn read(&mut self, timeout: Duration) -> bool {
         let mut buffer = [0; 4096];
-        if !readable(&self.master, patience) {
+        if !readable(&self.master, timeout) {
             return false;
         }
         match self.master.read(&mut buffer) {
@@ -153,8 +153,8 @@ impl Terminal {
     }
 }
 
-fn readable(descriptor: &impl AsFd, patience: Duration) -> bool {
-    let timeout = Timespec::try_from(patience).expect("a short time");
+fn readable(descriptor: &impl AsFd, timeout: Duration) -> bool {
+    let timeout = Timespec::try_from(timeout).expect("a short time");
     poll(&mut [PollFd::new(descriptor, PollFlags::IN)], Some(&timeout)).is_ok_and(|ready| ready > 0)
 }
 
@@ -164,8 +164,8 @@ fn readable(descriptor: &impl AsFd, patience: Duration) -> bool {
 ///
 /// Where it sends none in time.
 #[must_use]
-pub fn received_descriptor(listener: &UnixListener) -> OwnedFd {
-    assert!(readable(listener, PATIENCE), "nobody connected to the socket");
+pub fn receive_descriptor(listener: &UnixListener) -> OwnedFd {
+    assert!(readable(listener, TIMEOUT), "nobody connected to the socket");
     let (stream, _) = listener.accept().expect("a connection to the socket");
     let mut name = [0; 256];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -193,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_program_has_the_terminal() {
+    fn a_started_program_has_the_terminal() {
         let mut terminal = Terminal::new(33, 77);
         let mut command = Command::new("sh");
         command.args(["-c", "tty >/dev/tty && stty size && read line && echo \"<$line>\""]);

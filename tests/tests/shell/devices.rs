@@ -6,12 +6,12 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 use vmrt_tests::bundle::Bundle;
-use vmrt_tests::runtime::{Done, Runtime, is_vmrt, new_id};
+use vmrt_tests::runtime::{CommandResult, Runtime, is_vmrt, new_id};
 
 /// A file that the host has in its `/dev/shm`; gone when dropped.
-struct Shared(PathBuf);
+struct SharedMemoryFile(PathBuf);
 
-impl Shared {
+impl SharedMemoryFile {
     fn new(content: &str) -> Self {
         let path = Path::new("/dev/shm").join(new_id());
         fs::write(&path, content).expect("the host has a /dev/shm");
@@ -23,7 +23,7 @@ impl Shared {
     }
 }
 
-impl Drop for Shared {
+impl Drop for SharedMemoryFile {
     fn drop(&mut self) {
         fs::remove_file(&self.0).expect("the file is there");
     }
@@ -37,17 +37,17 @@ fn with_dev(bundle: Bundle, options: &[&str]) -> Bundle {
 }
 
 fn privileged(bundle: Bundle) -> Bundle {
-    bundle.all_powerful().with("/linux/resources/devices", json!([{"allow": true, "access": "rwm"}]))
+    bundle.with_capabilities().with("/linux/resources/devices", json!([{"allow": true, "access": "rwm"}]))
 }
 
-fn assert_values(done: &Done, values: &[(&str, &str)]) {
+fn assert_values(done: &CommandResult, values: &[(&str, &str)]) {
     for (name, value) in values {
         assert_eq!(done.value(name), *value, "{name}: {done:?}");
     }
 }
 
 /// The lines of what was told about devices of the guest's own.
-fn told(done: &Done) -> Vec<String> {
+fn device_warnings(done: &CommandResult) -> Vec<String> {
     done.message().lines().filter(|line| line.contains("own devices")).map(str::to_owned).collect()
 }
 
@@ -61,9 +61,9 @@ const USE_DEV: &str = "import ctypes, os, sys\nfor name in 'null zero full rando
     print('kvm=%s' % os.path.exists('/dev/kvm')); print('loop=%s' % os.path.exists('/dev/loop7'))";
 
 #[test]
-fn a_whole_dev_is_the_guests_own_and_its_shared_memory_the_hosts() {
+fn a_dev_mount_has_the_guests_devices_and_the_hosts_shared_memory() {
     let runtime = Runtime::new();
-    let shared = Shared::new("outside");
+    let shared = SharedMemoryFile::new("outside");
     let done = runtime.run(&with_dev(Bundle::debian(["python3", "-c", USE_DEV, shared.name()]), &["rbind"])).ok();
     assert_values(
         &done,
@@ -89,22 +89,22 @@ fn a_whole_dev_is_the_guests_own_and_its_shared_memory_the_hosts() {
     assert!(done.value("pty").starts_with("/dev/pts/") && done.value("fd") == "/proc/self/fd", "{done:?}");
     if is_vmrt() {
         assert_values(&done, &[("pty", "/dev/pts/0"), ("queue", "True"), ("kvm", "False"), ("loop", "True")]);
-        let told = told(&done);
+        let told = device_warnings(&done);
         let places = "/dev, /dev/mqueue, /dev/pts";
         assert!(told.len() == 1 && told[0].contains(&format!("in the place of the host's: {places}")), "{done:?}");
     }
 }
 
 #[test]
-fn each_container_of_a_machine_has_terminals_in_the_dev_of_the_guest() {
+fn each_container_of_a_machine_has_its_own_devpts_in_a_dev_mount() {
     let runtime = Runtime::new();
     let first = with_dev(Bundle::debian(["sleep", "1000"]), &["rbind"]);
-    let first = runtime.started(&first);
+    let first = runtime.start_container(&first);
     let joined = |(kind, file): (&str, &str)| json!({"type": kind, "path": format!("/proc/{}/ns/{file}", first.pid())});
     let mut namespaces: Vec<_> = [("network", "net"), ("ipc", "ipc")].map(joined).to_vec();
     namespaces.extend(["pid", "mount", "cgroup", "uts"].map(|kind| json!({"type": kind})));
     let second = with_dev(Bundle::debian(["sleep", "1000"]), &["rbind"]).with("/linux/namespaces", json!(namespaces));
-    let second = runtime.started(&second);
+    let second = runtime.start_container(&second);
     let python = "import os; main, other = os.openpty(); print('pty=' + os.ttyname(other)); print('null=%d' % open('/dev/null', 'w').write('four'))";
     for container in [&first, &second] {
         let done = container.exec(&["python3", "-c", python]).ok();
@@ -114,7 +114,7 @@ fn each_container_of_a_machine_has_terminals_in_the_dev_of_the_guest() {
 }
 
 #[test]
-fn a_read_only_dev_stays_as_it_is_and_can_be_used() {
+fn a_read_only_dev_mount_cannot_be_changed_but_its_devices_work() {
     let runtime = Runtime::new();
     let script = "for place in /dev/x /dev/net/x; do touch $place 2>/dev/null && echo open=$place; done; \
         rm /dev/full 2>/dev/null && echo removed=yes; echo x >/dev/null && echo written=yes; echo left=$(ls /dev/full); \
@@ -125,9 +125,9 @@ fn a_read_only_dev_stays_as_it_is_and_can_be_used() {
 }
 
 #[test]
-fn parts_of_a_dev_are_the_guests_own_too() {
+fn directories_of_dev_as_mounts_have_the_guests_devices() {
     let runtime = Runtime::new();
-    let shared = Shared::new("outside");
+    let shared = SharedMemoryFile::new("outside");
     let none = Path::new("/dev").join(new_id());
     fs::create_dir(&none).unwrap();
     fs::write(none.join("file"), "").unwrap();
@@ -173,7 +173,7 @@ fn make_ext4(path: &Path) {
 }
 
 #[test]
-fn files_are_mounted_by_loop_devices() {
+fn loop_devices_mount_files() {
     let runtime = Runtime::new();
     let volume = tempfile::tempdir().unwrap();
     let script = "echo free=$(losetup -f); for at in / /volume/; do mkdir -p /mnt && mount -o loop ${at}image /mnt || exit 1; \
@@ -189,7 +189,7 @@ fn files_are_mounted_by_loop_devices() {
 }
 
 #[test]
-fn single_devices_of_the_guests_own_are_given_as_asked_for() {
+fn single_devices_are_bound_and_made_as_configured() {
     let runtime = Runtime::new();
     let host = tempfile::tempdir().unwrap();
     for (name, numbers) in [("loop", ["b", "7", "3"]), ("control", ["c", "10", "237"]), ("cuse", ["c", "10", "203"])] {
@@ -201,7 +201,7 @@ fn single_devices_of_the_guests_own_are_given_as_asked_for() {
         echo $at=$(stat -c %t:%T $at/loop3 $at/control); losetup $at/loop3 /file && echo used=$at && losetup -d $at/loop3; done; \
         (exec 3</dev/loop4) || echo denied; (exec 3<>/dev/kmsg) && echo kmsg; stat -c %t:%T /cuse";
     let bundle = Bundle::script(script)
-        .all_powerful()
+        .with_capabilities()
         .bind(&host.path().join("loop"), "/mounted/loop3", &[])
         .bind(&host.path().join("control"), "/mounted/control", &[])
         .bind(&host.path().join("cuse"), "/cuse", &[])

@@ -17,7 +17,7 @@ fn state(file: PathBuf) -> Value {
 }
 
 #[test]
-fn hooks_run_in_their_order_and_read_the_state() {
+fn hooks_run_in_order_and_get_the_state() {
     let runtime = Runtime::new();
     let notes = tempfile::tempdir().unwrap();
     let note = |turn: &str| hook(notes.path(), &format!("cat >$D/{turn}; echo {turn} >>$D/order"));
@@ -37,7 +37,7 @@ fn hooks_run_in_their_order_and_read_the_state() {
         );
     let order = || fs::read_to_string(notes.path().join("order")).unwrap().replace('\n', " ");
 
-    let container = runtime.created(&bundle);
+    let container = runtime.create_container(&bundle);
     let pid = container.pid();
     if is_vmrt() {
         // runc 1.1 runs poststart here already.
@@ -74,7 +74,7 @@ fn hooks_run_in_their_order_and_read_the_state() {
 }
 
 #[test]
-fn a_hook_finds_the_sandboxs_network_namespace() {
+fn hooks_find_the_sandboxs_network_namespace() {
     let runtime = Runtime::new();
     let notes = tempfile::tempdir().unwrap();
     let own =
@@ -82,7 +82,7 @@ fn a_hook_finds_the_sandboxs_network_namespace() {
     let inside = hook(notes.path(), "readlink /proc/self/ns/net >$D/inside; pwd >$D/cwd");
     let bundle =
         Bundle::busybox(["sleep", "1000"]).with("/hooks", json!({"prestart": [own], "createContainer": [inside]}));
-    let container = runtime.created(&bundle);
+    let container = runtime.create_container(&bundle);
     let namespace = fs::read_link(format!("/proc/{}/ns/net", container.pid())).unwrap();
     let note = |name: &str| fs::read_to_string(notes.path().join(name)).unwrap().trim().to_owned();
     assert_eq!([note("prestart"), note("inside")], [(); 2].map(|()| namespace.display().to_string()));
@@ -90,7 +90,7 @@ fn a_hook_finds_the_sandboxs_network_namespace() {
 }
 
 #[test]
-fn a_hook_that_fails_before_the_start_leaves_nothing() {
+fn a_failed_hook_before_the_start_leaves_nothing() {
     let runtime = Runtime::new();
     for turn in ["prestart", "createRuntime", "createContainer"] {
         let notes = tempfile::tempdir().unwrap();
@@ -116,7 +116,7 @@ fn a_hook_that_fails_before_the_start_leaves_nothing() {
 }
 
 #[test]
-fn a_hook_has_its_time() {
+fn a_hook_past_its_timeout_fails_the_run() {
     let runtime = Runtime::new();
     let slow = json!({"path": "/bin/sleep", "args": ["sleep", "1000"], "timeout": 1});
     let done = runtime.run(&Bundle::busybox(["true"]).with("/hooks", json!({"createRuntime": [slow]})));
@@ -125,7 +125,7 @@ fn a_hook_has_its_time() {
 }
 
 #[test]
-fn a_start_container_hook_that_fails_ends_the_container() {
+fn a_failed_start_container_hook_ends_the_container() {
     let runtime = Runtime::new();
     let hook = json!({"path": "/bin/sh", "args": ["sh", "-c", "echo because; exit 3"]});
     let bundle = Bundle::script("touch /proof").with("/hooks", json!({"startContainer": [hook]}));
@@ -139,7 +139,7 @@ fn a_start_container_hook_that_fails_ends_the_container() {
 }
 
 #[test]
-fn a_poststart_hook_that_fails_ends_the_container() {
+fn a_failed_poststart_hook_ends_the_container() {
     // runc 1.1 runs these at create.
     if !is_vmrt() {
         return;
@@ -155,7 +155,7 @@ fn a_poststart_hook_that_fails_ends_the_container() {
     );
     let stopped = notes.path().join("stopped");
     let said = "error running poststart hook #0: error running hook: exit status 3";
-    let container = runtime.created(&bundle);
+    let container = runtime.create_container(&bundle);
     let done = container.call("start", &[]);
     assert!(done.code == 1 && done.message().contains(said) && done.message().contains("because"), "{done:?}");
     assert_eq!(container.status(), "stopped");
@@ -175,7 +175,7 @@ fn a_poststart_hook_that_fails_ends_the_container() {
 }
 
 #[test]
-fn hooks_that_come_too_late_to_stop_anything_are_told_in_the_log() {
+fn a_failed_poststop_hook_is_reported_in_the_log() {
     if !is_vmrt() {
         return;
     }

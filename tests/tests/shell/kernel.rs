@@ -5,16 +5,16 @@ use std::path::Path;
 
 use serde_json::json;
 use vmrt_tests::bundle::Bundle;
-use vmrt_tests::runtime::{Done, Runtime, is_vmrt};
+use vmrt_tests::runtime::{CommandResult, Runtime, is_vmrt};
 
-fn assert_values(done: &Done, expected: &[(&str, &str)]) {
+fn assert_values(done: &CommandResult, expected: &[(&str, &str)]) {
     for (name, value) in expected {
         assert_eq!(done.value(name), *value, "{name}");
     }
 }
 
 #[test]
-fn tools_find_tables_links_and_files_of_the_kernel() {
+fn kernel_features_that_tools_use_are_present() {
     let runtime = Runtime::new();
     // The host's own programs, in the container's network namespace.
     let script = "for tool in iptables-legacy ip6tables-legacy; do echo $tool=$(for table in filter nat mangle raw security; do \
@@ -26,7 +26,7 @@ fn tools_find_tables_links_and_files_of_the_kernel() {
         for kind in 'vrf table 10' 'dummy' 'bridge'; do chroot /host /bin/ip link add type $kind && echo ${kind%% *}=made; done; \
         for kind in squashfs iso9660 vfat ext4 overlay; do grep -qw $kind /proc/filesystems && echo $kind=known; done; true";
     let bundle = Bundle::script(script)
-        .all_powerful()
+        .with_capabilities()
         .bind(Path::new("/"), "/host", &["ro"])
         // iptables-legacy has a lock there.
         .with("/mounts/-", json!({"type": "tmpfs", "source": "tmpfs", "destination": "/host/run"}))
@@ -59,7 +59,7 @@ fn host_memory() -> u64 {
 }
 
 #[test]
-fn what_can_be_allocated_at_once_is_a_matter_of_the_host() {
+fn allocations_are_bounded_by_the_hosts_memory() {
     let runtime = Runtime::new();
     let host = host_memory();
     let python = "import mmap, sys\ndef allocate(size):\n try:\n  mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()\n  \

@@ -12,21 +12,21 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use vmrt_tests::bundle::Bundle;
 use vmrt_tests::eventually;
-use vmrt_tests::mounted::Mounted;
-use vmrt_tests::runtime::{Done, Runtime, is_vmrt};
+use vmrt_tests::runtime::{CommandResult, Runtime, is_vmrt};
+use vmrt_tests::tmpfs_mount::TmpfsMount;
 
 fn tmpfs(destination: &str, options: &[&str]) -> Value {
     json!({"type": "tmpfs", "source": "tmpfs", "destination": destination, "options": options})
 }
 
-fn assert_values(done: &Done, expected: &[(&str, &str)]) {
+fn assert_values(done: &CommandResult, expected: &[(&str, &str)]) {
     for (name, value) in expected {
         assert_eq!(done.value(name), *value, "{name}");
     }
 }
 
 #[test]
-fn a_tmpfs_takes_after_the_directory_it_covers() {
+fn a_tmpfs_has_the_mode_of_its_mount_point_and_tmpcopyup_copies_files() {
     let runtime = Runtime::new();
     let script = "echo plain=$(stat -c %a /plain); echo own=$(stat -c %a /own); echo left=$(ls -A /plain | wc -l); \
         echo mode=$(stat -c %a:%u:%g /copied/dir/file); echo text=$(cat /copied/dir/file); echo link=$(readlink /copied/link); \
@@ -58,7 +58,7 @@ fn a_tmpfs_takes_after_the_directory_it_covers() {
 }
 
 #[test]
-fn a_remount_changes_what_is_there() {
+fn a_remount_changes_an_existing_mount() {
     let runtime = Runtime::new();
     let script = "touch /frozen/x 2>/dev/null && echo frozen=no || echo frozen=yes; \
         head -c 3000000 /dev/zero >/grown/x 2>/dev/null; echo grown=$(stat -c %s /grown/x)";
@@ -73,7 +73,7 @@ fn a_remount_changes_what_is_there() {
 }
 
 #[test]
-fn a_remount_of_what_is_no_mount_is_an_error() {
+fn a_remount_without_a_mount_is_an_error() {
     let runtime = Runtime::new();
     let again = json!({"type": "bind", "source": "/tmp", "destination": "/etc", "options": ["bind", "remount", "ro"]});
     let done = runtime.run(&Bundle::busybox(["true"]).with("/mounts/-", again));
@@ -82,12 +82,12 @@ fn a_remount_of_what_is_no_mount_is_an_error() {
 }
 
 #[test]
-fn recursive_attributes_reach_what_is_mounted_below() {
+fn recursive_attributes_apply_to_mounts_below() {
     let runtime = Runtime::new();
     let host = tempfile::tempdir().unwrap();
     let below = host.path().join("below");
     fs::create_dir(&below).unwrap();
-    let _below = Mounted::new(&below);
+    let _below = TmpfsMount::new(&below);
     fs::copy("/bin/true", below.join("program")).unwrap();
     let script = "for at in /ro /ro/below; do touch $at/x 2>/dev/null && echo $at=open || echo $at=locked; done; \
         for at in /plain /plain/below; do touch $at/x 2>/dev/null && echo $at=open || echo $at=locked; done; \
@@ -103,24 +103,24 @@ fn recursive_attributes_reach_what_is_mounted_below() {
 }
 
 #[test]
-fn what_the_host_mounts_below_shows_as_propagation_has_it() {
+fn later_mounts_of_the_host_appear_only_with_slave_propagation() {
     let runtime = Runtime::new();
     let host = tempfile::tempdir().unwrap();
-    let _host = Mounted::shared(host.path());
+    let _host = TmpfsMount::shared(host.path());
     let place = |name: &str| host.path().join(name);
     for name in ["before", "after"] {
         fs::create_dir(place(name)).unwrap();
     }
     let before = place("before");
-    let _before = Mounted::new(&before);
+    let _before = TmpfsMount::new(&before);
     fs::write(place("before/file"), "").unwrap();
     let bundle = Bundle::busybox(["sleep", "1000"])
         .bind(host.path(), "/follows", &["rbind", "rslave"])
         .bind(host.path(), "/private", &["rbind", "rprivate"])
         .bind(host.path(), "/alone", &["private"]);
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     let after = place("after");
-    let after_mount = Mounted::new(&after);
+    let after_mount = TmpfsMount::new(&after);
     fs::write(place("after/file"), "").unwrap();
     let has = |path: &str| container.exec(&["ls", path]).text().contains("file");
     for (path, expected) in [
@@ -138,7 +138,7 @@ fn what_the_host_mounts_below_shows_as_propagation_has_it() {
 }
 
 #[test]
-fn propagation_that_would_lead_to_the_host_is_refused_by_name() {
+fn shared_propagation_to_the_host_is_refused_by_name() {
     if !is_vmrt() {
         return;
     }
@@ -149,7 +149,7 @@ fn propagation_that_would_lead_to_the_host_is_refused_by_name() {
 }
 
 #[test]
-fn mounts_and_the_root_have_the_propagation_asked_for() {
+fn mounts_and_the_root_have_the_configured_propagation() {
     let runtime = Runtime::new();
     let script = "for at in /shared /slave /private /unbindable /; do echo $at=$(awk -v at=$at \
         '$5 == at {for (i = 7; $i != \"-\"; i++) {sub(\":.*\", \"\", $i); printf \"%s\", $i}}' /proc/self/mountinfo); done";
@@ -178,7 +178,7 @@ fn serve(listener: &UnixListener, connections: usize) {
 }
 
 #[test]
-fn a_socket_of_the_host_answers_inside() {
+fn a_mounted_socket_reaches_the_hosts_server() {
     let runtime = Runtime::new();
     let host = tempfile::tempdir().unwrap();
     let path = host.path().join("socket");
@@ -202,7 +202,7 @@ fn a_socket_of_the_host_answers_inside() {
 }
 
 #[test]
-fn a_socket_goes_with_its_container_and_a_new_one_of_the_name_has_it_again() {
+fn a_mounted_socket_works_again_in_the_next_container() {
     let runtime = Runtime::new();
     let host = tempfile::tempdir().unwrap();
     let path = host.path().join("socket");
@@ -212,14 +212,14 @@ fn a_socket_goes_with_its_container_and_a_new_one_of_the_name_has_it_again() {
         got = b''\nwhile part := s.recv(9): got += part\nprint(got.decode())";
     let bundle = Bundle::debian(["sleep", "1000"]).bind(&path, "/dev/s", &[]);
     for _ in 0..2 {
-        let container = runtime.started(&bundle);
+        let container = runtime.start_container(&bundle);
         assert_eq!(container.exec(&["python3", "-c", ask]).ok().text(), "aa");
     }
     server.join().unwrap();
 }
 
 #[test]
-fn devices_that_every_kernel_has_can_be_mounted() {
+fn devices_that_the_guest_has_can_be_mounted() {
     let runtime = Runtime::new();
     let script = "echo null=$(stat -c %t:%T /data/null); echo gone >/data/null; echo fuse=$(stat -c %t:%T /dev/fuse); \
         echo zeros=$(head -c 3 /data/zero | od -An -tx1 | tr -d ' '); echo zero >/data/zero; echo again=$(head -c 1 /data/zero | wc -c)";
@@ -233,7 +233,7 @@ fn devices_that_every_kernel_has_can_be_mounted() {
 }
 
 #[test]
-fn what_is_only_the_hosts_is_refused_by_name() {
+fn host_devices_pipes_and_datagram_sockets_are_refused_by_name() {
     if !is_vmrt() {
         return;
     }
@@ -258,14 +258,14 @@ fn what_is_only_the_hosts_is_refused_by_name() {
 }
 
 #[test]
-fn a_mounted_file_stays_the_one_it_was_and_those_in_a_directory_change() {
+fn a_mounted_file_keeps_its_inode_when_the_host_replaces_it() {
     let runtime = Runtime::new();
     let host = tempfile::tempdir().unwrap();
     let path = |name: &str| host.path().join(name);
     fs::write(path("file"), "old\n").unwrap();
     let bundle =
         Bundle::busybox(["sleep", "1000"]).bind(&path("file"), "/etc/file", &[]).bind(host.path(), "/etc/all", &[]);
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     let read = |path: &str| container.exec(&["cat", path]).ok().text();
     assert_eq!((read("/etc/file"), read("/etc/all/file")), ("old".into(), "old".into()));
     fs::write(path("new"), "new\n").unwrap();
@@ -301,7 +301,7 @@ fn mounts_are_listed_in_the_order_of_the_configuration() {
 }
 
 #[test]
-fn what_is_read_only_is_filled_first() {
+fn read_only_mounts_get_their_content_first() {
     let runtime = Runtime::new();
     let script = "for place in /dev /n; do touch $place/x 2>/dev/null && echo $place is open; done; \
         touch /n/in/x && echo x >/dev/null && ls /dev/pts >/dev/null && echo all";
@@ -313,7 +313,7 @@ fn what_is_read_only_is_filled_first() {
 }
 
 #[test]
-fn a_mount_point_behind_a_link_that_leads_nowhere_is_made_in_the_root() {
+fn a_mount_point_behind_a_dangling_link_is_made_in_the_root() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["cat", "/run-of-old/socket/file"]);
     std::os::unix::fs::symlink("../../../run-of-now", bundle.file("run-of-old")).unwrap();
@@ -330,12 +330,12 @@ fn a_mount_point_behind_a_link_that_leads_nowhere_is_made_in_the_root() {
 }
 
 #[test]
-fn every_mount_has_a_source_that_says_what_it_is() {
+fn every_mount_has_a_descriptive_source() {
     let runtime = Runtime::new();
     let volume = tempfile::tempdir().unwrap();
     let nested = volume.path().join("nested");
     fs::create_dir(&nested).unwrap();
-    let _nested = Mounted::new(&nested);
+    let _nested = TmpfsMount::new(&nested);
     let script = "ls /data/nested; awk '{for (i = 7; $i != \"-\"; i++); print $5 \"=\" $(i + 2)}' /proc/self/mountinfo; \
         echo df=$(df -P / /data | awk 'NR > 1 {print $1, $6}'); echo findmnt=$(findmnt -n -o SOURCE / | sed 's/\\[.*//'); \
         mount | grep -q ' on / type ' && echo mount=shown; echo statfs=$(stat -f -c %T /dev/shm)";

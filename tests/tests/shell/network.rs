@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::json;
 use vmrt_tests::bundle::Bundle;
 use vmrt_tests::runtime::{Container, Runtime, is_vmrt};
-use vmrt_tests::{PATIENCE, eventually};
+use vmrt_tests::{TIMEOUT, eventually};
 
 /// Runs `ip` or another tool of the host with the words of `line`; its output.
 fn tool(line: &str) -> String {
@@ -21,7 +21,7 @@ fn tool(line: &str) -> String {
 
 /// A network namespace whose `eth0` leads to the host, in network 10.99.NUMBER.0/24; gone when dropped.
 ///
-/// Made before the [`Runtime`], whose census then does not count it.
+/// Made before the [`Runtime`], whose host_snapshot then does not count it.
 struct Network {
     number: u8,
     name: String,
@@ -50,7 +50,7 @@ impl Network {
         self.ip(&format!("link set {name} up"));
         // The kernel reports the link as up some time later. Tests compare the state before and after, so they wait for it.
         let up = || self.ip(&format!("-o -br link show {name}")).contains(" UP ").then_some(());
-        assert!(eventually(PATIENCE, up).is_some(), "{name} does not come up");
+        assert!(eventually(TIMEOUT, up).is_some(), "{name} does not come up");
     }
 
     /// Runs `ip` in the namespace.
@@ -61,7 +61,7 @@ impl Network {
     /// A bundle whose container joins the namespace.
     fn join(&self, bundle: Bundle) -> Bundle {
         let path = format!("/run/netns/{}", self.name);
-        bundle.all_powerful().with(
+        bundle.with_capabilities().with(
             "/linux/namespaces",
             json!([
                 {"type": "pid"}, {"type": "network", "path": path}, {"type": "ipc"}, {"type": "uts"},
@@ -82,7 +82,7 @@ impl Drop for Network {
         let host = format!("vh{}", self.number);
         // The kernel takes the other end of a pair away when it gets to it.
         let gone = || (!tool("ip -o link").contains(&format!(" {host}@"))).then_some(());
-        let gone = eventually(PATIENCE, gone);
+        let gone = eventually(TIMEOUT, gone);
         assert!(std::thread::panicking() || gone.is_some(), "{host} stays");
     }
 }
@@ -93,14 +93,14 @@ fn listen(address: &str) -> TcpListener {
 }
 
 fn connect(address: &str) -> TcpStream {
-    let connected = eventually(PATIENCE, || TcpStream::connect(address).ok());
+    let connected = eventually(TIMEOUT, || TcpStream::connect(address).ok());
     let stream = connected.unwrap_or_else(|| panic!("{address} does not answer"));
-    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    stream.set_read_timeout(Some(TIMEOUT)).expect("a timeout");
     stream
 }
 
 #[test]
-fn the_guests_interface_is_that_of_the_namespace() {
+fn the_guests_interface_is_configured_as_in_the_namespace() {
     let network = Network::new(1);
     network.ip("route add default via 10.99.1.1");
     network.ip("route add 192.0.2.0/24 via 10.99.1.1 src 10.99.1.2 metric 77 mtu 1300");
@@ -114,7 +114,7 @@ fn the_guests_interface_is_that_of_the_namespace() {
         text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>()
     };
     let (routes, routes6) = (expected("route"), expected("-6 route"));
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     let lines = |script: &str| {
         let text = container.script(script).ok().text();
         text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>()
@@ -151,7 +151,7 @@ fn of_eth0(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn routes_have_all_that_the_host_says_of_them() {
+fn routes_keep_all_their_attributes() {
     let network = Network::new(21);
     for route in [
         "192.0.2.0/24 via 10.99.21.1 metric 5 mtu lock 1200 advmss 1100 window 4000 rtt lock 100ms rttvar 50ms ssthresh 40 cwnd lock 20 \
@@ -169,7 +169,7 @@ fn routes_have_all_that_the_host_says_of_them() {
     let runtime = Runtime::new();
     // The host's own program tells in the guest as well what there is.
     let bundle = network.join(Bundle::busybox(["sleep", "1000"])).bind(Path::new("/usr"), "/host", &["ro"]);
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     let ip = |arguments: &str| {
         let loader =
             "/host/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2 --library-path /host/lib/x86_64-linux-gnu /host/bin/ip";
@@ -190,12 +190,12 @@ fn routes_have_all_that_the_host_says_of_them() {
 }
 
 #[test]
-fn pings_and_streams_go_both_ways() {
+fn pings_and_streams_work_in_both_directions() {
     let network = Network::new(2);
     let runtime = Runtime::new();
     // What the guest hears it sends back.
     let bundle = network.join(Bundle::busybox(["nc", "-ll", "-p", "7000", "-e", "cat"]));
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     container.script("ping -c 3 -w 60 10.99.2.1").ok();
     container.script("ping -c 1 -s 1372 -w 60 10.99.2.1").ok();
     container.script("ping -6 -c 1 -w 60 fd99:2::1").ok();
@@ -222,7 +222,7 @@ fn pings_and_streams_go_both_ways() {
 }
 
 #[test]
-fn two_containers_talk_over_a_bridge_each_with_two_interfaces() {
+fn two_containers_with_two_interfaces_each_connect_over_a_bridge() {
     let networks = [Network::new(3), Network::new(4)];
     tool("ip link add vbr3 type bridge");
     for (network, address) in networks.iter().zip([2, 3]) {
@@ -239,9 +239,9 @@ fn two_containers_talk_over_a_bridge_each_with_two_interfaces() {
             networks[0].join(Bundle::script("while true; do echo hello from $(hostname) | nc -l -p 7000; done"));
         let server = server.with("/hostname", json!("server"));
         let client = networks[1].join(Bundle::busybox(["sleep", "1000"]));
-        let _server = runtime.started(&server);
-        let client = runtime.started(&client);
-        let said = eventually(PATIENCE, || {
+        let _server = runtime.start_container(&server);
+        let client = runtime.start_container(&client);
+        let said = eventually(TIMEOUT, || {
             let said = client.script("nc -w 10 10.98.0.2 7000 </dev/null");
             (said.code == 0 && !said.stdout.is_empty()).then(|| said.text())
         });
@@ -265,7 +265,7 @@ fn nothing_is_left_in_the_namespace() {
     assert_ne!(missing.code, 0);
     assert_eq!(network.inventory(), before, "after a create that failed");
     let bundle = network.join(Bundle::busybox(["sleep", "1000"]));
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     if is_vmrt() {
         let second = runtime.run(&bundle);
         assert_ne!(second.code, 0);
@@ -296,24 +296,24 @@ fn add_to(container: &Container<'_>) {
 fn an_interface_added_between_create_and_start_is_there_at_the_start() {
     let runtime = Runtime::new();
     let script = "ip route >/routes; ping -c 1 -w 60 10.99.6.1 >/ping; exec sleep 1000";
-    let bundle = Bundle::script(script).all_powerful();
-    let container = runtime.created(&bundle);
+    let bundle = Bundle::script(script).with_capabilities();
+    let container = runtime.create_container(&bundle);
     add_to(&container);
     container.call("start", &[]).ok();
     container.script("ping -c 1 -w 60 10.99.6.1").ok();
-    let routes = eventually(PATIENCE, || container.script("cat /routes").text().contains("default").then_some(()));
+    let routes = eventually(TIMEOUT, || container.script("cat /routes").text().contains("default").then_some(()));
     assert!(routes.is_some(), "the program ran before its network was there");
 }
 
 #[test]
-fn the_guest_follows_interfaces_that_come_and_go_while_it_runs() {
+fn interfaces_are_attached_changed_and_detached_while_the_guest_runs() {
     let network = Network::new(10);
     let before = network.inventory();
     let runtime = Runtime::new();
     let bundle = network.join(Bundle::busybox(["sleep", "1000"]));
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     let has = |what: &str, is_there| {
-        let reached = eventually(PATIENCE, || ((container.script(what).code == 0) == is_there).then_some(()));
+        let reached = eventually(TIMEOUT, || ((container.script(what).code == 0) == is_there).then_some(()));
         assert!(reached.is_some(), "{what} is not {is_there}: {:?}", container.script("ip address; ip route"));
     };
     for _ in 0..2 {
@@ -348,10 +348,10 @@ fn the_guest_follows_interfaces_that_come_and_go_while_it_runs() {
 }
 
 #[test]
-fn a_namespace_with_the_loopback_alone_costs_no_device() {
+fn a_namespace_with_only_a_loopback_uses_no_network_device() {
     let runtime = Runtime::new();
     let script = "ls /sys/class/net; ls /sys/bus/virtio/drivers/virtio_net 2>/dev/null | grep -c '^virtio' ; ping -c 1 -w 60 127.0.0.1 >/dev/null && echo up";
-    let done = runtime.run(&Bundle::script(script).all_powerful()).ok();
+    let done = runtime.run(&Bundle::script(script).with_capabilities()).ok();
     let text = done.text();
     let lines: Vec<_> = text.lines().collect();
     assert_eq!((lines[0], lines[lines.len() - 1]), ("lo", "up"), "{lines:?}");
@@ -361,7 +361,7 @@ fn a_namespace_with_the_loopback_alone_costs_no_device() {
 }
 
 #[test]
-fn what_a_guest_cannot_have_is_refused_by_name() {
+fn a_route_with_several_next_hops_is_refused_by_name() {
     if !is_vmrt() {
         return;
     }
@@ -378,7 +378,7 @@ fn what_a_guest_cannot_have_is_refused_by_name() {
 }
 
 #[test]
-fn many_connections_at_once_all_end_well() {
+fn many_concurrent_connections_are_served() {
     let network = Network::new(9);
     let runtime = Runtime::new();
     let server = "import shutil, socketserver\nclass Echo(socketserver.StreamRequestHandler):\n \
@@ -386,7 +386,7 @@ fn many_connections_at_once_all_end_well() {
         class Server(socketserver.ThreadingTCPServer): request_queue_size = 64\n\
         Server(('', 7000), Echo).serve_forever()";
     let bundle = network.join(Bundle::debian(["python3", "-c", server]));
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     connect("10.99.9.2:7000");
     let clients: Vec<_> = (0..20_u8)
         .map(|number| {

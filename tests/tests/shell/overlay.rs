@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::json;
 use vmrt_tests::bundle::Bundle;
-use vmrt_tests::runtime::{Done, Runtime, is_vmrt};
+use vmrt_tests::runtime::{CommandResult, Runtime, is_vmrt};
 
 /// What the scripts have in common. Cached names are valid for a second, so nothing is proven before that has passed.
 const FUNCTIONS: &str = r#"
@@ -40,18 +40,18 @@ cd /data
 const SHOWN: &str = "d hard held links links2 map meta moved new3 owner pipe symbolic times : f more : links more : links : \
      new : MAP : : x y : x y : 640 : meta : 1000";
 
-fn run(runtime: &Runtime, volume: &Path, script: &str) -> Done {
+fn run(runtime: &Runtime, volume: &Path, script: &str) -> CommandResult {
     fs::write(volume.join("script"), format!("{FUNCTIONS}{script}")).unwrap();
     // Who maps root into a user namespace needs CAP_SETFCAP.
     let bundle = ["bounding", "effective", "permitted"]
         .iter()
-        .fold(Bundle::debian(["sh", "/data/script"]).all_powerful().bind(volume, "/data", &[]), |bundle, set| {
+        .fold(Bundle::debian(["sh", "/data/script"]).with_capabilities().bind(volume, "/data", &[]), |bundle, set| {
             bundle.with(&format!("/process/capabilities/{set}/-"), json!("CAP_SETFCAP"))
         });
     runtime.run(&bundle).ok()
 }
 
-fn assert_values(done: &Done, expected: &[(&str, &str)]) {
+fn assert_values(done: &CommandResult, expected: &[(&str, &str)]) {
     for (name, value) in expected {
         let value_there = done.value(name);
         assert_eq!(value_there.split_whitespace().collect::<Vec<_>>().join(" "), *value, "{name}");
@@ -59,7 +59,7 @@ fn assert_values(done: &Done, expected: &[(&str, &str)]) {
 }
 
 #[test]
-fn an_overlay_on_a_volume_is_as_one_on_the_host() {
+fn an_overlay_on_a_volume_behaves_as_on_the_host() {
     let runtime = Runtime::new();
     let volume = tempfile::tempdir().unwrap();
     let script = "for at in trusted user; do layers $at; done; join trusted; join user ,userxattr; \
@@ -91,7 +91,7 @@ fn an_overlay_on_a_volume_is_as_one_on_the_host() {
 }
 
 #[test]
-fn an_overlay_has_its_options_and_any_layers() {
+fn overlay_options_work_with_any_layers() {
     let runtime = Runtime::new();
     let volume = tempfile::tempdir().unwrap();
     // Renaming a merged directory needs a redirect, and a change of its metadata alone leaves a file's contents below.
@@ -128,18 +128,18 @@ layers n; unshare -Urm sh -ec '. /data/functions; join n ,userxattr; change n; s
 }
 
 #[test]
-fn an_overlay_sees_what_the_host_changes_below_it() {
+fn an_overlay_shows_changes_by_the_host_in_a_lower_layer() {
     let runtime = Runtime::new();
     let volume = tempfile::tempdir().unwrap();
     let script = "layers h; join h; echo more >>h/m/f; cat h/m/f h/m/meta >/dev/null; touch ready; \
         while ! [ -e go ]; do sleep 0.1; done; sleep 2; echo below=$(cat h/m/meta); \
         ls h/m >/dev/null && empty h";
     fs::write(volume.path().join("script"), format!("{FUNCTIONS}{script}")).unwrap();
-    let bundle = Bundle::debian(["sh", "/data/script"]).all_powerful().bind(volume.path(), "/data", &[]);
+    let bundle = Bundle::debian(["sh", "/data/script"]).with_capabilities().bind(volume.path(), "/data", &[]);
     let done = std::thread::scope(|scope| {
         let running = scope.spawn(|| runtime.run(&bundle));
         let place = |name: &str| volume.path().join(name);
-        assert!(vmrt_tests::eventually(vmrt_tests::PATIENCE, || place("ready").exists().then_some(())).is_some());
+        assert!(vmrt_tests::eventually(vmrt_tests::TIMEOUT, || place("ready").exists().then_some(())).is_some());
         // Of the upper layer the overlay alone may change anything.
         fs::write(place("new"), "changed\n").unwrap();
         fs::rename(place("new"), place("h/a/meta")).unwrap();

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use vmrt_tests::bundle::Bundle;
-use vmrt_tests::runtime::{Done, Runtime, is_vmrt};
+use vmrt_tests::runtime::{CommandResult, Runtime, is_vmrt};
 
 #[test]
 fn the_exit_status_passes_through() {
@@ -13,7 +13,7 @@ fn the_exit_status_passes_through() {
 }
 
 #[test]
-fn death_by_signal_is_128_and_its_number() {
+fn death_by_a_signal_exits_with_128_and_its_number() {
     let runtime = Runtime::new();
     // A process of the kernel's making: nothing but a fault kills a PID 1 that handles no signals.
     let python = "import ctypes; ctypes.string_at(0)";
@@ -21,7 +21,7 @@ fn death_by_signal_is_128_and_its_number() {
 }
 
 #[test]
-fn user_groups_directory_environment_and_limits_are_those_asked_for() {
+fn user_groups_directory_environment_and_limits_are_as_configured() {
     let runtime = Runtime::new();
     let script = "echo uid=$(id -u); echo gid=$(id -g); echo groups=$(id -G); echo cwd=$PWD; echo a=$A; echo files=$(ulimit -n);\
         echo hard=$(ulimit -Hn); echo umask=$(umask); echo oom=$(cat /proc/self/oom_score_adj); echo home=$HOME; \
@@ -62,7 +62,7 @@ fn a_missing_working_directory_is_made() {
 }
 
 #[test]
-fn capabilities_are_those_asked_for() {
+fn capabilities_are_as_configured() {
     let runtime = Runtime::new();
     let script = "grep -E 'Cap|NoNewPrivs' /proc/self/status | sed 's/:[ \\t]*/=/'; chown 1:1 /bin && echo chown=yes || echo chown=no";
     let set = json!(["CAP_CHOWN", "CAP_KILL"]);
@@ -85,7 +85,7 @@ fn capabilities_are_those_asked_for() {
 }
 
 #[test]
-fn capabilities_that_cannot_be_had_are_left_out_and_told() {
+fn unavailable_capabilities_are_left_out_with_a_warning() {
     let runtime = Runtime::new();
     let set = json!(["CAP_KILL", "CAP_OF_TOMORROW"]);
     let bundle = Bundle::script("grep -E 'Cap(Bnd|Amb)' /proc/self/status | sed 's/:[ \\t]*/=/'").with(
@@ -93,7 +93,7 @@ fn capabilities_that_cannot_be_had_are_left_out_and_told() {
         json!({"bounding": set, "effective": set, "permitted": set, "inheritable": [], "ambient": ["CAP_KILL"]}),
     );
     let done = runtime.run(&bundle).ok();
-    let sets = |done: &Done| (done.value("CapBnd"), done.value("CapAmb"));
+    let sets = |done: &CommandResult| (done.value("CapBnd"), done.value("CapAmb"));
     let expected = ("0000000000000020".to_owned(), "0000000000000000".to_owned());
     assert_eq!(sets(&done), expected);
     let other = runtime.run(&bundle.with("/process/user", json!({"uid": 1000, "gid": 1000}))).ok();
@@ -108,7 +108,7 @@ fn capabilities_that_cannot_be_had_are_left_out_and_told() {
 }
 
 #[test]
-fn without_capabilities_root_is_nobody() {
+fn root_without_capabilities_has_no_privileges() {
     let runtime = Runtime::new();
     let script = "grep CapEff /proc/self/status | sed 's/:[ \\t]*/=/'; grep NoNewPrivs /proc/self/status | sed 's/:[ \\t]*/=/'; \
         chown 1:1 /bin 2>/dev/null && echo chown=yes || echo chown=no";
@@ -121,12 +121,12 @@ fn without_capabilities_root_is_nobody() {
 }
 
 #[test]
-fn namespaces_are_its_own() {
+fn a_container_has_its_own_namespaces() {
     let runtime = Runtime::new();
     let script = "echo processes=$(ls -d /proc/[0-9]* | wc -l); echo loopback=$(ip addr show lo | grep -c 127.0.0.1); \
         echo up=$(ip link show lo | grep -c '[<,]UP[,>]'); echo devices=$(ls /sys/class/net | tr '\\n' ' '); \
         ping -c 1 -W 5 127.0.0.1 >/dev/null && echo ping=yes; ipcmk -M 100 2>/dev/null; echo mounts=$(wc -l </proc/self/mounts)";
-    let done = runtime.run(&Bundle::script(script).all_powerful()).ok();
+    let done = runtime.run(&Bundle::script(script).with_capabilities()).ok();
     // The shell, and the `ls` and `wc` of this line.
     assert!(done.value("processes").parse::<u32>().unwrap() <= 4, "{}", done.text());
     for (name, value) in [("loopback", "1"), ("up", "1"), ("devices", "lo"), ("ping", "yes")] {
@@ -135,7 +135,7 @@ fn namespaces_are_its_own() {
 }
 
 #[test]
-fn hidden_paths_are_hidden_and_protected_ones_read_only() {
+fn masked_paths_are_hidden_and_readonly_paths_are_read_only() {
     let runtime = Runtime::new();
     let script = "echo keys=$(cat /proc/keys 2>/dev/null | wc -c); echo firmware=$(ls /sys/firmware 2>/dev/null | wc -l); \
         echo 1 2>/dev/null >/proc/sys/kernel/panic && echo sysctl=yes || echo sysctl=no; \
@@ -143,7 +143,7 @@ fn hidden_paths_are_hidden_and_protected_ones_read_only() {
         echo mine=$(cat /secret 2>/dev/null | wc -c); touch /locked/x 2>/dev/null && echo locked=open || echo locked=yes; \
         touch /sys/x 2>/dev/null && echo sys=open || echo sys=locked";
     let bundle = Bundle::script(script)
-        .all_powerful()
+        .with_capabilities()
         .with("/linux/maskedPaths/-", json!("/secret"))
         .with("/linux/maskedPaths/-", json!("/not/there"))
         .with("/linux/readonlyPaths/-", json!("/locked"));
@@ -164,7 +164,7 @@ fn hidden_paths_are_hidden_and_protected_ones_read_only() {
 }
 
 #[test]
-fn default_and_further_devices_are_there() {
+fn default_and_configured_devices_exist() {
     let runtime = Runtime::new();
     let script = "for name in null zero full random urandom tty; do echo $name=$(stat -c %t:%T:%a /dev/$name); done; \
         echo extra=$(stat -c %F:%t:%T:%a:%u:%g /dev/deep/extra); echo stdin=$(readlink /dev/stdin); echo fd=$(readlink /dev/fd); \
@@ -175,7 +175,7 @@ fn default_and_further_devices_are_there() {
         json!([{"path": "/dev/deep/extra", "type": "c", "major": 1, "minor": 5, "fileMode": 416, "uid": 1, "gid": 2}]),
     )
     .with("/linux/resources/devices", json!([{"allow": true, "access": "rwm"}]))
-    .all_powerful();
+    .with_capabilities();
     let done = runtime.run(&bundle).ok();
     for (name, value) in [
         ("null", "1:3:666"),
@@ -197,7 +197,7 @@ fn default_and_further_devices_are_there() {
 }
 
 #[test]
-fn devices_of_the_host_are_refused_by_name_and_not_a_privileged_containers() {
+fn host_devices_are_refused_by_name_unless_all_devices_are_allowed() {
     let runtime = Runtime::new();
     if !is_vmrt() {
         return;
@@ -209,7 +209,8 @@ fn devices_of_the_host_are_refused_by_name_and_not_a_privileged_containers() {
     let done = runtime.run(&bundle);
     assert_eq!(done.code, 1);
     assert!(done.message().contains("/dev/kvm (character 10:232) is a device of the host"), "{}", done.message());
-    let bundle = bundle.with("/linux/resources/devices", json!([{"allow": true, "access": "rwma"}])).all_powerful();
+    let bundle =
+        bundle.with("/linux/resources/devices", json!([{"allow": true, "access": "rwma"}])).with_capabilities();
     let done = runtime.run(&bundle).ok();
     let nodes = ["1:3", "1:3", "1f4:1388"].map(|number| format!("character special file:{number}"));
     assert_eq!(done.text().lines().collect::<Vec<_>>(), nodes);
@@ -218,7 +219,7 @@ fn devices_of_the_host_are_refused_by_name_and_not_a_privileged_containers() {
 }
 
 #[test]
-fn devices_are_used_as_the_rules_have_it() {
+fn device_rules_are_enforced() {
     let runtime = Runtime::new();
     let script = "exec 2>&1; (exec 3</dev/readable) && echo read; (exec 3>/dev/readable) || echo not written; \
         (exec 3</dev/denied) || echo not read; (exec 3</dev/late) || echo no longer; echo x >/dev/null && echo null";
@@ -233,7 +234,7 @@ fn devices_are_used_as_the_rules_have_it() {
         allow(false, 1, 11, "rw"),
     ];
     let bundle = Bundle::script(script)
-        .all_powerful()
+        .with_capabilities()
         .with("/linux/devices", json!(devices))
         .with("/linux/resources/devices", json!(rules));
     let text = runtime.run(&bundle).ok().text();
@@ -243,7 +244,7 @@ fn devices_are_used_as_the_rules_have_it() {
 }
 
 #[test]
-fn scheduling_and_personality_are_those_asked_for() {
+fn scheduling_and_personality_are_as_configured() {
     let runtime = Runtime::new();
     let python = "import ctypes, os; print(f'policy={os.sched_getscheduler(0)}'); \
         print(f'nice={os.getpriority(os.PRIO_PROCESS, 0)}'); print(f'io={ctypes.CDLL(None).syscall(252, 1, 0):x}'); \
@@ -257,12 +258,12 @@ fn scheduling_and_personality_are_those_asked_for() {
         assert_eq!(done.value(name), value, "{name}");
     }
     let bundle = Bundle::busybox(["sleep", "1000"]).with("/linux/personality", json!({"domain": "LINUX32"}));
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     assert_eq!(container.exec(&["uname", "-m"]).ok().text(), "i686", "an exec has the container's");
 }
 
 #[test]
-fn no_foreign_descriptor_is_open() {
+fn only_the_standard_streams_are_open() {
     let runtime = Runtime::new();
     let python = "import os; print(sorted(int(n) for n in os.listdir('/proc/self/fd')))";
     // The last is that of the directory being listed.
@@ -270,7 +271,7 @@ fn no_foreign_descriptor_is_open() {
 }
 
 #[test]
-fn sysctls_of_its_namespaces_are_set() {
+fn sysctls_are_set() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["cat", "/proc/sys/net/ipv4/ip_forward", "/proc/sys/kernel/msgmax"])
         .with("/linux/sysctl", json!({"net.ipv4.ip_forward": "1", "kernel.msgmax": "12345"}));
@@ -278,7 +279,7 @@ fn sysctls_of_its_namespaces_are_set() {
 }
 
 #[test]
-fn a_profile_somebody_chose_is_refused_and_an_engines_own_is_told_of() {
+fn an_apparmor_profile_is_refused_except_an_engines_default() {
     let runtime = Runtime::new();
     let with = |name: &str| Bundle::busybox(["true"]).with("/process/apparmorProfile", json!(name));
     let done = runtime.run(&with("mine"));
@@ -288,7 +289,7 @@ fn a_profile_somebody_chose_is_refused_and_an_engines_own_is_told_of() {
 }
 
 #[test]
-fn a_working_directory_that_root_alone_may_enter_is_entered() {
+fn a_user_can_have_a_working_directory_that_only_root_may_enter() {
     let runtime = Runtime::new();
     let bundle = Bundle::script("id -u; pwd")
         .with("/process/cwd", json!("/private"))
@@ -299,7 +300,7 @@ fn a_working_directory_that_root_alone_may_enter_is_entered() {
 }
 
 #[test]
-fn the_last_variable_counts_and_an_empty_home_is_filled() {
+fn the_last_value_of_a_variable_counts_and_an_empty_home_is_filled() {
     let runtime = Runtime::new();
     let bundle = Bundle::script("env | sort; echo slack=$(cat /proc/self/timerslack_ns)")
         .with("/process/env", json!(["A=1", "HOME=", "PATH=/bin", "A=2"]));
@@ -311,10 +312,10 @@ fn the_last_variable_counts_and_an_empty_home_is_filled() {
 }
 
 #[test]
-fn a_signal_ends_a_container_that_waits_for_its_start() {
+fn a_signal_ends_a_created_container() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["sleep", "1000"]);
-    let container = runtime.created(&bundle);
+    let container = runtime.create_container(&bundle);
     container.call("kill", &["0"]).ok();
     container.call("kill", &["WINCH"]).ok();
     assert_eq!(container.status(), "created");

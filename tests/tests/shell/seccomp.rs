@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use vmrt_tests::bundle::Bundle;
-use vmrt_tests::runtime::{Done, Runtime, is_vmrt};
+use vmrt_tests::runtime::{CommandResult, Runtime, is_vmrt};
 
 /// Python that makes system calls by their x86-64 numbers and, as `old`, by their x86 ones, and tells their results.
 const CALLS: &str = r#"
@@ -41,14 +41,14 @@ fn when(index: u8, operator: &str, value: u64) -> Value {
     json!({"index": index, "value": value, "op": format!("SCMP_CMP_{operator}")})
 }
 
-fn assert_values(done: &Done, expected: &[(&str, &str)]) {
+fn assert_values(done: &CommandResult, expected: &[(&str, &str)]) {
     for (name, value) in expected {
         assert_eq!(done.value(name), *value, "{name}");
     }
 }
 
 #[test]
-fn every_action_and_operator_does_its_work() {
+fn every_action_and_operator_works() {
     let runtime = Runtime::new();
     let profile = json!({
         "defaultAction": "SCMP_ACT_ALLOW",
@@ -99,7 +99,7 @@ print(f'x86={old(64)} {old(20) == os.getpid()}')";
 }
 
 /// What an engine's profile has: all but some calls are allowed, by name, and some by their arguments.
-fn like_an_engines() -> Value {
+fn engine_profile() -> Value {
     let allowed = include_str!("seccomp-allowed").split_whitespace().collect::<Vec<_>>();
     let clone_flags = json!({"index": 0, "value": 0x7e02_0000, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"});
     json!({
@@ -118,7 +118,7 @@ fn like_an_engines() -> Value {
 }
 
 #[test]
-fn a_profile_as_engines_write_it_works_with_and_without_new_privileges() {
+fn an_engines_profile_works_with_and_without_new_privileges() {
     let runtime = Runtime::new();
     let script = "
 import socket, threading
@@ -137,7 +137,7 @@ print(f'future={call(2000)}')
 print(f'x86={old(20) == os.getpid()} {old(52)}')
 print(f'user={os.getuid()}')";
     for (no_new_privileges, user) in [(true, 0), (false, 0), (false, 1000)] {
-        let bundle = python(script, like_an_engines())
+        let bundle = python(script, engine_profile())
             .with("/process/noNewPrivileges", json!(no_new_privileges))
             .with("/process/user", json!({"uid": user, "gid": user}));
         let done = runtime.run(&bundle).ok();
@@ -167,14 +167,14 @@ fn an_exec_is_filtered_too() {
     let rules = [rule(&["mkdir"], "ERRNO", json!({"errnoRet": 28}))];
     let bundle = Bundle::busybox(["sleep", "1000"])
         .with("/linux/seccomp", json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules}));
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     let done = container.script("mkdir /x 2>&1; grep Seccomp: /proc/self/status");
     assert!(done.text().contains("No space left on device"), "{}", done.text());
     assert!(done.text().ends_with("Seccomp:\t2"), "{}", done.text());
 }
 
 #[test]
-fn flags_are_taken() {
+fn filter_flags_are_accepted() {
     if !is_vmrt() {
         // runc 1.1 knows none.
         return;

@@ -11,11 +11,11 @@ use std::time::Duration;
 use serde_json::json;
 use vmrt_tests::bundle::{Bundle, templates};
 use vmrt_tests::daemons::load_modules;
-use vmrt_tests::runtime::{Done, Running, Runtime, program};
-use vmrt_tests::{PATIENCE, eventually};
+use vmrt_tests::runtime::{CommandResult, RunningCommand, Runtime, program};
+use vmrt_tests::{TIMEOUT, eventually};
 
 /// How long one workload may take in a slow host.
-const WORKLOAD_PATIENCE: Duration = Duration::from_secs(1200);
+const WORKLOAD_TIMEOUT: Duration = Duration::from_secs(1200);
 
 static MACHINE: OnceLock<Machine> = OnceLock::new();
 
@@ -59,10 +59,10 @@ impl Machine {
     }
 
     /// Runs a script in it.
-    pub fn bash(&self, script: &str, arguments: &[&str]) -> Done {
+    pub fn bash(&self, script: &str, arguments: &[&str]) -> CommandResult {
         let mut command = Command::new(program());
         command.arg("--root").arg(&self.root).args(["exec", &self.id, "bash", "-c", script, "bash"]).args(arguments);
-        let done = Running::start(&mut command, None).end_within(WORKLOAD_PATIENCE);
+        let done = RunningCommand::start(&mut command, None).end_within(WORKLOAD_TIMEOUT);
         if done.code == 255 {
             // The runtime's own failure: the machine's log says what happened to it.
             let log = fs::read_to_string(self.root.join(&self.id).join("vmm.log")).unwrap_or_default();
@@ -82,9 +82,9 @@ fn keep(tell: &Sender<(String, PathBuf)>, until: &Receiver<()>) {
         .with("/annotations/dev.vmrt.vcpus", json!("2"))
         .bind(volume.path(), "/volume", &["rw"])
         .bind(&templates().join("busybox/rootfs"), "/busybox", &["ro"]);
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     // A process beside the first one, before that has left the cgroup's top, would keep the top from handing controllers down.
-    let ready = eventually(PATIENCE, || volume.path().join("ready").exists().then_some(()));
+    let ready = eventually(TIMEOUT, || volume.path().join("ready").exists().then_some(()));
     assert!(ready.is_some(), "the first process did not come so far");
     tell.send((container.id.clone(), runtime.root().into())).expect("the test waits");
     until.recv().expect_err("nothing is sent");

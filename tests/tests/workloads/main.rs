@@ -9,7 +9,7 @@ use std::{env, iter};
 
 use libtest_mimic::{Arguments, Trial};
 use vmrt_tests::bundle::templates;
-use vmrt_tests::runtime::{Done, Running, program};
+use vmrt_tests::runtime::{CommandResult, RunningCommand, program};
 
 use crate::machine::{Machine, script};
 
@@ -19,12 +19,12 @@ type Test = (&'static str, fn(&Machine));
 const TESTS: [Test; 9] = [
     ("a_repository_is_cloned_and_built", a_repository_is_cloned_and_built),
     ("buildah_builds_and_podman_runs", buildah_builds_and_podman_runs),
-    ("docker_has_overlay2_on_a_volume", docker_has_overlay2_on_a_volume),
-    ("docker_has_vfs_on_the_root_file_system", docker_has_vfs_on_the_root_file_system),
+    ("docker_runs_with_overlay2_on_a_volume", docker_runs_with_overlay2_on_a_volume),
+    ("docker_runs_with_vfs_on_the_root_file_system", docker_runs_with_vfs_on_the_root_file_system),
     ("packages_are_installed", packages_are_installed),
     ("pip_installs_a_wheel", pip_installs_a_wheel),
     ("postgres_recovers_what_it_committed", postgres_recovers_what_it_committed),
-    ("redis_has_what_it_appended", redis_has_what_it_appended),
+    ("redis_recovers_what_it_appended", redis_recovers_what_it_appended),
     ("root_file_systems_are_unpacked", root_file_systems_are_unpacked),
 ];
 
@@ -37,8 +37,8 @@ fn main() -> ExitCode {
         })
     });
     // First, while the other container does not take the processors' time.
-    let systemd = Trial::test("workloads::systemd_comes_to_running", || {
-        systemd_comes_to_running();
+    let systemd = Trial::test("workloads::systemd_reaches_running", || {
+        systemd_reaches_running();
         Ok(())
     });
     let conclusion = libtest_mimic::run(&arguments, iter::once(systemd).chain(trials).collect());
@@ -47,7 +47,7 @@ fn main() -> ExitCode {
 }
 
 /// Asserts the values of lines `name=value`.
-fn assert_values(done: Done, values: &[(&str, &str)]) {
+fn assert_values(done: CommandResult, values: &[(&str, &str)]) {
     let done = done.ok();
     for (name, value) in values {
         assert_eq!(done.value(name), *value, "{name}, {done:?}");
@@ -72,11 +72,11 @@ fn docker(machine: &Machine, driver: &str, root: &str) {
     assert_values(done, &[&[("driver", driver), ("alone", "in new"), ("left", "")], &pages[..]].concat());
 }
 
-fn docker_has_overlay2_on_a_volume(machine: &Machine) {
+fn docker_runs_with_overlay2_on_a_volume(machine: &Machine) {
     docker(machine, "overlay2", "/volume/docker");
 }
 
-fn docker_has_vfs_on_the_root_file_system(machine: &Machine) {
+fn docker_runs_with_vfs_on_the_root_file_system(machine: &Machine) {
     docker(machine, "vfs", "/var/lib/docker");
 }
 
@@ -96,7 +96,7 @@ fn postgres_recovers_what_it_committed(machine: &Machine) {
     assert_values(done, &[("recovered", "1"), ("missing", "0"), ("last", "last")]);
 }
 
-fn redis_has_what_it_appended(machine: &Machine) {
+fn redis_recovers_what_it_appended(machine: &Machine) {
     let done = machine.bash(script!("redis.sh"), &[]);
     assert_values(done, &[("missing", "0"), ("value", "0")]);
 }
@@ -106,7 +106,7 @@ fn on_the_host(script: &str, argument: &str) -> String {
     let mut command = Command::new("unshare");
     let enter = r#"mount --bind /proc "$0/proc" && exec chroot "$0" bash -c "$@""#;
     command.args(["--mount", "sh", "-c", enter]).arg(templates().join("debian")).args([script, "bash", argument]);
-    Running::start(&mut command, None).end().ok().text()
+    RunningCommand::start(&mut command, None).end().ok().text()
 }
 
 fn root_file_systems_are_unpacked(machine: &Machine) {
@@ -128,7 +128,7 @@ fn root_file_systems_are_unpacked(machine: &Machine) {
 /// exit from the guest costs many times what a system call does, so the figure is only printed.
 const LONGEST_SYSTEMD: f64 = 2.0;
 
-fn systemd_comes_to_running() {
+fn systemd_reaches_running() {
     let [runc, ours] = ["runc", &program()].map(|program| {
         let boot = systemd::boot(program);
         assert_eq!((&*boot.state, &*boot.failed), ("running", ""), "{program}");

@@ -10,11 +10,11 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::json;
 use tempfile::TempDir;
 use vmrt_tests::bundle::{Bundle, templates};
-use vmrt_tests::runtime::{Done, Running, Runtime, new_id};
-use vmrt_tests::{PATIENCE, eventually};
+use vmrt_tests::runtime::{CommandResult, RunningCommand, Runtime, new_id};
+use vmrt_tests::{TIMEOUT, eventually};
 
 /// How long systemd may take to reach `running` on a slow host.
-const PATIENCE_WITH_SYSTEMD: Duration = Duration::from_secs(300);
+const SYSTEMD_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Units of the Debian that other workloads are there for.
 const MASKED: [&str; 11] = [
@@ -95,16 +95,16 @@ pub fn boot(program: &str) -> Boot {
     let call = |arguments: &[&str]| {
         let mut command = Command::new(program);
         command.arg("--root").arg(host.root()).args(arguments);
-        Running::start(&mut command, None)
+        RunningCommand::start(&mut command, None)
     };
     let start = Instant::now();
     let path = bundle.path().to_str().expect("a path of text");
     let container = call(&["run", "--bundle", path, &id]);
-    let systemctl = |arguments: &[&str]| -> Done {
-        call(&[&["exec", &id, "systemctl"], arguments].concat()).end_within(PATIENCE_WITH_SYSTEMD)
+    let systemctl = |arguments: &[&str]| -> CommandResult {
+        call(&[&["exec", &id, "systemctl"], arguments].concat()).end_within(SYSTEMD_TIMEOUT)
     };
     // systemctl fails, or prints `offline`, until systemd listens on its socket.
-    let asked = eventually(PATIENCE, || {
+    let asked = eventually(TIMEOUT, || {
         let done = systemctl(&["is-system-running", "--wait"]);
         (!done.text().is_empty() && done.text() != "offline").then_some(done)
     });

@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn names_become_numbers() {
+    fn user_and_group_names_resolve_to_ids() {
         assert_eq!(numbers("web"), Some((33, 34, vec![4])));
         assert_eq!(numbers("33"), Some((33, 34, vec![4])));
         assert_eq!(numbers("1000"), Some((1000, 0, vec![])));

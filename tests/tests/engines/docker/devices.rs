@@ -9,11 +9,11 @@ use super::Docker;
 use crate::Test;
 
 pub const TESTS: &[Test] = &[
-    ("the_hosts_dev_is_the_guests", the_hosts_dev_is_the_guests),
-    ("a_privileged_one_mounts_files_by_loop_devices", a_privileged_one_mounts_files_by_loop_devices),
+    ("a_dev_volume_has_the_guests_devices", a_dev_volume_has_the_guests_devices),
+    ("a_privileged_container_mounts_files_by_loop_devices", a_privileged_container_mounts_files_by_loop_devices),
 ];
 
-fn the_hosts_dev_is_the_guests() {
+fn a_dev_volume_has_the_guests_devices() {
     let docker = Docker::new();
     let options = ["--rm", "-t", "--privileged", "-v", "/dev:/dev"];
     let mut terminal = Terminal::new(24, 80);
@@ -33,7 +33,7 @@ fn the_hosts_dev_is_the_guests() {
     assert!(std::path::Path::new("/dev/full").exists(), "the host's devices are left alone");
 }
 
-fn a_privileged_one_mounts_files_by_loop_devices() {
+fn a_privileged_container_mounts_files_by_loop_devices() {
     let docker = Docker::new();
     let volume = tempfile::tempdir().expect("a directory");
     let image = volume.path().join("image");

@@ -1,19 +1,19 @@
 //! Limits of a container.
 
-use vmrt_tests::runtime::{Running, new_id};
+use vmrt_tests::runtime::{RunningCommand, new_id};
 
 use super::Docker;
 use crate::Test;
 
 pub const TESTS: &[Test] = &[
-    ("limits_hold_in_the_guest_and_are_changed", limits_hold_in_the_guest_and_are_changed),
-    ("a_death_for_want_of_memory_is_told", a_death_for_want_of_memory_is_told),
+    ("limits_hold_in_the_guest_and_follow_update", limits_hold_in_the_guest_and_follow_update),
+    ("an_oom_kill_is_reported", an_oom_kill_is_reported),
 ];
 
 const PRINT: &str = "echo memory=$(cat /sys/fs/cgroup/memory.max); echo cpu=$(cat /sys/fs/cgroup/cpu.max); \
     echo pids=$(cat /sys/fs/cgroup/pids.max); echo files=$(ulimit -n) $(ulimit -Hn); echo cpus=$(nproc)";
 
-fn limits_hold_in_the_guest_and_are_changed() {
+fn limits_hold_in_the_guest_and_follow_update() {
     let docker = Docker::new();
     let options = ["--memory", "96m", "--cpus", "0.5", "--pids-limit", "20", "--ulimit", "nofile=123:456"];
     let container = docker.detached(&options, "exec sleep 1000");
@@ -37,11 +37,11 @@ fn limits_hold_in_the_guest_and_are_changed() {
     assert!(many.message().contains("can't fork"), "{many:?}");
 }
 
-fn a_death_for_want_of_memory_is_told() {
+fn an_oom_kill_is_reported() {
     let docker = Docker::new();
     let name = new_id();
     let mut command = docker.run_command(&["--memory", "64m", "--name", &name], &["tail", "/dev/zero"]);
-    let done = Running::start(&mut command, None).end();
+    let done = RunningCommand::start(&mut command, None).end();
     let container = docker.named(&name);
     assert_eq!(done.code, 137, "{done:?}");
     assert_eq!(

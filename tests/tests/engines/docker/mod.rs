@@ -12,33 +12,33 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use vmrt_tests::census::Census;
-use vmrt_tests::runtime::{Done, Running, new_id};
-use vmrt_tests::{PATIENCE, eventually};
+use vmrt_tests::host_snapshot::HostSnapshot;
+use vmrt_tests::runtime::{CommandResult, RunningCommand, new_id};
+use vmrt_tests::{TIMEOUT, eventually};
 
 use crate::daemons::{Daemons, IMAGE, daemons};
 
 /// How long it may take after the last container until the machine is as it was before.
-pub const CLEAN_PATIENCE: Duration = Duration::from_secs(20);
+pub const CLEAN_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// What dockerd has of its own: one that was started again is another process with other sockets, and it removes the files
 /// of network namespaces a minute after their containers.
-const DOCKERS_OWN: [&str; 4] = [" dockerd ", "/docker/netns/", "/docker/libnetwork/", "socket @"];
+const DOCKERD_STATE: [&str; 4] = [" dockerd ", "/docker/netns/", "/docker/libnetwork/", "socket @"];
 
 /// Docker on a machine that a test leaves as it found it.
 pub struct Docker {
     daemons: &'static Daemons,
-    before: Census,
+    before: HostSnapshot,
 }
 
 impl Docker {
     pub fn new() -> Self {
         let daemons = daemons();
-        Self { daemons, before: Census::take() }
+        Self { daemons, before: HostSnapshot::take() }
     }
 
     /// Runs a command line of it to its end.
-    pub fn call(&self, arguments: &[&str]) -> Done {
+    pub fn call(&self, arguments: &[&str]) -> CommandResult {
         self.daemons.docker(arguments)
     }
 
@@ -48,16 +48,16 @@ impl Docker {
     }
 
     /// `run --rm` of a shell script.
-    pub fn script(&self, options: &[&str], script: &str) -> Done {
+    pub fn script(&self, options: &[&str], script: &str) -> CommandResult {
         let options = [&["--rm"], options].concat();
-        Running::start(&mut self.run_command(&options, &["sh", "-c", script]), None).end()
+        RunningCommand::start(&mut self.run_command(&options, &["sh", "-c", script]), None).end()
     }
 
     /// `run --detach` of a shell script, under a name of its own.
     pub fn detached(&self, options: &[&str], script: &str) -> DockerContainer<'_> {
         let name = new_id();
         let options = [&["--detach", "--name", &name], options].concat();
-        Running::start(&mut self.run_command(&options, &["sh", "-c", script]), None).end().ok();
+        RunningCommand::start(&mut self.run_command(&options, &["sh", "-c", script]), None).end().ok();
         DockerContainer { docker: self, name }
     }
 
@@ -77,7 +77,7 @@ impl Drop for Docker {
         if thread::panicking() {
             return;
         }
-        self.before.assert_restored(CLEAN_PATIENCE, |line| DOCKERS_OWN.iter().any(|own| line.contains(own)));
+        self.before.assert_restored(CLEAN_TIMEOUT, |line| DOCKERD_STATE.iter().any(|own| line.contains(own)));
     }
 }
 
@@ -89,12 +89,12 @@ pub struct DockerContainer<'a> {
 
 impl DockerContainer<'_> {
     /// Runs a sub-command on it: the words before its name, and those behind.
-    pub fn call(&self, before: &[&str], behind: &[&str]) -> Done {
+    pub fn call(&self, before: &[&str], behind: &[&str]) -> CommandResult {
         self.docker.call(&[before, &[&self.name], behind].concat())
     }
 
     /// Executes a shell script in it.
-    pub fn exec(&self, script: &str) -> Done {
+    pub fn exec(&self, script: &str) -> CommandResult {
         self.call(&["exec"], &["sh", "-c", script])
     }
 
@@ -105,7 +105,7 @@ impl DockerContainer<'_> {
 
     /// Waits until it has written this.
     pub fn await_log(&self, wanted: &str) {
-        let found = eventually(PATIENCE, || self.logs().contains(wanted).then_some(()));
+        let found = eventually(TIMEOUT, || self.logs().contains(wanted).then_some(()));
         assert!(found.is_some(), "{wanted:?} is not in {:?}", self.logs());
     }
 
@@ -116,7 +116,7 @@ impl DockerContainer<'_> {
 
     /// Waits until a part of what `inspect` tells is this.
     pub fn await_state(&self, part: &str, wanted: &str) {
-        let found = eventually(PATIENCE, || (self.inspect(part) == wanted).then_some(()));
+        let found = eventually(TIMEOUT, || (self.inspect(part) == wanted).then_some(()));
         assert!(found.is_some(), "{part} is {}, not {wanted}", self.inspect(part));
     }
 }

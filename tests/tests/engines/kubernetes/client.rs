@@ -14,7 +14,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status};
-use vmrt_tests::{PATIENCE, eventually};
+use vmrt_tests::{TIMEOUT, eventually};
 
 /// A connection to containerd. A call that fails, or does not answer in time, panics.
 pub struct Cri {
@@ -32,13 +32,13 @@ impl Cri {
 
     fn call<T>(&self, call: impl AsyncFnOnce(RuntimeServiceClient<Channel>) -> Result<Response<T>, Status>) -> T {
         let client = RuntimeServiceClient::new(self.channel.clone());
-        let answer = self.executor.block_on(async { timeout(PATIENCE, call(client)).await });
+        let answer = self.executor.block_on(async { timeout(TIMEOUT, call(client)).await });
         answer.expect("CRI answers in time").expect("CRI does what it is asked for").into_inner()
     }
 
     /// Waits until it has seen an image that was side-loaded.
     pub fn await_image(&self, image: &str) {
-        let found = eventually(PATIENCE, || {
+        let found = eventually(TIMEOUT, || {
             let image = Some(ImageSpec { image: image.into(), ..ImageSpec::default() });
             let mut client = ImageServiceClient::new(self.channel.clone());
             let answer = self.executor.block_on(client.image_status(ImageStatusRequest { image, verbose: false }));
@@ -100,7 +100,7 @@ impl Cri {
 
     /// What is told of a container when it has ended.
     pub fn await_end(&self, container: &str) -> ContainerStatus {
-        let ended = eventually(PATIENCE, || {
+        let ended = eventually(TIMEOUT, || {
             Some(self.status(container)).filter(|status| status.state() == ContainerState::ContainerExited)
         });
         ended.unwrap_or_else(|| panic!("it goes on: {:?}", self.status(container)))
@@ -109,7 +109,7 @@ impl Cri {
     /// Runs a shell script in a container.
     pub fn exec(&self, container: &str, script: &str) -> ExecSyncResponse {
         let cmd = ["sh", "-c", script].map(str::to_string).to_vec();
-        let timeout = i64::try_from(PATIENCE.as_secs()).expect("seconds");
+        let timeout = i64::try_from(TIMEOUT.as_secs()).expect("seconds");
         let request = ExecSyncRequest { container_id: container.into(), cmd, timeout };
         self.call(async |mut client| client.exec_sync(request).await)
     }

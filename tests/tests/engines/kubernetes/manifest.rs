@@ -11,7 +11,7 @@ use k8s_cri::v1::{
     PodSandboxConfig, PodSandboxMetadata, SecurityProfile,
 };
 use serde_json::Value;
-use vmrt_tests::installed::deploy;
+use vmrt_tests::installed::deploy_file;
 
 /// The period in which a container may use its quota of CPU time.
 const CPU_PERIOD: i64 = 100_000;
@@ -21,7 +21,7 @@ pub const NAME_SERVER: &str = "10.96.0.10";
 
 /// Reads a manifest.
 pub fn read(file: &str) -> Value {
-    let text = fs::read_to_string(deploy(file)).expect("a manifest");
+    let text = fs::read_to_string(deploy_file(file)).expect("a manifest");
     serde_saphyr::from_str(&text).expect("YAML")
 }
 

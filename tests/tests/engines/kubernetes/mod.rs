@@ -12,24 +12,24 @@ use std::{fs, iter};
 use k8s_cri::v1::{ContainerConfig, ContainerState, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig};
 use serde_json::Value;
 use tempfile::TempDir;
-use vmrt_tests::census::Census;
+use vmrt_tests::host_snapshot::HostSnapshot;
 use vmrt_tests::runtime::is_vmrt;
-use vmrt_tests::{PATIENCE, eventually};
+use vmrt_tests::{TIMEOUT, eventually};
 
 use crate::Test;
-use crate::docker::CLEAN_PATIENCE;
+use crate::docker::CLEAN_TIMEOUT;
 use crate::docker::network::page;
 use client::Cri;
 pub use node::make_network;
 use node::{Node, PodCgroup};
 
 pub const TESTS: &[Test] = &[
-    ("a_pod_of_two_containers_lives_by_cri", a_pod_of_two_containers_lives_by_cri),
-    ("containerd_2_takes_its_file_and_runs_the_pod", containerd_2_takes_its_file_and_runs_the_pod),
+    ("a_pod_of_two_containers_runs_by_cri", a_pod_of_two_containers_runs_by_cri),
+    ("containerd_2_reads_its_file_and_runs_the_pod", containerd_2_reads_its_file_and_runs_the_pod),
 ];
 
 /// What containerd and its shim make for their first pod, and keep, whatever the runtime.
-fn is_containerds(line: &str) -> bool {
+fn is_containerd_state(line: &str) -> bool {
     let kept = [
         "/k8s.io",
         "/run/containerd/runc",
@@ -92,30 +92,30 @@ fn memory_of(manifest: &Value) -> i64 {
 /// Runs the pod of `deploy/` on a node for `work`, and sees that nothing is left of it.
 fn with_pod(node: &Node, work: impl FnOnce(&Pod<'_>, &PodCgroup)) {
     let manifest = manifest::read("kubernetes/pod.yaml");
-    let before = Census::take();
+    let before = HostSnapshot::take();
     let cgroup = PodCgroup::new(memory_of(&manifest));
     let pod = Pod::start(node, &manifest, &cgroup);
     the_containers_share_the_loopback(&pod);
-    they_are_configured_as_asked_for(&pod);
+    the_containers_are_as_configured(&pod);
     a_container_ends_with_its_status_and_its_log(&pod, &manifest, node.logs());
     work(&pod, &cgroup);
     pod.end();
     drop(cgroup);
-    before.assert_restored(CLEAN_PATIENCE, is_containerds);
+    before.assert_restored(CLEAN_TIMEOUT, is_containerd_state);
 }
 
-fn a_pod_of_two_containers_lives_by_cri() {
+fn a_pod_of_two_containers_runs_by_cri() {
     let node = Node::of_debian();
     with_pod(&node, |pod, cgroup| {
-        they_share_a_volume(pod);
+        the_containers_share_a_volume(pod);
         an_exec_has_streams_and_a_status(pod);
-        the_class_has_room_for_the_machine(pod, cgroup);
+        the_runtime_class_overhead_is_enough(pod, cgroup);
         a_container_is_stopped_and_removed(pod);
     });
     namespaces_of_the_node_are_refused(&node);
 }
 
-fn containerd_2_takes_its_file_and_runs_the_pod() {
+fn containerd_2_reads_its_file_and_runs_the_pod() {
     with_pod(&Node::of_containerd_2(), |_, _| {});
 }
 
@@ -125,7 +125,7 @@ fn namespaces_of_the_node_are_refused(node: &Node) {
         return;
     }
     let manifest = manifest::read("kubernetes/pod.yaml");
-    let before = Census::take();
+    let before = HostSnapshot::take();
     let cgroup = PodCgroup::new(memory_of(&manifest));
     let changes: [fn(&mut NamespaceOption); 3] = [
         |options| options.network = NamespaceMode::Node.into(),
@@ -140,7 +140,7 @@ fn namespaces_of_the_node_are_refused(node: &Node) {
         assert!(refusal.contains("namespace is refused"), "{refusal}");
     }
     drop(cgroup);
-    before.assert_restored(CLEAN_PATIENCE, is_containerds);
+    before.assert_restored(CLEAN_TIMEOUT, is_containerd_state);
 }
 
 fn volume() -> TempDir {
@@ -160,7 +160,7 @@ fn the_containers_share_the_loopback(pod: &Pod<'_>) {
     assert!(to_loopback.is_err(), "what listens at the loopback is the pod's alone");
 }
 
-fn they_are_configured_as_asked_for(pod: &Pod<'_>) {
+fn the_containers_are_as_configured(pod: &Pod<'_>) {
     let ask = |script| pod.cri.output(&pod.front, script);
     assert_eq!(ask("hostname"), pod.config.hostname);
     assert!(ask("cat /etc/resolv.conf").contains(manifest::NAME_SERVER));
@@ -175,7 +175,7 @@ fn they_are_configured_as_asked_for(pod: &Pod<'_>) {
     }
 }
 
-fn they_share_a_volume(pod: &Pod<'_>) {
+fn the_containers_share_a_volume(pod: &Pod<'_>) {
     let volume = pod.volume.path();
     fs::write(volume.join("host"), "of the host").expect("a file of the host");
     assert_eq!(pod.cri.output(&pod.app, "cat /volume/host; echo of app >/volume/app"), "of the host");
@@ -199,7 +199,7 @@ fn a_container_ends_with_its_status_and_its_log(pod: &Pod<'_>, manifest: &Value,
     assert!(status.started_at > status.created_at && status.finished_at > status.started_at, "{status:?}");
     let wanted = ["stderr F err", "stdout F out", "stdout P unfinished"];
     let mut lines = Vec::new();
-    let written = eventually(PATIENCE, || {
+    let written = eventually(TIMEOUT, || {
         lines = log(&logs.join("short.log"));
         lines.sort();
         (lines == wanted).then_some(())
@@ -220,11 +220,11 @@ fn log(path: &Path) -> Vec<String> {
 }
 
 /// Both containers use up nearly all they may, in a cgroup that has just what the kubelet gives it.
-fn the_class_has_room_for_the_machine(pod: &Pod<'_>, cgroup: &PodCgroup) {
+fn the_runtime_class_overhead_is_enough(pod: &Pod<'_>, cgroup: &PodCgroup) {
     let hold = "{ dd if=/dev/zero bs=56M count=1 | sleep 1000; } >/dev/null 2>&1 &";
     for container in [&pod.app, &pod.front] {
         pod.cri.output(container, hold);
-        let held = eventually(PATIENCE, || {
+        let held = eventually(TIMEOUT, || {
             let used = pod.cri.output(container, "cat /sys/fs/cgroup/memory.current").parse::<u64>().expect("a number");
             (used >= 56 << 20).then_some(())
         });

@@ -5,9 +5,9 @@ use std::process::Command;
 use std::thread;
 
 /// A tmpfs mounted on a directory of the host; unmounted when dropped.
-pub struct Mounted<'a>(&'a Path);
+pub struct TmpfsMount<'a>(&'a Path);
 
-impl<'a> Mounted<'a> {
+impl<'a> TmpfsMount<'a> {
     /// Mounts it.
     ///
     /// # Panics
@@ -44,7 +44,7 @@ impl<'a> Mounted<'a> {
     }
 }
 
-impl Drop for Mounted<'_> {
+impl Drop for TmpfsMount<'_> {
     fn drop(&mut self) {
         let is_mounted = Command::new("mountpoint").arg("--quiet").arg(self.0).status();
         if is_mounted.is_ok_and(|status| status.success()) {

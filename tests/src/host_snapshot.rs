@@ -9,9 +9,9 @@ use crate::eventually;
 
 /// Everything a runtime could leave behind, one line each.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Census(BTreeSet<String>);
+pub struct HostSnapshot(BTreeSet<String>);
 
-impl Census {
+impl HostSnapshot {
     /// Counts processes, mounts, cgroups, sockets, network devices and what is in `/run`.
     #[must_use]
     pub fn take() -> Self {
@@ -25,14 +25,14 @@ impl Census {
         Self(found)
     }
 
-    /// Panics unless the machine is within `patience` as it was at this census, but for lines that `is_expected`.
+    /// Panics unless the machine is within `timeout` as it was at this host_snapshot, but for lines that `is_expected`.
     ///
     /// # Panics
     ///
     /// As said.
-    pub fn assert_restored(&self, patience: Duration, is_expected: impl Fn(&str) -> bool) {
+    pub fn assert_restored(&self, timeout: Duration, is_expected: impl Fn(&str) -> bool) {
         let mut added = Vec::new();
-        let clean = eventually(patience, || {
+        let clean = eventually(timeout, || {
             added = Self::take().added_since(self);
             added.retain(|line| !is_expected(line));
             added.is_empty().then_some(())
@@ -90,10 +90,10 @@ mod tests {
 
     #[test]
     fn a_new_process_is_seen() {
-        let before = Census::take();
+        let before = HostSnapshot::take();
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        let added = crate::eventually(crate::PATIENCE, || {
-            let added = Census::take().added_since(&before);
+        let added = crate::eventually(crate::TIMEOUT, || {
+            let added = HostSnapshot::take().added_since(&before);
             added.iter().any(|line| line.ends_with("sleep 60 ")).then_some(added)
         });
         child.kill().unwrap();
@@ -105,9 +105,9 @@ mod tests {
     fn a_new_socket_is_seen() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
-        let before = Census::take();
+        let before = HostSnapshot::take();
         let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
         let line = format!("socket {}", path.display());
-        assert!(Census::take().added_since(&before).contains(&line));
+        assert!(HostSnapshot::take().added_since(&before).contains(&line));
     }
 }
