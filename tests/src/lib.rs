@@ -1,8 +1,7 @@
-//! What vmrt's end-to-end tests share: bundles, the runtime under test, terminals, and a host_snapshot of what it leaves
-//! behind.
+//! Shared parts of vmrt's end-to-end tests: bundles, the runtime under test, its callers, terminals, and the leak check.
 //!
-//! The tests change the machine they run on and count what is on it, so they run alone in the test host, one at a
-//! time: see `tests/e2e`.
+//! The tests change the machine that they run on and check its state. So they run alone in the test host, one at a time: see
+//! `tests/e2e`.
 
 pub mod bundle;
 pub mod caller;
@@ -17,10 +16,10 @@ pub mod tmpfs_mount;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long anything may take in a slow test host before it counts as hanging.
+/// An operation that takes longer than this counts as hanging. Sufficient for a slow test host.
 pub const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Asks again and again until `answer` gives something, and gives up with `None` when `timeout` is over.
+/// Calls `answer` until it returns a value, or returns `None` after `timeout`.
 pub fn eventually<T>(timeout: Duration, mut answer: impl FnMut() -> Option<T>) -> Option<T> {
     let end = Instant::now() + timeout;
     loop {

@@ -1,4 +1,4 @@
-//! File systems that tests mount on the host.
+//! A file system that tests mount on the host.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,11 +8,11 @@ use std::thread;
 pub struct TmpfsMount<'a>(&'a Path);
 
 impl<'a> TmpfsMount<'a> {
-    /// Mounts it.
+    /// Mounts a tmpfs.
     ///
     /// # Panics
     ///
-    /// Where that fails.
+    /// Panics if the mount fails.
     #[must_use]
     pub fn new(on: &'a Path) -> Self {
         let status = Command::new("mount").args(["-t", "tmpfs", "sub"]).arg(on).status();
@@ -20,11 +20,11 @@ impl<'a> TmpfsMount<'a> {
         Self(on)
     }
 
-    /// Mounts one whose mounts below reach other mount namespaces.
+    /// Mounts a tmpfs with shared propagation: mounts below it appear in other mount namespaces.
     ///
     /// # Panics
     ///
-    /// Where that fails.
+    /// Panics if the mount fails.
     #[must_use]
     pub fn shared(on: &'a Path) -> Self {
         let mounted = Self::new(on);
@@ -33,11 +33,11 @@ impl<'a> TmpfsMount<'a> {
         mounted
     }
 
-    /// Unmounts it as a person would: false where it is in use, and is still mounted.
+    /// Unmounts it with `umount`. Returns false if it is in use and still mounted.
     ///
     /// # Panics
     ///
-    /// Where `umount` does not run.
+    /// Panics if `umount` does not run.
     #[must_use]
     pub fn unmount(&self) -> bool {
         Command::new("umount").arg(self.0).status().expect("umount runs").success()
