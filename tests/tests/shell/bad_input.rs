@@ -1,4 +1,4 @@
-//! What cannot be done: a clear message, an exit status, and nothing left behind.
+//! Invalid input: each command prints a clear message, fails, and leaves nothing behind.
 
 use std::fs;
 use std::process::Command;
@@ -7,7 +7,7 @@ use serde_json::json;
 use vmrt_tests::bundle::Bundle;
 use vmrt_tests::runtime::{CommandResult, RunningCommand, Runtime, is_vmrt, new_id, program};
 
-/// Asserts that this failed, said each of these, and said it once.
+/// Asserts that the command failed, and that its message is short and contains each of these words.
 #[track_caller]
 fn assert_refused(done: &CommandResult, words: &[&str]) {
     let message = done.message();
@@ -181,7 +181,7 @@ fn a_missing_or_truncated_kernel_or_initramfs_is_refused() {
     }
 }
 
-/// Where the tested vmrt has its kernel and initramfs.
+/// The directory with the kernel and the initramfs of the tested vmrt.
 fn vmrt_library() -> std::path::PathBuf {
     let which = Command::new("which").arg(program()).output().unwrap();
     let program = fs::canonicalize(String::from_utf8(which.stdout).unwrap().trim()).unwrap();
@@ -239,7 +239,7 @@ fn a_guest_without_an_agent_fails_the_run() {
     let folder = tempfile::tempdir().unwrap();
     let mute = folder.path().join("mute.cpio");
     let builder = std::env::var("VMRT_ROOTFS_BUILDER").expect("tests/e2e names rootfs-builder");
-    // As /init, busybox waits for someone to press a key.
+    // As /init, busybox waits for a key and never answers.
     let init = vmrt_tests::bundle::templates().join("busybox/rootfs/bin/busybox");
     let built = Command::new(builder).args(["initramfs", "--output"]).arg(&mute).arg("--agent").arg(init).status();
     assert!(built.unwrap().success());

@@ -1,4 +1,4 @@
-//! The time of day in containers is the host's.
+//! The time of day in containers.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
@@ -10,12 +10,12 @@ use vmrt_tests::bundle::Bundle;
 use vmrt_tests::runtime::{Runtime, new_id, wait};
 use vmrt_tests::{TIMEOUT, eventually};
 
-/// How far the clocks may be apart, in seconds.
+/// The largest allowed difference of the clocks, in seconds.
 const TOLERANCE: f64 = 0.010;
 
-/// Tells the time, and by how much it is more than the time since the boot, at once and for each line that it reads. It is asked in
-/// between two readings of the time since the boot. Of five attempts the one counts in which these were closest: in the others
-/// something else ran on the CPU.
+/// A program that prints the time of day, and its difference to the time since the boot: at the start and for each line that it reads.
+/// It reads the time of day between two readings of the time since the boot. Of five attempts it prints the one with the smallest
+/// difference of these readings: in the others, something else ran on the CPU.
 const PROGRAM: &str = r#"
     use Time::HiRes qw(time clock_gettime CLOCK_MONOTONIC);
     sub attempt {
@@ -30,14 +30,14 @@ const PROGRAM: &str = r#"
     report while <STDIN>;
 "#;
 
-/// A container that tells its time.
+/// A container that reports its time.
 struct Clock<'a> {
     runtime: &'a Runtime,
     id: String,
     child: Child,
     questions: Option<ChildStdin>,
     answers: BufReader<ChildStdout>,
-    /// By how much the time was more than the time since the boot, when the container's program began.
+    /// The difference of the time of day and the time since the boot when the container's program began.
     first: f64,
 }
 
@@ -66,7 +66,7 @@ impl<'a> Clock<'a> {
         self.read_answer()
     }
 
-    /// How far the clock is wrong for certain, in seconds: the container's answer belongs to a moment between two of the host's.
+    /// The least possible error of the clock, in seconds: the container reads its clock between two readings of the host's.
     fn error(&mut self) -> f64 {
         let before = host_time();
         let (time, _) = self.ask();
@@ -116,7 +116,7 @@ fn the_time_of_day_is_the_hosts_from_the_start_and_after_changes() {
     let mut clocks: Vec<_> = (0..9).map(|_| Clock::start(&runtime, &bundle)).collect();
     for clock in &mut clocks {
         clock.assert_right("at the start");
-        // What was corrected since the program began would show here.
+        // A correction since the program began would appear here.
         let corrected = clock.ask().1 - clock.first;
         assert!(corrected.abs() <= TOLERANCE, "the clock was wrong by {corrected} s when the program began");
     }

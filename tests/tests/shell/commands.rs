@@ -1,4 +1,4 @@
-//! Commands that only tell something, and those that are not there yet.
+//! Commands that only print something, and those that are not supported yet.
 
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -21,7 +21,7 @@ fn features_prints_the_specifications_json() {
     assert!(features.pointer("/linux/seccomp/enabled").is_some_and(Value::is_boolean));
 }
 
-/// What `features` names does its work: a container with all of those mount options and namespaces runs.
+/// A container with all mount options and namespaces that `features` lists runs.
 #[test]
 fn a_container_runs_with_every_listed_feature() {
     let runtime = Runtime::new();
@@ -33,7 +33,7 @@ fn a_container_runs_with_every_listed_feature() {
         let list = features.pointer(pointer).and_then(Value::as_array).unwrap();
         list.iter().map(|name| name.as_str().unwrap().to_owned()).collect()
     };
-    // Binds and what contradicts the rest are what other tests are about.
+    // Other tests check binds, and options that contradict the rest.
     let skipped = |name: &str| ["bind", "symfollow", "dev", "remount", "idmap"].iter().any(|part| name.contains(part));
     let options: Vec<_> = names("/mountOptions").into_iter().filter(|name| !skipped(name)).collect();
     let mount = json!({"type": "tmpfs", "source": "tmpfs", "destination": "/with-options", "options": options});
@@ -50,7 +50,7 @@ fn ps_shows_the_processes_of_the_container_and_no_others() {
     let runtime = Runtime::new();
     let bundle = Bundle::script("sleep 1001 & sleep 1002 & wait");
     let container = runtime.start_container(&bundle);
-    // Each is a copy of the shell at first, whose arguments go on behind their numbers.
+    // Each process is first a copy of the shell, whose command line continues after the number.
     let both_run = || {
         let table = container.call("ps", &[]).ok().text();
         [" sleep 1001", " sleep 1002"].iter().all(|end| table.lines().any(|row| row.ends_with(end))).then_some(table)
@@ -146,7 +146,7 @@ fn preserved_and_listening_descriptors_are_refused_by_name() {
     let bundle = bundle.path().to_str().unwrap();
     let done = runtime.call(&["run", "--preserve-fds", "1", "--bundle", bundle, "refused"]);
     assert!(done.code == 1 && done.message().contains("--preserve-fds is refused"), "{done:?}");
-    // The shell replaces itself by the runtime, so that the sockets are meant for that.
+    // `exec` replaces the shell by the runtime, so LISTEN_PID is the runtime's pid.
     let line =
         format!("LISTEN_FDS=1 LISTEN_PID=$$ exec {} run --bundle {bundle} refused", vmrt_tests::runtime::program());
     let done = std::process::Command::new("sh").args(["-c", &line]).output().unwrap();
@@ -157,7 +157,7 @@ fn preserved_and_listening_descriptors_are_refused_by_name() {
 #[test]
 fn pidfd_socket_gets_a_pidfd_of_the_container_process() {
     let runtime = Runtime::new();
-    // runc has it since 1.2.
+    // runc has this option since 1.2.
     if !is_vmrt() {
         return;
     }

@@ -1,4 +1,4 @@
-//! Sudden death: whatever is killed, whenever, nothing is left.
+//! Processes that are killed at any time leave nothing behind.
 
 use std::fs;
 use std::process::Stdio;
@@ -65,7 +65,7 @@ fn a_guest_panic_is_reported_in_the_error() {
         return;
     }
     let runtime = Runtime::new();
-    // The guest's kernel has no sysrq keys to press; this is how its owner can have it panic all the same.
+    // The guest's kernel has no sysrq. Root can still make it panic this way.
     let bundle =
         Bundle::script("echo 2 >/proc/sys/vm/panic_on_oom && head -c 100000000 /dev/zero | tail").with_capabilities();
     let bundle = bundle.without("/linux/readonlyPaths").without("/linux/maskedPaths");
@@ -75,7 +75,7 @@ fn a_guest_panic_is_reported_in_the_error() {
     assert!(done.message().to_lowercase().contains("panic"), "{done:?}");
 }
 
-/// A number below `bound` from a fixed sequence, so that a failure can be met again.
+/// A number below `bound` from a fixed sequence, so that a failure can be reproduced.
 fn random(state: &mut u64, bound: u64) -> u64 {
     *state ^= *state << 13;
     *state ^= *state >> 7;
@@ -111,7 +111,7 @@ fn kill_vmm_after(delay: Duration) {
     let appeared = vmrt_tests::eventually(vmrt_tests::TIMEOUT, || vmms().first().copied()).expect("a VMM");
     let moment = Instant::now() + delay;
     thread::sleep(moment.saturating_duration_since(Instant::now()));
-    // It may be its own end that came first.
+    // It may have ended by itself.
     let _ = kill(appeared, Signal::SIGKILL);
 }
 

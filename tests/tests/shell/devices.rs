@@ -1,4 +1,4 @@
-//! The guest's own devices, where a configuration names those of the host: a whole `/dev`, parts of it, and loop devices.
+//! Devices of the guest in place of the host's: the whole `/dev`, directories in it, and loop devices.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use vmrt_tests::bundle::Bundle;
 use vmrt_tests::runtime::{CommandResult, Runtime, is_vmrt, new_id};
 
-/// A file that the host has in its `/dev/shm`; gone when dropped.
+/// A file in the host's `/dev/shm`; removed when dropped.
 struct SharedMemoryFile(PathBuf);
 
 impl SharedMemoryFile {
@@ -29,7 +29,7 @@ impl Drop for SharedMemoryFile {
     }
 }
 
-/// The bundle as engines make one that is privileged and has the host's `/dev`: without mounts of its own in there.
+/// The bundle as engines make it for a privileged container with the host's `/dev`: without other mounts in `/dev`.
 fn with_dev(bundle: Bundle, options: &[&str]) -> Bundle {
     let mounts = ["/dev/pts", "/dev/shm", "/dev/mqueue", "/dev"];
     let bundle = mounts.into_iter().fold(bundle, Bundle::without_mount);
@@ -46,7 +46,7 @@ fn assert_values(done: &CommandResult, values: &[(&str, &str)]) {
     }
 }
 
-/// The lines of what was told about devices of the guest's own.
+/// The lines of the message about the guest's own devices.
 fn device_warnings(done: &CommandResult) -> Vec<String> {
     done.message().lines().filter(|line| line.contains("own devices")).map(str::to_owned).collect()
 }
@@ -158,7 +158,7 @@ fn directories_of_dev_as_mounts_have_the_guests_devices() {
     );
 }
 
-/// Nodes as engines give a privileged container: the host's.
+/// The host's device nodes, as engines list them for a privileged container.
 fn nodes() -> Value {
     let node = |path: &str, kind, major, minor| json!({"path": path, "type": kind, "major": major, "minor": minor});
     let loops = (0..8).map(|number| node(&format!("/dev/loop{number}"), "b", 7, number));

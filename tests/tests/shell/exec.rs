@@ -11,7 +11,7 @@ fn exit_statuses_and_signals_pass_through() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["sleep", "1000"]);
     let container = runtime.start_container(&bundle);
-    // The least and the greatest, those that shells and runtimes have a meaning for, and some in between.
+    // The smallest and the largest, those with a meaning for shells and runtimes, and some in between.
     for status in (0..=255).step_by(17).chain([1, 2]).chain(124..=130).chain([137, 254]) {
         assert_eq!(container.script(&format!("exit {status}")).code, status);
     }
@@ -31,7 +31,7 @@ fn an_exec_runs_in_the_containers_namespaces_and_cgroup() {
     let script = "until [ $(cat /proc/1/comm) = sleep ]; do sleep 0.1; done; echo file=$(cat /tmp/file); echo host=$(hostname); echo init=$(cat /proc/1/comm); echo env=$FROM; echo cwd=$PWD; \
         for space in pid net ipc uts mnt; do [ $(readlink /proc/1/ns/$space) = $(readlink /proc/self/ns/$space) ] && echo $space=same; done; \
         echo cgroup=$([ \"$(cat /proc/1/cgroup)\" = \"$(cat /proc/self/cgroup)\" ] && echo same)";
-    // A process that is not the container's first may not look into it: the same capabilities are needed.
+    // To read /proc/1, the process needs the same capabilities as the first process.
     let done = container.script(script).ok();
     for (name, value) in [
         ("file", "mine"),
@@ -106,7 +106,7 @@ fn a_process_without_a_user_runs_as_root() {
 
 #[test]
 fn options_without_effect_are_accepted() {
-    // runc needs AppArmor on the host for the profile that is none.
+    // runc needs AppArmor on the host, even for `unconfined`.
     if !is_vmrt() {
         return;
     }
@@ -184,7 +184,7 @@ fn a_missing_program_is_reported_and_the_container_keeps_running() {
     assert!(missing.message().contains("no-such-program"), "{}", missing.message());
     let directory = container.exec(&["/etc"]);
     assert_ne!(directory.code, 0);
-    // runc 1.1 says the one, 1.2 the other.
+    // runc 1.1 prints the first message, 1.2 the second.
     let message = directory.message().to_lowercase();
     assert!(message.contains("permission denied") || message.contains("is a directory"), "{message}");
     assert_eq!(container.script("exit 3").code, 3);

@@ -1,4 +1,4 @@
-//! Hooks: which run when, where, and what their failure does.
+//! Hooks: when and where they run, and the effect of a failure.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use vmrt_tests::bundle::Bundle;
 use vmrt_tests::runtime::{Runtime, is_vmrt, new_id};
 
-/// A hook that runs a shell script of the host, in which `$D` is a directory for notes.
+/// A hook that runs a shell script on the host. `$D` is a directory for the script's results.
 fn hook(notes: &Path, script: &str) -> Value {
     json!({"path": "/bin/sh", "args": ["sh", "-c", script], "env": [format!("D={}", notes.display()), "PATH=/usr/bin:/bin"]})
 }
@@ -40,7 +40,7 @@ fn hooks_run_in_order_and_get_the_state() {
     let container = runtime.create_container(&bundle);
     let pid = container.pid();
     if is_vmrt() {
-        // runc 1.1 runs poststart here already.
+        // runc 1.1 has already run poststart here.
         assert_eq!(order(), "prestart createRuntime createRuntime createContainer ");
     }
     assert!(!bundle.file("told").exists(), "startContainer hooks wait for start");
@@ -105,7 +105,7 @@ fn a_failed_hook_before_the_start_leaves_nothing() {
         let done = runtime.run(&bundle);
         assert_ne!(done.code, 0, "{turn}");
         let message = done.message();
-        // runc 1.1 does not say which kind of hook.
+        // runc 1.1 does not print the kind of the hook.
         let name = if is_vmrt() { format!("running {turn} hook #0: ") } else { "hook #0: ".into() };
         assert!(message.contains(&name), "{message}");
         assert!(message.contains("exit status 3") && message.contains("because"), "{message}");

@@ -1,4 +1,4 @@
-//! What the host mounts below a volume that follows it, and unmounts again.
+//! Mounts that the host adds below a volume with slave propagation, and removes again.
 
 use std::fs;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use vmrt_tests::tmpfs_mount::TmpfsMount;
 
 const VISIBLE_WITHIN: Duration = Duration::from_secs(10);
 
-/// Waits until the container sees what the host has mounted, or has unmounted.
+/// Waits until a path exists in the container, or until it does not.
 fn await_file(container: &Container<'_>, path: &str, there: bool) {
     let found = || (container.exec(&["test", "-e", path]).code == 0) == there;
     assert!(eventually(VISIBLE_WITHIN, || found().then_some(())).is_some(), "{path} there: {there}");
@@ -30,7 +30,7 @@ fn the_host_can_unmount_a_mount_that_the_container_does_not_use() {
         fs::create_dir_all(place.join("a/b")).unwrap();
         fs::write(place.join("a/b/file"), "text").unwrap();
         await_file(&container, "/follows/sub/a/b/file", true);
-        // Looked at in every way, changed, and left.
+        // Reads and changes the files in many ways, and closes all of them.
         let script = "cd /follows/sub && find . >/dev/null && cat a/b/file && echo more >>a/b/file && mv a c && \
             ln c/b/file d && rm c/b/file && cat d && mkdir e && mv c/b e && rmdir e/b && ls -lR >/dev/null";
         assert_eq!(container.script(script).ok().text(), "texttextmore");
@@ -46,7 +46,7 @@ fn the_host_cannot_unmount_a_mount_with_an_open_file_of_the_container() {
     let _host = TmpfsMount::shared(host.path());
     let place = host.path().join("sub");
     fs::create_dir(&place).unwrap();
-    // Removed while it is open: it is reached by no name any more.
+    // The file is removed while it is open, so no path leads to it.
     let script = "while ! test -e /follows/sub/file; do sleep 0.1; done; exec 3<>/follows/sub/file; rm /follows/sub/file; \
         echo >/opened; while ! test -e /close; do sleep 0.1; done; echo written >&3; stat -L -c %h:%s /proc/self/fd/3 >/told; \
         exec 3>&-; echo >/closed; sleep 1000";

@@ -1,4 +1,4 @@
-//! Id-mapped mounts: files have other owners inside than on the host.
+//! Id-mapped mounts: files have other owners in the container than on the host.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -13,14 +13,14 @@ use tempfile::TempDir;
 use vmrt_tests::bundle::Bundle;
 use vmrt_tests::runtime::{CommandResult, Runtime, is_vmrt};
 
-/// Owners as `stat -c %u:%g` shows them where they are not mapped.
+/// Unmapped owners, as `stat -c %u:%g` prints them.
 const NOBODY: &str = "65534:65534";
 
 fn map(container: u32, host: u32, size: u32) -> Value {
     json!([{"containerID": container, "hostID": host, "size": size}])
 }
 
-/// Bind-mounts a directory whose files of user 1000 and group 2000 are shown as those of `owner`.
+/// Bind-mounts a directory and maps user 1000 and group 2000 to `owner`.
 fn mapped(bundle: Bundle, source: &Path, destination: &str, options: &[&str], owner: u32) -> Bundle {
     let mount = json!({"type": "bind", "source": source, "destination": destination, "options": options,
         "uidMappings": map(1000, owner, 10), "gidMappings": map(2000, owner, 10)});
@@ -32,7 +32,7 @@ fn make(path: &Path, uid: u32, gid: u32) {
     chown(path, Some(uid), Some(gid)).unwrap();
 }
 
-/// A directory of user 1000 and group 2000, with a file of theirs, `own`, and one of somebody else's, `foreign`.
+/// A directory of user 1000 and group 2000, with their file `own`, and the file `foreign` of another user.
 fn directory() -> TempDir {
     let directory = tempfile::tempdir().unwrap();
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -53,7 +53,7 @@ fn assert_values(done: &CommandResult, expected: &[(&str, &str)]) {
     }
 }
 
-/// Debian's runc is older than such mounts.
+/// Debian's runc does not support id-mapped mounts.
 fn is_unsupported() -> bool {
     !is_vmrt()
 }
@@ -151,7 +151,7 @@ fn a_mount_uses_the_user_namespaces_mappings_or_its_own() {
     assert_eq!(owner(&other.path().join("made")), (1000, 2000));
 }
 
-/// A file system of the host on a directory; unmounted when dropped.
+/// A tmpfs of user 1000 and group 2000 on a directory of the host; unmounted when dropped.
 struct OwnedMount<'a>(&'a Path);
 
 impl<'a> OwnedMount<'a> {
@@ -229,7 +229,7 @@ fn sockets_and_devices_are_mapped() {
         let (mut stream, _) = listener.accept().unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
-        // At once: whoever asks reads once.
+        // In one write: the client reads once.
         stream.write_all(text.repeat(2).as_bytes()).unwrap();
     });
     let python = "import os, socket\ns = os.stat('/dev/s')\nprint(s.st_uid, s.st_gid, os.stat('/dev/other').st_uid)\n\
@@ -280,7 +280,7 @@ fn invalid_mappings_are_refused_by_name() {
     assert!(message.contains("set the uid_map of mount /data: invalid argument"), "{message}");
 }
 
-/// With the mappings, requests do not tell any more who makes them.
+/// With id-mapped mounts, FUSE requests do not carry the caller's ids.
 #[test]
 fn a_change_without_cap_fsetid_clears_setuid() {
     let runtime = Runtime::new();

@@ -1,4 +1,4 @@
-//! Two sandboxes at once: neither sees anything of the other.
+//! Two sandboxes at the same time are isolated from each other and from the host.
 
 use vmrt_tests::bundle::Bundle;
 use vmrt_tests::runtime::{Runtime, is_vmrt};
@@ -38,7 +38,7 @@ fn no_vsock_address_answers_a_guest() {
         s.listen()\ntime.sleep(1000)";
     let bundles = [Bundle::debian(["python3", "-c", listen]), Bundle::busybox(["sleep", "1000"])];
     let [first, second] = bundles.each_ref().map(|bundle| runtime.start_container(bundle));
-    // What runs in a guest reaches neither the other guest nor the host's side, its own agent's port included.
+    // A process in a guest reaches neither the other guest nor the host, nor the port of its own agent.
     let probe = "import socket\nfor cid, port in [(c, 5000) for c in (0, 2, 4, 5, 6, 7)] + [(2, p) for p in range(1020, 1040)]:\n \
         s = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)\n s.settimeout(3)\n try:\n  s.connect((cid, port))\n  \
         print('reached', cid, port)\n except OSError: pass\nprint('done')";

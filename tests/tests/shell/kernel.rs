@@ -1,4 +1,4 @@
-//! What programs expect of a kernel: the guest's has what those of the host have.
+//! Features of the guest's kernel that programs expect.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +16,7 @@ fn assert_values(done: &CommandResult, expected: &[(&str, &str)]) {
 #[test]
 fn kernel_features_that_tools_use_are_present() {
     let runtime = Runtime::new();
-    // The host's own programs, in the container's network namespace.
+    // The host's programs run in the container's network namespace.
     let script = "for tool in iptables-legacy ip6tables-legacy; do echo $tool=$(for table in filter nat mangle raw security; do \
         chroot /host $tool -t $table -S | wc -l; done); done; \
         chroot /host iptables-legacy -A INPUT -p tcp --dport 7 -j REJECT && chroot /host iptables-legacy -S | grep -q dport && echo rule=kept; \
@@ -28,14 +28,14 @@ fn kernel_features_that_tools_use_are_present() {
     let bundle = Bundle::script(script)
         .with_capabilities()
         .bind(Path::new("/"), "/host", &["ro"])
-        // iptables-legacy has a lock there.
+        // iptables-legacy needs a lock file there.
         .with("/mounts/-", json!({"type": "tmpfs", "source": "tmpfs", "destination": "/host/run"}))
         .with("/process/capabilities/bounding/-", json!("CAP_SYS_CHROOT"));
     let bundle = ["effective", "permitted"]
         .iter()
         .fold(bundle, |bundle, set| bundle.with(&format!("/process/capabilities/{set}/-"), json!("CAP_SYS_CHROOT")));
     if !is_vmrt() {
-        return; // Modules that stay loaded would be what the test leaves behind.
+        return; // On the host, the test would leave kernel modules loaded.
     }
     let done = runtime.run(&bundle).ok();
     for tool in ["iptables-legacy", "ip6tables-legacy"] {
@@ -50,7 +50,7 @@ fn kernel_features_that_tools_use_are_present() {
     }
 }
 
-/// Memory and swap of this host in bytes.
+/// The host's memory and swap in bytes.
 fn host_memory() -> u64 {
     let text = fs::read_to_string("/proc/meminfo").unwrap();
     let value =

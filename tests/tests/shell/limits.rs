@@ -1,4 +1,4 @@
-//! cgroup limits, felt from inside.
+//! cgroup limits, seen from inside the container.
 
 use serde_json::json;
 use vmrt_tests::bundle::Bundle;

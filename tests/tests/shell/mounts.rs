@@ -1,4 +1,4 @@
-//! Mounts: their options, their propagation, and what of the host they can show.
+//! Mounts: options, propagation, and the kinds of sources.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -167,7 +167,7 @@ fn mounts_and_the_root_have_the_configured_propagation() {
     }
 }
 
-/// Answers every connection with what it had read up to its end, twice.
+/// Answers every connection with everything that it sent, twice.
 fn serve(listener: &UnixListener, connections: usize) {
     for _ in 0..connections {
         let (mut stream, _) = listener.accept().expect("a connection");
@@ -193,7 +193,7 @@ fn a_mounted_socket_reaches_the_hosts_server() {
     let bundle = Bundle::debian(["python3", "-c", python]).bind(&path, "/dev/service.sock", &[]);
     assert_eq!(runtime.run(&bundle).ok().text(), "True 0o620 7\nTrue\nTrue\nTrue");
     server.join().unwrap();
-    // Nobody answers any more.
+    // The server has ended.
     let python = "import socket\ns = socket.socket(socket.AF_UNIX)\ntry:\n s.connect('/dev/service.sock')\n s.sendall(b'x')\n \
         print(s.recv(1))\nexcept OSError as error: print('refused')";
     let bundle = Bundle::debian(["python3", "-c", python]).bind(&path, "/dev/service.sock", &[]);

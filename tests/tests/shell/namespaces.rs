@@ -1,4 +1,4 @@
-//! The namespaces a container has, and those it joins.
+//! Namespaces that a container has or joins.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -10,12 +10,12 @@ use vmrt_tests::bundle::Bundle;
 use vmrt_tests::runtime::{Runtime, is_vmrt};
 use vmrt_tests::{TIMEOUT, eventually};
 
-/// The network namespace a process of the host is in.
+/// The network namespace of a process of the host.
 fn network_of(pid: &impl ToString) -> PathBuf {
     fs::read_link(PathBuf::from("/proc").join(pid.to_string()).join("ns/net")).expect("a network namespace")
 }
 
-/// A process that holds a network namespace of its own.
+/// A process that keeps a new network namespace open.
 struct Holder(Child);
 
 impl Holder {

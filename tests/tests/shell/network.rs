@@ -1,4 +1,4 @@
-//! The network of a container: the interfaces of its network namespace, whoever put them there.
+//! The network of a container: the interfaces of its network namespace.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -11,7 +11,7 @@ use vmrt_tests::bundle::Bundle;
 use vmrt_tests::runtime::{Container, Runtime, is_vmrt};
 use vmrt_tests::{TIMEOUT, eventually};
 
-/// Runs `ip` or another tool of the host with the words of `line`; its output.
+/// Runs `ip` or another tool of the host with the words of `line`, and returns its output.
 fn tool(line: &str) -> String {
     let mut words = line.split_whitespace();
     let output = Command::new(words.next().expect("a program")).args(words).output().expect("the tool starts");
@@ -19,9 +19,9 @@ fn tool(line: &str) -> String {
     String::from_utf8_lossy(&output.stdout).trim().to_string()
 }
 
-/// A network namespace whose `eth0` leads to the host, in network 10.99.NUMBER.0/24; gone when dropped.
+/// A network namespace whose `eth0` connects to the host, in network 10.99.NUMBER.0/24; removed when dropped.
 ///
-/// Made before the [`Runtime`], whose host_snapshot then does not count it.
+/// Create it before the [`Runtime`], whose snapshot of the host then includes it.
 struct Network {
     number: u8,
     name: String,
@@ -37,7 +37,7 @@ impl Network {
         network
     }
 
-    /// Adds an interface in network 10.99.NUMBER.0/24, whose host is 1 there and in fd99:NUMBER::/64.
+    /// Adds an interface in the networks 10.99.NUMBER.0/24 and fd99:NUMBER::/64. The host has address 1 in both.
     fn add_interface(&self, number: u8, name: &str) {
         let host = format!("vh{number}");
         tool(&format!("ip link add {host} type veth peer name {name} netns {}", self.name));
@@ -70,7 +70,7 @@ impl Network {
         )
     }
 
-    /// Its interfaces and what is done with their traffic.
+    /// The interfaces of the namespace and their queueing disciplines.
     fn inventory(&self) -> (String, String) {
         (self.ip("-o -br link"), tool(&format!("tc -n {} qdisc", self.name)))
     }
@@ -80,14 +80,14 @@ impl Drop for Network {
     fn drop(&mut self) {
         tool(&format!("ip netns delete {}", self.name));
         let host = format!("vh{}", self.number);
-        // The kernel takes the other end of a pair away when it gets to it.
+        // The kernel removes the other end of the pair some time later.
         let gone = || (!tool("ip -o link").contains(&format!(" {host}@"))).then_some(());
         let gone = eventually(TIMEOUT, gone);
         assert!(std::thread::panicking() || gone.is_some(), "{host} stays");
     }
 }
 
-/// Listens on an address of the host, for the rest of the test.
+/// Listens on an address of the host.
 fn listen(address: &str) -> TcpListener {
     TcpListener::bind(address).expect("the host listens")
 }
@@ -125,7 +125,7 @@ fn the_guests_interface_is_configured_as_in_the_namespace() {
     assert!(addresses.contains("inet 10.99.1.2/24 brd 10.99.1.255"), "{addresses}");
     assert!(addresses.contains("inet6 fd99:1::2/64"), "{addresses}");
     let guest = lines("ip route");
-    // The busybox does not print everything.
+    // Busybox does not print all attributes.
     for (route, words) in [
         ("default", vec!["via 10.99.1.1", "dev eth0"]),
         ("192.0.2.0/24", vec!["via 10.99.1.1", "src 10.99.1.2", "metric 77"]),
@@ -142,7 +142,7 @@ fn the_guests_interface_is_configured_as_in_the_namespace() {
     assert!(neighbours.contains("10.99.1.9 dev eth0 lladdr 02:99:00:00:00:99"), "{neighbours}");
 }
 
-/// The words of each line about `eth0`, in the order of the lines.
+/// The lines about `eth0`, with single spaces, sorted.
 fn of_eth0(text: &str) -> Vec<String> {
     let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
     let mut lines: Vec<_> = text.lines().map(words).filter(|line| line.contains(" dev eth0 ")).collect();
@@ -167,7 +167,7 @@ fn routes_keep_all_their_attributes() {
         network.ip(&format!("{}route add {route}", if route.contains("::") { "-6 " } else { "" }));
     }
     let runtime = Runtime::new();
-    // The host's own program tells in the guest as well what there is.
+    // The host's `ip` prints the routes in the guest, too.
     let bundle = network.join(Bundle::busybox(["sleep", "1000"])).bind(Path::new("/usr"), "/host", &["ro"]);
     let container = runtime.start_container(&bundle);
     let ip = |arguments: &str| {
@@ -177,7 +177,7 @@ fn routes_keep_all_their_attributes() {
     };
     let all = "-d -4 route show table all";
     assert_eq!(of_eth0(&ip(all)), of_eth0(&network.ip(all)));
-    // How long it will last has changed meanwhile.
+    // The remaining lifetime has changed meanwhile.
     let lasting = |text: &str| {
         let lines = of_eth0(text).into_iter().filter(|line| line.starts_with("unicast 2001:db8:"));
         let until = |line: String| line.split(" expires ").next().map(str::to_owned).map(|start| (start, line));
@@ -193,14 +193,14 @@ fn routes_keep_all_their_attributes() {
 fn pings_and_streams_work_in_both_directions() {
     let network = Network::new(2);
     let runtime = Runtime::new();
-    // What the guest hears it sends back.
+    // The guest echoes everything.
     let bundle = network.join(Bundle::busybox(["nc", "-ll", "-p", "7000", "-e", "cat"]));
     let container = runtime.start_container(&bundle);
     container.script("ping -c 3 -w 60 10.99.2.1").ok();
     container.script("ping -c 1 -s 1372 -w 60 10.99.2.1").ok();
     container.script("ping -6 -c 1 -w 60 fd99:2::1").ok();
     for address in ["10.99.2.2:7000", "[fd99:2::2]:7000"] {
-        // More than fits into any buffer on the way, in segments as large as they come.
+        // More data than fits into all buffers on the path, in large segments.
         let sent: Vec<u8> = (0..3_000_000_u32).map(|index| index.to_le_bytes()[(index % 3) as usize]).collect();
         let mut stream = connect(address);
         let mut writer = stream.try_clone().expect("a descriptor");
@@ -280,7 +280,7 @@ fn nothing_is_left_in_the_namespace() {
     runtime.run(&network.join(Bundle::script("ping -c 1 -w 60 10.99.5.1"))).ok();
 }
 
-/// An interface for a container whose network namespace is its own, as an engine adds it.
+/// Adds an interface to a container with a new network namespace, as an engine does.
 fn add_to(container: &Container<'_>) {
     let pid = container.pid();
     tool(&format!("ip link add vh6 type veth peer name eth0 netns {pid}"));
@@ -322,7 +322,7 @@ fn interfaces_are_attached_changed_and_detached_while_the_guest_runs() {
         has("ip route | grep '^192.0.2.0/24 via 10.99.11.1 dev eth1'", true);
         assert_eq!(container.script("cat /sys/class/net/eth1/address").ok().text(), "02:99:00:00:00:0b");
         container.script("ping -c 1 -w 60 10.99.11.1 && ping -6 -c 1 -w 60 fd99:11::1").ok();
-        // What is there already changes, too.
+        // Addresses and routes change, too.
         network.ip("address add 10.99.11.9/24 dev eth1");
         has("ip -4 -o address show dev eth1 | grep -F 10.99.11.9/24", true);
         network.ip("link set eth1 mtu 1400");
@@ -401,7 +401,7 @@ fn many_concurrent_connections_are_served() {
         })
         .collect();
     assert!(clients.into_iter().all(|client| client.join().expect("a client")));
-    // A guest that is not listening refuses, it does not swallow.
+    // A guest without a listener refuses connections; it does not drop them.
     let refused = TcpStream::connect_timeout(&"10.99.9.2:7009".parse().expect("an address"), Duration::from_secs(60));
     assert_eq!(refused.expect_err("nobody listens").kind(), std::io::ErrorKind::ConnectionRefused);
     assert_eq!(container.status(), "running");

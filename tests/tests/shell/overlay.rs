@@ -1,4 +1,4 @@
-//! Overlays that a container mounts itself, as image builders and nested engines do, with their layers on a volume.
+//! Overlays that a container mounts, as image builders and nested engines do, with their layers on a volume.
 
 use std::fs;
 use std::path::Path;
@@ -7,7 +7,7 @@ use serde_json::json;
 use vmrt_tests::bundle::Bundle;
 use vmrt_tests::runtime::{CommandResult, Runtime, is_vmrt};
 
-/// What the scripts have in common. Cached names are valid for a second, so nothing is proven before that has passed.
+/// Shell functions of the scripts. They sleep, because the guest caches names for a second.
 const FUNCTIONS: &str = r#"
 set -e
 layers() {
@@ -36,13 +36,13 @@ empty() { rm -rf $1/m/*; echo $1-left=$(ls -A $1/m | wc -l); umount $1/m; }
 cd /data
 "#;
 
-/// What `show` prints, whatever the layers are on.
+/// The output of `show`, which does not depend on the file system of the layers.
 const SHOWN: &str = "d hard held links links2 map meta moved new3 owner pipe symbolic times : f more : links more : links : \
      new : MAP : : x y : x y : 640 : meta : 1000";
 
 fn run(runtime: &Runtime, volume: &Path, script: &str) -> CommandResult {
     fs::write(volume.join("script"), format!("{FUNCTIONS}{script}")).unwrap();
-    // Who maps root into a user namespace needs CAP_SETFCAP.
+    // Mapping root into a user namespace needs CAP_SETFCAP.
     let bundle = ["bounding", "effective", "permitted"]
         .iter()
         .fold(Bundle::debian(["sh", "/data/script"]).with_capabilities().bind(volume, "/data", &[]), |bundle, set| {
@@ -82,7 +82,7 @@ fn an_overlay_on_a_volume_behaves_as_on_the_host() {
             ],
         );
     }
-    // The layers outlive the machine.
+    // The layers work in another machine.
     let script = "join trusted; join user ,userxattr; for at in trusted user; do show $at later; empty $at; done";
     let done = run(&runtime, volume.path(), script);
     for layers in ["trusted", "user"] {
@@ -94,7 +94,7 @@ fn an_overlay_on_a_volume_behaves_as_on_the_host() {
 fn overlay_options_work_with_any_layers() {
     let runtime = Runtime::new();
     let volume = tempfile::tempdir().unwrap();
-    // Renaming a merged directory needs a redirect, and a change of its metadata alone leaves a file's contents below.
+    // Renaming a merged directory needs a redirect. With metacopy, a change of metadata does not copy the file's contents.
     let script = r#"
 layers r; head -c 65536 /dev/zero >>r/a/meta; join r ,redirect_dir=on,metacopy=on
 python3 -c "import os; os.rename('r/m/merged', 'r/m/moved')"; chmod 640 r/m/meta; sleep 2
@@ -140,13 +140,13 @@ fn an_overlay_shows_changes_by_the_host_in_a_lower_layer() {
         let running = scope.spawn(|| runtime.run(&bundle));
         let place = |name: &str| volume.path().join(name);
         assert!(vmrt_tests::eventually(vmrt_tests::TIMEOUT, || place("ready").exists().then_some(())).is_some());
-        // Of the upper layer the overlay alone may change anything.
+        // Only the overlay may change the upper layer, so change a lower one.
         fs::write(place("new"), "changed\n").unwrap();
         fs::rename(place("new"), place("h/a/meta")).unwrap();
         fs::write(place("go"), "").unwrap();
         running.join().unwrap().ok()
     });
-    // On the host itself an overlay goes on showing what it knows.
+    // On the host itself, an overlay continues to show its cached state.
     if is_vmrt() {
         assert_values(&done, &[("below", "changed")]);
     }

@@ -1,4 +1,4 @@
-//! Containers that are stopped where they are, and go on.
+//! `pause` and `resume`.
 
 use std::fs;
 use std::thread::sleep;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use vmrt_tests::bundle::Bundle;
 use vmrt_tests::runtime::{Container, RunningCommand, Runtime, is_vmrt};
 
-/// A container that writes a longer file all the time.
+/// A container that continuously appends to a file.
 fn counting_bundle() -> Bundle {
     Bundle::script("while :; do echo >>/count; sleep 0.01; done")
 }

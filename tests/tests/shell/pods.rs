@@ -1,4 +1,4 @@
-//! Containers that join namespaces of another by its pid, as those of a pod do: they are in its machine.
+//! Containers that join namespaces of another by its pid, as the containers of a pod do. They run in its machine.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -12,7 +12,7 @@ use vmrt_tests::{TIMEOUT, eventually};
 
 const SHARED: [(&str, &str); 4] = [("pid", "pid"), ("network", "net"), ("ipc", "ipc"), ("uts", "uts")];
 
-/// The bundle with these namespaces of `host`, and all others its own.
+/// The bundle with these namespaces of `host`, and new ones of all other kinds.
 pub(crate) fn join_namespaces(bundle: Bundle, host: &Container<'_>, shared: &[&str]) -> Bundle {
     let own = ["mount", "cgroup"].map(|kind| json!({"type": kind}));
     let namespace = |(kind, file): (&str, &str)| match shared.contains(&kind) {
@@ -25,7 +25,7 @@ pub(crate) fn join_namespaces(bundle: Bundle, host: &Container<'_>, shared: &[&s
 
 pub(crate) const ALL: [&str; 4] = ["pid", "network", "ipc", "uts"];
 
-/// What tells the namespaces and the machine that a process is in, a line each.
+/// A script that prints the namespaces and the machine of a process, a line each.
 const WHERE: &str = "for ns in pid net ipc uts mnt cgroup; do readlink /proc/self/ns/$ns; done; \
      cat /proc/sys/kernel/random/boot_id";
 
@@ -60,7 +60,7 @@ fn a_container_joins_namespaces_of_another() {
     assert_eq!(all.exec(&["hostname"]).ok().text(), "pod");
     assert!(network.exec(&["ip", "addr", "show", "lo"]).ok().text().contains("10.77.0.1"));
     assert!(all.exec(&["ps"]).ok().text().contains("sleep 1000"), "the first's processes are seen");
-    // To the host each is a process of its own, in the network namespace of the pod.
+    // On the host each container is a separate process, in the network namespace of the pod.
     assert_ne!(first.pid(), all.pid());
     assert_eq!(network_on_host(&first), network_on_host(&all));
     assert_eq!(network_on_host(&first), network_on_host(&network));
@@ -122,7 +122,7 @@ fn a_container_ends_with_its_process_on_the_host() {
     second.await_status("stopped");
     second.call("delete", &[]).ok();
     assert!(!is_there(), "it outlived its process on the host");
-    // Its name is free again, in the machine too.
+    // The id can be used again, also in the machine.
     let mut command = runtime.command(&["run", "--detach", "--bundle"]);
     let code = vmrt_tests::runtime::wait(
         &mut command.arg(bundle.path()).arg(&second.id).stdout(std::process::Stdio::null()).spawn().unwrap(),
@@ -134,7 +134,7 @@ fn a_container_ends_with_its_process_on_the_host() {
     assert!(!is_there());
 }
 
-/// Seconds that the machine of a container has run.
+/// The uptime of a container's machine in seconds.
 fn uptime(container: &Container<'_>) -> f64 {
     let text = container.exec(&["cat", "/proc/uptime"]).ok().text();
     text.split_whitespace().next().and_then(|seconds| seconds.parse().ok()).expect("a number of seconds")
@@ -219,7 +219,7 @@ fn a_container_joins_the_user_namespace_of_its_pod() {
     assert_eq!(second.script("grep -c ' /mnt tmpfs' /proc/1/mounts; cat /proc/1/comm").ok().text(), "1\nsleep");
     let user = runtime.call(&["exec", "--user", "7:8", &second.id, "sh", "-c", "id -u; id -g"]);
     assert_eq!(user.ok().text(), "7\n8");
-    // A third joins the second's users, which are the first's; an engine may give their mappings as well.
+    // A third container joins the second's user namespace, which is the first's. An engine may specify its mappings as well.
     let same = join_namespaces(Bundle::busybox(["cat", "/proc/self/uid_map"]).with_user_namespace(), &second, &ALL);
     let same = same.with("/linux/namespaces/-", namespace_of(&second, "user"));
     let done = runtime.run(&same).ok();
@@ -235,7 +235,7 @@ fn a_container_of_a_pod_can_have_a_user_namespace_of_its_own() {
     let bundle = Bundle::busybox(["sleep", "1000"]);
     let first = runtime.start_container(&bundle);
     let script = "readlink /proc/self/ns/net; cat /proc/self/uid_map";
-    // A sysfs shows a network namespace, and only who that one belongs to may mount it.
+    // A sysfs shows a network namespace, and only the owner of that namespace may mount it.
     let mapped =
         join_namespaces(Bundle::script(script).without_mount("/sys"), &first, &["network"]).with_user_namespace();
     let done = runtime.run(&mapped).ok();

@@ -1,4 +1,4 @@
-//! Containers that take all there is of memory, of processes or of CPU time: who else is in the machine goes on.
+//! Containers that use up memory, processes or CPU time: everything else in the machine keeps working.
 
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
@@ -12,24 +12,24 @@ use crate::pods::{ALL, join_namespaces};
 
 const MIB: u64 = 1 << 20;
 
-/// What takes ever more memory, a little at a time.
+/// A command that allocates more and more memory in small steps.
 const GREEDY: [&str; 2] = ["tail", "/dev/zero"];
 
-/// How long what is asked of a crowded machine may take in a slow test host; without care for it, it takes minutes.
+/// The longest time for a command on a crowded machine in a slow test host. Without the agent's priority it takes minutes.
 const MAX_DURATION: Duration = Duration::from_secs(30);
 
 fn limited(bundle: Bundle, mib: u64) -> Bundle {
     bundle.with("/linux/resources/memory", json!({"limit": mib * MIB, "swap": mib * MIB}))
 }
 
-/// How often `events` tells that memory ran out in the container while `cause` does what it does and the container then ends.
+/// Calls `cause`, ends the container, and returns how many `oom` events `events` has printed meanwhile.
 fn count_oom_events(runtime: &Runtime, container: &Container<'_>, cause: impl FnOnce()) -> usize {
     let mut command = runtime.command(&["events", "--interval", "200ms", &container.id]);
     let mut events = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(events.stdout.take().unwrap()).lines().map_while(Result::ok);
     lines.next().expect("events has begun");
     cause();
-    // The next numbers are behind what has happened before.
+    // These statistics come after all earlier events.
     runtime.call(&["events", "--stats", &container.id]).ok();
     container.call("kill", &["KILL"]).ok();
     let events_told = lines.filter(|line| serde_json::from_str::<Value>(line).unwrap()["type"] == "oom").count();
@@ -62,7 +62,7 @@ fn an_oom_kill_is_reported_once() {
     let bundle = limited(Bundle::busybox(["sleep", "1000"]), 64);
     let container = runtime.start_container(&bundle);
     let told = count_oom_events(&runtime, &container, || {
-        // Not the first process: the container goes on.
+        // It is not the first process, so the container keeps running.
         assert_eq!(container.exec(&GREEDY).code, 137);
         assert_eq!((container.status().as_str(), container.script("exit 4").code), ("running", 4));
     });
@@ -169,7 +169,7 @@ fn a_fork_bomb_can_be_killed() {
 #[test]
 fn container_processes_have_default_scheduling_and_oom_score() {
     let runtime = Runtime::new();
-    // Real-time priority and scheduling policy.
+    // Prints real-time priority, scheduling policy and OOM score.
     let script = "cut -d ' ' -f 40,41 /proc/self/stat; cat /proc/self/oom_score_adj";
     let bundle =
         Bundle::script(&format!("{{ {script}; }} >/first; exec sleep 1000")).with("/process/oomScoreAdj", json!(0));

@@ -1,4 +1,4 @@
-//! What a container's process finds around it: everything `config.json` says about it.
+//! The process and its environment: everything that `config.json` says about them.
 
 use serde_json::json;
 use vmrt_tests::bundle::Bundle;
@@ -15,7 +15,7 @@ fn the_exit_status_passes_through() {
 #[test]
 fn death_by_a_signal_exits_with_128_and_its_number() {
     let runtime = Runtime::new();
-    // A process of the kernel's making: nothing but a fault kills a PID 1 that handles no signals.
+    // Only a fault kills a PID 1 that handles no signals.
     let python = "import ctypes; ctypes.string_at(0)";
     assert_eq!(runtime.run(&Bundle::debian(["python3", "-c", python])).code, 139);
 }
@@ -101,7 +101,7 @@ fn unavailable_capabilities_are_left_out_with_a_warning() {
     if is_vmrt() {
         let (said, to_other) = (done.message(), other.message());
         assert!(said.contains("capabilities: [CAP_OF_TOMORROW]"), "{said}");
-        // Root gets what it is permitted with every program, and loses nothing.
+        // Root gets its permitted capabilities with every program, so it loses nothing.
         assert!(!said.contains("ambient"), "{said}");
         assert!(to_other.contains("can't raise ambient capabilities") && to_other.contains("[CAP_KILL]"), "{to_other}");
     }
@@ -127,7 +127,7 @@ fn a_container_has_its_own_namespaces() {
         echo up=$(ip link show lo | grep -c '[<,]UP[,>]'); echo devices=$(ls /sys/class/net | tr '\\n' ' '); \
         ping -c 1 -W 5 127.0.0.1 >/dev/null && echo ping=yes; ipcmk -M 100 2>/dev/null; echo mounts=$(wc -l </proc/self/mounts)";
     let done = runtime.run(&Bundle::script(script).with_capabilities()).ok();
-    // The shell, and the `ls` and `wc` of this line.
+    // The shell, and `ls` and `wc` of the script.
     assert!(done.value("processes").parse::<u32>().unwrap() <= 4, "{}", done.text());
     for (name, value) in [("loopback", "1"), ("up", "1"), ("devices", "lo"), ("ping", "yes")] {
         assert_eq!(done.value(name), value, "{name}");
@@ -266,7 +266,7 @@ fn scheduling_and_personality_are_as_configured() {
 fn only_the_standard_streams_are_open() {
     let runtime = Runtime::new();
     let python = "import os; print(sorted(int(n) for n in os.listdir('/proc/self/fd')))";
-    // The last is that of the directory being listed.
+    // The last descriptor is the directory that is being listed.
     assert_eq!(runtime.run(&Bundle::debian(["python3", "-c", python])).ok().text(), "[0, 1, 2, 3]");
 }
 

@@ -1,4 +1,4 @@
-//! Limits of a running container, and what it uses.
+//! `update` and `events`: limits of a running container, and what it uses.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -24,7 +24,7 @@ fn limit(container: &Container<'_>, file: &str) -> String {
     container.exec(&["cat", &format!("/sys/fs/cgroup/{file}")]).ok().text()
 }
 
-/// A file of its VMM's cgroup on the host.
+/// A file of the VMM's cgroup on the host.
 fn on_host(container: &Container<'_>, file: &str) -> String {
     let path = format!("/sys/fs/cgroup/vmrt-{}/{file}", container.id);
     std::fs::read_to_string(path).unwrap().trim().to_owned()
@@ -141,7 +141,7 @@ fn update_changes_the_limits_of_the_vmm() {
     assert_eq!(on_host("cpu.max"), "max 100000");
 }
 
-/// The number of a disk of the host.
+/// The device number of a disk of the host.
 fn disk() -> (u64, u64) {
     let disks = std::fs::read_dir("/sys/block").unwrap().map(|entry| entry.unwrap().path());
     let mut filled =
@@ -188,7 +188,7 @@ fn a_small_cpu_quota_does_not_delay_the_boot() {
     if !is_vmrt() {
         return;
     }
-    // With this much of a CPU the guest would take half a minute and more to boot, where it takes two seconds without.
+    // With this quota, the guest would take more than half a minute to boot. Without one, it takes two seconds.
     let bundle = Bundle::busybox(["true"]).with("/linux/resources/cpu", json!({"quota": 4_000, "period": 100_000}));
     let begin = Instant::now();
     let container = runtime.create_container(&bundle);
@@ -269,12 +269,12 @@ fn the_machine_grows_and_shrinks_with_the_memory_limit() {
         assert_eq!(limit(&container, "memory.max"), (1024 * MIB).to_string(), "{round}");
         assert_eq!(stats(&runtime, &container.id)["data"]["memory"]["usage"]["limit"], json!(1024 * MIB));
         assert_eq!(host("memory.max"), 1024 + 128 + 128);
-        // The guest puts the last of it to use when it has been plugged in.
+        // The guest uses the last part some time after it has been plugged in.
         let whole = eventually(Duration::from_secs(10), || (total() == at_boot + 1024 - 128).then_some(()));
         assert!(whole.is_some(), "{round}: the guest has {} MiB, {at_boot} at boot", total());
         container.exec(&greedy).ok();
         assert!(limit(&container, "memory.peak").parse::<u64>().unwrap() > 700 * MIB);
-        // What is plugged in is used first, so this is read into it.
+        // The guest uses plugged memory first, so the file is read into it.
         container.script("rm -f /copy && cp /data /copy").ok();
         assert!(std::fs::read(bundle.file("copy")).unwrap() == data, "{round}: a file went through the new memory");
         let used = host("memory.current");
@@ -299,7 +299,7 @@ fn the_number_of_vcpus_follows_the_cpu_quota() {
     let container = runtime.start_container(&bundle);
     let quota = |quota: &str| update(&runtime, &container, &["--cpu-quota", quota]);
     let count = || container.exec(&["nproc"]).ok().text();
-    // Where a process that may run on one vCPU alone says that it does.
+    // Prints the vCPU on which a process runs that is bound to one vCPU.
     let runs_on = |cpu: &str| container.script(&format!("taskset -c {cpu} sh -c 'cut -d\" \" -f39 /proc/self/stat'"));
     assert_eq!(count(), "1");
     assert_ne!(runs_on("1").code, 0);

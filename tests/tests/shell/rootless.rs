@@ -1,4 +1,4 @@
-//! Callers who are not the host's root: a user, and the root of a user namespace.
+//! Callers without root: a user, and the root of a user namespace.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -13,10 +13,10 @@ use vmrt_tests::runtime::{RunningCommand, Runtime, is_vmrt, new_id, wait};
 use vmrt_tests::terminal::Terminal;
 use vmrt_tests::{TIMEOUT, eventually};
 
-/// The bundle as the user's own, and with the user as its root.
+/// The bundle, owned by the user, with the user as the container's root.
 fn user_bundle(bundle: Bundle) -> Bundle {
     chown_to_user(bundle.path());
-    // The only group that a terminal can have.
+    // No gid=5: the user can map no other group.
     let terminals = json!({"type": "devpts", "source": "devpts", "destination": "/dev/pts", "options": ["newinstance", "ptmxmode=0666"]});
     let map = json!([{"containerID": 0, "hostID": USER, "size": 1}]);
     bundle
@@ -27,7 +27,7 @@ fn user_bundle(bundle: Bundle) -> Bundle {
         .with("/linux/gidMappings", map)
 }
 
-/// Gives the user all that is below a path.
+/// Makes the user the owner of all files below a path.
 fn chown_to_user(path: &Path) {
     let given = Command::new("chown").args(["-R", &format!("{USER}:{USER}")]).arg(path).status();
     assert!(given.expect("chown runs").success(), "{} is the user's", path.display());
@@ -38,7 +38,7 @@ fn owner(path: &Path) -> (u32, u32) {
     (metadata.uid(), metadata.gid())
 }
 
-/// The cgroup of version 2 that a process is in.
+/// The cgroup v2 of a process.
 fn cgroup_of(pid: &impl ToString) -> String {
     let text = fs::read_to_string(PathBuf::from("/proc").join(pid.to_string()).join("cgroup")).expect("a cgroup");
     text.lines().find_map(|line| line.strip_prefix("0::")).expect("version 2").to_owned()
@@ -228,7 +228,7 @@ fn operations_that_need_root_are_refused_by_name() {
     assert!(flag.code == 1 && flag.message().contains("--rootless"), "{flag:?}");
 }
 
-/// A host may forbid users to make user namespaces.
+/// Checks the error on a host that forbids user namespaces.
 fn refused_without_namespaces(runtime: &Runtime, bundle: &Bundle) {
     let limit = Path::new("/proc/sys/user/max_user_namespaces");
     let before = fs::read(limit).unwrap();
@@ -239,7 +239,7 @@ fn refused_without_namespaces(runtime: &Runtime, bundle: &Bundle) {
     runtime.assert_clean();
 }
 
-/// A device that has other permissions for a while.
+/// A device with restricted permissions; they are restored when dropped.
 struct RestrictedDevice(&'static str, fs::Metadata);
 
 impl RestrictedDevice {
@@ -263,7 +263,7 @@ fn kvm_access_by_group_is_enough_and_the_error_names_the_group() {
     if !is_vmrt() {
         return;
     }
-    // A group that has a name on every Debian.
+    // A group that exists on every Debian.
     let _kvm = RestrictedDevice::to_group(27, "/dev/kvm");
     let bundle = user_bundle(Bundle::script("echo in"));
     let stranger = Runtime::for_caller(Caller::user()).run(&bundle);
@@ -281,7 +281,7 @@ fn a_hook_configures_the_network_of_a_users_container() {
     let runtime = Runtime::for_caller(Caller::user());
     let make = "ip link add eth0 type veth peer name other && ip link set eth0 address 02:00:00:00:00:07 up && \
         ip address add 10.7.0.2/24 dev eth0 && ip route add default via 10.7.0.1";
-    // What the hook is told holds the pid, as slirp4netns wants it.
+    // The state on the hook's standard input contains the pid, as slirp4netns needs it.
     let script = format!(
         "pid=$(sed 's/.*\"pid\":\\([0-9]*\\).*/\\1/'); id -u >&2; \
         exec nsenter --user --net --preserve-credentials --target $pid sh -c '{make}'"
@@ -336,7 +336,7 @@ fn the_root_of_a_user_namespace_runs_containers() {
     assert_eq!((done.value("chown"), done.value("far"), done.value("mknod")), ("0".into(), "1".into(), "1".into()));
     assert!(done.text().ends_with("of the host's root0"), "{done:?}");
     assert_eq!(owner(&bundle.file("file")), (100_004, 100_005));
-    // A user the namespace does not have can be in the guest, and owns nothing on the host.
+    // A user that the namespace lacks can exist in the guest, but owns no files on the host.
     if is_vmrt() {
         fs::set_permissions(bundle.file("tmp"), Permissions::from_mode(0o1777)).unwrap();
         let foreign = bundle

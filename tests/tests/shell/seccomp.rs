@@ -1,10 +1,10 @@
-//! Filters of system calls.
+//! System call filters.
 
 use serde_json::{Value, json};
 use vmrt_tests::bundle::Bundle;
 use vmrt_tests::runtime::{CommandResult, Runtime, is_vmrt};
 
-/// Python that makes system calls by their x86-64 numbers and, as `old`, by their x86 ones, and tells their results.
+/// Python functions that make system calls and return their results: `call` by x86-64 numbers, `old` by x86 numbers.
 const CALLS: &str = r#"
 import ctypes, mmap, os
 libc = ctypes.CDLL(None, use_errno=True)
@@ -98,7 +98,7 @@ print(f'x86={old(64)} {old(20) == os.getpid()}')";
     );
 }
 
-/// What an engine's profile has: all but some calls are allowed, by name, and some by their arguments.
+/// A profile as engines write it: it allows most calls by name, and some by their arguments.
 fn engine_profile() -> Value {
     let allowed = include_str!("seccomp-allowed").split_whitespace().collect::<Vec<_>>();
     let clone_flags = json!({"index": 0, "value": 0x7e02_0000, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"});
@@ -176,7 +176,7 @@ fn an_exec_is_filtered_too() {
 #[test]
 fn filter_flags_are_accepted() {
     if !is_vmrt() {
-        // runc 1.1 knows none.
+        // runc 1.1 does not support flags.
         return;
     }
     let runtime = Runtime::new();

@@ -1,4 +1,4 @@
-//! The three streams: every byte, in order, and all of them before the end is told.
+//! The standard streams: every byte arrives in order, and before the exit is reported.
 
 use std::io::{Read, pipe};
 use std::process::Stdio;

@@ -1,4 +1,4 @@
-//! Cgroups made by systemd: one that is booted for the test, in namespaces of its own.
+//! Cgroups by systemd. The test boots a systemd in namespaces of its own.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use vmrt_tests::{TIMEOUT, eventually};
 
 const BOOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/shell/systemd-boot");
 
-/// A systemd that runs; it ends with all its processes when dropped.
+/// A running systemd; it ends with all its processes when dropped.
 struct Systemd {
     parent: Child,
     pid: String,
@@ -30,7 +30,7 @@ impl Systemd {
         let pid =
             eventually(TIMEOUT, || fs::read_to_string(&children).ok()?.split_whitespace().next().map(str::to_owned));
         let systemd = Self { parent, pid: pid.expect("unshare has a child"), cgroup };
-        // Degraded is one that cannot do something of this machine, which does not matter here.
+        // `degraded` means that a unit failed on this machine, which does not matter here.
         let is_up = || ["running", "degraded"].contains(&systemd.sh("systemctl is-system-running").text().as_str());
         let boots = eventually(TIMEOUT, || is_up().then_some(()));
         assert!(boots.is_some(), "systemd does not boot: {:?}", systemd.sh("systemctl is-system-running"));
@@ -38,7 +38,7 @@ impl Systemd {
         systemd
     }
 
-    /// Runs a shell script where this systemd is the init.
+    /// Runs a shell script in the namespaces of this systemd.
     fn sh(&self, script: &str) -> CommandResult {
         let mut command = Command::new("nsenter");
         command.args(["--target", &self.pid, "--mount", "--pid", "--cgroup", "--", "sh", "-ec", script]);
@@ -55,7 +55,7 @@ impl Drop for Systemd {
     }
 }
 
-/// Removes a cgroup and those in it.
+/// Removes a cgroup and all cgroups in it.
 fn remove_all(cgroup: &Path) -> std::io::Result<()> {
     for entry in fs::read_dir(cgroup)?.flatten().filter(|entry| entry.path().is_dir()) {
         remove_all(&entry.path())?;
@@ -63,7 +63,7 @@ fn remove_all(cgroup: &Path) -> std::io::Result<()> {
     fs::remove_dir(cgroup)
 }
 
-/// A container from its first command to its last, with a shell's eyes.
+/// Runs, updates and deletes a container by a shell script, and checks its scope.
 fn run_update_and_delete(systemd: &Systemd) {
     let (id, program, root) = (new_id(), program(), "/run/state");
     let bundle = bundle(&format!("vmrt-test.slice:c:{id}"));
@@ -87,7 +87,7 @@ fn run_update_and_delete(systemd: &Systemd) {
     assert_eq!((done.value("slice"), done.value("left")), ("vmrt-test.slice".into(), "inactive".into()));
     assert_eq!(done.value("told"), done.value("set"));
     if is_vmrt() {
-        // The container's, the guest's kernel and agent, the VMM; and more time for the devices: a quarter, or a tenth of a CPU.
+        // Memory of the container, of the guest's kernel and agent, and of the VMM. CPU time: a quarter, or a tenth of a CPU, more.
         assert_eq!(done.value("set"), ((64 + 128 + 128) << 20).to_string());
         assert_eq!((done.value("quota"), done.value("changed")), ("630ms".into(), "300ms".into()));
     }

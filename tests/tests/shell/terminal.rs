@@ -1,4 +1,4 @@
-//! Terminals: a person at one, and an engine that asks for one through a console socket.
+//! Terminals: of a user in the foreground, and of an engine through a console socket.
 
 use std::process::Command;
 use std::time::Duration;
