@@ -1,4 +1,4 @@
-//! containerd's runc shim, driven by `ctr`, with vmrt in runc's place.
+//! containerd's runc shim, driven by `ctr`, with vmrt in place of runc.
 
 use vmrt_tests::host_snapshot::HostSnapshot;
 use vmrt_tests::{TIMEOUT, eventually};
@@ -40,7 +40,7 @@ fn run_exec_kill_and_delete() {
     ]);
     assert_eq!((done.code, done.text().as_str()), (6, "ran"), "{done:?}");
 
-    // Directories that containerd makes for its first container of all are there now.
+    // Take the snapshot now: containerd has made some directories for its first container.
     let before = HostSnapshot::take();
     daemons.containerd.ctr(&["run", "--detach", "--runc-binary", &runtime, &image, "two", "sleep", "1000"]).ok();
     assert_eq!(status(daemons, "two"), "RUNNING");
@@ -56,6 +56,6 @@ fn run_exec_kill_and_delete() {
     assert!(removed.message().contains("137"), "{removed:?}");
     daemons.containerd.ctr(&["containers", "delete", "two"]).ok();
 
-    // ctr's namespace of containers is kept by the shim, whatever the runtime.
+    // With any runtime, the shim keeps the cgroup of ctr's namespace.
     before.assert_restored(CLEAN_TIMEOUT, |line| line.starts_with("cgroup /sys/fs/cgroup/default"));
 }

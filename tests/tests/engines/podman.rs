@@ -1,4 +1,4 @@
-//! Podman, which has no daemon: conmon watches over vmrt's process.
+//! Podman, which has no daemon: conmon monitors vmrt's process.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -24,7 +24,7 @@ pub const TESTS: &[Test] = &[
     ("streams_and_exit_status_are_the_containers", streams_and_exit_status_are_the_containers),
 ];
 
-/// Podman with directories of its own.
+/// Podman with separate directories.
 struct Podman {
     storage: TempDir,
     run: TempDir,
@@ -36,7 +36,7 @@ fn podman() -> &'static Podman {
 }
 
 impl Podman {
-    /// Runs a container once: some directories are made then, and stay.
+    /// Runs a container once: Podman then makes some directories, and keeps them.
     fn new() -> Self {
         let storage = tempfile::tempdir().expect("a directory for images");
         let run = tempfile::Builder::new().prefix("podman").tempdir_in("/run").expect("a directory for state");
@@ -62,7 +62,7 @@ impl Podman {
     }
 }
 
-/// Podman where it runs without root: in a user namespace, with a cgroup that was handed over.
+/// Podman without root: in a user namespace, with a delegated cgroup.
 fn a_container_runs_without_root() {
     let (delegated, namespaces) = (DelegatedCgroup::new(), RootlessNamespaces::new());
     let caller = namespaces.root().within(&delegated);
@@ -80,7 +80,7 @@ fn a_container_runs_without_root() {
     command.args(["run", "--rm", "--network", "none", "--cgroup-parent", DelegatedCgroup::PATH, "--memory", "64m"]);
     command.arg("--rootfs").arg(bundle.path().join("rootfs"));
     command.args(["sh", "-c", "id -u; echo >/made; cat /sys/fs/cgroup/memory.max; exit 7"]);
-    // What Podman tells itself when it has made its user namespace.
+    // The variables that Podman sets after it has created its user namespace.
     let user = USER.to_string();
     command.env("_CONTAINERS_USERNS_CONFIGURED", "1").env("_CONTAINERS_ROOTLESS_UID", &user);
     command.env("_CONTAINERS_ROOTLESS_GID", &user).env("HOME", home.path()).env("XDG_RUNTIME_DIR", home.path());

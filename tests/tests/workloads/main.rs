@@ -1,5 +1,5 @@
-//! What people do in a machine: engines, image builders, builds, package managers and databases, in one privileged container of
-//! a Debian, as `docker run --privileged` makes it; and systemd in a container of its own.
+//! Workloads: engines, image builders, builds, package managers and databases, in one privileged container of
+//! a Debian, as `docker run --privileged` makes it; and systemd in a separate container.
 
 mod machine;
 mod systemd;
@@ -13,7 +13,7 @@ use vmrt_tests::runtime::{CommandResult, RunningCommand, program};
 
 use crate::machine::{Machine, script};
 
-/// A test in the container that they share, and its name.
+/// The name of a test in the shared container, and the test.
 type Test = (&'static str, fn(&Machine));
 
 const TESTS: [Test; 9] = [
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
             Ok(())
         })
     });
-    // First, while the other container does not take the processors' time.
+    // First, because the other container does not use CPU time yet.
     let systemd = Trial::test("workloads::systemd_reaches_running", || {
         systemd_reaches_running();
         Ok(())
@@ -56,7 +56,7 @@ fn assert_values(done: CommandResult, values: &[(&str, &str)]) {
 
 fn a_repository_is_cloned_and_built(machine: &Machine) {
     let done = machine.bash(script!("build.sh"), &[]);
-    // Five, or three, times the sum of 1 to 32; one source is newer, so it and the program are made again.
+    // Five, or three, times the sum of 1 to 32. One source is newer, so make runs two commands again.
     assert_values(done, &[("sum", "2640"), ("again", "2"), ("before", "1584"), ("changes", "")]);
 }
 
@@ -101,7 +101,7 @@ fn redis_recovers_what_it_appended(machine: &Machine) {
     assert_values(done, &[("missing", "0"), ("value", "0")]);
 }
 
-/// Runs a script in the Debian's root file system as the host has it.
+/// Runs a script on the host in the Debian's root file system.
 fn on_the_host(script: &str, argument: &str) -> String {
     let mut command = Command::new("unshare");
     let enter = r#"mount --bind /proc "$0/proc" && exec chroot "$0" bash -c "$@""#;
@@ -118,14 +118,14 @@ fn root_file_systems_are_unpacked(machine: &Machine) {
     machine.bash(&unpack, &[]).ok();
     let seen = machine.bash(script!("list.sh"), &["/srv/unpacked"]).ok().text();
     assert_eq!(seen, packed, "in the machine");
-    // The guest's `trusted.*` has another name there: docs/virtio-fs.md.
+    // The guest's `trusted.*` has another name on the host: docs/virtio-fs.md.
     let on_host = on_the_host(script!("list.sh"), "/srv/unpacked").replace("user.vmrt.trusted.", "trusted.");
     assert_eq!(on_host, packed, "on the host");
     on_the_host("rm -r $1*", "/srv/");
 }
 
-/// The longest that systemd may take, as a multiple of its time with runc. It is asserted on hardware alone: on a software CPU an
-/// exit from the guest costs many times what a system call does, so the figure is only printed.
+/// The longest time of systemd, as a multiple of its time with runc. It is asserted only on hardware: on a software CPU, an
+/// exit from the guest takes many times as long as a system call, so the test only prints the figure.
 const LONGEST_SYSTEMD: f64 = 2.0;
 
 fn systemd_reaches_running() {

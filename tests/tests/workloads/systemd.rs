@@ -1,4 +1,4 @@
-//! systemd as the first process of a container of its own.
+//! systemd as the first process of a separate container.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,10 +13,10 @@ use vmrt_tests::bundle::{Bundle, templates};
 use vmrt_tests::runtime::{CommandResult, RunningCommand, Runtime, new_id};
 use vmrt_tests::{TIMEOUT, eventually};
 
-/// How long systemd may take to reach `running` on a slow host.
+/// The longest time for systemd to reach `running` on a slow host.
 const SYSTEMD_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Units of the Debian that other workloads are there for.
+/// Units of the Debian that belong to other workloads.
 const MASKED: [&str; 11] = [
     "containerd.service",
     "docker.service",
@@ -31,7 +31,7 @@ const MASKED: [&str; 11] = [
     "systemd-networkd-wait-online.service",
 ];
 
-/// The Debian under an overlay, so that what systemd writes does not stay.
+/// The Debian under an overlay, so that systemd does not change it.
 struct Overlay(TempDir);
 
 impl Overlay {
@@ -71,7 +71,7 @@ fn bundle(root: &Path) -> Bundle {
         .with("/mounts/-", tmpfs("/run"))
         .with("/mounts/-", tmpfs("/run/lock"))
         .with("/mounts/-", tmpfs("/tmp"))
-        // What the host has, which is what runc's systemd has.
+        // The host's size, which systemd has with runc.
         .with("/annotations/dev.vmrt.memory", json!("1G"))
         .with("/annotations/dev.vmrt.vcpus", json!("2"))
 }
@@ -82,11 +82,11 @@ pub struct Boot {
     pub state: String,
     /// The units that failed.
     pub failed: String,
-    /// From the command that makes the container to the end of systemd's start.
+    /// The time from the command that makes the container to the end of systemd's start.
     pub duration: Duration,
 }
 
-/// Boots systemd with a runtime.
+/// Boots systemd with the runtime `program`.
 pub fn boot(program: &str) -> Boot {
     let host = Runtime::new();
     let overlay = Overlay::new();
@@ -112,7 +112,7 @@ pub fn boot(program: &str) -> Boot {
     let state = asked.map(|done| done.text()).unwrap_or_default();
     let failed = systemctl(&["list-units", "--failed", "--plain", "--no-legend"]).text();
     call(&["delete", "--force", &id]).end().ok();
-    // The foreground command's status is that of a process that was killed.
+    // The foreground command exits with the status of a killed process.
     assert_eq!(container.end().code, 137, "{program}");
     Boot { state, failed, duration }
 }

@@ -16,11 +16,11 @@ use requests::Session;
 
 /// A FUSE server under measurement.
 trait Backend {
-    /// What it is called in the table.
+    /// The name in the table.
     fn name(&self) -> &'static str;
 
-    /// Names to look up from node 1 to the root of the directory.
-    fn way_in(&self) -> &'static [&'static str];
+    /// The names to look up from node 1 to the root of the directory.
+    fn root_path(&self) -> &'static [&'static str];
 
     /// Serves a request with room for a reply of 16 bytes and `room` bytes of data in pages. Returns the nanoseconds
     /// it took; the reply is in `reply`.

@@ -32,7 +32,7 @@ impl Backend for Ours {
         "vmrt"
     }
 
-    fn way_in(&self) -> &'static [&'static str] {
+    fn root_path(&self) -> &'static [&'static str] {
         &["c", "share"]
     }
 

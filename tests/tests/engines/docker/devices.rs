@@ -1,4 +1,4 @@
-//! Devices of the guest's own, as Docker asks for them.
+//! Docker's options for devices.
 
 use std::process::Command;
 
@@ -21,7 +21,7 @@ fn a_dev_volume_has_the_guests_devices() {
     terminal.expect("/dev/pts/0");
     terminal.expect("console");
     assert_eq!(wait(&mut child), 0);
-    // Of terminals and queues the container has its own, and what is on the host can be neither seen nor broken.
+    // The container has its own terminals and queues. It cannot see or damage the host's.
     let script = "rm /dev/full && echo removed=yes; echo x >/dev/null && echo null=yes; test -e /dev/kvm && echo kvm=yes; \
         echo queues=$(awk '$2 == \"/dev/mqueue\" { print $3 }' /proc/mounts); \
         echo ptys=$(exec 3<>/dev/ptmx && ls /dev/pts | grep -c '^[0-9]')";

@@ -1,4 +1,4 @@
-//! Files: volumes, and what is copied in and out.
+//! Volumes, tmpfs, and `docker cp`.
 
 use std::fs;
 

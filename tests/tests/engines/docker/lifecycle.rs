@@ -1,4 +1,4 @@
-//! The life of a container that runs in the background.
+//! Containers in the background: signals, stop, pause, restart and removal.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -20,7 +20,7 @@ pub const TESTS: &[Test] = &[
     ("a_container_outlives_dockerd_with_live_restore", a_container_outlives_dockerd_with_live_restore),
 ];
 
-/// A shell that says when it is told to end, so that no signal is lost.
+/// A script that prints each signal it gets, and exits on SIGTERM.
 const SIGNAL_SCRIPT: &str =
     "trap 'echo usr1' USR1; trap 'echo term; exit 9' TERM; echo ready; while :; do sleep 0.1; done";
 
@@ -78,7 +78,7 @@ fn pause_stops_a_container_until_unpause() {
     container.await_log("tick");
     container.call(&["pause"], &[]).ok();
     assert_eq!(container.inspect(".State.Status"), "paused");
-    // What was under way when it stopped has arrived after a while.
+    // Wait for the output that was written before the pause.
     thread::sleep(Duration::from_millis(500));
     let before = container.logs();
     thread::sleep(Duration::from_secs(1));

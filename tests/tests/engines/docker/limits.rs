@@ -25,14 +25,14 @@ fn limits_hold_in_the_guest_and_follow_update() {
     let after = container.exec(PRINT).ok();
     assert_eq!((after.value("memory"), after.value("cpu")), ((64 << 20).to_string(), "25000 100000".into()));
 
-    // The machine grows with them.
+    // The machine grows with the limits.
     container.call(&["update", "--memory", "1g", "--memory-swap", "1g", "--cpus", "1.5"], &[]).ok();
     let grown = container.exec(PRINT).ok();
     assert_eq!((grown.value("memory"), grown.value("cpu")), ((1 << 30).to_string(), "150000 100000".into()));
     assert_eq!((after.value("cpus"), grown.value("cpus")), ("1".into(), "2".into()));
     container.exec("dd if=/dev/zero of=/dev/null bs=400M count=1").ok();
 
-    // At last: nobody reaps what this leaves in the container, so that nothing more can be executed in it.
+    // This comes last: it leaves unreaped processes in the container, so no further process can be executed in it.
     let many = container.exec("i=0; while [ $i -lt 30 ]; do sleep 5 & i=$((i + 1)); done; wait");
     assert!(many.message().contains("can't fork"), "{many:?}");
 }

@@ -1,4 +1,4 @@
-//! Networks that Docker makes.
+//! Docker's networks.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -20,13 +20,13 @@ pub const TESTS: &[Test] = &[
     ("network_none_has_only_the_loopback_and_host_is_refused", network_none_has_only_the_loopback_and_host_is_refused),
 ];
 
-/// Serves a page.
+/// A script that serves a page.
 const SERVER: &str = "echo served >/index.html; exec httpd -f -p 80 -h /";
 
 /// A query for the address of `server` over TCP: its length, a header, the name, type and class.
 const QUERY: &str = r"\000\030\022\064\001\000\000\001\000\000\000\000\000\000\006server\000\000\001\000\001";
 
-/// What the server at this address answers, once it does.
+/// Waits until the server at this address answers, and returns the page.
 pub fn page(address: &str) -> String {
     let page = eventually(TIMEOUT, || {
         let mut stream = TcpStream::connect(address).ok()?;
@@ -74,7 +74,7 @@ fn a_container_joins_anothers_namespaces() {
     assert_eq!(page(&format!("{address}:80")), "served\n");
 }
 
-/// A container with Docker's name server has all ports to itself nevertheless.
+/// Docker's name server does not occupy any port of the container.
 fn containers_resolve_each_others_names() {
     let docker = Docker::new();
     docker.call(&["network", "create", "vmrt-test"]).ok();
@@ -92,18 +92,18 @@ fn containers_resolve_each_others_names() {
         assert_eq!((client.value("address"), client.value("page")), (address.clone(), "served".into()), "{client:?}");
         let octets: Vec<_> = client.value("stream").split_whitespace().map(str::to_string).collect();
         assert_eq!((octets.join("."), client.value("many")), (address, "8".into()), "{client:?}");
-        assert_eq!(client.value("port"), "143", "nobody else has port 53: {client:?}");
+        assert_eq!(client.value("port"), "143", "port 53 is in use: {client:?}");
         let joining = format!("--network=container:{}", server.name);
         let beside = docker.script(&[&joining], "nslookup server | sed -n 's/^Address: //p' | tail -n 1");
         assert_eq!(beside.text(), client.value("address"), "{beside:?}");
-        // The server itself looks the client's address up the same way after dockerd was started again.
+        // Name resolution works after a restart of dockerd, too.
         docker.restart(|| ());
         assert!(server.exec("nslookup server").ok().text().contains("Name:"));
     }
     docker.call(&["network", "rm", "vmrt-test"]).ok();
 }
 
-/// With the network comes Docker's name server, which the container did not have before.
+/// The network also brings Docker's name server, which the container did not have before.
 fn network_connect_and_disconnect_work_on_a_running_container() {
     let docker = Docker::new();
     docker.call(&["network", "create", "vmrt-test"]).ok();

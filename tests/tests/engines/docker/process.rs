@@ -1,4 +1,4 @@
-//! What a container's process is and may do.
+//! The user and the privileges of a container's process.
 
 use std::fs;
 
@@ -31,7 +31,7 @@ fn user_capabilities_and_seccomp_are_as_configured() {
     let bounding = done.value("bounding");
     let bounding = bounding.split_whitespace().last().expect("a number");
     let bounding = u64::from_str_radix(bounding, 16).expect("a number");
-    // CAP_CHOWN is one of Docker's own choice, CAP_KILL (5) was dropped, CAP_SYS_ADMIN (21) was never given.
+    // CAP_CHOWN is one of Docker's defaults, CAP_KILL (5) was dropped, CAP_SYS_ADMIN (21) is not a default.
     assert_eq!(bounding & (1 | 1 << 5 | 1 << 21), 1, "{done:?}");
 }
 

@@ -28,7 +28,7 @@ pub const TESTS: &[Test] = &[
     ("containerd_2_reads_its_file_and_runs_the_pod", containerd_2_reads_its_file_and_runs_the_pod),
 ];
 
-/// What containerd and its shim make for their first pod, and keep, whatever the runtime.
+/// Whether a line is state that containerd and its shim create for their first pod and keep, with any runtime.
 fn is_containerd_state(line: &str) -> bool {
     let kept = [
         "/k8s.io",
@@ -40,15 +40,15 @@ fn is_containerd_state(line: &str) -> bool {
     line.starts_with("file ") && kept.iter().any(|directory| line.ends_with(directory))
 }
 
-/// The example pod, running.
+/// The running example pod.
 struct Pod<'a> {
     cri: &'a Cri,
     id: String,
     config: PodSandboxConfig,
-    /// Its containers, by the names of the manifest.
+    /// The ids of its containers, named as in the manifest.
     app: String,
     front: String,
-    /// What both of them have at `/volume`.
+    /// The directory that both containers have at `/volume`.
     volume: TempDir,
 }
 
@@ -66,7 +66,7 @@ impl<'a> Pod<'a> {
         Self { cri, id, config, app, front, volume }
     }
 
-    /// Asks for its end, and sees that it has left nothing in containerd.
+    /// Stops and removes the pod, and checks that containerd has no container of it.
     fn end(self) {
         self.cri.stop_pod(&self.id);
         assert!(!self.cri.is_ready(&self.id));
@@ -81,7 +81,7 @@ fn with_volume(mut container: ContainerConfig, volume: &Path) -> ContainerConfig
     container
 }
 
-/// What a pod may use as the kubelet reckons: its containers' limits, and the overhead of its class.
+/// The kubelet's memory limit of a pod: its containers' limits, and the overhead of its class.
 fn memory_of(manifest: &Value) -> i64 {
     let class = manifest::read("kubernetes/runtimeclass.yaml");
     let containers = manifest["spec"]["containers"].as_array().expect("containers").iter();
@@ -89,7 +89,7 @@ fn memory_of(manifest: &Value) -> i64 {
     limits.chain(iter::once(manifest::bytes(&class, "/overhead/podFixed/memory"))).sum()
 }
 
-/// Runs the pod of `deploy/` on a node for `work`, and sees that nothing is left of it.
+/// Runs the pod of `deploy/` on a node, calls `work`, and checks that nothing of the pod is left.
 fn with_pod(node: &Node, work: impl FnOnce(&Pod<'_>, &PodCgroup)) {
     let manifest = manifest::read("kubernetes/pod.yaml");
     let before = HostSnapshot::take();
@@ -119,7 +119,7 @@ fn containerd_2_reads_its_file_and_runs_the_pod() {
     with_pod(&Node::of_containerd_2(), |_, _| {});
 }
 
-/// `hostNetwork`, `hostPID` and `hostIPC`.
+/// Checks `hostNetwork`, `hostPID` and `hostIPC`.
 fn namespaces_of_the_node_are_refused(node: &Node) {
     if !is_vmrt() {
         return;
@@ -149,7 +149,7 @@ fn volume() -> TempDir {
     volume
 }
 
-/// `front` has read at 127.0.0.1 what `app` serves there alone, the release of its kernel, and serves it to everybody.
+/// `app` serves the release of its kernel at 127.0.0.1. `front` reads it there and serves it at the pod's address.
 fn the_containers_share_the_loopback(pod: &Pod<'_>) {
     let address = pod.cri.pod_status(&pod.id).network.expect("a network").ip;
     let served = page(&format!("{address}:8080"));
@@ -208,7 +208,7 @@ fn a_container_ends_with_its_status_and_its_log(pod: &Pod<'_>, manifest: &Value,
     pod.cri.remove(&container);
 }
 
-/// The lines of a container's log, without their times.
+/// The lines of a container's log, without timestamps.
 fn log(path: &Path) -> Vec<String> {
     let text = fs::read_to_string(path).unwrap_or_default();
     let line = |line: &str| {
@@ -219,7 +219,7 @@ fn log(path: &Path) -> Vec<String> {
     text.lines().map(line).collect()
 }
 
-/// Both containers use up nearly all they may, in a cgroup that has just what the kubelet gives it.
+/// Both containers use nearly all of their memory, in a cgroup with the kubelet's limit.
 fn the_runtime_class_overhead_is_enough(pod: &Pod<'_>, cgroup: &PodCgroup) {
     let hold = "{ dd if=/dev/zero bs=56M count=1 | sleep 1000; } >/dev/null 2>&1 &";
     for container in [&pod.app, &pod.front] {
@@ -235,7 +235,7 @@ fn the_runtime_class_overhead_is_enough(pod: &Pod<'_>, cgroup: &PodCgroup) {
 }
 
 fn a_container_is_stopped_and_removed(pod: &Pod<'_>) {
-    // The first process of a container does not have to take SIGTERM, and busybox's server does not.
+    // busybox's server does not handle SIGTERM, and as the first process of a container it is not ended by it.
     pod.cri.stop(&pod.app, 1);
     let status = pod.cri.await_end(&pod.app);
     assert_eq!((status.state(), status.exit_code), (ContainerState::ContainerExited, 137));
