@@ -1,4 +1,4 @@
-//! `bundle oci`, on layouts made here.
+//! `bundle oci`, with image layouts that the tests create.
 
 use std::collections::HashMap;
 use std::fs;
@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use tar::{Builder, EntryType, Header};
 use tempfile::TempDir;
 
-/// An image layout under construction.
+/// An image layout that a test creates.
 struct Layout {
     folder: TempDir,
     layers: Vec<Value>,
@@ -57,7 +57,7 @@ impl Layout {
         self.diff_ids.push(digest(archive));
     }
 
-    /// Writes configuration, manifest and index; the manifests get these names.
+    /// Writes configuration, manifest and index. The index has these names.
     fn finish(&self, config: &Value, names: &[&str]) {
         let configuration = json!({"architecture": "amd64", "os": "linux", "config": config,
             "rootfs": {"type": "layers", "diff_ids": self.diff_ids}});
@@ -92,7 +92,7 @@ impl Layout {
     }
 }
 
-/// Every regular file below a directory with its content.
+/// All regular files below a directory, with their content.
 fn contents(root: &Path) -> HashMap<String, String> {
     let mut found = HashMap::new();
     let mut folders = vec![root.to_path_buf()];

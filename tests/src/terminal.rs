@@ -109,7 +109,7 @@ impl Terminal {
                 return;
             }
             let left = end.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero() && self.read(left), "{wanted:?} did not come; on the screen: {:?}", self.seen);
+            assert!(!left.is_zero() && self.read(left), "{wanted:?} did not appear; output so far: {:?}", self.seen);
         }
     }
 
@@ -165,7 +165,7 @@ fn readable(descriptor: &impl AsFd, timeout: Duration) -> bool {
 /// Panics if it sends none in time.
 #[must_use]
 pub fn receive_descriptor(listener: &UnixListener) -> OwnedFd {
-    assert!(readable(listener, TIMEOUT), "nobody connected to the socket");
+    assert!(readable(listener, TIMEOUT), "no connection to the socket");
     let (stream, _) = listener.accept().expect("a connection to the socket");
     let mut name = [0; 256];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];

@@ -16,7 +16,7 @@ fn assert_refused(done: &CommandResult, words: &[&str]) {
         assert!(message.to_lowercase().contains(&word.to_lowercase()), "no {word:?} in {message:?}");
     }
     if is_vmrt() {
-        assert!(message.lines().count() <= 2, "said at length: {message}");
+        assert!(message.lines().count() <= 2, "the message is too long: {message}");
         assert!(!message.contains("panicked at"), "{message}");
     }
 }
@@ -217,15 +217,18 @@ fn a_host_without_kvm_is_an_error() {
     let command = runtime.command(&["run", "--bundle", bundle.path().to_str().unwrap(), &new_id()]);
     let words: Vec<_> = std::iter::once(command.get_program()).chain(command.get_args()).collect();
     let words: Vec<_> = words.into_iter().map(|word| word.to_str().unwrap()).collect();
-    let hidden = "mv /dev/kvm /dev/kvm.hidden || exit 99; \"$@\"; status=$?; mv /dev/kvm.hidden /dev/kvm; exit $status";
-    let other = "mount --bind /dev/null /dev/kvm || exit 99; exec \"$@\"";
-    let mut gone = Command::new("sh");
+    let hide_device =
+        "mv /dev/kvm /dev/kvm.hidden || exit 99; \"$@\"; status=$?; mv /dev/kvm.hidden /dev/kvm; exit $status";
+    let replace_device = "mount --bind /dev/null /dev/kvm || exit 99; exec \"$@\"";
+    let mut without_device = Command::new("sh");
     assert_refused(
-        &RunningCommand::start(gone.args(["-c", hidden, "sh"]).args(&words), None).end(),
+        &RunningCommand::start(without_device.args(["-c", hide_device, "sh"]).args(&words), None).end(),
         &["/dev/kvm", "does not exist"],
     );
-    let mut fake = Command::new("unshare");
-    let done = RunningCommand::start(fake.args(["--mount", "sh", "-c", other, "sh"]).args(&words), None).end();
+    let mut with_null_device = Command::new("unshare");
+    let done =
+        RunningCommand::start(with_null_device.args(["--mount", "sh", "-c", replace_device, "sh"]).args(&words), None)
+            .end();
     assert_refused(&done, &["kvm"]);
 }
 
@@ -237,14 +240,14 @@ fn a_guest_without_an_agent_fails_the_run() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["true"]);
     let folder = tempfile::tempdir().unwrap();
-    let mute = folder.path().join("mute.cpio");
+    let silent = folder.path().join("mute.cpio");
     let builder = std::env::var("VMRT_ROOTFS_BUILDER").expect("tests/e2e names rootfs-builder");
     // As /init, busybox waits for a key and never answers.
     let init = vmrt_tests::bundle::templates().join("busybox/rootfs/bin/busybox");
-    let built = Command::new(builder).args(["initramfs", "--output"]).arg(&mute).arg("--agent").arg(init).status();
+    let built = Command::new(builder).args(["initramfs", "--output"]).arg(&silent).arg("--agent").arg(init).status();
     assert!(built.unwrap().success());
     let mut command = runtime.command(&["run", "--bundle", bundle.path().to_str().unwrap(), &new_id()]);
-    let done = RunningCommand::start(command.env("VMRT_INITRAMFS", &mute), None).end();
+    let done = RunningCommand::start(command.env("VMRT_INITRAMFS", &silent), None).end();
     assert_refused(&done, &["agent"]);
 }
 

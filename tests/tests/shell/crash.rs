@@ -35,7 +35,7 @@ fn a_killed_vmm_ends_the_container_and_its_execs() {
     kill(Pid::from_raw(container.pid()), Signal::SIGKILL).unwrap();
     let done = exec.end();
     assert_ne!(done.code, 0);
-    assert!(!done.message().is_empty(), "a cause is told");
+    assert!(!done.message().is_empty(), "the cause is reported");
     container.await_status("stopped");
     container.call("delete", &[]).ok();
     runtime.assert_clean();
@@ -130,7 +130,7 @@ fn a_killed_command_leaves_a_container_that_delete_removes() {
         run.kill().unwrap();
         run.wait().unwrap();
         runtime.call(&["delete", "--force", &id]).ok();
-        let gone = vmrt_tests::eventually(vmrt_tests::TIMEOUT, || vmms().is_empty().then_some(()));
-        assert!(gone.is_some(), "killed after {milliseconds} ms: a VMM is left");
+        let ended = vmrt_tests::eventually(vmrt_tests::TIMEOUT, || vmms().is_empty().then_some(()));
+        assert!(ended.is_some(), "killed after {milliseconds} ms: a VMM is left");
     }
 }

@@ -89,9 +89,12 @@ fn a_dev_mount_has_the_guests_devices_and_the_hosts_shared_memory() {
     assert!(done.value("pty").starts_with("/dev/pts/") && done.value("fd") == "/proc/self/fd", "{done:?}");
     if is_vmrt() {
         assert_values(&done, &[("pty", "/dev/pts/0"), ("queue", "True"), ("kvm", "False"), ("loop", "True")]);
-        let told = device_warnings(&done);
+        let warnings = device_warnings(&done);
         let places = "/dev, /dev/mqueue, /dev/pts";
-        assert!(told.len() == 1 && told[0].contains(&format!("in the place of the host's: {places}")), "{done:?}");
+        assert!(
+            warnings.len() == 1 && warnings[0].contains(&format!("in the place of the host's: {places}")),
+            "{done:?}"
+        );
     }
 }
 

@@ -34,7 +34,7 @@ fn the_host_can_unmount_a_mount_that_the_container_does_not_use() {
         let script = "cd /follows/sub && find . >/dev/null && cat a/b/file && echo more >>a/b/file && mv a c && \
             ln c/b/file d && rm c/b/file && cat d && mkdir e && mv c/b e && rmdir e/b && ls -lR >/dev/null";
         assert_eq!(container.script(script).ok().text(), "texttextmore");
-        assert!(sub.unmount(), "round {round}: nobody uses it");
+        assert!(sub.unmount(), "round {round}: it is not in use");
         await_file(&container, "/follows/sub/d", false);
     }
 }

@@ -91,7 +91,7 @@ fn kill_accepts_signal_names_and_numbers() {
         assert!(vmrt_tests::eventually(vmrt_tests::TIMEOUT, got).is_some(), "no {signal}");
     }
     container.await_status("stopped");
-    assert_ne!(container.call("kill", &["KILL"]).code, 0, "there is nobody left to kill");
+    assert_ne!(container.call("kill", &["KILL"]).code, 0, "a stopped container cannot be killed");
 }
 
 #[test]
@@ -182,7 +182,7 @@ fn a_detached_container_outlives_its_command_and_keeps_its_exit_status() {
     if is_vmrt() {
         assert_eq!(container.state()["exitStatus"], 5);
     }
-    assert_ne!(container.exec(&["true"]).code, 0, "nothing runs in a stopped container");
+    assert_ne!(container.exec(&["true"]).code, 0, "exec in a stopped container fails");
 }
 
 #[test]
@@ -204,7 +204,7 @@ fn spec_writes_what_runc_writes() {
     assert_eq!(namespaces[..5], ["pid", "network", "ipc", "uts", "mount"]);
 
     let again = runtime.call(&["spec", "--bundle", folder.path().to_str().unwrap()]);
-    assert_ne!(again.code, 0, "what is there is not overwritten");
+    assert_ne!(again.code, 0, "an existing file is not overwritten");
     assert_eq!(fs::read_to_string(folder.path().join("config.json")).unwrap(), text);
 }
 

@@ -92,8 +92,8 @@ fn the_pids_limit_is_enforced() {
 #[test]
 fn exceeding_the_memory_limit_exits_with_137() {
     let runtime = Runtime::new();
-    let greedy = ["dd", "if=/dev/zero", "of=/dev/null", "bs=150M", "count=1"];
-    let done = runtime.run(&limited(Bundle::busybox(greedy)));
+    let allocate = ["dd", "if=/dev/zero", "of=/dev/null", "bs=150M", "count=1"];
+    let done = runtime.run(&limited(Bundle::busybox(allocate)));
     assert_eq!(done.code, 137, "{done:?}");
     assert_eq!(
         runtime.run(&limited(Bundle::busybox(["dd", "if=/dev/zero", "of=/dev/null", "bs=20M", "count=1"]))).code,

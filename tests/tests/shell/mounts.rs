@@ -197,8 +197,8 @@ fn a_mounted_socket_reaches_the_hosts_server() {
     let python = "import socket\ns = socket.socket(socket.AF_UNIX)\ntry:\n s.connect('/dev/service.sock')\n s.sendall(b'x')\n \
         print(s.recv(1))\nexcept OSError as error: print('refused')";
     let bundle = Bundle::debian(["python3", "-c", python]).bind(&path, "/dev/service.sock", &[]);
-    let said = runtime.run(&bundle).ok().text();
-    assert!(said == "refused" || is_vmrt() && said == "b''", "{said}");
+    let answer = runtime.run(&bundle).ok().text();
+    assert!(answer == "refused" || is_vmrt() && answer == "b''", "{answer}");
 }
 
 #[test]

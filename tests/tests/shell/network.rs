@@ -81,9 +81,9 @@ impl Drop for Network {
         tool(&format!("ip netns delete {}", self.name));
         let host = format!("vh{}", self.number);
         // The kernel removes the other end of the pair some time later.
-        let gone = || (!tool("ip -o link").contains(&format!(" {host}@"))).then_some(());
-        let gone = eventually(TIMEOUT, gone);
-        assert!(std::thread::panicking() || gone.is_some(), "{host} stays");
+        let removed = || (!tool("ip -o link").contains(&format!(" {host}@"))).then_some(());
+        let removed = eventually(TIMEOUT, removed);
+        assert!(std::thread::panicking() || removed.is_some(), "{host} still exists");
     }
 }
 
@@ -241,11 +241,11 @@ fn two_containers_with_two_interfaces_each_connect_over_a_bridge() {
         let client = networks[1].join(Bundle::busybox(["sleep", "1000"]));
         let _server = runtime.start_container(&server);
         let client = runtime.start_container(&client);
-        let said = eventually(TIMEOUT, || {
-            let said = client.script("nc -w 10 10.98.0.2 7000 </dev/null");
-            (said.code == 0 && !said.stdout.is_empty()).then(|| said.text())
+        let answer = eventually(TIMEOUT, || {
+            let answer = client.script("nc -w 10 10.98.0.2 7000 </dev/null");
+            (answer.code == 0 && !answer.stdout.is_empty()).then(|| answer.text())
         });
-        assert_eq!(said.as_deref(), Some("hello from server"));
+        assert_eq!(answer.as_deref(), Some("hello from server"));
         assert_eq!(client.script("ls /sys/class/net").ok().text().lines().collect::<Vec<_>>(), ["eth0", "lo", "net1"]);
         client.script("ping -c 1 -w 60 10.99.4.1").ok();
         let wrong = client.script("ping -c 1 -w 2 10.99.3.2");

@@ -71,11 +71,11 @@ fn all_commands_work_on_a_container_of_a_pod() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["sleep", "1000"]);
     let first = runtime.start_container(&bundle);
-    let talk = join_namespaces(Bundle::script("echo out; echo err >&2; exit 7"), &first, &ALL);
-    let absent = join_namespaces(Bundle::busybox(["/nonexistent"]), &first, &ALL);
+    let writes_and_fails = join_namespaces(Bundle::script("echo out; echo err >&2; exit 7"), &first, &ALL);
+    let missing_program = join_namespaces(Bundle::busybox(["/nonexistent"]), &first, &ALL);
     for _ in 0..2 {
-        assert_ne!(runtime.run(&absent).code, 0);
-        let done = runtime.run(&talk);
+        assert_ne!(runtime.run(&missing_program).code, 0);
+        let done = runtime.run(&writes_and_fails);
         assert_eq!((done.code, done.text().as_str(), done.message().trim()), (7, "out", "err"));
     }
     let bundle =
@@ -185,7 +185,7 @@ fn the_pod_ends_with_its_first_container() {
     second.await_status("stopped");
     second.call("delete", &[]).ok();
     first.await_status("stopped");
-    assert_ne!(runtime.run(&late).code, 0, "what has ended is joined by nobody");
+    assert_ne!(runtime.run(&late).code, 0, "a container that has ended cannot be joined");
 }
 
 fn namespace_of(host: &Container<'_>, kind: &str) -> Value {
@@ -211,9 +211,12 @@ fn a_container_joins_the_user_namespace_of_its_pod() {
             "for ns in user net ipc uts pid cgroup; do readlink /proc/self/ns/$ns; done; cat /proc/self/uid_map";
         container.script(script).ok().text().lines().map(str::to_owned).collect::<Vec<_>>()
     };
-    let (theirs, own) = (namespaces_and_users(&first), namespaces_and_users(&second));
-    assert_eq!((&theirs[..4], &theirs[6]), (&own[..4], &own[6]));
-    assert!(theirs[4] != own[4] && theirs[5] != own[5], "pid and cgroup namespaces are its own");
+    let (first_namespaces, second_namespaces) = (namespaces_and_users(&first), namespaces_and_users(&second));
+    assert_eq!((&first_namespaces[..4], &first_namespaces[6]), (&second_namespaces[..4], &second_namespaces[6]));
+    assert!(
+        first_namespaces[4] != second_namespaces[4] && first_namespaces[5] != second_namespaces[5],
+        "pid and cgroup namespaces are its own"
+    );
     let named = eventually(TIMEOUT, || (first.exec(&["hostname"]).ok().text() == "other").then_some(()));
     assert!(named.is_some(), "root of the user namespace may change what belongs to it");
     assert_eq!(second.script("grep -c ' /mnt tmpfs' /proc/1/mounts; cat /proc/1/comm").ok().text(), "1\nsleep");
@@ -270,10 +273,11 @@ fn cgroup_and_time_namespaces_can_be_joined() {
         "for ns in cgroup time; do readlink /proc/self/ns/$ns; done; cut -d. -f1 /proc/uptime; cat /proc/self/cgroup";
     let bundle = Bundle::script("sleep 1000").with("/linux/namespaces", json!(namespaces));
     let second = runtime.start_container(&bundle);
-    let [theirs, own] = [&first, &second].map(|container| container.script(script).ok().text());
-    let (theirs, own): (Vec<_>, Vec<_>) = (theirs.lines().collect(), own.lines().collect());
-    assert_eq!(theirs[..2], own[..2]);
-    assert!(own[2].parse::<u64>().unwrap() >= 1_000_000, "{own:?}");
-    assert_eq!(theirs[3], "0::/");
-    assert!(own[3].starts_with("0::/../"), "its cgroup is seen from the other's: {own:?}");
+    let [first_namespaces, second_namespaces] = [&first, &second].map(|container| container.script(script).ok().text());
+    let (first_namespaces, second_namespaces): (Vec<_>, Vec<_>) =
+        (first_namespaces.lines().collect(), second_namespaces.lines().collect());
+    assert_eq!(first_namespaces[..2], second_namespaces[..2]);
+    assert!(second_namespaces[2].parse::<u64>().unwrap() >= 1_000_000, "{second_namespaces:?}");
+    assert_eq!(first_namespaces[3], "0::/");
+    assert!(second_namespaces[3].starts_with("0::/../"), "its cgroup is seen from the other's: {second_namespaces:?}");
 }

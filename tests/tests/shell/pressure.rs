@@ -13,7 +13,7 @@ use crate::pods::{ALL, join_namespaces};
 const MIB: u64 = 1 << 20;
 
 /// A command that allocates more and more memory in small steps.
-const GREEDY: [&str; 2] = ["tail", "/dev/zero"];
+const ALLOCATE_ENDLESSLY: [&str; 2] = ["tail", "/dev/zero"];
 
 /// The longest time for a command on a crowded machine in a slow test host. Without the agent's priority it takes minutes.
 const MAX_DURATION: Duration = Duration::from_secs(30);
@@ -32,9 +32,9 @@ fn count_oom_events(runtime: &Runtime, container: &Container<'_>, cause: impl Fn
     // These statistics come after all earlier events.
     runtime.call(&["events", "--stats", &container.id]).ok();
     container.call("kill", &["KILL"]).ok();
-    let events_told = lines.filter(|line| serde_json::from_str::<Value>(line).unwrap()["type"] == "oom").count();
+    let oom_events = lines.filter(|line| serde_json::from_str::<Value>(line).unwrap()["type"] == "oom").count();
     assert_eq!(wait(&mut events), 0);
-    events_told
+    oom_events
 }
 
 fn assert_in_time(what: &str, call: impl FnOnce() -> CommandResult) -> CommandResult {
@@ -61,13 +61,13 @@ fn an_oom_kill_is_reported_once() {
     let runtime = Runtime::new();
     let bundle = limited(Bundle::busybox(["sleep", "1000"]), 64);
     let container = runtime.start_container(&bundle);
-    let told = count_oom_events(&runtime, &container, || {
+    let events = count_oom_events(&runtime, &container, || {
         // It is not the first process, so the container keeps running.
-        assert_eq!(container.exec(&GREEDY).code, 137);
+        assert_eq!(container.exec(&ALLOCATE_ENDLESSLY).code, 137);
         assert_eq!((container.status().as_str(), container.script("exit 4").code), ("running", 4));
     });
-    assert_eq!(told, 1);
-    assert_eq!(runtime.run(&limited(Bundle::busybox(GREEDY), 64)).code, 137);
+    assert_eq!(events, 1);
+    assert_eq!(runtime.run(&limited(Bundle::busybox(ALLOCATE_ENDLESSLY), 64)).code, 137);
 }
 
 #[test]
@@ -81,13 +81,13 @@ fn an_oom_kill_without_a_limit_is_reported_for_its_container() {
     let machine = || container.script("cat /proc/sys/kernel/random/boot_id; cat /sys/fs/cgroup/memory.max").ok().text();
     let before = machine();
     assert!(before.ends_with("\nmax"), "what it sees is no limit: {before}");
-    let told = count_oom_events(&runtime, &container, || {
-        assert_eq!(container.exec(&GREEDY).code, 137);
+    let events = count_oom_events(&runtime, &container, || {
+        assert_eq!(container.exec(&ALLOCATE_ENDLESSLY).code, 137);
         assert_eq!(container.status(), "running");
         assert_eq!(machine(), before);
     });
-    assert_eq!(told, 1);
-    assert_eq!(runtime.run(&Bundle::busybox(GREEDY)).code, 137);
+    assert_eq!(events, 1);
+    assert_eq!(runtime.run(&Bundle::busybox(ALLOCATE_ENDLESSLY)).code, 137);
 }
 
 #[test]
@@ -117,8 +117,8 @@ fn an_oom_kill_in_a_pod_is_reported_for_the_container_that_used_the_memory() {
         let bundle = join_namespaces(sleeping(), &first, &ALL);
         let bundle = limit.map_or_else(|| join_namespaces(sleeping(), &first, &ALL), |mib| limited(bundle, mib));
         let second = runtime.start_container(&bundle);
-        let told = count_oom_events(&runtime, &second, || assert_eq!(second.exec(&GREEDY).code, 137));
-        assert_eq!(told, 1, "with limit {limit:?}");
+        let events = count_oom_events(&runtime, &second, || assert_eq!(second.exec(&ALLOCATE_ENDLESSLY).code, 137));
+        assert_eq!(events, 1, "with limit {limit:?}");
     }
     assert_eq!(count_oom_events(&runtime, &first, || ()), 0);
 }
@@ -140,9 +140,9 @@ fn the_kernel_allows_four_million_processes() {
 #[test]
 fn exec_and_kill_work_among_thousands_of_processes() {
     let runtime = Runtime::new();
-    let crowd = "import os, time\nfor i in range(2000):\n    if os.fork() == 0:\n        time.sleep(1000)\nprint('full', flush=True)\n\
+    let fork_many = "import os, time\nfor i in range(2000):\n    if os.fork() == 0:\n        time.sleep(1000)\nprint('full', flush=True)\n\
         open('/dev/shm/full', 'w')\ntime.sleep(1000)";
-    let bundle = Bundle::debian(["python3", "-c", crowd]).with("/annotations/dev.vmrt.memory", json!("2G"));
+    let bundle = Bundle::debian(["python3", "-c", fork_many]).with("/annotations/dev.vmrt.memory", json!("2G"));
     let container = runtime.start_container(&bundle);
     let full = "until [ -e /dev/shm/full ]; do sleep 1; done";
     container.script(full).ok();

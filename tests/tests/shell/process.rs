@@ -99,11 +99,14 @@ fn unavailable_capabilities_are_left_out_with_a_warning() {
     let other = runtime.run(&bundle.with("/process/user", json!({"uid": 1000, "gid": 1000}))).ok();
     assert_eq!(sets(&other), expected);
     if is_vmrt() {
-        let (said, to_other) = (done.message(), other.message());
-        assert!(said.contains("capabilities: [CAP_OF_TOMORROW]"), "{said}");
+        let (warnings, other_warnings) = (done.message(), other.message());
+        assert!(warnings.contains("capabilities: [CAP_OF_TOMORROW]"), "{warnings}");
         // Root gets its permitted capabilities with every program, so it loses nothing.
-        assert!(!said.contains("ambient"), "{said}");
-        assert!(to_other.contains("can't raise ambient capabilities") && to_other.contains("[CAP_KILL]"), "{to_other}");
+        assert!(!warnings.contains("ambient"), "{warnings}");
+        assert!(
+            other_warnings.contains("can't raise ambient capabilities") && other_warnings.contains("[CAP_KILL]"),
+            "{other_warnings}"
+        );
     }
 }
 
@@ -238,9 +241,9 @@ fn device_rules_are_enforced() {
         .with("/linux/devices", json!(devices))
         .with("/linux/resources/devices", json!(rules));
     let text = runtime.run(&bundle).ok().text();
-    let said: Vec<_> = text.lines().map(|line| line.rsplit(": ").next().unwrap_or_default()).collect();
+    let results: Vec<_> = text.lines().map(|line| line.rsplit(": ").next().unwrap_or_default()).collect();
     let refused = "Operation not permitted";
-    assert_eq!(said, ["read", refused, "not written", refused, "not read", refused, "no longer", "null"]);
+    assert_eq!(results, ["read", refused, "not written", refused, "not read", refused, "no longer", "null"]);
 }
 
 #[test]

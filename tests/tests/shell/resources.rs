@@ -90,10 +90,10 @@ fn an_updated_limit_holds_at_once() {
     let runtime = Runtime::new();
     let bundle = limited();
     let container = runtime.start_container(&bundle);
-    let greedy = ["dd", "if=/dev/zero", "of=/dev/null", "bs=40M", "count=1"];
-    assert_eq!(container.exec(&greedy).code, 0);
+    let allocate = ["dd", "if=/dev/zero", "of=/dev/null", "bs=40M", "count=1"];
+    assert_eq!(container.exec(&allocate).code, 0);
     update(&runtime, &container, &["--memory", "24M", "--memory-swap", "24M"]);
-    assert_eq!(container.exec(&greedy).code, 137);
+    assert_eq!(container.exec(&allocate).code, 137);
 }
 
 #[test]
@@ -260,10 +260,10 @@ fn the_machine_grows_and_shrinks_with_the_memory_limit() {
         let line = container.exec(&["grep", "MemTotal", "/proc/meminfo"]).ok().text();
         line.split_whitespace().nth(1).expect("a number").parse::<u64>().unwrap() / 1024
     };
-    let greedy = ["dd", "if=/dev/zero", "of=/dev/null", "bs=700M", "count=1"];
+    let allocate = ["dd", "if=/dev/zero", "of=/dev/null", "bs=700M", "count=1"];
     assert_eq!(host("memory.max"), 128 + 128 + 128);
     let at_boot = total();
-    assert_ne!(container.exec(&greedy).code, 0);
+    assert_ne!(container.exec(&allocate).code, 0);
     for round in ["first", "again"] {
         update("1G");
         assert_eq!(limit(&container, "memory.max"), (1024 * MIB).to_string(), "{round}");
@@ -272,7 +272,7 @@ fn the_machine_grows_and_shrinks_with_the_memory_limit() {
         // The guest uses the last part some time after it has been plugged in.
         let whole = eventually(Duration::from_secs(10), || (total() == at_boot + 1024 - 128).then_some(()));
         assert!(whole.is_some(), "{round}: the guest has {} MiB, {at_boot} at boot", total());
-        container.exec(&greedy).ok();
+        container.exec(&allocate).ok();
         assert!(limit(&container, "memory.peak").parse::<u64>().unwrap() > 700 * MIB);
         // The guest uses plugged memory first, so the file is read into it.
         container.script("rm -f /copy && cp /data /copy").ok();
@@ -334,8 +334,8 @@ fn stats_are_the_containers_in_runcs_form() {
     assert_eq!(data["pids"], json!({"current": 1, "limit": 20}));
     assert_eq!(data["memory"]["usage"]["limit"], json!(64 * MIB));
     let memory: u64 = limit(&container, "memory.current").parse().unwrap();
-    let told = data["memory"]["usage"]["usage"].as_u64().unwrap();
-    assert!(told > 0 && told < memory + 16 * MIB, "{told} and {memory}");
+    let usage = data["memory"]["usage"]["usage"].as_u64().unwrap();
+    assert!(usage > 0 && usage < memory + 16 * MIB, "{usage} and {memory}");
     let raw = &data["memory"]["raw"];
     assert!(
         raw["anon"].as_u64().is_some() && raw["file"] == data["memory"]["cache"].clone()
@@ -359,9 +359,9 @@ fn events_run_until_the_end_and_report_oom() {
     let mut next = || -> Value { serde_json::from_str(&lines.next().expect("an event").unwrap()).unwrap() };
     assert_eq!(next()["type"], "stats");
     assert_eq!(container.exec(&["dd", "if=/dev/zero", "of=/dev/null", "bs=150M", "count=1"]).code, 137);
-    let out_of_memory = (0..1000).map(|_| next()).find(|event| event["type"] == "oom").expect("it is told");
+    let out_of_memory = (0..1000).map(|_| next()).find(|event| event["type"] == "oom").expect("an oom event");
     assert_eq!(out_of_memory, json!({"type": "oom", "id": container.id}));
-    assert_eq!(next()["type"], "stats", "and on it goes");
+    assert_eq!(next()["type"], "stats", "statistics continue");
     container.call("kill", &["KILL"]).ok();
     while lines.next().is_some() {}
     assert_eq!(wait(&mut events), 0);

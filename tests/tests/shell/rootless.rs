@@ -155,9 +155,9 @@ fn without_a_cgroup_on_the_host_limits_hold_in_the_guest() {
     assert_eq!(limits(), "100663296\n40\n50000 100000");
     let refused = container.call("update", &["--cpu-share", "512"]);
     assert!(refused.code == 1 && refused.message().contains("cpu.shares holds on the host"), "{refused:?}");
-    let eater = container.script("head -c 200m /dev/zero | tail >/dev/null; echo end=$?").ok();
-    assert_ne!(eater.value("end"), "0", "memory ran out");
-    assert_eq!(container.status(), "running", "nobody on the host was killed for it");
+    let allocation = container.script("head -c 200m /dev/zero | tail >/dev/null; echo end=$?").ok();
+    assert_ne!(allocation.value("end"), "0", "memory ran out");
+    assert_eq!(container.status(), "running", "the OOM killer of the host killed nothing");
 }
 
 #[test]
@@ -266,9 +266,9 @@ fn kvm_access_by_group_is_enough_and_the_error_names_the_group() {
     // A group that exists on every Debian.
     let _kvm = RestrictedDevice::to_group(27, "/dev/kvm");
     let bundle = user_bundle(Bundle::script("echo in"));
-    let stranger = Runtime::for_caller(Caller::user()).run(&bundle);
-    assert_eq!(stranger.code, 1);
-    assert!(stranger.message().contains("the members of group sudo (27) may: permission denied"), "{stranger:?}");
+    let other_user = Runtime::for_caller(Caller::user()).run(&bundle);
+    assert_eq!(other_user.code, 1);
+    assert!(other_user.message().contains("the members of group sudo (27) may: permission denied"), "{other_user:?}");
     let member = Runtime::for_caller(Caller::user_in(27)).run(&bundle);
     assert_eq!(member.ok().text(), "in");
 }

@@ -65,7 +65,7 @@ fn a_slow_reader_gets_all_output_before_the_exit() {
     let mut child = command.arg(bundle.path()).arg(new_id()).stdin(Stdio::null()).stdout(writer).spawn().unwrap();
     drop(command);
     thread::sleep(Duration::from_secs(3));
-    assert!(child.try_wait().unwrap().is_none(), "the end was told before the output was read");
+    assert!(child.try_wait().unwrap().is_none(), "the command exited before its output was read");
     let mut output = Vec::new();
     reader.read_to_end(&mut output).unwrap();
     assert_eq!((output.len(), &output[output.len() - 5..]), (3_000_004, &b"xtail"[..]));

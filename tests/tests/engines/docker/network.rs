@@ -120,8 +120,8 @@ fn network_connect_and_disconnect_work_on_a_running_container() {
             });
             assert_eq!(page.as_deref(), Some("served"), "{:?}", client.exec("ip address; cat /etc/resolv.conf"));
             client.call(&["network", "disconnect", "vmrt-test"], &[]).ok();
-            let gone = eventually(TIMEOUT, || (client.exec("test -e /sys/class/net/eth1").code != 0).then_some(()));
-            assert!(gone.is_some(), "the interface stays");
+            let removed = eventually(TIMEOUT, || (client.exec("test -e /sys/class/net/eth1").code != 0).then_some(()));
+            assert!(removed.is_some(), "the interface still exists");
         }
     }
     docker.call(&["network", "rm", "vmrt-test"]).ok();
