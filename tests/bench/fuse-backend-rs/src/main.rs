@@ -5,9 +5,9 @@
 //! fuse-backend-rs-bench [DIRECTORY [ROUNDS]]
 //! ```
 
-mod ours;
 mod peer;
 mod requests;
+mod vmrt_server;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -34,7 +34,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let directory = tempfile::tempdir_in(Path::new(&parent))?;
     requests::prepare(directory.path())?;
     let mut sessions: Vec<Session> = vec![
-        Session::begin(Box::new(ours::Ours::new(directory.path())?)),
+        Session::begin(Box::new(vmrt_server::VmrtServer::new(directory.path())?)),
         Session::begin(Box::new(peer::Peer::new(directory.path())?)),
     ];
     let mut samples: BTreeMap<(usize, usize), Vec<f64>> = BTreeMap::new();

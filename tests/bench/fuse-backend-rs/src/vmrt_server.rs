@@ -1,4 +1,4 @@
-//! vmrt's server.
+//! vmrt's FUSE server.
 
 use std::fs::File;
 use std::path::Path;
@@ -9,7 +9,7 @@ use vmm::fs::{Buffers, Limits, Server, SharesHandle, Worker};
 
 use crate::Backend;
 
-pub struct Ours {
+pub struct VmrtServer {
     server: Server,
     worker: Worker,
     request: Vec<u8>,
@@ -17,7 +17,7 @@ pub struct Ours {
     data: Vec<u8>,
 }
 
-impl Ours {
+impl VmrtServer {
     pub fn new(directory: &Path) -> Result<Self, Box<dyn std::error::Error>> {
         let shares = SharesHandle::new();
         shares.add("c/share", File::open(directory)?.into(), false)?;
@@ -27,7 +27,7 @@ impl Ours {
     }
 }
 
-impl Backend for Ours {
+impl Backend for VmrtServer {
     fn name(&self) -> &'static str {
         "vmrt"
     }
