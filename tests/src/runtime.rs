@@ -66,6 +66,18 @@ impl CommandResult {
         value.unwrap_or_else(|| panic!("no {name} in {self:?}")).trim().to_string()
     }
 
+    /// Asserts the values of lines `name=value` of the standard output.
+    ///
+    /// # Panics
+    ///
+    /// Panics if a line is missing or has another value.
+    #[track_caller]
+    pub fn assert_values(&self, expected: &[(&str, &str)]) {
+        for (name, value) in expected {
+            assert_eq!(self.value(name), *value, "{name}: {self:?}");
+        }
+    }
+
     /// Returns itself if the command succeeded.
     ///
     /// # Panics

@@ -40,12 +40,6 @@ fn privileged(bundle: Bundle) -> Bundle {
     bundle.with_capabilities().with("/linux/resources/devices", json!([{"allow": true, "access": "rwm"}]))
 }
 
-fn assert_values(done: &CommandResult, values: &[(&str, &str)]) {
-    for (name, value) in values {
-        assert_eq!(done.value(name), *value, "{name}: {done:?}");
-    }
-}
-
 /// The lines of the message about the guest's own devices.
 fn device_warnings(done: &CommandResult) -> Vec<String> {
     done.message().lines().filter(|line| line.contains("own devices")).map(str::to_owned).collect()
@@ -65,30 +59,27 @@ fn a_dev_mount_has_the_guests_devices_and_the_hosts_shared_memory() {
     let runtime = Runtime::new();
     let shared = SharedMemoryFile::new("outside");
     let done = runtime.run(&with_dev(Bundle::debian(["python3", "-c", USE_DEV, shared.name()]), &["rbind"])).ok();
-    assert_values(
-        &done,
-        &[
-            ("null", "1:3"),
-            ("zero", "1:5"),
-            ("full", "1:7"),
-            ("random", "1:8"),
-            ("urandom", "1:9"),
-            ("tty", "5:0"),
-            ("ptmx", "5:2"),
-            ("kmsg", "1:11"),
-            ("fuse", "10:229"),
-            ("net/tun", "10:200"),
-            ("loop-control", "10:237"),
-            ("console", "5:1"),
-            ("zeros", "000000"),
-            ("heard", "said"),
-            ("shared", "outside"),
-        ],
-    );
+    done.assert_values(&[
+        ("null", "1:3"),
+        ("zero", "1:5"),
+        ("full", "1:7"),
+        ("random", "1:8"),
+        ("urandom", "1:9"),
+        ("tty", "5:0"),
+        ("ptmx", "5:2"),
+        ("kmsg", "1:11"),
+        ("fuse", "10:229"),
+        ("net/tun", "10:200"),
+        ("loop-control", "10:237"),
+        ("console", "5:1"),
+        ("zeros", "000000"),
+        ("heard", "said"),
+        ("shared", "outside"),
+    ]);
     assert_eq!(fs::read_to_string(&shared.0).unwrap(), "inside");
     assert!(done.value("pty").starts_with("/dev/pts/") && done.value("fd") == "/proc/self/fd", "{done:?}");
     if is_vmrt() {
-        assert_values(&done, &[("pty", "/dev/pts/0"), ("queue", "True"), ("kvm", "False"), ("loop", "True")]);
+        done.assert_values(&[("pty", "/dev/pts/0"), ("queue", "True"), ("kvm", "False"), ("loop", "True")]);
         let warnings = device_warnings(&done);
         let places = "/dev, /dev/mqueue, /dev/pts";
         assert!(
@@ -123,7 +114,7 @@ fn a_read_only_dev_mount_cannot_be_changed_but_its_devices_work() {
         rm /dev/full 2>/dev/null && echo removed=yes; echo x >/dev/null && echo written=yes; echo left=$(ls /dev/full); \
         echo pts=$(ls /dev/pts | head -n 1)";
     let done = runtime.run(&with_dev(Bundle::script(script), &["rbind", "ro"])).ok();
-    assert_values(&done, &[("written", "yes"), ("left", "/dev/full")]);
+    done.assert_values(&[("written", "yes"), ("left", "/dev/full")]);
     assert!(!done.text().contains("open=") && !done.text().contains("removed="), "{done:?}");
 }
 
@@ -147,18 +138,15 @@ fn directories_of_dev_as_mounts_have_the_guests_devices() {
         .fold(Bundle::script(&script), |bundle, (source, place)| bundle.bind(Path::new(source), place, &["rbind"]));
     let done = runtime.run(&privileged(bundle));
     fs::remove_dir_all(none).unwrap();
-    assert_values(
-        &done.ok(),
-        &[
-            ("tun", "a:c8 use=yes"),
-            ("terminals", "ptmx"),
-            ("queues", "mqueue"),
-            ("shared", "outside"),
-            ("none", if is_vmrt() { "" } else { "file" }),
-            ("null", "yes pts=/host/dev/pts/ptmx"),
-            ("below", "outside"),
-        ],
-    );
+    done.ok().assert_values(&[
+        ("tun", "a:c8 use=yes"),
+        ("terminals", "ptmx"),
+        ("queues", "mqueue"),
+        ("shared", "outside"),
+        ("none", if is_vmrt() { "" } else { "file" }),
+        ("null", "yes pts=/host/dev/pts/ptmx"),
+        ("below", "outside"),
+    ]);
 }
 
 /// The host's device nodes, as engines list them for a privileged container.

@@ -11,7 +11,7 @@ use std::thread;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use vmrt_tests::bundle::Bundle;
-use vmrt_tests::runtime::{CommandResult, Runtime, is_vmrt};
+use vmrt_tests::runtime::{Runtime, is_vmrt};
 
 /// Unmapped owners, as `stat -c %u:%g` prints them.
 const NOBODY: &str = "65534:65534";
@@ -47,12 +47,6 @@ fn owner(path: &Path) -> (u32, u32) {
     (stat.uid(), stat.gid())
 }
 
-fn assert_values(done: &CommandResult, expected: &[(&str, &str)]) {
-    for (name, value) in expected {
-        assert_eq!(done.value(name), *value, "{name}: {done:?}");
-    }
-}
-
 /// Debian's runc does not support id-mapped mounts.
 fn is_unsupported() -> bool {
     !is_vmrt()
@@ -86,7 +80,7 @@ fn owners_are_mapped_both_ways_without_a_user_namespace() {
         ("read", "2:5:5"),
         ("frozen", "locked"),
     ];
-    assert_values(&done, &expected);
+    done.assert_values(&expected);
     for name in ["made", "link", "pipe", "hard", "moved"] {
         assert_eq!(owner(&host.path().join(name)), (1000, 2000), "{name} on the host");
     }
@@ -146,7 +140,7 @@ fn a_mount_uses_the_user_namespaces_mappings_or_its_own() {
         ("frozen-is", "locked"),
         ("plain-is", "locked"),
     ];
-    assert_values(&done, &expected);
+    done.assert_values(&expected);
     assert_eq!((owner(&host.path().join("made")), owner(&host.path().join("dir"))), ((0, 0), (7, 8)));
     assert_eq!(owner(&other.path().join("made")), (1000, 2000));
 }
@@ -190,7 +184,7 @@ fn ridmap_maps_mounts_below_and_idmap_does_not() {
     let bundle = mapped(bundle, host.path(), "/private", &["rbind", "rprivate", "ridmap"], 0);
     let done = runtime.run(&mapped(bundle, host.path(), "/bind", &["bind", "ridmap"], 0)).ok();
     let all = "0:0 0:0 0:0";
-    assert_values(&done, &[("idmap", "0:0 1000:2000 1000:2000"), ("ridmap", all), ("private", all), ("bind", "0:0")]);
+    done.assert_values(&[("idmap", "0:0 1000:2000 1000:2000"), ("ridmap", all), ("private", all), ("bind", "0:0")]);
     assert!(done.text().ends_with("\n3"), "three file systems: {done:?}");
     assert_eq!(owner(&below.join("made")), (1000, 2000));
     assert_eq!(owner(&deeper.join("made")), (1000, 2000));

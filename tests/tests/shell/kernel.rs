@@ -5,13 +5,7 @@ use std::path::Path;
 
 use serde_json::json;
 use vmrt_tests::bundle::Bundle;
-use vmrt_tests::runtime::{CommandResult, Runtime, is_vmrt};
-
-fn assert_values(done: &CommandResult, expected: &[(&str, &str)]) {
-    for (name, value) in expected {
-        assert_eq!(done.value(name), *value, "{name}");
-    }
-}
+use vmrt_tests::runtime::{Runtime, is_vmrt};
 
 #[test]
 fn kernel_features_that_tools_use_are_present() {
@@ -39,14 +33,14 @@ fn kernel_features_that_tools_use_are_present() {
     }
     let done = runtime.run(&bundle).ok();
     for tool in ["iptables-legacy", "ip6tables-legacy"] {
-        assert_values(&done, &[(tool, "3 4 5 2 3")]);
+        done.assert_values(&[(tool, "3 4 5 2 3")]);
     }
-    assert_values(&done, &[("rule", "kept"), ("smaps", "there"), ("pagemap", "8"), ("dnotify", "1"), ("links", "lo")]);
+    done.assert_values(&[("rule", "kept"), ("smaps", "there"), ("pagemap", "8"), ("dnotify", "1"), ("links", "lo")]);
     for link in ["vrf", "dummy", "bridge"] {
-        assert_values(&done, &[(link, "made")]);
+        done.assert_values(&[(link, "made")]);
     }
     for kind in ["squashfs", "iso9660", "vfat", "ext4", "overlay"] {
-        assert_values(&done, &[(kind, "known")]);
+        done.assert_values(&[(kind, "known")]);
     }
 }
 
@@ -69,8 +63,10 @@ fn allocations_are_bounded_by_the_hosts_memory() {
     let bundle = Bundle::debian(["python3", "-c", python, &host.to_string()])
         .with("/linux/resources/memory", json!({"limit": 128 << 20}));
     let done = runtime.run(&bundle).ok();
-    assert_values(
-        &done,
-        &[("part", "granted"), ("nearly", "granted"), ("more", "Cannot allocate memory"), ("policy", "0")],
-    );
+    done.assert_values(&[
+        ("part", "granted"),
+        ("nearly", "granted"),
+        ("more", "Cannot allocate memory"),
+        ("policy", "0"),
+    ]);
 }

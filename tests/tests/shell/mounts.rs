@@ -12,17 +12,11 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use vmrt_tests::bundle::Bundle;
 use vmrt_tests::eventually;
-use vmrt_tests::runtime::{CommandResult, Runtime, is_vmrt};
+use vmrt_tests::runtime::{Runtime, is_vmrt};
 use vmrt_tests::tmpfs_mount::TmpfsMount;
 
 fn tmpfs(destination: &str, options: &[&str]) -> Value {
     json!({"type": "tmpfs", "source": "tmpfs", "destination": destination, "options": options})
-}
-
-fn assert_values(done: &CommandResult, expected: &[(&str, &str)]) {
-    for (name, value) in expected {
-        assert_eq!(done.value(name), *value, "{name}");
-    }
 }
 
 #[test]
@@ -53,7 +47,7 @@ fn a_tmpfs_has_the_mode_of_its_mount_point_and_tmpcopyup_copies_files() {
         ("link", "/nowhere"),
         ("kind", "tmpfs"),
     ];
-    assert_values(&runtime.run(&bundle).ok(), &expected);
+    runtime.run(&bundle).ok().assert_values(&expected);
     assert_eq!(fs::read_to_string(bundle.file("copied/dir/file")).unwrap(), "original\n");
 }
 
@@ -69,7 +63,7 @@ fn a_remount_changes_an_existing_mount() {
         .with("/mounts/-", again)
         .with("/mounts/-", tmpfs("/grown", &["size=1m"]))
         .with("/mounts/-", tmpfs("/grown", &["remount", "size=2m"]));
-    assert_values(&runtime.run(&bundle).ok(), &[("frozen", "yes"), ("grown", "2097152")]);
+    runtime.run(&bundle).ok().assert_values(&[("frozen", "yes"), ("grown", "2097152")]);
 }
 
 #[test]
@@ -99,7 +93,7 @@ fn recursive_attributes_apply_to_mounts_below() {
     let done = runtime.run(&bundle).ok();
     let expected =
         [("/ro", "locked"), ("/ro/below", "locked"), ("/plain", "open"), ("/plain/below", "open"), ("runs", "no")];
-    assert_values(&done, &expected);
+    done.assert_values(&expected);
 }
 
 #[test]
@@ -160,7 +154,7 @@ fn mounts_and_the_root_have_the_configured_propagation() {
         runtime.run(&bundle.with("/linux/rootfsPropagation", json!(propagation))).ok()
     };
     let done = with_root("private");
-    assert_values(&done, &[("/shared", "shared"), ("/private", ""), ("/unbindable", "unbindable"), ("/", "")]);
+    done.assert_values(&[("/shared", "shared"), ("/private", ""), ("/unbindable", "unbindable"), ("/", "")]);
     if is_vmrt() {
         assert_eq!(with_root("rshared").value("/"), "shared");
         assert_eq!(with_root("unbindable").value("/"), "unbindable");
@@ -228,7 +222,7 @@ fn devices_that_the_guest_has_can_be_mounted() {
         .bind(Path::new("/dev/zero"), "/data/zero", &[])
         .bind(Path::new("/dev/fuse"), "/dev/fuse", &["ro"]);
     let done = runtime.run(&bundle).ok();
-    assert_values(&done, &[("null", "1:3"), ("fuse", "a:e5"), ("zeros", "000000"), ("again", "1")]);
+    done.assert_values(&[("null", "1:3"), ("fuse", "a:e5"), ("zeros", "000000"), ("again", "1")]);
     assert!(!is_vmrt() || fs::metadata(bundle.file("data/null")).unwrap().is_file(), "no device was made on the host");
 }
 
@@ -345,15 +339,15 @@ fn every_mount_has_a_descriptive_source() {
     let done = runtime.run(&bundle).ok();
     assert!(!done.text().lines().any(|line| line.ends_with("=none")), "{}", done.text());
     let expected = [("/proc", "proc"), ("/dev", "tmpfs"), ("/dev/pts", "devpts"), ("/dev/shm", "shm")];
-    assert_values(&done, &expected);
-    assert_values(&done, &[("/sys/fs/cgroup", "cgroup"), ("mount", "shown"), ("statfs", "tmpfs")]);
+    done.assert_values(&expected);
+    done.assert_values(&[("/sys/fs/cgroup", "cgroup"), ("mount", "shown"), ("statfs", "tmpfs")]);
     let root = done.value("/");
     assert_eq!(
         (done.value("findmnt"), done.value("df")),
         (root.clone(), format!("{root} / {} /data", done.value("/data")))
     );
     if is_vmrt() {
-        assert_values(&done, &[("/", "vmrt/rootfs"), ("/data", "vmrt/volume-0"), ("/anonymous", "tmpfs")]);
-        assert_values(&done, &[("/data/nested", "vmrt/volume-0/nested")]);
+        done.assert_values(&[("/", "vmrt/rootfs"), ("/data", "vmrt/volume-0"), ("/anonymous", "tmpfs")]);
+        done.assert_values(&[("/data/nested", "vmrt/volume-0/nested")]);
     }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use vmrt_tests::bundle::Bundle;
-use vmrt_tests::runtime::{CommandResult, Runtime, is_vmrt};
+use vmrt_tests::runtime::{Runtime, is_vmrt};
 
 /// Python functions that make system calls and return their results: `call` by x86-64 numbers, `old` by x86 numbers.
 const CALLS: &str = r#"
@@ -41,12 +41,6 @@ fn when(index: u8, operator: &str, value: u64) -> Value {
     json!({"index": index, "value": value, "op": format!("SCMP_CMP_{operator}")})
 }
 
-fn assert_values(done: &CommandResult, expected: &[(&str, &str)]) {
-    for (name, value) in expected {
-        assert_eq!(done.value(name), *value, "{name}");
-    }
-}
-
 #[test]
 fn every_action_and_operator_works() {
     let runtime = Runtime::new();
@@ -80,22 +74,19 @@ print(f'either={call(122, 5)} {call(122, 6)} {call(122, 7) >= 0}')
 print(f'masked={call(123, 0x5f)} {call(123, 0x6f) >= 0}')
 print(f'x86={old(64)} {old(20) == os.getpid()}')";
     let done = runtime.run(&python(script, profile)).ok();
-    assert_values(
-        &done,
-        &[
-            ("errno", "-7"),
-            ("default", "-1"),
-            ("trace", "-38"),
-            ("killed", "-31"),
-            ("trapped", "-31"),
-            ("logged", "True"),
-            ("greater", "-8 True"),
-            ("both", "-9 -3 True"),
-            ("either", "-10 -10 True"),
-            ("masked", "-11 True"),
-            ("x86", "-7 True"),
-        ],
-    );
+    done.assert_values(&[
+        ("errno", "-7"),
+        ("default", "-1"),
+        ("trace", "-38"),
+        ("killed", "-31"),
+        ("trapped", "-31"),
+        ("logged", "True"),
+        ("greater", "-8 True"),
+        ("both", "-9 -3 True"),
+        ("either", "-10 -10 True"),
+        ("masked", "-11 True"),
+        ("x86", "-7 True"),
+    ]);
 }
 
 /// A profile as engines write it: it allows most calls by name, and some by their arguments.
@@ -141,23 +132,20 @@ print(f'user={os.getuid()}')";
             .with("/process/noNewPrivileges", json!(no_new_privileges))
             .with("/process/user", json!({"uid": user, "gid": user}));
         let done = runtime.run(&bundle).ok();
-        assert_values(
-            &done,
-            &[
-                ("mode", "2 1"),
-                ("thread", "yes"),
-                ("child", "0"),
-                ("unix", "True"),
-                ("vsock", "-1"),
-                ("mount", "-1"),
-                ("unshare", "-1"),
-                ("clone3", "-38"),
-                ("persona", "0 -1"),
-                ("future", "-38"),
-                ("x86", "True -1"),
-                ("user", &user.to_string()),
-            ],
-        );
+        done.assert_values(&[
+            ("mode", "2 1"),
+            ("thread", "yes"),
+            ("child", "0"),
+            ("unix", "True"),
+            ("vsock", "-1"),
+            ("mount", "-1"),
+            ("unshare", "-1"),
+            ("clone3", "-38"),
+            ("persona", "0 -1"),
+            ("future", "-38"),
+            ("x86", "True -1"),
+            ("user", &user.to_string()),
+        ]);
     }
 }
 

@@ -9,7 +9,7 @@ use std::{env, iter};
 
 use libtest_mimic::{Arguments, Trial};
 use vmrt_tests::bundle::templates;
-use vmrt_tests::runtime::{CommandResult, RunningCommand, program};
+use vmrt_tests::runtime::{RunningCommand, program};
 
 use crate::machine::{Machine, script};
 
@@ -46,30 +46,22 @@ fn main() -> ExitCode {
     if conclusion.has_failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-/// Asserts the values of lines `name=value`.
-fn assert_values(done: CommandResult, values: &[(&str, &str)]) {
-    let done = done.ok();
-    for (name, value) in values {
-        assert_eq!(done.value(name), *value, "{name}, {done:?}");
-    }
-}
-
 fn a_repository_is_cloned_and_built(machine: &Machine) {
     let done = machine.bash(script!("build.sh"), &[]);
     // Five, or three, times the sum of 1 to 32. One source is newer, so make runs two commands again.
-    assert_values(done, &[("sum", "2640"), ("again", "2"), ("before", "1584"), ("changes", "")]);
+    done.ok().assert_values(&[("sum", "2640"), ("again", "2"), ("before", "1584"), ("changes", "")]);
 }
 
 fn buildah_builds_and_podman_runs(machine: &Machine) {
     let done = machine.bash(script!("buildah.sh"), &[]);
     let printed = "640:12:34 words /bin/moved";
-    assert_values(done, &[("layers", "1"), ("crun", printed), ("runc", printed)]);
+    done.ok().assert_values(&[("layers", "1"), ("crun", printed), ("runc", printed)]);
 }
 
 fn docker(machine: &Machine, driver: &str, root: &str) {
     let done = machine.bash(script!("docker.sh"), &[driver, root]);
     let pages = [("published", "page more"), ("between", "page more")];
-    assert_values(done, &[&[("driver", driver), ("alone", "in new"), ("left", "")], &pages[..]].concat());
+    done.ok().assert_values(&[&[("driver", driver), ("alone", "in new"), ("left", "")], &pages[..]].concat());
 }
 
 fn docker_runs_with_overlay2_on_a_volume(machine: &Machine) {
@@ -83,22 +75,27 @@ fn docker_runs_with_vfs_on_the_root_file_system(machine: &Machine) {
 fn packages_are_installed(machine: &Machine) {
     let done = machine.bash(script!("packages.sh"), &[]);
     let [installed, scripts] = ["first:ii ;second:ii ;", "configure configure remove remove"];
-    assert_values(done, &[("installed", installed), ("files", "0 100 setting"), ("scripts", scripts), ("left", "")]);
+    done.ok().assert_values(&[
+        ("installed", installed),
+        ("files", "0 100 setting"),
+        ("scripts", scripts),
+        ("left", ""),
+    ]);
 }
 
 fn pip_installs_a_wheel(machine: &Machine) {
     let done = machine.bash(script!("pip.sh"), &[]);
-    assert_values(done, &[("said", "greetings"), ("version", "1.0"), ("left", "")]);
+    done.ok().assert_values(&[("said", "greetings"), ("version", "1.0"), ("left", "")]);
 }
 
 fn postgres_recovers_what_it_committed(machine: &Machine) {
     let done = machine.bash(script!("postgres.sh"), &[]);
-    assert_values(done, &[("recovered", "1"), ("missing", "0"), ("last", "last")]);
+    done.ok().assert_values(&[("recovered", "1"), ("missing", "0"), ("last", "last")]);
 }
 
 fn redis_recovers_what_it_appended(machine: &Machine) {
     let done = machine.bash(script!("redis.sh"), &[]);
-    assert_values(done, &[("missing", "0"), ("value", "0")]);
+    done.ok().assert_values(&[("missing", "0"), ("value", "0")]);
 }
 
 /// Runs a script on the host in the Debian's root file system.
