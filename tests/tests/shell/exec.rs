@@ -33,7 +33,7 @@ fn an_exec_runs_in_the_containers_namespaces_and_cgroup() {
         echo cgroup=$([ \"$(cat /proc/1/cgroup)\" = \"$(cat /proc/self/cgroup)\" ] && echo same)";
     // To read /proc/1, the process needs the same capabilities as the first process.
     let done = container.script(script).ok();
-    for (name, value) in [
+    done.assert_values(&[
         ("file", "mine"),
         ("host", "box"),
         ("init", "sleep"),
@@ -45,9 +45,7 @@ fn an_exec_runs_in_the_containers_namespaces_and_cgroup() {
         ("uts", "same"),
         ("mnt", "same"),
         ("cgroup", "same"),
-    ] {
-        assert_eq!(done.value(name), value, "{name}");
-    }
+    ]);
 }
 
 #[test]
@@ -73,9 +71,7 @@ fn options_change_the_process() {
     let mut command = runtime.command(&["exec"]);
     command.args(arguments).args([&container.id, "sh", "-c", script]);
     let done = RunningCommand::start(&mut command, None).end().ok();
-    for (name, value) in [("uid", "1000"), ("gid", "50"), ("cwd", "/tmp"), ("a", "1"), ("b", "two words")] {
-        assert_eq!(done.value(name), value, "{name}");
-    }
+    done.assert_values(&[("uid", "1000"), ("gid", "50"), ("cwd", "/tmp"), ("a", "1"), ("b", "two words")]);
 }
 
 #[test]

@@ -57,9 +57,7 @@ fn a_read_only_root_cannot_be_changed() {
         mount -o remount,rw / 2>/dev/null; touch /x 2>/dev/null && echo again=open || echo again=locked";
     let bundle = Bundle::script(script).with("/root/readonly", json!(true));
     let done = runtime.run(&bundle).ok();
-    for (name, value) in [("root", "locked"), ("shm", "open"), ("again", "locked")] {
-        assert_eq!(done.value(name), value, "{name}");
-    }
+    done.assert_values(&[("root", "locked"), ("shm", "open"), ("again", "locked")]);
     assert!(!bundle.file("x").exists());
 }
 
@@ -81,16 +79,14 @@ fn volumes_are_read_write_or_read_only_as_configured() {
         .bind(&host.path().join("single"), "/etc/single", &["rw"])
         .bind(&host.path().join("single"), "/etc/frozen", &["ro"]);
     let done = runtime.run(&bundle).ok();
-    for (name, value) in [
+    done.assert_values(&[
         ("read", "content"),
         ("ro", "locked"),
         ("dir", "locked"),
         ("single", "one"),
         ("frozen", "locked"),
         ("exec", "no"),
-    ] {
-        assert_eq!(done.value(name), value, "{name}");
-    }
+    ]);
     assert_eq!(fs::read_to_string(host.path().join("rw/file")).unwrap(), "back\n");
     assert_eq!(fs::read_to_string(host.path().join("single")).unwrap(), "one\ntwo\n");
     assert_eq!(fs::read_to_string(host.path().join("ro/sub/file")).unwrap(), "content\n");
@@ -103,9 +99,7 @@ fn a_tmpfs_has_the_configured_size_and_mode() {
         echo size=$(stat -c %s /scratch/x)";
     let mount = json!({"type": "tmpfs", "source": "tmpfs", "destination": "/scratch", "options": ["size=1m", "mode=1750", "nodev"]});
     let done = runtime.run(&Bundle::script(script).with("/mounts/-", mount)).ok();
-    for (name, value) in [("kind", "tmpfs"), ("mode", "1750"), ("size", "1048576")] {
-        assert_eq!(done.value(name), value, "{name}");
-    }
+    done.assert_values(&[("kind", "tmpfs"), ("mode", "1750"), ("size", "1048576")]);
 }
 
 #[test]

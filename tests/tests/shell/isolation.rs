@@ -16,9 +16,7 @@ fn two_sandboxes_share_no_processes_files_or_network() {
         nc -w 2 127.0.0.1 8080 </dev/null >/dev/null 2>&1 && echo network=open || echo network=closed; \
         echo listeners=$(netstat -ltn | grep -c :8080)";
     let done = second.script(script).ok();
-    for (name, value) in [("processes", "0"), ("file", "0"), ("network", "closed"), ("listeners", "0")] {
-        assert_eq!(done.value(name), value, "{name}");
-    }
+    done.assert_values(&[("processes", "0"), ("file", "0"), ("network", "closed"), ("listeners", "0")]);
     assert_eq!(first.script("ps | grep -c '[s]leep 1234'").ok().text(), "1");
     if is_vmrt() {
         let boot_id = |container: &vmrt_tests::runtime::Container<'_>| {

@@ -20,7 +20,7 @@ fn limits_are_visible_in_the_containers_cgroup() {
         echo weight=$(cat cpu.weight); echo swap=$(cat memory.swap.max 2>/dev/null || echo 0); echo self=$(cat /proc/self/cgroup); \
         echo kind=$(stat -f -c %t .); touch x 2>/dev/null && echo locked=no || echo locked=yes";
     let done = runtime.run(&limited(Bundle::script(script))).ok();
-    for (name, value) in [
+    done.assert_values(&[
         ("memory", "67108864"),
         ("cpu", "50000 100000"),
         ("pids", "20"),
@@ -29,9 +29,7 @@ fn limits_are_visible_in_the_containers_cgroup() {
         ("self", "0::/"),
         ("kind", "63677270"),
         ("locked", "yes"),
-    ] {
-        assert_eq!(done.value(name), value, "{name}");
-    }
+    ]);
 }
 
 #[test]
@@ -46,7 +44,7 @@ fn every_limit_of_the_specification_sets_its_cgroup_file() {
         .with("/linux/resources/blockIO", json!({"weight": 500}))
         .with("/linux/resources/unified", json!({"memory.high": "50331648", "memory.oom.group": "1"}));
     let done = runtime.run(&bundle).ok();
-    for (name, value) in [
+    done.assert_values(&[
         ("memory.low", "16777216"),
         ("memory.high", "50331648"),
         ("memory.oom.group", "1"),
@@ -54,9 +52,7 @@ fn every_limit_of_the_specification_sets_its_cgroup_file() {
         ("cpu.max.burst", "20000"),
         ("hugetlb.2MB.max", "4194304"),
         ("io.weight", "default 4950"),
-    ] {
-        assert_eq!(done.value(name), value, "{name}");
-    }
+    ]);
     let idle = Bundle::busybox(["cat", "/sys/fs/cgroup/cpu.idle"]).with("/linux/resources/cpu", json!({"idle": 1}));
     assert_eq!(runtime.run(&idle).ok().text(), "1");
 }

@@ -49,9 +49,7 @@ fn user_groups_directory_environment_and_limits_are_as_configured() {
         ("host", "box"),
         ("pid", "1"),
     ];
-    for (name, value) in expected {
-        assert_eq!(done.value(name), value, "{name}");
-    }
+    done.assert_values(&expected);
 }
 
 #[test]
@@ -71,7 +69,7 @@ fn capabilities_are_as_configured() {
         json!({"bounding": set, "effective": set, "permitted": set, "inheritable": ["CAP_KILL"], "ambient": ["CAP_KILL"]}),
     );
     let done = runtime.run(&bundle).ok();
-    for (name, value) in [
+    done.assert_values(&[
         ("CapBnd", "0000000000000021"),
         ("CapEff", "0000000000000021"),
         ("CapPrm", "0000000000000021"),
@@ -79,9 +77,7 @@ fn capabilities_are_as_configured() {
         ("CapAmb", "0000000000000020"),
         ("NoNewPrivs", "1"),
         ("chown", "yes"),
-    ] {
-        assert_eq!(done.value(name), value, "{name}");
-    }
+    ]);
 }
 
 #[test]
@@ -132,9 +128,7 @@ fn a_container_has_its_own_namespaces() {
     let done = runtime.run(&Bundle::script(script).with_capabilities()).ok();
     // The shell, and `ls` and `wc` of the script.
     assert!(done.value("processes").parse::<u32>().unwrap() <= 4, "{}", done.text());
-    for (name, value) in [("loopback", "1"), ("up", "1"), ("devices", "lo"), ("ping", "yes")] {
-        assert_eq!(done.value(name), value, "{name}");
-    }
+    done.assert_values(&[("loopback", "1"), ("up", "1"), ("devices", "lo"), ("ping", "yes")]);
 }
 
 #[test]
@@ -153,7 +147,7 @@ fn masked_paths_are_hidden_and_readonly_paths_are_read_only() {
     std::fs::write(bundle.file("secret"), "secret").unwrap();
     std::fs::create_dir(bundle.file("locked")).unwrap();
     let done = runtime.run(&bundle).ok();
-    for (name, value) in [
+    done.assert_values(&[
         ("keys", "0"),
         ("firmware", "0"),
         ("sysctl", "no"),
@@ -161,9 +155,7 @@ fn masked_paths_are_hidden_and_readonly_paths_are_read_only() {
         ("mine", "0"),
         ("locked", "yes"),
         ("sys", "locked"),
-    ] {
-        assert_eq!(done.value(name), value, "{name}");
-    }
+    ]);
 }
 
 #[test]
@@ -180,7 +172,7 @@ fn default_and_configured_devices_exist() {
     .with("/linux/resources/devices", json!([{"allow": true, "access": "rwm"}]))
     .with_capabilities();
     let done = runtime.run(&bundle).ok();
-    for (name, value) in [
+    done.assert_values(&[
         ("null", "1:3:666"),
         ("zero", "1:5:666"),
         ("full", "1:7:666"),
@@ -193,9 +185,7 @@ fn default_and_configured_devices_exist() {
         ("zeros", "0000000000"),
         ("written", "yes"),
         ("mqueue", "1"),
-    ] {
-        assert_eq!(done.value(name), value, "{name}");
-    }
+    ]);
     assert!(done.value("ptmx").ends_with("pts/ptmx"));
 }
 
@@ -257,9 +247,7 @@ fn scheduling_and_personality_are_as_configured() {
         .with("/process/ioPriority", json!({"class": "IOPRIO_CLASS_BE", "priority": 6}))
         .with("/linux/personality", json!({"domain": "LINUX32"}));
     let done = runtime.run(&bundle).ok();
-    for (name, value) in [("policy", "3"), ("nice", "5"), ("io", "4006"), ("machine", "i686")] {
-        assert_eq!(done.value(name), value, "{name}");
-    }
+    done.assert_values(&[("policy", "3"), ("nice", "5"), ("io", "4006"), ("machine", "i686")]);
     let bundle = Bundle::busybox(["sleep", "1000"]).with("/linux/personality", json!({"domain": "LINUX32"}));
     let container = runtime.start_container(&bundle);
     assert_eq!(container.exec(&["uname", "-m"]).ok().text(), "i686", "an exec has the container's");
@@ -308,9 +296,7 @@ fn the_last_value_of_a_variable_counts_and_an_empty_home_is_filled() {
     let bundle = Bundle::script("env | sort; echo slack=$(cat /proc/self/timerslack_ns)")
         .with("/process/env", json!(["A=1", "HOME=", "PATH=/bin", "A=2"]));
     let done = runtime.run(&bundle).ok();
-    for (name, value) in [("A", "2"), ("PATH", "/bin"), ("slack", "50000")] {
-        assert_eq!(done.value(name), value, "{name}");
-    }
+    done.assert_values(&[("A", "2"), ("PATH", "/bin"), ("slack", "50000")]);
     assert!(!done.value("HOME").is_empty() && done.text().matches("A=").count() == 1, "{done:?}");
 }
 

@@ -26,9 +26,7 @@ fn a_dev_volume_has_the_guests_devices() {
         echo queues=$(awk '$2 == \"/dev/mqueue\" { print $3 }' /proc/mounts); \
         echo ptys=$(exec 3<>/dev/ptmx && ls /dev/pts | grep -c '^[0-9]')";
     let done = docker.script(&options[2..], script);
-    for (name, value) in [("removed", "yes"), ("null", "yes"), ("queues", "mqueue"), ("ptys", "1")] {
-        assert_eq!(done.value(name), value, "{name}: {done:?}");
-    }
+    done.assert_values(&[("removed", "yes"), ("null", "yes"), ("queues", "mqueue"), ("ptys", "1")]);
     assert!(!done.text().contains("kvm=yes"), "{done:?}");
     assert!(std::path::Path::new("/dev/full").exists(), "the host's devices are left alone");
 }
