@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use vm_memory::VolatileSlice;
-use vmm::fs::{Buffers, Limits, Server, SharesHandle, Worker};
+use vmm::fs::{Buffers, Limits, Server, ShareOptions, SharesHandle, Worker};
 
 use crate::Backend;
 
@@ -20,7 +20,7 @@ pub struct VmrtServer {
 impl VmrtServer {
     pub fn new(directory: &Path) -> Result<Self, Box<dyn std::error::Error>> {
         let shares = SharesHandle::new();
-        shares.add("c/share", File::open(directory)?.into(), false)?;
+        shares.add("c/share", File::open(directory)?.into(), ShareOptions::default())?;
         let server = Server::new(shares, Limits { inodes: 100_000, handles: 1000 })?;
         let worker = Worker::adopt(server.descriptors())?;
         Ok(Self { server, worker, request: Vec::new(), header: vec![0; 16], data: vec![0; 1 << 20] })
