@@ -13,9 +13,9 @@ use vmrt_tests::{TIMEOUT, eventually};
 /// The largest allowed difference of the clocks, in seconds.
 const TOLERANCE: f64 = 0.010;
 
-/// A program that prints the time of day, and its difference to the time since the boot: at the start and for each line that it reads.
-/// It reads the time of day between two readings of the time since the boot. Of five attempts it prints the one with the smallest
-/// difference of these readings: in the others, something else ran on the CPU.
+/// A program that prints the time of day and its difference to the time since the boot, at the start and for each line that it
+/// reads. It reads the time of day between two readings of the time since the boot. Of five attempts it prints the one with the
+/// smallest difference of these readings: in the others, something else ran on the CPU.
 const PROGRAM: &str = r#"
     use Time::HiRes qw(time clock_gettime CLOCK_MONOTONIC);
     sub attempt {
