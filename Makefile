@@ -1,4 +1,4 @@
-# vmrt's build. `make build` stages in build/stage what `make install` installs: the same tree.
+# The build of vmrt. `make build` makes in build/stage the same tree that `make install` installs.
 #
 #   make build | run | test | test-workloads | test-intel | posix | bench | lint | install | clean | deps
 #   PREFIX, DESTDIR   where to install           FILTER   part of the names of the end-to-end tests to run
@@ -17,7 +17,7 @@ static_target := $(shell uname -m)-unknown-linux-gnu
 agent := target/static/$(static_target)/release/vmrt-agent
 rootfs_builder := $(release)/rootfs-builder
 
-# Copies what is built into the tree $(1).
+# Copies the built files into the tree $(1).
 define install_into
 install -D -m 755 $(release)/vmrt $(1)/bin/vmrt
 install -D -m 755 $(rootfs_builder) $(1)/bin/rootfs-builder
@@ -57,7 +57,7 @@ run: build
 
 test: build
 	@.ci/deps tests
-	@# Mostly waits for the archive: meanwhile there are the unit tests. tests/e2e waits for it and tells if it failed.
+	@# Mostly waits for the archive, so it runs beside the unit tests. tests/e2e waits for it and reports its failure.
 	@tests/debian $(rootfs_builder) >/dev/null 2>&1 &
 	@echo "test: unit tests" >&2
 	@cargo test --locked --workspace --all-features --lib --bins --test bundles --test oci

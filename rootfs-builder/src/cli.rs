@@ -39,7 +39,7 @@ pub(crate) enum BundleKind {
     },
     /// Debian bookworm, as small as it installs (by mmdebstrap)
     Debian {
-        /// Packages to install besides, as python3,curl
+        /// Further packages to install, as python3,curl
         #[arg(long, value_name = "PACKAGES", value_delimiter = ',')]
         include: Vec<String>,
         #[command(flatten)]
@@ -55,10 +55,10 @@ pub(crate) enum BundleKind {
     },
     /// An image of an OCI image layout on disk
     Oci {
-        /// The layout's directory: it holds index.json and blobs/
+        /// The layout's directory, which contains index.json and blobs/
         #[arg(long, value_name = "DIR")]
         layout: PathBuf,
-        /// Which image, by its org.opencontainers.image.ref.name; needed where there are several
+        /// The image's org.opencontainers.image.ref.name; required if there are several images
         #[arg(long = "ref", value_name = "NAME")]
         reference: Option<String>,
         #[command(flatten)]
@@ -66,10 +66,10 @@ pub(crate) enum BundleKind {
     },
 }
 
-/// Where the bundle goes and what its config.json says.
+/// The bundle's path and the settings of its config.json.
 #[derive(Debug, Args)]
 pub(crate) struct BundleArgs {
-    /// The bundle's directory; must not exist, or be empty
+    /// The bundle's directory; it must be absent or empty
     #[arg(long, value_name = "DIR")]
     pub(crate) output: PathBuf,
     /// The container's host name
@@ -87,7 +87,7 @@ pub(crate) struct BundleArgs {
     /// Give the container's process a terminal
     #[arg(long)]
     pub(crate) terminal: bool,
-    /// Let the container see its root file system read-only
+    /// Make the container's root file system read-only
     #[arg(long)]
     pub(crate) read_only: bool,
     /// The process's working directory
@@ -96,7 +96,7 @@ pub(crate) struct BundleArgs {
     /// A variable of the process's environment; may be repeated
     #[arg(long, value_name = "NAME=VALUE")]
     pub(crate) env: Vec<String>,
-    /// A directory or file of the host, seen in the container at another path; may be repeated
+    /// A directory or file of the host to mount in the container; may be repeated
     #[arg(long, value_name = "SOURCE:DESTINATION[:ro]", value_parser = parse_volume)]
     pub(crate) volume: Vec<Volume>,
     /// The process's user and group id, as 1000 or 1000:1000
@@ -105,12 +105,12 @@ pub(crate) struct BundleArgs {
     /// Give the process every capability, not only those of `runc spec`
     #[arg(long)]
     pub(crate) all_capabilities: bool,
-    /// What to run, behind `--`
+    /// The program to run and its arguments, after `--`
     #[arg(last = true, value_name = "ARGS")]
     pub(crate) args: Vec<String>,
 }
 
-/// What of the host a container sees, and where.
+/// A bind mount: the host's path and the container's path.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Volume {
     pub(crate) source: PathBuf,
@@ -128,7 +128,7 @@ fn parse_size(text: &str) -> Result<i64, String> {
         _ => (text, 0),
     };
     let number: i64 = digits.parse().map_err(|error| format!("{error}"))?;
-    number.checked_mul(1 << shift).filter(|size| *size > 0).ok_or_else(|| "not a size that can be".to_string())
+    number.checked_mul(1 << shift).filter(|size| *size > 0).ok_or_else(|| "not a valid size".to_string())
 }
 
 fn parse_user(text: &str) -> Result<(u32, u32), String> {
@@ -148,7 +148,7 @@ fn parse_volume(text: &str) -> Result<Volume, String> {
     };
     let volume = Volume { source: source.into(), destination: destination.into(), read_only };
     let absolute = volume.source.is_absolute() && volume.destination.is_absolute();
-    absolute.then_some(volume).ok_or_else(|| "both paths have to be absolute".to_string())
+    absolute.then_some(volume).ok_or_else(|| "both paths must be absolute".to_string())
 }
 
 #[cfg(test)]
@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_sound() {
+    fn the_command_line_definition_is_valid() {
         <Cli as clap::CommandFactory>::command().debug_assert();
     }
 
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_may_bring_a_group() {
+    fn a_user_has_an_optional_group() {
         assert_eq!(parse_user("1000"), Ok((1000, 0)));
         assert_eq!(parse_user("1000:50"), Ok((1000, 50)));
         assert!(parse_user("nobody").is_err());

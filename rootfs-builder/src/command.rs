@@ -1,4 +1,4 @@
-//! Running the programs that do the heavy work: mmdebstrap, tar, cp, apt-get.
+//! Runs other programs: mmdebstrap, tar, cp, apt-get.
 
 use std::io;
 use std::process::{Child, Command, ExitStatus};
@@ -11,7 +11,7 @@ use thiserror::Error;
 
 use crate::interrupt;
 
-/// Why a program did not do its work. Its own words went to standard error before.
+/// The reason why a program failed. Its own messages are on standard error already.
 #[derive(Debug, Error)]
 pub(crate) enum Error {
     #[error("{program} is not installed: it is in Debian's package {package}")]
@@ -22,8 +22,8 @@ pub(crate) enum Error {
     Failed { program: String, status: ExitStatus },
 }
 
-/// Runs a program, of this Debian package, to its end; ends it when this process is asked to end. What the program
-/// prints is the user's progress report: it goes to standard error.
+/// Runs a program of this Debian package to its end. Ends it when this process is asked to end. The program's
+/// output is the progress report for the user, so it goes to standard error.
 pub(crate) fn run(command: &mut Command, package: &'static str) -> Result<(), Error> {
     let program = command.get_program().to_string_lossy().into_owned();
     let child = command.stdout(io::stderr()).spawn().map_err(|source| match source.kind() {
@@ -37,7 +37,7 @@ pub(crate) fn run(command: &mut Command, package: &'static str) -> Result<(), Er
     }
 }
 
-/// Waits for the end, passing a signal that asked this process to end on to the child.
+/// Waits for the end of the child. Forwards a signal that asks this process to end.
 fn wait(mut child: Child) -> io::Result<ExitStatus> {
     loop {
         if let Some(status) = child.try_wait()? {

@@ -1,7 +1,7 @@
 //! The guest's initramfs: an uncompressed newc cpio archive.
 //!
-//! The same agent gives the same bytes: times are zero, owners root, inode numbers the order of the entries. Nothing
-//! is compressed, because the kernel unpacks faster than any decompressor on its start path would feed it.
+//! The same agent gives the same bytes: times are zero, owners are root, and inode numbers follow the order of the entries. Nothing
+//! is compressed, because the kernel unpacks an archive faster than any decompressor could produce it.
 
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -14,7 +14,7 @@ use elf::abi::{ET_DYN, ET_EXEC, PT_INTERP};
 use elf::endian::AnyEndian;
 use thiserror::Error;
 
-/// Why there is no initramfs.
+/// The reason why no initramfs was written.
 #[derive(Debug, Error)]
 pub(crate) enum Error {
     #[error("read the agent {}", .path.display())]
@@ -51,8 +51,8 @@ impl Entry<'static> {
     }
 }
 
-/// What the kernel needs before the agent runs (`/dev/console` becomes its standard streams) and the mount points
-/// the agent expects.
+/// The entries: what the kernel needs before the agent runs (`/dev/console` becomes its standard streams), and the mount points
+/// that the agent expects.
 fn entries(agent: &[u8]) -> Vec<Entry<'_>> {
     vec![
         Entry::directory("dev", 0o755),
@@ -66,7 +66,7 @@ fn entries(agent: &[u8]) -> Vec<Entry<'_>> {
     ]
 }
 
-/// Writes the initramfs with this agent to `output`: either the whole of it is there afterwards, or what was before.
+/// Writes the initramfs with this agent to `output`. On an error, `output` does not change.
 pub(crate) fn build(agent: &Path, output: &Path) -> Result<(), Error> {
     let program = fs::read(agent).map_err(|source| Error::Read { path: agent.into(), source })?;
     check_static(agent, &program)?;
@@ -77,7 +77,7 @@ pub(crate) fn build(agent: &Path, output: &Path) -> Result<(), Error> {
         .map_err(|source| Error::Write { path: output.into(), source })
 }
 
-/// A dynamically linked agent would only show as a kernel panic without a reason.
+/// Checks that the agent is a static executable. Otherwise the guest's kernel would panic without a reason.
 pub(crate) fn check_static(path: &Path, program: &[u8]) -> Result<(), Error> {
     let parse_error = |source| Error::NotElf { path: path.into(), source };
     let file = ElfBytes::<AnyEndian>::minimal_parse(program).map_err(parse_error)?;
@@ -103,7 +103,7 @@ fn archive(entries: &[Entry<'_>], output: &mut dyn Write) -> io::Result<()> {
     newc::trailer(output).map(drop)
 }
 
-/// Writes beside `output` and renames, so that nobody ever sees half a file.
+/// Writes a temporary file beside `output` and renames it, so that `output` is never incomplete.
 fn write_atomically(output: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     let directory = output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut file = tempfile::NamedTempFile::new_in(directory)?;
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn the_agent_is_init_and_the_console_a_node() {
+    fn the_agent_is_init_and_the_console_is_a_device_node() {
         let found = listed(&packed(b"agent"));
         assert!(found.contains(&("init".into(), 0o100_755, b"agent".to_vec())));
         assert!(found.contains(&("dev/console".into(), 0o020_600, Vec::new())));
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dynamically_linked_agent_is_refused_and_nothing_written() {
+    fn a_dynamically_linked_agent_is_refused_and_nothing_is_written() {
         let folder = tempfile::tempdir().unwrap();
         let output = folder.path().join("initramfs.cpio");
         let this_test = std::env::current_exe().unwrap();

@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM: the step under way fails, and what was half-made is removed on the way out.
+//! Ctrl-C and SIGTERM: the current step fails, and incomplete output is removed.
 
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,7 +8,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 static FLAG: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 
-/// Takes over the signals that ask for an end. Programs executed later get their default action back.
+/// Installs handlers for the signals that ask the process to end. Programs that are executed later have the default action.
 pub(crate) fn install() -> io::Result<()> {
     let flag = FLAG.get_or_init(Arc::default);
     for signal in [SIGHUP, SIGINT, SIGTERM] {
@@ -17,7 +17,7 @@ pub(crate) fn install() -> io::Result<()> {
     Ok(())
 }
 
-/// Fails once such a signal came.
+/// Returns an error after such a signal.
 pub(crate) fn check() -> io::Result<()> {
     match FLAG.get().is_some_and(|flag| flag.load(Ordering::Relaxed)) {
         true => Err(io::Error::other("interrupted")),
@@ -25,7 +25,7 @@ pub(crate) fn check() -> io::Result<()> {
     }
 }
 
-/// A reader that fails once such a signal came.
+/// A reader that returns an error after such a signal.
 pub(crate) struct Interruptible<R>(pub(crate) R);
 
 impl<R: Read> Read for Interruptible<R> {

@@ -1,4 +1,4 @@
-//! All or nothing: a directory is made beside its final place and renamed into it when it is complete.
+//! Creates a directory beside its final path, and renames it when it is complete.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -8,18 +8,18 @@ use std::{env, fs};
 use tempfile::TempDir;
 use thiserror::Error;
 
-/// Why the output directory could not be made.
+/// The reason why the output directory cannot be created.
 #[derive(Debug, Error)]
 pub(crate) enum Error {
     #[error("{} exists and is not an empty directory", .path.display())]
     Exists { path: PathBuf },
-    #[error("make a directory beside {}", .path.display())]
+    #[error("create a directory beside {}", .path.display())]
     Make { path: PathBuf, source: io::Error },
     #[error("rename the finished bundle to {}", .path.display())]
     Rename { path: PathBuf, source: io::Error },
 }
 
-/// A directory under construction; gone when dropped.
+/// An incomplete output directory; removed when dropped.
 #[derive(Debug)]
 pub(crate) struct Staging {
     directory: TempDir,
@@ -27,11 +27,11 @@ pub(crate) struct Staging {
 }
 
 impl Staging {
-    /// Starts what will be `output`, whose parent directories are made where they do not exist.
-    pub(crate) fn beside(output: &Path) -> Result<Self, Error> {
+    /// Creates a temporary directory beside `output`, and missing parent directories.
+    pub(crate) fn new(output: &Path) -> Result<Self, Error> {
         let failed = |source| Error::Make { path: output.into(), source };
         let output = env::current_dir().map_err(failed)?.join(output);
-        if !is_free(&output).map_err(failed)? {
+        if !is_absent_or_empty(&output).map_err(failed)? {
             return Err(Error::Exists { path: output });
         }
         let parent = output.parent().unwrap_or(Path::new("/"));
@@ -45,18 +45,18 @@ impl Staging {
         self.directory.path()
     }
 
-    /// Moves it to its place. An empty directory there is replaced; anything else fails.
+    /// Renames the directory to the output path. Replaces an empty directory there, and fails for anything else.
     pub(crate) fn finish(self) -> Result<(), Error> {
         fs::rename(self.directory.path(), &self.output)
             .map_err(|source| Error::Rename { path: self.output.clone(), source })?;
-        // It has left the place the guard would clean.
+        // The temporary path does not exist any more, so there is nothing to remove.
         let _ = self.directory.keep();
         Ok(())
     }
 }
 
-/// Whether nothing, or an empty directory, is at this path.
-fn is_free(path: &Path) -> io::Result<bool> {
+/// Whether the path is absent or an empty directory.
+fn is_absent_or_empty(path: &Path) -> io::Result<bool> {
     match fs::read_dir(path) {
         Ok(mut entries) => Ok(entries.next().is_none()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(!path.is_symlink()),
@@ -70,10 +70,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_seen_until_it_is_finished() {
+    fn the_output_appears_only_when_it_is_finished() {
         let folder = tempfile::tempdir().unwrap();
         let output = folder.path().join("deep/bundle");
-        let staging = Staging::beside(&output).unwrap();
+        let staging = Staging::new(&output).unwrap();
         fs::write(staging.path().join("file"), "x").unwrap();
         assert!(!output.exists());
         staging.finish().unwrap();
@@ -82,9 +82,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_dropped_leaves_nothing() {
+    fn a_dropped_staging_directory_leaves_nothing() {
         let folder = tempfile::tempdir().unwrap();
-        drop(Staging::beside(&folder.path().join("bundle")).unwrap());
+        drop(Staging::new(&folder.path().join("bundle")).unwrap());
         assert_eq!(folder.path().read_dir().unwrap().count(), 0);
     }
 
@@ -92,7 +92,7 @@ mod tests {
     fn a_full_directory_is_not_replaced() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("file"), "x").unwrap();
-        assert!(matches!(Staging::beside(folder.path()), Err(Error::Exists { .. })));
-        assert!(matches!(Staging::beside(&folder.path().join("file")), Err(Error::Exists { .. })));
+        assert!(matches!(Staging::new(folder.path()), Err(Error::Exists { .. })));
+        assert!(matches!(Staging::new(&folder.path().join("file")), Err(Error::Exists { .. })));
     }
 }

@@ -1,4 +1,4 @@
-//! The bundle commands, from their command lines.
+//! The `bundle` commands by their command lines.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -11,7 +11,7 @@ fn rootfs_builder(arguments: &[&str], folder: &Path) -> Output {
     Command::new(env!("CARGO_BIN_EXE_rootfs-builder")).args(arguments).current_dir(folder).output().unwrap()
 }
 
-fn words(output: &Output) -> String {
+fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
@@ -23,12 +23,12 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 #[test]
-fn a_busybox_bundle_has_its_applets_and_says_what_was_asked_for() {
+fn a_busybox_bundle_has_the_applets_and_the_requested_configuration() {
     let folder = tempfile::tempdir().unwrap();
     let arguments = ["bundle", "busybox", "--output", "box", "--memory", "64M", "--hostname", "tiny", "--vcpus", "2"];
     let more = ["--vm-memory", "128M", "--env", "A=1", "--user", "1000:50", "--cwd", "/tmp", "--", "echo", "hello"];
     let output = rootfs_builder(&[&arguments[..], &more[..]].concat(), folder.path());
-    assert!(output.status.success(), "{}", words(&output));
+    assert!(output.status.success(), "{}", stderr(&output));
     let bundle = folder.path().join("box");
     assert_eq!(fs::read_link(bundle.join("rootfs/bin/sh")).unwrap(), Path::new("/bin/busybox"));
     assert_eq!(fs::metadata(bundle.join("rootfs/tmp")).unwrap().permissions().mode() & 0o7777, 0o1777);
@@ -61,7 +61,7 @@ fn a_directory_and_its_archives_give_the_same_root_file_system() {
     }
     for from in ["source", "a.tar", "a.tar.gz", "a.tar.xz"] {
         let output = rootfs_builder(&["bundle", "rootfs", "--from", from, "--output", "bundle"], folder.path());
-        assert!(output.status.success(), "{}", words(&output));
+        assert!(output.status.success(), "{}", stderr(&output));
         let bin = folder.path().join("bundle/rootfs/bin");
         assert_eq!(names(&bin), ["hard", "link", "tool"]);
         let metadata = fs::metadata(bin.join("tool")).unwrap();
@@ -73,14 +73,14 @@ fn a_directory_and_its_archives_give_the_same_root_file_system() {
 }
 
 #[test]
-fn a_failure_is_told_once_and_leaves_nothing() {
+fn a_failure_is_reported_once_and_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("broken.tar"), "this is no archive, however long one looks at it").unwrap();
     let output = rootfs_builder(&["bundle", "rootfs", "--from", "broken.tar", "--output", "bundle"], folder.path());
     assert_eq!(output.status.code(), Some(1));
-    assert!(words(&output).ends_with("rootfs-builder: tar failed: exit status: 2\n"), "{}", words(&output));
+    assert!(stderr(&output).ends_with("rootfs-builder: tar failed: exit status: 2\n"), "{}", stderr(&output));
     let output = rootfs_builder(&["bundle", "rootfs", "--from", "nowhere", "--output", "bundle"], folder.path());
-    assert_eq!(words(&output), "rootfs-builder: read nowhere: No such file or directory (os error 2)\n");
+    assert_eq!(stderr(&output), "rootfs-builder: read nowhere: No such file or directory (os error 2)\n");
     assert_eq!(names(folder.path()), ["broken.tar"]);
 }
 
@@ -90,8 +90,8 @@ fn a_bundle_is_not_made_over_another_or_inside_its_source() {
     fs::create_dir(folder.path().join("full")).unwrap();
     fs::write(folder.path().join("full/file"), "").unwrap();
     let output = rootfs_builder(&["bundle", "busybox", "--output", "full"], folder.path());
-    assert!(words(&output).contains("full exists and is not an empty directory"), "{}", words(&output));
+    assert!(stderr(&output).contains("full exists and is not an empty directory"), "{}", stderr(&output));
     let output = rootfs_builder(&["bundle", "rootfs", "--from", "full", "--output", "full/inner"], folder.path());
-    assert!(words(&output).contains("inside the directory it copies"), "{}", words(&output));
+    assert!(stderr(&output).contains("inside the directory it copies"), "{}", stderr(&output));
     assert_eq!(names(&folder.path().join("full")), ["file"]);
 }

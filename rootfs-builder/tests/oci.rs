@@ -1,4 +1,4 @@
-//! `bundle oci`, on layouts made here.
+//! `bundle oci`, with image layouts that the tests create.
 
 use std::collections::HashMap;
 use std::fs;
@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use tar::{Builder, EntryType, Header};
 use tempfile::TempDir;
 
-/// An image layout under construction.
+/// An image layout that a test creates.
 struct Layout {
     folder: TempDir,
     layers: Vec<Value>,
@@ -57,7 +57,7 @@ impl Layout {
         self.diff_ids.push(digest(archive));
     }
 
-    /// Writes configuration, manifest and index; the manifests get these names.
+    /// Writes configuration, manifest and index. The index has these names.
     fn finish(&self, config: &Value, names: &[&str]) {
         let configuration = json!({"architecture": "amd64", "os": "linux", "config": config,
             "rootfs": {"type": "layers", "diff_ids": self.diff_ids}});
@@ -92,7 +92,7 @@ impl Layout {
     }
 }
 
-/// Every regular file below a directory with its content.
+/// All regular files below a directory, with their content.
 fn contents(root: &Path) -> HashMap<String, String> {
     let mut found = HashMap::new();
     let mut folders = vec![root.to_path_buf()];
@@ -141,7 +141,7 @@ fn message(output: &Output) -> String {
 }
 
 #[test]
-fn layers_add_change_and_hide() {
+fn layers_add_change_and_hide_files() {
     let mut layout = Layout::new();
     layout.layer(&archive(&[("a/", ""), ("a/kept", "1"), ("a/gone", "1"), ("b/", ""), ("b/old", "1")]), "");
     layout.layer(&archive(&[("a/.wh.gone", ""), ("b/new", "2"), ("b/.wh..wh..opq", ""), ("dir/x", "2")]), "+gzip");
@@ -154,7 +154,7 @@ fn layers_add_change_and_hide() {
 }
 
 #[test]
-fn a_link_to_an_absolute_path_leads_into_the_image() {
+fn an_absolute_link_resolves_inside_the_image() {
     let mut layout = Layout::new();
     let outside = layout.path("outside");
     fs::create_dir(&outside).unwrap();
@@ -169,7 +169,7 @@ fn a_link_to_an_absolute_path_leads_into_the_image() {
 }
 
 #[test]
-fn the_image_says_what_to_run() {
+fn the_process_is_the_one_the_image_configures() {
     let mut layout = Layout::new();
     let passwd = "root:x:0:0::/:/bin/sh\nweb:x:33:34::/:/bin/sh\n";
     layout.layer(&archive(&[("etc/passwd", passwd), ("etc/group", "extra:x:7:web\n")]), "+gzip");
@@ -199,13 +199,13 @@ fn an_image_is_found_by_its_name() {
 
 #[test]
 fn changed_blobs_are_refused_and_leave_nothing() {
-    for victim in 0..4 {
+    for changed in 0..4 {
         let mut layout = Layout::new();
         layout.layer(&archive(&[("file", "1")]), "");
         layout.finish(&json!({}), &["latest"]);
         let mut blobs: Vec<_> = fs::read_dir(layout.path("layout/blobs/sha256")).unwrap().collect();
         blobs.sort_by_key(|blob| blob.as_ref().unwrap().path());
-        let path = blobs[victim].as_ref().unwrap().path();
+        let path = blobs[changed].as_ref().unwrap().path();
         let mut bytes = fs::read(&path).unwrap();
         bytes.push(b' ');
         fs::write(&path, bytes).unwrap();
@@ -239,7 +239,7 @@ fn a_path_out_of_the_image_is_refused() {
 }
 
 #[test]
-fn a_fifo_is_made_as_one() {
+fn a_fifo_is_unpacked_as_a_fifo() {
     let mut builder = Builder::new(Vec::new());
     let mut header = Header::new_gnu();
     header.set_entry_type(EntryType::Fifo);

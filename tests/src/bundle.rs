@@ -1,4 +1,4 @@
-//! Bundles for tests: copies of those `tests/e2e` made, with another `config.json`.
+//! Bundles for tests: copies of the bundles that `tests/e2e` makes, with another `config.json`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,15 +7,15 @@ use std::{env, fs};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::{PATIENCE, eventually};
+use crate::{TIMEOUT, eventually};
 
-/// A bundle of one test; gone when dropped.
+/// A bundle of one test; removed when dropped.
 pub struct Bundle {
     directory: TempDir,
     config: Value,
 }
 
-/// Every capability there is.
+/// All capabilities.
 const CAPABILITIES: [&str; 41] = [
     "AUDIT_CONTROL",
     "AUDIT_READ",
@@ -60,7 +60,7 @@ const CAPABILITIES: [&str; 41] = [
     "WAKE_ALARM",
 ];
 
-/// Where `tests/e2e` put the bundles that tests start from.
+/// The directory where `tests/e2e` puts the bundles that tests copy.
 #[must_use]
 pub fn templates() -> PathBuf {
     env::var_os("VMRT_TEST_BUNDLES").map_or_else(|| PathBuf::from("/scratch/bundles"), PathBuf::from)
@@ -71,7 +71,7 @@ impl Bundle {
     ///
     /// # Panics
     ///
-    /// Like all of this crate, where the test cannot go on.
+    /// Panics, like all functions of this crate, if the test cannot continue.
     #[must_use]
     pub fn busybox<'a>(args: impl IntoIterator<Item = &'a str>) -> Self {
         let directory = tempfile::tempdir().expect("a directory for a bundle");
@@ -87,7 +87,7 @@ impl Bundle {
         Self::busybox(["sh", "-c", script])
     }
 
-    /// A Debian with python3. All tests share its root file system: what a test writes, it removes.
+    /// A Debian with python3. All tests share its root file system: each test removes what it writes.
     #[must_use]
     pub fn debian<'a>(args: impl IntoIterator<Item = &'a str>) -> Self {
         let directory = tempfile::tempdir().expect("a directory for a bundle");
@@ -101,16 +101,15 @@ impl Bundle {
         Self { directory, config }.with("/root/path", json!(root)).with("/process/args", json!(args))
     }
 
-    /// Changes `config.json`: puts a value at a place (a JSON pointer; `-` appends to a list), making objects on the
-    /// way where there are none.
+    /// Changes `config.json`: sets the value at a JSON pointer, and creates missing objects. `-` appends to a list.
     #[must_use]
     pub fn with(mut self, pointer: &str, value: Value) -> Self {
-        *place(&mut self.config, pointer) = value;
+        *value_at(&mut self.config, pointer) = value;
         self.save();
         self
     }
 
-    /// Removes what is at a place of `config.json`.
+    /// Removes the value at a JSON pointer of `config.json`.
     #[must_use]
     pub fn without(mut self, pointer: &str) -> Self {
         let (parent, name) = pointer.rsplit_once('/').expect("a JSON pointer");
@@ -119,7 +118,7 @@ impl Bundle {
         self
     }
 
-    /// Removes the mount at a place of the container.
+    /// Removes the mount with this destination.
     #[must_use]
     pub fn without_mount(mut self, destination: &str) -> Self {
         let mounts = self.config.pointer_mut("/mounts").and_then(Value::as_array_mut).expect("mounts");
@@ -128,33 +127,33 @@ impl Bundle {
         self
     }
 
-    /// A user namespace of its own, whose users and groups the host has from 100000 and from 200000 on, and who have its files.
+    /// Adds a user namespace. Its users start at 100000 on the host and its groups at 200000; its root owns the bundle's files.
     ///
     /// # Panics
-    /// The files cannot be given to them.
+    /// The owners cannot be changed.
     #[must_use]
-    pub fn with_users(self) -> Self {
+    pub fn with_user_namespace(self) -> Self {
         let map = |host| json!([{"containerID": 0, "hostID": host, "size": 65_536}]);
-        self.with_mapped_files()
+        self.with_mapped_owners()
             .with("/linux/namespaces/-", json!({"type": "user"}))
             .with("/linux/uidMappings", map(100_000))
             .with("/linux/gidMappings", map(200_000))
     }
 
-    /// Its files given to the root of [`Self::with_users`].
+    /// Makes the root of [`Self::with_user_namespace`] the owner of the bundle's files.
     ///
     /// # Panics
-    /// They cannot be.
+    /// The owners cannot be changed.
     #[must_use]
-    pub fn with_mapped_files(self) -> Self {
+    pub fn with_mapped_owners(self) -> Self {
         let given = Command::new("chown").args(["-R", "100000:200000"]).arg(self.file("")).status();
         assert!(given.expect("chown runs").success(), "the root file system is the mapped root's");
         self
     }
 
-    /// Gives the process every capability.
+    /// Gives the process the capabilities that most tests need.
     #[must_use]
-    pub fn all_powerful(self) -> Self {
+    pub fn with_capabilities(self) -> Self {
         let every: Vec<_> = [
             "CHOWN",
             "DAC_OVERRIDE",
@@ -175,7 +174,7 @@ impl Bundle {
         self.with("/process/capabilities", Value::Object(sets.into_iter().collect()))
     }
 
-    /// What `docker run --privileged` gives a container: every capability and device, and no path hidden or read-only.
+    /// Configures what `docker run --privileged` does: every capability and device, and no hidden or read-only paths.
     #[must_use]
     pub fn privileged(self) -> Self {
         let every: Vec<_> = CAPABILITIES.iter().map(|name| format!("CAP_{name}")).collect();
@@ -195,7 +194,7 @@ impl Bundle {
             )
     }
 
-    /// Bind-mounts something of the host.
+    /// Adds a bind mount of a path of the host.
     #[must_use]
     pub fn bind(self, source: &Path, destination: &str, options: &[&str]) -> Self {
         let options: Vec<_> = ["bind"].iter().chain(options).collect();
@@ -213,7 +212,7 @@ impl Bundle {
         self.directory.path()
     }
 
-    /// A file of the root file system, as the host names it.
+    /// The host's path of a file in the root file system.
     #[must_use]
     pub fn file(&self, path: &str) -> PathBuf {
         self.path().join("rootfs").join(path)
@@ -223,14 +222,15 @@ impl Bundle {
     ///
     /// # Panics
     ///
-    /// Where it does not in time.
+    /// Panics if it does not make it in time.
     pub fn await_file(&self, path: &str) {
-        let there = eventually(PATIENCE, || self.file(path).exists().then_some(()));
+        let there = eventually(TIMEOUT, || self.file(path).exists().then_some(()));
         assert!(there.is_some(), "/{path} did not come");
     }
 }
 
-fn place<'a>(config: &'a mut Value, pointer: &str) -> &'a mut Value {
+/// The value at a JSON pointer. Missing objects are created; `-` appends to a list.
+fn value_at<'a>(config: &'a mut Value, pointer: &str) -> &'a mut Value {
     pointer.split('/').skip(1).fold(config, |value, name| {
         if value.is_array() {
             let list = value.as_array_mut().expect("a list");
@@ -250,11 +250,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_is_made_on_the_way() {
+    fn missing_members_of_a_json_pointer_are_created() {
         let mut config = json!({"mounts": [1]});
-        *place(&mut config, "/linux/resources/pids/limit") = json!(5);
-        *place(&mut config, "/mounts/-") = json!(2);
-        *place(&mut config, "/mounts/0") = json!(0);
+        *value_at(&mut config, "/linux/resources/pids/limit") = json!(5);
+        *value_at(&mut config, "/mounts/-") = json!(2);
+        *value_at(&mut config, "/mounts/0") = json!(0);
         assert_eq!(config, json!({"mounts": [0, 2], "linux": {"resources": {"pids": {"limit": 5}}}}));
     }
 }

@@ -1,4 +1,4 @@
-//! Who calls the runtime under test, where that is not root.
+//! Callers of the runtime under test: root, a user, and the root of a user namespace.
 
 use std::fs::Permissions;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -9,37 +9,37 @@ use std::{env, fs};
 use tempfile::TempDir;
 
 use crate::runtime::{is_vmrt, program};
-use crate::{PATIENCE, eventually};
+use crate::{TIMEOUT, eventually};
 
-/// The user who is not root.
+/// The id of the user without root, and of its group.
 pub const USER: u32 = 1000;
 
-/// Whoever calls the runtime.
+/// A caller of the runtime.
 pub struct Caller {
-    /// What is called to call it.
-    words: Vec<String>,
-    /// The runtime where that caller can reach it; the checkout may be closed to others.
+    /// The command line before the called program, which changes from root to this caller.
+    prefix: Vec<String>,
+    /// A copy of the runtime that the caller can access; the checkout may be inaccessible to other users.
     programs: Option<TempDir>,
 }
 
 impl Caller {
-    /// Root, as which the tests run.
+    /// Root, the user that the tests run as.
     #[must_use]
     pub fn root() -> Self {
-        Self { words: Vec::new(), programs: None }
+        Self { prefix: Vec::new(), programs: None }
     }
 
-    /// Who becomes of root by way of these words before a command.
+    /// A caller whose programs run with this prefix of the command line.
     ///
     /// # Panics
     ///
-    /// Where vmrt cannot be copied for them.
+    /// Panics if vmrt cannot be copied for the caller.
     #[must_use]
-    pub fn by(words: &[&str]) -> Self {
-        Self { words: words.iter().map(ToString::to_string).collect(), programs: is_vmrt().then(copy) }
+    pub fn with_prefix(prefix: &[&str]) -> Self {
+        Self { prefix: prefix.iter().map(ToString::to_string).collect(), programs: is_vmrt().then(copy_installation) }
     }
 
-    /// The user, in no group but their own.
+    /// The user, without supplementary groups.
     #[must_use]
     pub fn user() -> Self {
         Self::become_user("--clear-groups")
@@ -52,53 +52,53 @@ impl Caller {
     }
 
     fn become_user(groups: &str) -> Self {
-        let [uid, gid] = ids();
-        Self::by(&["setpriv", &uid, &gid, groups])
+        let [uid, gid] = user_options();
+        Self::with_prefix(&["setpriv", &uid, &gid, groups])
     }
 
-    /// The same in a cgroup.
+    /// The same caller in a cgroup.
     #[must_use]
-    pub fn within(mut self, cgroup: &Delegated) -> Self {
+    pub fn within(mut self, cgroup: &DelegatedCgroup) -> Self {
         let enter = format!("echo $$ >{}/callers/cgroup.procs && exec \"$@\"", cgroup.0.display());
-        self.words.splice(0..0, ["sh", "-c", &enter, "sh"].map(str::to_owned));
+        self.prefix.splice(0..0, ["sh", "-c", &enter, "sh"].map(str::to_owned));
         self
     }
 
-    /// The runtime as they can call it.
+    /// The path of the runtime for this caller.
     #[must_use]
     pub fn runtime(&self) -> PathBuf {
         let copied = self.programs.as_ref().map(|copy| copy.path().join("bin/vmrt"));
         copied.unwrap_or_else(|| PathBuf::from(program()))
     }
 
-    /// A program, called by them.
+    /// A command that runs a program as this caller.
     #[must_use]
     pub fn command(&self, program: &Path) -> Command {
-        let Some((first, rest)) = self.words.split_first() else { return Command::new(program) };
+        let Some((first, rest)) = self.prefix.split_first() else { return Command::new(program) };
         let mut command = Command::new(first);
         command.args(rest).arg(program);
         command
     }
 
-    /// Gives them a directory, if they are not root themselves.
+    /// Makes the user the owner of a directory, unless the caller is root.
     ///
     /// # Panics
     ///
-    /// Where it cannot be given.
-    pub fn give(&self, directory: &Path) {
-        if !self.words.is_empty() {
-            chown(directory, Some(USER), Some(USER)).expect("a directory was given away");
+    /// Panics if the owner cannot be changed.
+    pub fn chown(&self, directory: &Path) {
+        if !self.prefix.is_empty() {
+            chown(directory, Some(USER), Some(USER)).expect("the directory has another owner");
         }
     }
 }
 
-/// How `setpriv` becomes the user.
-pub(crate) fn ids() -> [String; 2] {
+/// The options with which `setpriv` changes to the user.
+pub(crate) fn user_options() -> [String; 2] {
     [format!("--reuid={USER}"), format!("--regid={USER}")]
 }
 
-/// vmrt as it is installed.
-fn copy() -> TempDir {
+/// Copies the installed vmrt into a directory that every user can read.
+fn copy_installation() -> TempDir {
     let paths = env::var_os("PATH").unwrap_or_default();
     let found = env::split_paths(&paths).map(|path| path.join(program())).find(|path| path.is_file());
     let found = found.expect("vmrt is in PATH").canonicalize().expect("vmrt's path");
@@ -110,24 +110,24 @@ fn copy() -> TempDir {
     to
 }
 
-/// A cgroup in which the user may make others, and where the caller is beside them; gone when dropped.
-pub struct Delegated(PathBuf);
+/// A cgroup in which the user may make other cgroups. The caller is in the cgroup `callers` in it. Removed when dropped.
+pub struct DelegatedCgroup(PathBuf);
 
-impl Default for Delegated {
+impl Default for DelegatedCgroup {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Delegated {
-    /// Its path from the root of the hierarchy.
+impl DelegatedCgroup {
+    /// The path from the root of the hierarchy.
     pub const PATH: &'static str = "/vmrt-test-user";
 
-    /// Makes it.
+    /// Creates the cgroup.
     ///
     /// # Panics
     ///
-    /// Where the host does not let it.
+    /// Panics if the host refuses.
     #[must_use]
     pub fn new() -> Self {
         let top = PathBuf::from("/sys/fs/cgroup").join(&Self::PATH[1..]);
@@ -140,11 +140,11 @@ impl Delegated {
     }
 }
 
-impl Drop for Delegated {
+impl Drop for DelegatedCgroup {
     fn drop(&mut self) {
         let removed =
             || ["callers", ""].into_iter().all(|name| fs::remove_dir(self.0.join(name)).is_ok()).then_some(());
-        let removed = eventually(PATIENCE, || removed().or_else(|| (!self.0.exists()).then_some(())));
+        let removed = eventually(TIMEOUT, || removed().or_else(|| (!self.0.exists()).then_some(())));
         assert!(std::thread::panicking() || removed.is_some(), "{} is in use", self.0.display());
     }
 }

@@ -1,4 +1,4 @@
-//! containerd and dockerd, configured by the files of `deploy/`, with everything of theirs in directories of their own.
+//! Starts containerd and dockerd with the files of `deploy/`, and with all their state in separate directories.
 
 use std::env;
 use std::fs::{self, File};
@@ -13,17 +13,17 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use crate::installed::{deploy, install};
-use crate::runtime::{Done, Running, wait};
-use crate::{PATIENCE, eventually};
+use crate::installed::{deploy_file, install};
+use crate::runtime::{CommandResult, RunningCommand, wait};
+use crate::{TIMEOUT, eventually};
 
-/// The image, made of the busybox bundle.
+/// The name of the image that is made of the busybox bundle.
 pub const IMAGE: &str = "busybox";
 
-/// Where programs are found in a container, as images say it.
+/// The `PATH` of the images.
 pub const PATH_OF_IMAGES: &str = "ENV PATH=/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// What the engines' networks need of the kernel, where it is not there already.
+/// The kernel modules that the engines' networks need.
 const MODULES: [&str; 9] = [
     "bridge",
     "veth",
@@ -36,32 +36,32 @@ const MODULES: [&str; 9] = [
     "br_netfilter",
 ];
 
-/// The daemons, running.
+/// The running daemons.
 #[derive(Debug)]
 pub struct Daemons {
-    /// Images and containers: on a file system that overlayfs can be on.
+    /// Images and containers, on a file system that supports overlayfs.
     storage: TempDir,
     /// Sockets and state.
     run: TempDir,
-    /// The one that dockerd has, too.
+    /// The containerd that dockerd uses, too.
     pub containerd: Containerd,
     dockerd: Mutex<Child>,
 }
 
-/// Loads what engines' networks need of the kernel.
+/// Loads the kernel modules that the engines' networks need.
 ///
 /// # Panics
-/// It cannot be loaded.
+/// They cannot be loaded.
 pub fn load_modules() {
     let loaded = Command::new("modprobe").arg("--all").args(MODULES).status();
     assert!(loaded.expect("modprobe starts").success(), "the kernel's modules were loaded");
 }
 
-/// Gives this process, and so its engines, network and mounts of its own: bridges, packet filters and mounts end with it.
-/// There the runtime under test is installed as vmrt.
+/// Moves this process, and so its engines, into a new network and mount namespace: bridges, packet filters and mounts end with it.
+/// Installs the runtime under test as vmrt there.
 ///
 /// # Panics
-/// The host does not let it.
+/// The host refuses.
 pub fn isolate() {
     load_modules();
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("namespaces of our own");
@@ -84,7 +84,7 @@ pub fn pack_rootfs(rootfs: &Path, archive: &Path) {
 }
 
 impl Daemons {
-    /// Starts them, and makes [`IMAGE`] of a root file system.
+    /// Starts the daemons, and makes [`IMAGE`] of a root file system.
     ///
     /// # Panics
     /// They do not start.
@@ -92,7 +92,7 @@ impl Daemons {
     pub fn start(rootfs: &Path) -> Self {
         let storage = tempfile::tempdir().expect("a directory for images");
         let run = tempfile::Builder::new().prefix("engines").tempdir_in("/run").expect("a directory for sockets");
-        let config = deploy("kubernetes/containerd-1.toml");
+        let config = deploy_file("kubernetes/containerd-1.toml");
         let containerd = Containerd::start(None, &config, storage.path(), run.path());
         let dockerd = Mutex::new(dockerd(storage.path(), run.path()));
         let daemons = Self { storage, run, containerd, dockerd };
@@ -100,13 +100,13 @@ impl Daemons {
         daemons
     }
 
-    /// Stops them.
+    /// Stops the daemons.
     pub fn stop(&self) {
-        end(&mut self.dockerd.lock().unwrap_or_else(PoisonError::into_inner));
+        terminate(&mut self.dockerd.lock().unwrap_or_else(PoisonError::into_inner));
         self.containerd.stop();
     }
 
-    /// And runs it once: engines make some of their directories when they need them first.
+    /// Imports the image and runs it once: engines make some of their directories at the first use.
     fn make_image(&self, rootfs: &Path) {
         let archive = self.storage.path().join("rootfs.tar");
         pack_rootfs(rootfs, &archive);
@@ -115,7 +115,7 @@ impl Daemons {
         self.docker(&["run", "--rm", "--runtime", "vmrt", IMAGE, "true"]).ok();
     }
 
-    /// A directory that lasts as long as the daemons.
+    /// A directory that exists as long as the daemons.
     pub fn storage(&self) -> &Path {
         self.storage.path()
     }
@@ -129,17 +129,17 @@ impl Daemons {
     }
 
     /// Runs a command line of Docker's client to its end.
-    pub fn docker(&self, arguments: &[&str]) -> Done {
-        Running::start(&mut self.docker_command(arguments), None).end()
+    pub fn docker(&self, arguments: &[&str]) -> CommandResult {
+        RunningCommand::start(&mut self.docker_command(arguments), None).end()
     }
 
-    /// Ends dockerd, which leaves its containers alone, and starts another one.
+    /// Ends dockerd, calls `meanwhile`, and starts dockerd again. Its containers keep running.
     ///
     /// # Panics
     /// It does not end, or does not start.
     pub fn restart_dockerd(&self, meanwhile: impl FnOnce()) {
         let mut child = self.dockerd.lock().expect("no test failed here");
-        end(&mut child);
+        terminate(&mut child);
         meanwhile();
         *child = dockerd(self.storage.path(), self.run.path());
     }
@@ -149,18 +149,18 @@ impl Daemons {
     }
 }
 
-/// A containerd.
+/// A running containerd.
 #[derive(Debug)]
 pub struct Containerd {
     daemon: Mutex<Child>,
     socket: PathBuf,
     config: PathBuf,
-    /// Where it, its client and its shims are found.
+    /// The `PATH` of containerd, its client and its shims.
     path: String,
 }
 
 impl Containerd {
-    /// Starts the machine's, or the one of a directory of programs.
+    /// Starts the containerd of the directory `programs`, or else the machine's.
     ///
     /// # Panics
     /// It does not start.
@@ -172,36 +172,36 @@ impl Containerd {
         let mut command = daemon("containerd", storage);
         command.arg("--root").arg(storage.join("containerd")).arg("--state").arg(run.join("containerd"));
         command.arg("--address").arg(&socket).arg("--config").arg(config).env("PATH", &path);
-        let daemon = Mutex::new(started(&mut command, &socket));
+        let daemon = Mutex::new(spawn_and_await(&mut command, &socket));
         Self { daemon, socket, config: config.to_path_buf(), path }
     }
 
-    /// Ends it.
+    /// Stops containerd.
     pub fn stop(&self) {
-        end(&mut self.daemon.lock().unwrap_or_else(PoisonError::into_inner));
+        terminate(&mut self.daemon.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Where it listens.
+    /// The socket it listens on.
     #[must_use]
     pub fn socket(&self) -> &Path {
         &self.socket
     }
 
     /// Runs a command line of its client to its end.
-    pub fn ctr(&self, arguments: &[&str]) -> Done {
+    pub fn ctr(&self, arguments: &[&str]) -> CommandResult {
         let mut command = Command::new("ctr");
         command.arg("--address").arg(&self.socket).args(arguments).env("PATH", &self.path);
-        Running::start(&mut command, None).end()
+        RunningCommand::start(&mut command, None).end()
     }
 
-    /// The image that it makes the sandboxes of pods from.
+    /// The image that containerd uses for the sandboxes of pods.
     ///
     /// # Panics
-    /// It does not tell.
+    /// Its configuration does not name one.
     pub fn sandbox_image(&self) -> String {
         let mut command = Command::new("containerd");
         command.arg("--config").arg(&self.config).args(["config", "dump"]).env("PATH", &self.path);
-        let text = Running::start(&mut command, None).end().ok().text();
+        let text = RunningCommand::start(&mut command, None).end().ok().text();
         let settings = text.lines().filter_map(|line| line.trim().split_once(" = "));
         let image =
             settings.filter(|(key, _)| ["sandbox", "sandbox_image"].contains(key)).map(|(_, value)| value).next();
@@ -219,12 +219,12 @@ fn dockerd(storage: &Path, run: &Path) -> Child {
     command.arg("--host").arg(format!("unix://{}", socket.display()));
     command.arg("--containerd").arg(self::socket(run, "containerd"));
     command.arg("--data-root").arg(storage.join("docker")).arg("--exec-root").arg(run.join("docker"));
-    command.arg("--pidfile").arg(run.join("docker.pid")).arg("--config-file").arg(deploy("docker/daemon.json"));
+    command.arg("--pidfile").arg(run.join("docker.pid")).arg("--config-file").arg(deploy_file("docker/daemon.json"));
     command.args(["--live-restore", "--storage-driver", "overlay2"]);
-    started(&mut command, &socket)
+    spawn_and_await(&mut command, &socket)
 }
 
-/// A daemon that does not outlive the tests, and writes what it says to a file.
+/// A command of a daemon that does not outlive the tests and writes its messages to a file.
 fn daemon(name: &str, storage: &Path) -> Command {
     let log = File::options().create(true).append(true).open(storage.join(name).with_extension("log"));
     let log = log.expect("a file for the daemon's messages");
@@ -234,9 +234,10 @@ fn daemon(name: &str, storage: &Path) -> Command {
     command
 }
 
-fn started(command: &mut Command, socket: &Path) -> Child {
+/// Starts a daemon and waits until it listens.
+fn spawn_and_await(command: &mut Command, socket: &Path) -> Child {
     let mut child = command.spawn().expect("the daemon starts");
-    let answers = eventually(PATIENCE, || {
+    let answers = eventually(TIMEOUT, || {
         let ended = child.try_wait().expect("a child was waited for");
         assert!(ended.is_none(), "{command:?} ended: {ended:?}");
         UnixStream::connect(socket).ok()
@@ -245,7 +246,7 @@ fn started(command: &mut Command, socket: &Path) -> Child {
     child
 }
 
-fn end(daemon: &mut Child) {
+fn terminate(daemon: &mut Child) {
     let pid = Pid::from_raw(i32::try_from(daemon.id()).expect("a pid"));
     kill(pid, Signal::SIGTERM).expect("the daemon runs");
     wait(daemon);

@@ -1,4 +1,4 @@
-//! The runtime and the files of `deploy/`, at the places where users install them.
+//! Installs the runtime and the files of `deploy/` where users install them.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -9,29 +9,29 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::runtime::program;
 
-/// Where `make install` puts vmrt, and where the files of `deploy/` expect it.
+/// The path where `make install` puts vmrt and where the files of `deploy/` expect it.
 const PROGRAM: &str = "/usr/local/bin/vmrt";
 
-/// A file of `deploy/`.
+/// The path of a file of `deploy/`.
 #[must_use]
-pub fn deploy(file: &str) -> PathBuf {
+pub fn deploy_file(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("deploy").join(file)
 }
 
-/// The path of the runtime under test: engines want one.
+/// The absolute path of the runtime under test, for engines.
 ///
 /// # Panics
-/// There is none.
+/// The runtime is not in `PATH`.
 #[must_use]
 pub fn runtime_path() -> String {
     let found = Command::new("sh").args(["-c", "command -v \"$0\"", &program()]).output().expect("sh starts");
     String::from_utf8(found.stdout).expect("a path").trim().to_string()
 }
 
-/// Installs the runtime under test as vmrt, for this process's mounts alone, and makes `/etc` theirs.
+/// Installs the runtime under test as vmrt, and makes `/etc` writable. Both affect only this process's mount namespace.
 ///
 /// # Panics
-/// The host does not let it.
+/// The host refuses.
 pub(crate) fn install() {
     let runtime = runtime_path();
     for directory in [Path::new("/etc"), Path::new(PROGRAM).parent().expect("a directory")] {
@@ -43,7 +43,7 @@ pub(crate) fn install() {
     symlink(fs::canonicalize(runtime).expect("the runtime"), PROGRAM).expect("the runtime is installed");
 }
 
-/// Leads what is written to a directory of the machine into memory.
+/// Mounts an overlay on a directory of the machine, so that changes of it stay in memory.
 fn overlay(directory: &Path) {
     let (memory, nothing) = (Path::new("/mnt"), None::<&str>);
     mount(Some("tmpfs"), memory, Some("tmpfs"), MsFlags::empty(), nothing).expect("memory for files");
@@ -51,15 +51,15 @@ fn overlay(directory: &Path) {
     fs::create_dir(&upper).and_then(|()| fs::create_dir(&work)).expect("directories of the overlay");
     let options = format!("lowerdir={},upperdir={},workdir={}", directory.display(), upper.display(), work.display());
     mount(Some("overlay"), directory, Some("overlay"), MsFlags::empty(), Some(options.as_str())).expect("an overlay");
-    // The overlay keeps it; the machine's own directory comes back.
-    umount2(memory, MntFlags::MNT_DETACH).expect("the overlay's memory is out of sight");
+    // The overlay keeps the tmpfs in use. The machine's own directory is visible again.
+    umount2(memory, MntFlags::MNT_DETACH).expect("the overlay's memory is unmounted");
 }
 
-/// Copies a file of `deploy/` to its place.
+/// Copies a file of `deploy/` to `destination`.
 ///
 /// # Panics
-/// It cannot be.
-pub fn copy_deployed(file: &str, place: &str) {
-    fs::create_dir_all(Path::new(place).parent().expect("a directory")).expect("a directory for it");
-    fs::copy(deploy(file), place).expect("the file is at its place");
+/// It cannot be copied.
+pub fn copy_deployed(file: &str, destination: &str) {
+    fs::create_dir_all(Path::new(destination).parent().expect("a directory")).expect("a directory for it");
+    fs::copy(deploy_file(file), destination).expect("the file is copied");
 }

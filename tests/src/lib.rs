@@ -1,28 +1,27 @@
-//! What vmrt's end-to-end tests share: bundles, the runtime under test, terminals, and a census of what it leaves
-//! behind.
+//! Shared parts of vmrt's end-to-end tests: bundles, the runtime under test, its callers, terminals, and the leak check.
 //!
-//! The tests change the machine they run on and count what is on it, so they run alone in the test host, one at a
-//! time: see `tests/e2e`.
+//! The tests change the machine that they run on and check its state. So they run alone in the test host, one at a time: see
+//! `tests/e2e`.
 
 pub mod bundle;
 pub mod caller;
-pub mod census;
 pub mod daemons;
+pub mod host_snapshot;
 pub mod installed;
-pub mod mounted;
-pub mod nest;
+pub mod rootless_namespaces;
 pub mod runtime;
 pub mod terminal;
+pub mod tmpfs_mount;
 
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long anything may take in a slow test host before it counts as hanging.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+/// An operation that takes longer than this counts as hanging. Sufficient for a slow test host.
+pub const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Asks again and again until `answer` gives something, and gives up with `None` when `patience` is over.
-pub fn eventually<T>(patience: Duration, mut answer: impl FnMut() -> Option<T>) -> Option<T> {
-    let end = Instant::now() + patience;
+/// Calls `answer` until it returns a value, or returns `None` after `timeout`.
+pub fn eventually<T>(timeout: Duration, mut answer: impl FnMut() -> Option<T>) -> Option<T> {
+    let end = Instant::now() + timeout;
     loop {
         if let Some(found) = answer() {
             return Some(found);

@@ -15,50 +15,50 @@ use tempfile::TempDir;
 
 use crate::bundle::Bundle;
 use crate::caller::Caller;
-use crate::census::Census;
-use crate::{PATIENCE, eventually};
+use crate::host_snapshot::HostSnapshot;
+use crate::{TIMEOUT, eventually};
 
-/// The program under test: `vmrt`, or what `VMRT_BIN` names (`runc` proves the tests).
+/// The program under test: `vmrt`, or the one that `VMRT_BIN` names (`runc` proves the tests).
 #[must_use]
 pub fn program() -> String {
     env::var("VMRT_BIN").unwrap_or_else(|_| "vmrt".into())
 }
 
-/// Whether the program under test is vmrt itself and not a runtime without virtual machines.
+/// Whether the program under test is vmrt, and not a runtime without virtual machines.
 #[must_use]
 pub fn is_vmrt() -> bool {
     !matches!(Path::new(&program()).file_name().and_then(|name| name.to_str()), Some("runc" | "crun"))
 }
 
-/// How a command ended and what it said.
+/// The exit status and the output of a command.
 #[derive(Debug)]
-pub struct Done {
-    /// Its exit status; 128 and the signal's number for a death by signal.
+pub struct CommandResult {
+    /// The exit status, or 128 and the signal's number.
     pub code: i32,
-    /// Its standard output.
+    /// The standard output.
     pub stdout: Vec<u8>,
-    /// Its standard error.
+    /// The standard error.
     pub stderr: Vec<u8>,
 }
 
-impl Done {
-    /// Its standard output as text, without white space around it.
+impl CommandResult {
+    /// The standard output as text, without white space around it.
     #[must_use]
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.stdout).trim().to_string()
     }
 
-    /// Its standard error as text, without white space around it.
+    /// The standard error as text, without white space around it.
     #[must_use]
     pub fn message(&self) -> String {
         String::from_utf8_lossy(&self.stderr).trim().to_string()
     }
 
-    /// The value of a line `name=value` of its output.
+    /// The value of a line `name=value` of the standard output.
     ///
     /// # Panics
     ///
-    /// Where there is no such line.
+    /// Panics if there is no such line.
     #[must_use]
     pub fn value(&self, name: &str) -> String {
         let text = self.text();
@@ -66,20 +66,32 @@ impl Done {
         value.unwrap_or_else(|| panic!("no {name} in {self:?}")).trim().to_string()
     }
 
-    /// Itself, if it succeeded.
+    /// Asserts the values of lines `name=value` of the standard output.
     ///
     /// # Panics
     ///
-    /// Where it did not.
-    #[expect(clippy::must_use_candidate, reason = "that it succeeded is often all one wants to know")]
+    /// Panics if a line is missing or has another value.
+    #[track_caller]
+    pub fn assert_values(&self, expected: &[(&str, &str)]) {
+        for (name, value) in expected {
+            assert_eq!(self.value(name), *value, "{name}: {self:?}");
+        }
+    }
+
+    /// Returns itself if the command succeeded.
+    ///
+    /// # Panics
+    ///
+    /// Panics if it did not.
+    #[expect(clippy::must_use_candidate, reason = "often only the success is of interest")]
     pub fn ok(self) -> Self {
         assert!(self.code == 0, "status {}, stdout {:?}, stderr {:?}", self.code, self.text(), self.message());
         self
     }
 }
 
-/// A command that runs.
-pub struct Running {
+/// A running command whose output is collected.
+pub struct RunningCommand {
     /// The process.
     pub child: Child,
     streams: [Option<Receiver<Vec<u8>>>; 2],
@@ -91,87 +103,87 @@ fn collect(stream: Option<impl Read + Send + 'static>) -> Option<Receiver<Vec<u8
     thread::spawn(move || {
         let mut bytes = Vec::new();
         stream.read_to_end(&mut bytes).expect("a pipe was read");
-        // Nobody waits for it any more where the test has failed.
+        // The receiver is gone if the test has failed.
         let _ = sender.send(bytes);
     });
     Some(receiver)
 }
 
-/// What a command wrote. Its processes may have kept the stream after its own end, but not for ever.
-fn written(stream: Option<Receiver<Vec<u8>>>) -> Vec<u8> {
+/// The output of a command. Its child processes may keep the stream open after its own end, but not longer than [`TIMEOUT`].
+fn collected(stream: Option<Receiver<Vec<u8>>>) -> Vec<u8> {
     let Some(stream) = stream else { return Vec::new() };
-    stream.recv_timeout(PATIENCE).expect("a command ended, and its output goes on: a process it started has it open")
+    stream.recv_timeout(TIMEOUT).expect("a command ended, and its output goes on: a process it started has it open")
 }
 
-/// Exit status as a shell tells it.
+/// The exit status as a shell reports it.
 #[must_use]
-pub fn code(status: ExitStatus) -> i32 {
+pub fn exit_code(status: ExitStatus) -> i32 {
     status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(-1)
 }
 
-/// Waits for a process; ends it and panics where it takes too long.
+/// Waits for a process, and returns its exit status.
 ///
 /// # Panics
 ///
-/// As said.
+/// Kills the process and panics if it takes too long.
 pub fn wait(child: &mut Child) -> i32 {
-    wait_within(PATIENCE, child)
+    wait_within(TIMEOUT, child)
 }
 
-fn wait_within(patience: Duration, child: &mut Child) -> i32 {
-    let status = eventually(patience, || child.try_wait().expect("a child was waited for"));
-    code(status.unwrap_or_else(|| {
+fn wait_within(timeout: Duration, child: &mut Child) -> i32 {
+    let status = eventually(timeout, || child.try_wait().expect("a child was waited for"));
+    exit_code(status.unwrap_or_else(|| {
         child.kill().and_then(|()| child.wait()).expect("a hanging child was ended");
-        panic!("a command did not end within {patience:?}")
+        panic!("a command did not end within {timeout:?}")
     }))
 }
 
-impl Running {
-    /// Starts a command, with these bytes and nothing more to read.
+impl RunningCommand {
+    /// Starts a command with these bytes as its whole standard input.
     ///
     /// # Panics
     ///
-    /// Where it does not start.
+    /// Panics if it does not start.
     #[must_use]
     pub fn start(command: &mut Command, input: Option<Vec<u8>>) -> Self {
         let stdin = if input.is_some() { Stdio::piped() } else { Stdio::null() };
         command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the command starts");
         if let (Some(mut stdin), Some(input)) = (child.stdin.take(), input) {
-            // A process need not read all it is given.
+            // A process need not read all of its input.
             thread::spawn(move || drop(stdin.write_all(&input)));
         }
         let streams = [collect(child.stdout.take()), collect(child.stderr.take())];
         Self { child, streams }
     }
 
-    /// Waits for its end.
+    /// Waits for the end of the command.
     ///
     /// # Panics
     ///
-    /// Where it takes too long.
+    /// Panics if it takes too long.
     #[must_use]
-    pub fn end(self) -> Done {
-        self.end_within(PATIENCE)
+    pub fn end(self) -> CommandResult {
+        self.end_within(TIMEOUT)
     }
 
-    /// Waits for the end of what may take long.
+    /// Waits for the end of a command that may take long.
     ///
     /// # Panics
     ///
-    /// Where it takes longer than `patience`.
+    /// Panics if it takes longer than `timeout`.
     #[must_use]
-    pub fn end_within(mut self, patience: Duration) -> Done {
-        let code = wait_within(patience, &mut self.child);
-        let [stdout, stderr] = self.streams.map(written);
-        Done { code, stdout, stderr }
+    pub fn end_within(mut self, timeout: Duration) -> CommandResult {
+        let code = wait_within(timeout, &mut self.child);
+        let [stdout, stderr] = self.streams.map(collected);
+        CommandResult { code, stdout, stderr }
     }
 }
 
-/// The runtime with a state directory of its own, on a machine it leaves as it found it.
+/// The runtime with a separate state directory. When it is dropped, it checks that the machine is as it was before.
 pub struct Runtime {
     root: TempDir,
-    before: Census,
+    before: HostSnapshot,
     caller: Caller,
 }
 
@@ -182,35 +194,35 @@ impl Default for Runtime {
 }
 
 impl Runtime {
-    /// Counts what is on the machine first.
+    /// Takes a snapshot of the machine, and creates a state directory for root.
     ///
     /// # Panics
     ///
-    /// Where there is no place for its state directory.
+    /// Panics if the state directory cannot be created.
     #[must_use]
     pub fn new() -> Self {
-        Self::called_by(Caller::root())
+        Self::for_caller(Caller::root())
     }
 
-    /// The same, called by others than root.
+    /// The same for another caller than root.
     ///
     /// # Panics
     ///
-    /// As said.
+    /// Panics if the state directory cannot be created.
     #[must_use]
-    pub fn called_by(caller: Caller) -> Self {
+    pub fn for_caller(caller: Caller) -> Self {
         let root = tempfile::Builder::new().prefix("state").tempdir_in("/run").expect("a state directory");
-        caller.give(root.path());
-        Self { before: Census::take(), root, caller }
+        caller.chown(root.path());
+        Self { before: HostSnapshot::take(), root, caller }
     }
 
-    /// Its state directory.
+    /// The state directory.
     #[must_use]
     pub fn root(&self) -> &Path {
         self.root.path()
     }
 
-    /// A command line of it.
+    /// A command of the runtime.
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = self.caller.command(&self.caller.runtime());
@@ -218,50 +230,50 @@ impl Runtime {
         command
     }
 
-    /// Runs a command line of it to its end.
+    /// Runs a command of the runtime to its end.
     #[must_use]
-    pub fn call(&self, arguments: &[&str]) -> Done {
-        Running::start(&mut self.command(arguments), None).end()
+    pub fn call(&self, arguments: &[&str]) -> CommandResult {
+        RunningCommand::start(&mut self.command(arguments), None).end()
     }
 
-    /// `run` of a bundle in the foreground, with an id of its own.
+    /// Runs a bundle in the foreground, with a new id.
     #[must_use]
-    pub fn run(&self, bundle: &Bundle) -> Done {
+    pub fn run(&self, bundle: &Bundle) -> CommandResult {
         self.run_command(bundle, None).end()
     }
 
-    /// The same with something to read.
+    /// The same with this standard input.
     #[must_use]
-    pub fn run_with_input(&self, bundle: &Bundle, input: Vec<u8>) -> Done {
+    pub fn run_with_input(&self, bundle: &Bundle, input: Vec<u8>) -> CommandResult {
         self.run_command(bundle, Some(input)).end()
     }
 
-    fn run_command(&self, bundle: &Bundle, input: Option<Vec<u8>>) -> Running {
-        Running::start(self.command(&["run", "--bundle"]).arg(bundle.path()).arg(new_id()), input)
+    fn run_command(&self, bundle: &Bundle, input: Option<Vec<u8>>) -> RunningCommand {
+        RunningCommand::start(self.command(&["run", "--bundle"]).arg(bundle.path()).arg(new_id()), input)
     }
 
-    /// `create` and `start` of a bundle, its output thrown away.
+    /// Calls `create` and `start` for a bundle. The container's output is discarded.
     ///
     /// # Panics
     ///
-    /// Where one of them fails.
+    /// Panics if one of them fails.
     #[must_use]
-    pub fn started<'a>(&'a self, bundle: &'a Bundle) -> Container<'a> {
-        let container = self.created(bundle);
+    pub fn start_container<'a>(&'a self, bundle: &'a Bundle) -> Container<'a> {
+        let container = self.create_container(bundle);
         container.call("start", &[]).ok();
         container
     }
 
-    /// `create` of a bundle, its output thrown away.
+    /// Calls `create` for a bundle. The container's output is discarded.
     ///
     /// # Panics
     ///
-    /// Where it fails.
+    /// Panics if it fails.
     #[must_use]
-    pub fn created<'a>(&'a self, bundle: &'a Bundle) -> Container<'a> {
+    pub fn create_container<'a>(&'a self, bundle: &'a Bundle) -> Container<'a> {
         let id = new_id();
         let mut command = self.command(&["create", "--bundle"]);
-        // A container keeps its streams: with pipes here, waiting for their end would be waiting for the container's.
+        // A container keeps its streams open. With pipes here, waiting for their end would wait for the container's end.
         let log = self.root().with_extension("create");
         let file = std::fs::File::create(&log).expect("a file for the output");
         command
@@ -277,11 +289,11 @@ impl Runtime {
         Container { runtime: self, bundle, id }
     }
 
-    /// Panics unless the machine is as it was before.
+    /// Checks that the runtime has left nothing behind.
     ///
     /// # Panics
     ///
-    /// As said.
+    /// Panics if it has.
     pub fn assert_clean(&self) {
         self.before.assert_restored(Duration::from_secs(10), |_| false);
     }
@@ -293,8 +305,8 @@ impl Drop for Runtime {
             for entry in std::fs::read_dir(self.root()).into_iter().flatten().flatten() {
                 let id = entry.file_name().to_string_lossy().into_owned();
                 let deletion = self.command(&["delete", "--force", &id]).spawn();
-                // The test has failed already; a second panic would hide why.
-                let _ = deletion.map(|mut child| eventually(PATIENCE, || child.try_wait().ok().flatten()));
+                // The test has failed already; a second panic would hide the reason.
+                let _ = deletion.map(|mut child| eventually(TIMEOUT, || child.try_wait().ok().flatten()));
             }
         } else {
             self.assert_clean();
@@ -302,7 +314,7 @@ impl Drop for Runtime {
     }
 }
 
-/// An id no other test uses.
+/// An id that no other test uses.
 #[must_use]
 pub fn new_id() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(1);
@@ -312,65 +324,65 @@ pub fn new_id() -> String {
 /// A container; deleted by force when dropped.
 pub struct Container<'a> {
     runtime: &'a Runtime,
-    /// What it was made from, which has to be there as long as it is.
+    /// The bundle, which must exist as long as the container.
     pub bundle: &'a Bundle,
-    /// Its id.
+    /// The container's id.
     pub id: String,
 }
 
 impl Container<'_> {
-    /// Runs a sub-command on it, with these arguments behind its id.
+    /// Runs a command of the runtime on the container, with these arguments after its id.
     #[must_use]
-    pub fn call(&self, name: &str, arguments: &[&str]) -> Done {
+    pub fn call(&self, name: &str, arguments: &[&str]) -> CommandResult {
         self.runtime.call(&[&[name, &self.id], arguments].concat())
     }
 
-    /// Executes a process in it and waits for its end.
+    /// Executes a process in the container and waits for its end.
     #[must_use]
-    pub fn exec(&self, arguments: &[&str]) -> Done {
+    pub fn exec(&self, arguments: &[&str]) -> CommandResult {
         self.call("exec", arguments)
     }
 
-    /// Executes a shell script in it.
+    /// Executes a shell script in the container.
     #[must_use]
-    pub fn script(&self, script: &str) -> Done {
+    pub fn script(&self, script: &str) -> CommandResult {
         self.exec(&["sh", "-c", script])
     }
 
-    /// What `state` says.
+    /// The output of `state`.
     ///
     /// # Panics
     ///
-    /// Where that is not JSON.
+    /// Panics if that is not JSON.
     #[must_use]
     pub fn state(&self) -> Value {
         serde_json::from_slice(&self.call("state", &[]).ok().stdout).expect("state prints JSON")
     }
 
-    /// Its status, as `running`.
+    /// The container's status, for example `running`.
     #[must_use]
     pub fn status(&self) -> String {
         self.state()["status"].as_str().unwrap_or_default().to_string()
     }
 
-    /// Its process on the host.
+    /// The pid of the container's process on the host.
     ///
     /// # Panics
     ///
-    /// Where there is none.
+    /// Panics if there is none.
     #[must_use]
     pub fn pid(&self) -> i32 {
         let pid = self.state()["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
         pid.expect("state has a pid")
     }
 
-    /// Waits until it has this status.
+    /// Waits until the container has this status.
     ///
     /// # Panics
     ///
-    /// Where it takes too long.
+    /// Panics if it takes too long.
     pub fn await_status(&self, wanted: &str) {
-        let reached = eventually(PATIENCE, || (self.status() == wanted).then_some(()));
+        let reached = eventually(TIMEOUT, || (self.status() == wanted).then_some(()));
         assert!(reached.is_some(), "{} is {}, not {wanted}", self.id, self.status());
     }
 }

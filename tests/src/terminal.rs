@@ -1,4 +1,4 @@
-//! A terminal and a user who types at it.
+//! A pseudo-terminal, from its user's side.
 
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,12 +12,12 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::termios::{Termios, Winsize, tcgetattr, tcsetwinsize};
 
-use crate::PATIENCE;
+use crate::TIMEOUT;
 
-/// The user's side of a terminal.
+/// The master of a pseudo-terminal.
 pub struct Terminal {
     master: File,
-    /// The other side, where it is ours.
+    /// The slave, if the test has opened the terminal itself.
     slave: Option<OwnedFd>,
     seen: String,
 }
@@ -31,7 +31,7 @@ impl Terminal {
     ///
     /// # Panics
     ///
-    /// Like all of this, where the system refuses.
+    /// Panics, like all functions here, if the system refuses.
     #[must_use]
     pub fn new(rows: u16, columns: u16) -> Self {
         let pty = openpty(None, None).expect("a pseudo-terminal");
@@ -40,21 +40,21 @@ impl Terminal {
         terminal
     }
 
-    /// The terminal a runtime sends to its console socket.
+    /// Receives the terminal that a runtime sends to its console socket.
     ///
     /// # Panics
     ///
-    /// Where it sends none in time.
+    /// Panics if it sends none in time.
     #[must_use]
-    pub fn received(listener: &UnixListener) -> Self {
-        Self { master: received_descriptor(listener).into(), slave: None, seen: String::new() }
+    pub fn receive(listener: &UnixListener) -> Self {
+        Self { master: receive_descriptor(listener).into(), slave: None, seen: String::new() }
     }
 
-    /// Starts a program as the leader of a session whose terminal this is.
+    /// Starts a program as the leader of a session with this terminal.
     ///
     /// # Panics
     ///
-    /// Where it does not start.
+    /// Panics if it does not start.
     #[must_use]
     pub fn start(&self, command: &Command) -> Child {
         let slave = || Stdio::from(self.slave().try_clone().expect("a descriptor"));
@@ -68,56 +68,56 @@ impl Terminal {
         self.slave.as_ref().expect("this side made the terminal")
     }
 
-    /// Its modes.
+    /// The terminal's modes.
     ///
     /// # Panics
     ///
-    /// Where it is gone.
+    /// Panics if the terminal is gone.
     #[must_use]
     pub fn modes(&self) -> Termios {
         tcgetattr(self.slave()).expect("the terminal's modes")
     }
 
-    /// Changes its size.
+    /// Changes the terminal's size.
     ///
     /// # Panics
     ///
-    /// Where it is gone.
+    /// Panics if the terminal is gone.
     pub fn resize(&self, rows: u16, columns: u16) {
         tcsetwinsize(&self.master, window(rows, columns)).expect("the terminal's size");
     }
 
-    /// Types.
+    /// Writes the keys that a user types.
     ///
     /// # Panics
     ///
-    /// Where it is gone.
+    /// Panics if the terminal is gone.
     pub fn type_in(&mut self, keys: &str) {
         self.master.write_all(keys.as_bytes()).expect("typing");
     }
 
-    /// Waits until this is on the screen, behind what was waited for before.
+    /// Waits until this text appears after the text of the previous call.
     ///
     /// # Panics
     ///
-    /// Where it does not come in time.
+    /// Panics if it does not appear in time.
     pub fn expect(&mut self, wanted: &str) {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         loop {
             if let Some(at) = self.seen.find(wanted) {
                 self.seen.drain(..at + wanted.len());
                 return;
             }
             let left = end.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero() && self.read(left), "{wanted:?} did not come; on the screen: {:?}", self.seen);
+            assert!(!left.is_zero() && self.read(left), "{wanted:?} did not appear; output so far: {:?}", self.seen);
         }
     }
 
-    /// Waits until this is on the screen at the end of a line. What is typed from then on is not shown between the two.
+    /// Waits until this text appears at the end of a line. Keys that are typed afterwards cannot be echoed before that line's end.
     ///
     /// # Panics
     ///
-    /// Where it does not come in time.
+    /// Panics if it does not appear in time.
     pub fn expect_line(&mut self, wanted: &str) {
         self.expect(&format!("{wanted}\r\n"));
     }
@@ -126,21 +126,21 @@ impl Terminal {
     ///
     /// # Panics
     ///
-    /// Where it does not come in time.
+    /// Panics if it does not appear in time.
     pub fn expect_prompt(&mut self) {
         self.expect("# ");
     }
 
-    /// Everything that comes until the other side closes or all is quiet for this long.
+    /// Reads until the other side closes or writes nothing for this long; returns everything that was read.
     pub fn rest(&mut self, quiet: Duration) -> String {
         while self.read(quiet) {}
         std::mem::take(&mut self.seen)
     }
 
-    /// Reads what is there; false where nothing comes any more.
-    fn read(&mut self, patience: Duration) -> bool {
+    /// Reads the available output. Returns false if the other side has closed or the timeout expires.
+    fn read(&mut self, timeout: Duration) -> bool {
         let mut buffer = [0; 4096];
-        if !readable(&self.master, patience) {
+        if !readable(&self.master, timeout) {
             return false;
         }
         match self.master.read(&mut buffer) {
@@ -153,19 +153,19 @@ impl Terminal {
     }
 }
 
-fn readable(descriptor: &impl AsFd, patience: Duration) -> bool {
-    let timeout = Timespec::try_from(patience).expect("a short time");
+fn readable(descriptor: &impl AsFd, timeout: Duration) -> bool {
+    let timeout = Timespec::try_from(timeout).expect("a short time");
     poll(&mut [PollFd::new(descriptor, PollFlags::IN)], Some(&timeout)).is_ok_and(|ready| ready > 0)
 }
 
-/// The descriptor a runtime sends to a socket of its caller's.
+/// Receives the descriptor that a runtime sends to a socket of its caller.
 ///
 /// # Panics
 ///
-/// Where it sends none in time.
+/// Panics if it sends none in time.
 #[must_use]
-pub fn received_descriptor(listener: &UnixListener) -> OwnedFd {
-    assert!(readable(listener, PATIENCE), "nobody connected to the socket");
+pub fn receive_descriptor(listener: &UnixListener) -> OwnedFd {
+    assert!(readable(listener, TIMEOUT), "no connection to the socket");
     let (stream, _) = listener.accept().expect("a connection to the socket");
     let mut name = [0; 256];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -182,7 +182,7 @@ pub fn received_descriptor(listener: &UnixListener) -> OwnedFd {
 ///
 /// # Panics
 ///
-/// Where it cannot be made.
+/// Panics if it cannot be created.
 #[must_use]
 pub fn console_socket(path: &Path) -> UnixListener {
     UnixListener::bind(path).expect("a console socket")
@@ -193,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_program_has_the_terminal() {
+    fn a_started_program_has_the_terminal() {
         let mut terminal = Terminal::new(33, 77);
         let mut command = Command::new("sh");
         command.args(["-c", "tty >/dev/tty && stty size && read line && echo \"<$line>\""]);

@@ -27,21 +27,21 @@ const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\n\
     nobody:x:65534:65534:nobody:/nonexistent:/bin/false\n";
 const GROUP: &str = "root:x:0:\ntty:x:5:\nuser:x:1000:\nnogroup:x:65534:\n";
 
-/// Puts busybox and the few files its applets look for into `rootfs`.
+/// Installs busybox and the few files that its applets need into `rootfs`.
 pub(super) fn fill(rootfs: &Path) -> Result<ImageDefaults, Error> {
     let failed = |source| Error::Rootfs { path: rootfs.into(), source };
-    lay_out(rootfs).map_err(failed)?;
+    create_directories(rootfs).map_err(failed)?;
     let busybox = rootfs.join("bin/busybox");
-    match static_on_this_machine() {
+    match find_static_busybox() {
         Some(path) => fs::copy(path, &busybox).map(drop).map_err(failed)?,
-        None => from_debian(&busybox)?,
+        None => extract_from_debian(&busybox)?,
     }
     fs::set_permissions(&busybox, fs::Permissions::from_mode(0o755)).map_err(failed)?;
     link_applets(&busybox, rootfs).map_err(failed)?;
     Ok(ImageDefaults { args: vec!["sh".into()], ..ImageDefaults::default() })
 }
 
-fn lay_out(rootfs: &Path) -> io::Result<()> {
+fn create_directories(rootfs: &Path) -> io::Result<()> {
     fs::create_dir_all(rootfs.join("bin"))?;
     for (name, permissions) in DIRECTORIES {
         let path = rootfs.join(name);
@@ -52,15 +52,15 @@ fn lay_out(rootfs: &Path) -> io::Result<()> {
     fs::write(rootfs.join("etc/group"), GROUP)
 }
 
-fn static_on_this_machine() -> Option<PathBuf> {
+fn find_static_busybox() -> Option<PathBuf> {
     let candidates = ["/bin/busybox", "/usr/bin/busybox", "/bin/busybox-static"];
     let is_static =
         |path: &PathBuf| fs::read(path).is_ok_and(|program| initramfs::check_static(path, &program).is_ok());
     candidates.into_iter().map(PathBuf::from).find(is_static)
 }
 
-/// Takes busybox out of Debian's package, without installing it.
-fn from_debian(busybox: &Path) -> Result<(), Error> {
+/// Extracts busybox from Debian's package, without installing the package.
+fn extract_from_debian(busybox: &Path) -> Result<(), Error> {
     let failed = |source| Error::Rootfs { path: busybox.into(), source };
     let folder = tempfile::tempdir().map_err(failed)?;
     let mut download = Command::new("apt-get");
@@ -74,7 +74,7 @@ fn from_debian(busybox: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Makes the link of each applet where busybox says it belongs.
+/// Creates the link of each applet at the path that busybox lists.
 fn link_applets(busybox: &Path, rootfs: &Path) -> io::Result<()> {
     let listed = Command::new(busybox).arg("--list-full").output()?;
     for applet in String::from_utf8_lossy(&listed.stdout).lines() {

@@ -1,4 +1,4 @@
-//! A bundle's `config.json`: what `runc spec` writes, with the image's and the user's wishes in it.
+//! A bundle's `config.json`: the output of `runc spec`, changed by the image's configuration and the user's options.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -14,7 +14,7 @@ use thiserror::Error;
 
 use crate::cli::{BundleArgs, Volume};
 
-/// Why there is no `config.json`.
+/// The reason why no `config.json` was written.
 #[derive(Debug, Error)]
 pub(crate) enum Error {
     #[error("the specification")]
@@ -23,7 +23,7 @@ pub(crate) enum Error {
     File(#[from] io::Error),
 }
 
-/// What an image says about the process to run in it.
+/// The image's configuration of the process.
 #[derive(Debug, Default)]
 pub(super) struct ImageDefaults {
     pub(super) args: Vec<String>,
@@ -33,7 +33,7 @@ pub(super) struct ImageDefaults {
     pub(super) annotations: HashMap<String, String>,
 }
 
-/// Writes the `config.json` of a bundle whose root file system is in `rootfs` beside it.
+/// Writes the `config.json` of a bundle. The root file system is in `rootfs` beside it.
 pub(super) fn write(path: &Path, args: &BundleArgs, image: ImageDefaults) -> Result<(), Error> {
     let spec = specification(args, image)?;
     let mut file = File::create_new(path)?;
@@ -61,7 +61,7 @@ fn bind_mount(volume: &Volume) -> Mount {
     mount
 }
 
-/// What the image's labels say, and the shape of the virtual machine.
+/// The image's labels, and the size of the virtual machine.
 fn annotations(args: &BundleArgs, mut annotations: HashMap<String, String>) -> HashMap<String, String> {
     annotations.extend(args.vm_memory.clone().map(|memory| ("dev.vmrt.memory".to_string(), memory)));
     annotations.extend(args.vcpus.map(|vcpus| ("dev.vmrt.vcpus".to_string(), vcpus.to_string())));
@@ -77,12 +77,16 @@ fn process(args: &BundleArgs, image: ImageDefaults) -> Result<Process, Error> {
     process.set_cwd(args.cwd.clone().or(image.cwd).unwrap_or_else(|| PathBuf::from("/")));
     process.set_user(args.user.map_or_else(|| image.user.unwrap_or_default(), user));
     process.set_no_new_privileges(Some(!args.all_capabilities));
-    let few = || LinuxCapabilities::default().bounding().clone().unwrap_or_default();
-    process.set_capabilities(Some(capabilities(if args.all_capabilities { every_capability()? } else { few() })?));
+    let default_set = || LinuxCapabilities::default().bounding().clone().unwrap_or_default();
+    process.set_capabilities(Some(capabilities(if args.all_capabilities {
+        every_capability()?
+    } else {
+        default_set()
+    })?));
     Ok(process)
 }
 
-/// The last value given to a variable holds, at the place of its first.
+/// Merges variables: the last value counts, at the position of the first.
 fn merge_env(variables: Vec<String>) -> Vec<String> {
     let mut merged: Vec<String> = Vec::new();
     for variable in variables {
@@ -95,7 +99,7 @@ fn merge_env(variables: Vec<String>) -> Vec<String> {
     merged
 }
 
-/// A user by numbers.
+/// A user by user and group id.
 pub(super) fn user((uid, gid): (u32, u32)) -> User {
     let mut user = User::default();
     user.set_uid(uid).set_gid(gid);
@@ -107,14 +111,14 @@ fn every_capability() -> Result<Capabilities, Error> {
     Ok(serde_json::from_value(names.into()).map_err(io::Error::from)?)
 }
 
-/// Nothing is inheritable: a file's own inheritable capabilities would otherwise come to life (CVE-2022-24769).
+/// The inheritable set is empty. Otherwise a file's inheritable capabilities would take effect (CVE-2022-24769).
 fn capabilities(set: Capabilities) -> Result<LinuxCapabilities, Error> {
     let builder = LinuxCapabilitiesBuilder::default().inheritable(Capabilities::default());
     let builder = builder.bounding(set.clone()).effective(set.clone()).permitted(set);
     Ok(builder.ambient(Capabilities::default()).build()?)
 }
 
-/// Namespaces and hidden paths as `runc spec` has them, no devices but the default ones, and a memory limit in bytes.
+/// Namespaces and masked paths as in `runc spec`, only the default devices, and a memory limit in bytes.
 fn linux(memory_limit: Option<i64>) -> Result<Linux, Error> {
     let every_device = LinuxDeviceCgroupBuilder::default().allow(false).access("rwm").build()?;
     let mut resources = LinuxResourcesBuilder::default().devices([every_device]).build()?;

@@ -7,7 +7,7 @@ use super::Error;
 use super::config::ImageDefaults;
 use crate::command;
 
-/// Installs Debian's essential packages and these into `rootfs`.
+/// Installs Debian's essential packages and the packages in `include` into `rootfs`.
 pub(super) fn fill(include: &[String], rootfs: &Path) -> Result<ImageDefaults, Error> {
     eprintln!("rootfs-builder: installing Debian bookworm");
     let mut mmdebstrap = Command::new("mmdebstrap");

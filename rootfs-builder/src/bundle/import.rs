@@ -1,4 +1,4 @@
-//! A root file system that exists already: a directory or a tar archive.
+//! An existing root file system: a directory or a tar archive.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,12 +8,12 @@ use super::Error;
 use super::config::ImageDefaults;
 use crate::command;
 
-/// Copies the directory, or unpacks the archive, into `rootfs`, with owners, links, devices and extended attributes.
+/// Copies the directory or unpacks the archive into `rootfs`, with owners, links, devices and extended attributes.
 pub(super) fn fill(from: &Path, rootfs: &Path) -> Result<ImageDefaults, Error> {
     let source = fs::canonicalize(from).map_err(|source| Error::NoSource { path: from.into(), source })?;
     if source.is_dir() {
         eprintln!("rootfs-builder: copying {}", from.display());
-        refuse_itself(&source, rootfs)?;
+        check_not_inside_source(&source, rootfs)?;
         let mut copy = Command::new("cp");
         command::run(copy.args(["--archive", "--reflink=auto", "--"]).arg(source.join(".")).arg(rootfs), "coreutils")?;
     } else {
@@ -26,8 +26,8 @@ pub(super) fn fill(from: &Path, rootfs: &Path) -> Result<ImageDefaults, Error> {
     Ok(ImageDefaults { args: vec!["sh".into()], ..ImageDefaults::default() })
 }
 
-/// A bundle made inside the directory it copies would copy itself without end.
-fn refuse_itself(source: &Path, rootfs: &Path) -> Result<(), Error> {
+/// Refuses a bundle inside the directory that it copies: it would copy itself without end.
+fn check_not_inside_source(source: &Path, rootfs: &Path) -> Result<(), Error> {
     match rootfs.starts_with(source) {
         true => Err(Error::Rootfs {
             path: source.into(),

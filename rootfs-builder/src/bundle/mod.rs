@@ -17,14 +17,14 @@ use crate::staging::{self, Staging};
 
 use self::config::ImageDefaults;
 
-/// Why there is no bundle.
+/// The reason why no bundle was created.
 #[derive(Debug, Error)]
 pub(crate) enum Error {
     #[error(transparent)]
     Staging(#[from] staging::Error),
     #[error(transparent)]
     Command(#[from] command::Error),
-    #[error("make the root file system: {}", .path.display())]
+    #[error("create the root file system: {}", .path.display())]
     Rootfs { path: PathBuf, source: io::Error },
     #[error("the package {package} holds no {file}")]
     Package { package: &'static str, file: &'static str },
@@ -36,7 +36,7 @@ pub(crate) enum Error {
     Config(#[source] config::Error),
 }
 
-/// Makes the bundle: either the whole of it is at the output path afterwards, or nothing new.
+/// Creates the bundle. On an error, the output path does not change.
 pub(crate) fn build(kind: BundleKind) -> Result<(), Error> {
     match kind {
         BundleKind::Busybox { bundle } => assemble(&bundle, busybox::fill),
@@ -48,9 +48,9 @@ pub(crate) fn build(kind: BundleKind) -> Result<(), Error> {
     }
 }
 
-/// Has `fill` make the root file system and writes the `config.json` that fits.
+/// Creates the root file system by `fill`, and writes the `config.json`.
 fn assemble(args: &BundleArgs, fill: impl FnOnce(&Path) -> Result<ImageDefaults, Error>) -> Result<(), Error> {
-    let staging = Staging::beside(&args.output)?;
+    let staging = Staging::new(&args.output)?;
     let rootfs = staging.path().join("rootfs");
     fs::create_dir(&rootfs).map_err(|source| Error::Rootfs { path: rootfs.clone(), source })?;
     let image = fill(&rootfs)?;

@@ -1,4 +1,4 @@
-//! The chart: each peer's median beside vmrt's, with vmrt as 1.
+//! The chart: the median of each peer relative to vmrt's.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ const ROW: i32 = 22;
 const GAP: i32 = 16;
 const LEFT: i32 = 330;
 
-/// Pixels of a bar as long as vmrt's, and of the longest that is drawn.
+/// The length in pixels of vmrt's bar, and of the longest bar.
 const UNIT: f64 = 150.0;
 const LONGEST: f64 = 500.0;
 
@@ -39,7 +39,7 @@ pub fn draw(report: &Report, path: &Path) -> Result<(), BenchError> {
 type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 type DrawResult<T> = Result<T, DrawingAreaErrorKind<std::io::Error>>;
 
-/// Draws one group of bars from `y` on; where the next begins.
+/// Draws one group of bars at `y`, and returns the position of the next.
 fn draw_benchmark(area: &Area, benchmark: &Benchmark, mut y: i32) -> DrawResult<i32> {
     let style = ("sans-serif", 13).into_text_style(area);
     let Some(ours) = benchmark.entries.first() else { return Ok(y) };

@@ -1,4 +1,4 @@
-//! How long a start takes through an engine: `docker run --rm` of busybox `true` with vmrt, against the same with runc.
+//! The duration of a start by an engine: `docker run --rm` of busybox `true` with vmrt and with runc.
 
 use std::time::Instant;
 
@@ -10,7 +10,7 @@ use crate::{BenchError, Settings};
 
 const RUNTIMES: [&str; 2] = ["vmrt", "runc"];
 
-/// Measures and adds to `report`. The daemons' network and mounts are this thread's from here on.
+/// Measures and adds to `report`. Moves this thread into the daemons' network and mount namespace.
 pub fn measure(settings: &Settings, report: &mut Report) -> Result<(), BenchError> {
     isolate();
     let daemons = Daemons::start(&settings.busybox.join("rootfs"));
@@ -21,7 +21,7 @@ pub fn measure(settings: &Settings, report: &mut Report) -> Result<(), BenchErro
     Ok(())
 }
 
-/// Half as many as of other starts: each takes several times as long.
+/// Runs half as many rounds as for other starts, because each takes several times as long.
 fn rounds(settings: &Settings, daemons: &Daemons) -> Result<[Vec<f64>; RUNTIMES.len()], BenchError> {
     let mut samples = [const { Vec::new() }; RUNTIMES.len()];
     for round in 0..WARM_UP + settings.rounds.div_ceil(2) {

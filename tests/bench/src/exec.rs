@@ -1,4 +1,4 @@
-//! How long a further process takes: `vmrt exec` of busybox `true` in a running container, against its peers.
+//! The duration of `exec` of busybox `true` in a running container, with vmrt and its peers.
 
 use std::time::Instant;
 

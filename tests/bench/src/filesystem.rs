@@ -1,7 +1,7 @@
 //! virtio-fs against the host's own file system and against QEMU with virtiofsd.
 //!
-//! The directory is the same for all three, on the host's scratch disk. A guest is fresh for each round, so its own
-//! caches are empty; the host's page cache is warm for all.
+//! All three use the same directory on the host's scratch disk. Each round boots a new guest, so its own
+//! caches are empty. The host's page cache is warm for all.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -16,32 +16,32 @@ use crate::start::{microvm, run};
 use crate::workload::Workload;
 use crate::{BenchError, Settings};
 
-/// Guest memory for both guests, in MiB: enough to hold everything that is read.
+/// The memory of both guests in MiB. It is sufficient to cache all data that is read.
 const GUEST_MIB: u32 = 1024;
 
-/// Where guests see the directory.
+/// The path of the directory in vmrt's guest.
 const IN_GUEST: &str = "/data";
 
-/// Where a guest leaves the times of the workloads it has done, in the directory.
+/// The file in the directory to which a guest writes the times of its workloads.
 const RESULTS: &str = "results.json";
 
-/// What Debian's container images leave out of its root file system, too.
+/// Parts of the root file system that Debian's container images do not have either.
 const LEFT_OUT: [&str; 6] =
     ["./dev/*", "./usr/share/doc", "./usr/share/info", "./usr/share/locale", "./usr/share/man", "./usr/share/zoneinfo"];
 
-/// How many huge pages the host keeps for who asks for them.
+/// The number of huge pages that the host reserves.
 const HUGE_PAGES: &str = "/proc/sys/vm/nr_hugepages";
 
 /// The QEMU guest's kernel command line.
 const COMMAND_LINE: &str = "panic=-1 reboot=t quiet earlyprintk=serial,ttyS0,115200,keep \
                             rootfstype=virtiofs root=root rw init=/vmrt-bench";
 
-/// How long virtiofsd may take to make its socket.
+/// The longest time for virtiofsd to create its socket.
 const SOCKET_DEADLINE: Duration = Duration::from_secs(20);
 
 type Times = Vec<f64>;
 
-/// How to do every workload in one of the measured; `vmrt` comes first.
+/// Runs every workload in one environment; `vmrt` comes first.
 type Measure = fn(&Settings, &Path) -> Result<Times, BenchError>;
 const MEASURED: [(&str, Measure); 3] = [("vmrt", in_vmrt), ("host", on_host), ("qemu+virtiofsd", in_qemu)];
 
@@ -52,7 +52,7 @@ pub fn measure(settings: &Settings, report: &mut Report) -> Result<(), BenchErro
     // Fills the host's page cache.
     on_host(settings, &data)?;
     let outcome = rounds(settings, &data, &mut samples);
-    // What was measured counts where a later one fails.
+    // Report the completed rounds even if a later one failed.
     for (index, workload) in Workload::ALL.into_iter().enumerate() {
         let done = |rounds: &[Times]| rounds.iter().filter_map(|times| times.get(index).copied()).collect::<Vec<_>>();
         let measured = MEASURED.iter().zip(&samples).map(|((name, _), rounds)| (name, done(rounds)));
@@ -75,7 +75,7 @@ fn rounds(settings: &Settings, data: &Path, samples: &mut [Vec<Times>]) -> Resul
     Ok(())
 }
 
-/// Makes the directory: the Debian tree, its archive, busybox and this program, which is also the QEMU guest's init.
+/// Fills the directory: the Debian tree, its archive, busybox and this program, which is also the QEMU guest's init.
 fn prepare(settings: &Settings) -> Result<PathBuf, BenchError> {
     let data = settings.scratch.join("data");
     fs::create_dir_all(&data).map_err(BenchError::io("create", &data))?;
@@ -95,7 +95,7 @@ fn prepare(settings: &Settings) -> Result<PathBuf, BenchError> {
         let path = data.join(directory);
         fs::create_dir_all(&path).map_err(BenchError::io("create", path))?;
     }
-    // A Rust program that is started without standard streams, as an init is, needs it.
+    // A Rust program needs /dev/null if it starts without standard streams, as an init does.
     run(Command::new("mknod").arg(data.join("dev/null")).args(["c", "1", "3"]))?;
     run(Command::new("mknod").arg(data.join("dev/kmsg")).args(["c", "1", "11"]))?;
     Ok(data)
@@ -119,7 +119,7 @@ fn in_vmrt(settings: &Settings, data: &Path) -> Result<Times, BenchError> {
     take_results(data)
 }
 
-/// The busybox bundle with the directory mounted, whose process does what a QEMU guest's init does.
+/// The busybox bundle with the directory mounted. Its process runs the same workloads as the QEMU guest's init.
 fn vmrt_bundle(settings: &Settings, data: &Path) -> Result<PathBuf, BenchError> {
     let program = format!("{IN_GUEST}/vmrt-bench");
     let mount =
@@ -128,13 +128,13 @@ fn vmrt_bundle(settings: &Settings, data: &Path) -> Result<PathBuf, BenchError> 
         if let Some(mounts) = config["mounts"].as_array_mut() {
             mounts.push(mount);
         }
-        // The guest's page cache is dropped through /proc/sys.
+        // The process drops the guest's page cache through /proc/sys.
         config["linux"]["readonlyPaths"] = serde_json::json!([]);
         config["annotations"]["dev.vmrt.memory"] = format!("{GUEST_MIB}M").into();
     })
 }
 
-/// The times of the workloads that a guest has done.
+/// Reads and removes the times of the workloads that a guest has run.
 fn take_results(data: &Path) -> Result<Times, BenchError> {
     let path = data.join(RESULTS);
     let text = fs::read_to_string(&path).map_err(BenchError::io("read", &path))?;
@@ -147,7 +147,7 @@ fn take_results(data: &Path) -> Result<Times, BenchError> {
     }
 }
 
-/// The directory is the QEMU guest's whole root file system, and this program its init.
+/// Runs the workloads in QEMU. The directory is the guest's root file system, and this program its init.
 fn in_qemu(settings: &Settings, data: &Path) -> Result<Times, BenchError> {
     let console = settings.scratch.join("console.log");
     let _huge_pages = HugePages::reserve(GUEST_MIB / 2)?;
@@ -155,7 +155,7 @@ fn in_qemu(settings: &Settings, data: &Path) -> Result<Times, BenchError> {
     take_results(data).inspect_err(|_| eprintln!("{}", fs::read_to_string(&console).unwrap_or_default()))
 }
 
-/// Runs one guest until it ends, or for as long as it may take.
+/// Runs one guest until it ends or its time is over.
 fn run_qemu_guest(settings: &Settings, data: &Path, console: &Path) -> Result<(), BenchError> {
     let socket = settings.scratch.join("virtiofsd.sock");
     let _ = fs::remove_file(&socket);
@@ -169,8 +169,8 @@ fn run_qemu_guest(settings: &Settings, data: &Path, console: &Path) -> Result<()
     outcome.map(drop)
 }
 
-/// Huge pages of 2 MiB, reserved as long as this lives. Guests of vmrt get transparent ones from the host; memory that is
-/// shared with a virtiofsd gets reserved ones or none.
+/// Huge pages of 2 MiB, reserved until dropped. vmrt's guests get transparent huge pages from the host. Memory that is
+/// shared with a virtiofsd only gets reserved ones.
 struct HugePages {
     before: String,
 }
@@ -182,7 +182,7 @@ impl HugePages {
         let reserved = Self { before: read()? };
         let wanted = number(&reserved.before) + more;
         fs::write(HUGE_PAGES, wanted.to_string()).map_err(BenchError::io("write", HUGE_PAGES))?;
-        // The kernel reserves as many as it finds, and calls that a success.
+        // The kernel reports success even if it reserves fewer pages.
         if number(&read()?) < wanted {
             return Err(BenchError::io("reserve huge pages in", HUGE_PAGES)(std::io::ErrorKind::OutOfMemory.into()));
         }
@@ -198,7 +198,7 @@ impl Drop for HugePages {
     }
 }
 
-/// QEMU's virtiofsd with its defaults.
+/// Starts QEMU's virtiofsd with its defaults.
 fn virtiofsd(program: &Path, socket: &Path, data: &Path) -> Result<Child, BenchError> {
     let mut command = Command::new(program);
     command.arg(format!("--socket-path={}", socket.display())).arg("-o").arg(format!("source={}", data.display()));
@@ -217,20 +217,20 @@ fn wait_for(socket: &Path) -> Result<(), BenchError> {
     Ok(())
 }
 
-/// What goes wrong in the guest, and nothing else, is written to `console`.
+/// The command of the QEMU guest. The guest writes only errors to `console`.
 fn qemu_guest(settings: &Settings, socket: &Path, console: &Path) -> Command {
     let mut command = microvm(&settings.kernel, GUEST_MIB);
     command.arg("-object").arg(format!("memory-backend-memfd,id=ram,size={GUEST_MIB}M,share=on,hugetlb=on"));
     command.args(["-machine", "memory-backend=ram,isa-serial=on"]);
     command.arg("-serial").arg(format!("file:{}", console.display()));
     command.arg("-chardev").arg(format!("socket,id=fs,path={}", socket.display()));
-    // virtiofsd knows the modern interface only.
+    // virtiofsd only supports the modern interface.
     command.args(["-global", "virtio-mmio.force-legacy=false", "-device", "vhost-user-fs-device,chardev=fs,tag=root"]);
     command.args(["-append", COMMAND_LINE]);
     command
 }
 
-/// Runs every workload in `directory`, each with an empty page cache of the guest, and leaves the times there.
+/// Runs every workload in `directory`, each with an empty page cache of the guest, and writes the times there.
 pub fn run_all(directory: &Path) -> Result<(), BenchError> {
     let mut times = Times::new();
     for workload in Workload::ALL {
@@ -248,7 +248,7 @@ fn drop_caches() -> Result<(), BenchError> {
     fs::write(path, "3").map_err(BenchError::io("write", path))
 }
 
-/// PID 1 of the QEMU guest. Why it has no times, if so, is said on the console.
+/// Runs as PID 1 of the QEMU guest. Writes errors to the console.
 pub fn run_as_init() -> ! {
     let mounted = nix::mount::mount(Some("proc"), "/proc", Some("proc"), nix::mount::MsFlags::empty(), None::<&str>);
     let mounted = mounted.map_err(|error| BenchError::io("mount", "/proc")(error.into()));

@@ -1,8 +1,8 @@
-//! vmrt's benchmarks: vmrt and its peers in turn, in one run on one host.
+//! vmrt's benchmarks: measures vmrt and its peers in turn, in one run on one host.
 //!
-//! `vmrt-bench run` measures, prints the table, and writes `bench.json` and `bench.svg`. The same program, static, is
-//! what runs inside a guest: `vmrt-bench workloads` times the file system workloads, and so does the program without
-//! arguments as PID 1 of a QEMU guest. See `tests/bench/run` for how it is started.
+//! `vmrt-bench run` measures, prints the table, and writes `bench.json` and `bench.svg`. The same static program also
+//! runs in the guests: `vmrt-bench workloads` times the file system workloads, and so does the program without
+//! arguments as PID 1 of a QEMU guest. `tests/bench/run` starts it.
 
 mod chart;
 mod docker;
@@ -27,9 +27,9 @@ pub enum BenchError {
     /// A file or directory could not be read or written.
     #[error("{step} {path}: {source}")]
     Io {
-        /// What was tried.
+        /// The operation.
         step: &'static str,
-        /// On which file.
+        /// The file.
         path: PathBuf,
         /// The cause.
         source: std::io::Error,
@@ -41,20 +41,20 @@ pub enum BenchError {
         command: String,
         /// Its exit status.
         status: String,
-        /// What it wrote to standard error.
+        /// Its standard error.
         stderr: String,
     },
-    /// A program printed something else than expected.
+    /// A program printed an unexpected output.
     #[error("`{command}` printed no {expected}: {output}")]
     Output {
         /// The program.
         command: String,
-        /// What was looked for.
+        /// The missing part.
         expected: &'static str,
-        /// What it printed.
+        /// The output.
         output: String,
     },
-    /// A guest ended before it had done everything.
+    /// A guest ended before all workloads were done.
     #[error("the guest ended in: {0}")]
     Unfinished(&'static str),
     /// The chart could not be drawn.
@@ -63,7 +63,7 @@ pub enum BenchError {
 }
 
 impl BenchError {
-    /// An [`BenchError::Io`] for `map_err`.
+    /// A closure for `map_err` that makes a [`BenchError::Io`].
     pub fn io(step: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { step, path, source }
@@ -81,14 +81,14 @@ struct Cli {
 enum Command {
     /// Measure everything, print the table, write bench.json and bench.svg
     Run(Settings),
-    /// Inside a guest: time every file system workload in a directory and leave the times there
+    /// Inside a guest: time every file system workload in a directory and write the times there
     Workloads {
         /// The directory
         directory: PathBuf,
     },
 }
 
-/// What to measure, and with what.
+/// The parameters of the measurement.
 #[derive(Args, Clone, Debug)]
 pub struct Settings {
     /// Measured rounds of the start benchmark, each running every peer once
@@ -112,13 +112,13 @@ pub struct Settings {
     /// QEMU's virtiofsd
     #[arg(long)]
     virtiofsd: PathBuf,
-    /// Empty directory on a local file system for everything that is made on the way
+    /// Empty directory on a local file system for temporary files
     #[arg(long)]
     scratch: PathBuf,
-    /// Where bench.json and bench.svg go
+    /// Directory for bench.json and bench.svg
     #[arg(long)]
     out: PathBuf,
-    /// Name of this host, as the report calls it
+    /// Name of this host in the report
     #[arg(long)]
     host: String,
 }
@@ -140,11 +140,11 @@ fn main() -> ExitCode {
     }
 }
 
-/// What was measured is written down after every part, also if that one failed on its way.
+/// Runs all parts. Writes the results after each part, even if it failed.
 fn run(settings: &Settings) -> Result<(), BenchError> {
     let mut report = Report::new(settings.host.clone());
     let mut outcome = Ok(());
-    // Docker comes last: it takes the process to namespaces of its own.
+    // Docker comes last: it moves the process into new namespaces.
     let parts = [start::measure, exec::measure, memory::measure, filesystem::measure, docker::measure];
     for measure in parts {
         outcome = measure(settings, &mut report);

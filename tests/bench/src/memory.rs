@@ -1,4 +1,4 @@
-//! What an idle sandbox costs: VM exits until it runs, and memory of the VMM process without its guest's RAM, and of the
+//! The cost of an idle sandbox: VM exits until it runs, memory of the VMM process without its guest's RAM, and memory of the
 //! guest's kernel and agent.
 
 use std::fs;
@@ -8,7 +8,7 @@ use crate::report::{Figure, Report};
 use crate::start::{Detached, bundle_running, run};
 use crate::{BenchError, Settings};
 
-/// Mappings at least this large are guest RAM: nothing else in the VMM is near it. In KiB.
+/// Mappings of at least this size in KiB are guest RAM: all others in the VMM are far smaller.
 const GUEST_RAM_KIB: u64 = 64 << 10;
 
 /// Measures and adds to `report`.
@@ -40,7 +40,7 @@ fn measure_idle(idle: &Detached, report: &mut Report) -> Result<(), BenchError> 
     Ok(())
 }
 
-/// KVM counts the exits of the machines that run, and this is the only one.
+/// Reads KVM's count of exits, which is that of all running machines. This is the only one.
 fn count_exits(report: &mut Report) -> Result<(), BenchError> {
     let path = "/sys/kernel/debug/kvm/exits";
     let Ok(text) = fs::read_to_string(path) else {
@@ -60,7 +60,7 @@ fn text_of(command: &mut Command) -> Result<String, BenchError> {
     Ok(String::from_utf8_lossy(&run(command)?.stdout).into())
 }
 
-/// PSS in KiB of all mappings but guest RAM, and of guest RAM.
+/// The PSS in KiB of all mappings except guest RAM, and of guest RAM.
 fn pss(smaps: &str) -> (u64, u64) {
     let (mut own, mut ram, mut size) = (0, 0, 0);
     for line in smaps.lines() {
@@ -73,7 +73,7 @@ fn pss(smaps: &str) -> (u64, u64) {
     (own, ram)
 }
 
-/// The number behind `key` at the start of a line; 0 where there is no such line.
+/// The number after `key` at the start of a line; 0 if there is no such line.
 fn field(text: &str, key: &str) -> u64 {
     let line = text.lines().find_map(|line| line.strip_prefix(key));
     line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)

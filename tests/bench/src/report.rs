@@ -1,4 +1,4 @@
-//! The numbers: raw samples, their median and 95th percentile, and the ratio to each peer.
+//! The results: raw samples, their median and 95th percentile, and the ratio to each peer.
 
 use std::fmt;
 use std::fs;
@@ -8,25 +8,25 @@ use serde::Serialize;
 
 use crate::BenchError;
 
-/// One thing that was measured, for vmrt and each peer.
+/// One benchmark, with the results of vmrt and of each peer.
 #[derive(Debug, Serialize)]
 pub struct Benchmark {
-    /// What was done.
+    /// The name of the benchmark.
     pub name: String,
-    /// Unit of the samples; smaller is better.
+    /// The unit of the samples; smaller is better.
     pub unit: &'static str,
-    /// Whoever was measured, vmrt first.
+    /// The results, vmrt's first.
     pub entries: Vec<Entry>,
 }
 
-/// The samples of one of the measured.
+/// The result of one program.
 #[derive(Debug, Serialize)]
 pub struct Entry {
-    /// Who.
+    /// The program.
     pub name: String,
-    /// Every sample, in the order taken.
+    /// All samples, in the order of the measurement.
     pub samples: Vec<f64>,
-    /// The median of them.
+    /// The median of the samples.
     pub median: f64,
     /// The 95th percentile (nearest rank).
     pub p95: f64,
@@ -36,7 +36,7 @@ impl Entry {
     /// An entry from its samples.
     ///
     /// # Panics
-    /// Where there are none.
+    /// Panics if there are no samples.
     pub fn new(name: &str, samples: Vec<f64>) -> Self {
         let mut sorted = samples.clone();
         sorted.sort_by(f64::total_cmp);
@@ -48,29 +48,29 @@ impl Entry {
     }
 }
 
-/// A figure that has no peer.
+/// A figure that only vmrt has.
 #[derive(Debug, Serialize)]
 pub struct Figure {
-    /// What it is.
+    /// The name of the figure.
     pub name: String,
-    /// How much.
+    /// The value.
     pub value: f64,
-    /// Of what.
+    /// The unit of the value.
     pub unit: &'static str,
 }
 
-/// Everything one run measured.
+/// The results of one run.
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// The host it ran on.
     pub host: String,
     /// The host's kernel.
     pub kernel: String,
-    /// What has peers.
+    /// The benchmarks that compare vmrt with its peers.
     pub benchmarks: Vec<Benchmark>,
-    /// What has none.
+    /// The figures that only vmrt has.
     pub figures: Vec<Figure>,
-    /// Stages of one start, as `vmrt run --timeline` printed them.
+    /// The stages of one start, as printed by `vmrt run --timeline`.
     pub timeline: String,
 }
 

@@ -1,4 +1,4 @@
-//! How long a start takes: `vmrt run` of busybox `true`, cold, against its peers.
+//! The duration of a cold `run` of busybox `true`, with vmrt and its peers.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,16 +8,16 @@ use std::time::Instant;
 use crate::report::{Benchmark, Entry, Report};
 use crate::{BenchError, Settings};
 
-/// Runs that are not counted: they fill the page cache.
+/// The number of rounds that do not count: they fill the page cache.
 pub const WARM_UP: u32 = 2;
 
-/// Seconds after which a QEMU that does not end is ended.
+/// Seconds after which a hanging QEMU is ended.
 const HANGS_AFTER: &str = "900";
 
-/// Memory of vmrt's guest by default, and so of its peer's, in MiB.
+/// The default memory of vmrt's guest, and so of QEMU's, in MiB.
 const GUEST_MIB: u32 = 512;
 
-/// Runs `command` to its end and fails where it did.
+/// Runs `command` to its end, and returns an error if it fails.
 pub fn run(command: &mut Command) -> Result<std::process::Output, BenchError> {
     let line = format!("{command:?}");
     let output = command.stdin(Stdio::null()).output().map_err(BenchError::io("start", command.get_program()))?;
@@ -28,7 +28,7 @@ pub fn run(command: &mut Command) -> Result<std::process::Output, BenchError> {
     Err(BenchError::Command { command: line, status: output.status.to_string(), stderr })
 }
 
-/// QEMU's microvm machine with as little in it as boots: no BIOS devices that our VMM does not have either.
+/// QEMU's microvm machine with a minimal configuration: without the devices that vmrt's VMM does not have either.
 pub fn microvm(kernel: &Path, memory_mib: u32) -> Command {
     let mut command = Command::new("timeout");
     command.args([HANGS_AFTER, "qemu-system-x86_64"]);
@@ -85,14 +85,14 @@ pub fn measure(settings: &Settings, report: &mut Report) -> Result<(), BenchErro
     Ok(())
 }
 
-/// A container that runs without anybody at its streams, until it is deleted.
+/// A detached container, which runs until it is deleted.
 pub struct Detached {
     runtime: &'static str,
     id: &'static str,
 }
 
 impl Detached {
-    /// Starts it. It keeps the streams of its command, so they are no pipes here: nobody would see their end.
+    /// Starts the container. It keeps the streams of its command open, so they must not be pipes, whose end would not come.
     pub fn start(runtime: &'static str, bundle: &Path, id: &'static str) -> Result<Self, BenchError> {
         let mut command = Command::new(runtime);
         command.args(["run", "--detach", "--bundle"]).arg(bundle).arg(id);
@@ -105,20 +105,20 @@ impl Detached {
         Err(BenchError::Command { command, status, stderr: String::new() })
     }
 
-    /// A further process in it.
+    /// A command that executes a further process in the container.
     pub fn exec(&self, args: &[&str]) -> Command {
         let mut command = Command::new(self.runtime);
         command.args(["exec", self.id]).args(args);
         command
     }
 
-    /// Ends it.
+    /// Deletes the container.
     pub fn delete(self) -> Result<(), BenchError> {
         run(Command::new(self.runtime).args(["delete", "--force", self.id])).map(drop)
     }
 }
 
-/// A bundle over the busybox rootfs whose process is `args`, with `edit` applied to its configuration.
+/// A bundle with the busybox root file system and the process `args`. `edit` changes its configuration.
 pub fn bundle_running(
     settings: &Settings,
     name: &str,

@@ -25,21 +25,21 @@ const PAGE: usize = 4096;
 pub enum Workload {
     /// Write a new file, 1 MiB at a time
     SeqWrite,
-    /// Read it, 1 MiB at a time
+    /// Read the file, 1 MiB at a time
     SeqRead,
-    /// Read 4 KiB at random places of it
+    /// Read 4 KiB at random places of the file
     RandomRead,
-    /// Walk a Debian root file system and look at every file (`find`)
+    /// Walk a Debian root file system and stat every file (`find`)
     Find,
     /// Unpack a Debian root file system
     Untar,
 }
 
 impl Workload {
-    /// Every one, in the order in which they have to run: the first makes the file that the next two read.
+    /// All workloads, in the order in which they must run: the first makes the file that the next two read.
     pub const ALL: [Self; 5] = [Self::SeqWrite, Self::SeqRead, Self::RandomRead, Self::Find, Self::Untar];
 
-    /// What the report calls it.
+    /// The name in the report.
     pub fn title(self) -> &'static str {
         match self {
             Self::SeqWrite => "sequential write, 1 MiB",
@@ -50,7 +50,7 @@ impl Workload {
         }
     }
 
-    /// Does it once in `directory`, which holds `debian/` and `debian.tar`, and says how long it took.
+    /// Runs the workload once in `directory`, which contains `debian/` and `debian.tar`, and returns its duration.
     pub fn time(self, directory: &Path) -> Result<Duration, BenchError> {
         let file = directory.join("file");
         let begun = Instant::now();
@@ -95,7 +95,7 @@ fn random_read(path: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Looks at every file below `root`; how many there are.
+/// Stats every file below `root`, and returns their number.
 fn walk(root: &Path) -> std::io::Result<u64> {
     let mut files = 0;
     for entry in fs::read_dir(root)? {
@@ -108,7 +108,7 @@ fn walk(root: &Path) -> std::io::Result<u64> {
     Ok(files)
 }
 
-/// Unpacks with busybox, which is a static program beside the archive, so that every guest has the same one.
+/// Unpacks with the static busybox beside the archive, so that every guest uses the same program.
 fn untar(directory: &Path) -> Result<(), BenchError> {
     let target = directory.join("unpacked");
     fs::create_dir_all(&target).map_err(BenchError::io("create", &target))?;

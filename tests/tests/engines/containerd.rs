@@ -1,11 +1,11 @@
-//! containerd's runc shim, driven by `ctr`, with vmrt in runc's place.
+//! containerd's runc shim, driven by `ctr`, with vmrt in place of runc.
 
-use vmrt_tests::census::Census;
-use vmrt_tests::{PATIENCE, eventually};
+use vmrt_tests::host_snapshot::HostSnapshot;
+use vmrt_tests::{TIMEOUT, eventually};
 
 use crate::Test;
 use crate::daemons::{Daemons, IMAGE, daemons, runtime_path};
-use crate::docker::CLEAN_PATIENCE;
+use crate::docker::CLEAN_TIMEOUT;
 
 pub const TESTS: &[Test] = &[("run_exec_kill_and_delete", run_exec_kill_and_delete)];
 
@@ -40,8 +40,8 @@ fn run_exec_kill_and_delete() {
     ]);
     assert_eq!((done.code, done.text().as_str()), (6, "ran"), "{done:?}");
 
-    // Directories that containerd makes for its first container of all are there now.
-    let before = Census::take();
+    // Take the snapshot now: containerd has made some directories for its first container.
+    let before = HostSnapshot::take();
     daemons.containerd.ctr(&["run", "--detach", "--runc-binary", &runtime, &image, "two", "sleep", "1000"]).ok();
     assert_eq!(status(daemons, "two"), "RUNNING");
     let exec = daemons.containerd.ctr(&["tasks", "exec", "--exec-id", "other", "two", "sh", "-c", "ps; exit 4"]);
@@ -50,12 +50,12 @@ fn run_exec_kill_and_delete() {
     let used = metrics.lines().find_map(|line| line.strip_prefix("memory.usage ")).expect("a line").trim().to_string();
     assert!(used.parse::<u64>().expect("a number") > 1 << 20, "{metrics}");
     daemons.containerd.ctr(&["tasks", "kill", "--signal", "KILL", "two"]).ok();
-    let stopped = eventually(PATIENCE, || (status(daemons, "two") == "STOPPED").then_some(()));
+    let stopped = eventually(TIMEOUT, || (status(daemons, "two") == "STOPPED").then_some(()));
     assert!(stopped.is_some(), "it is {}", status(daemons, "two"));
     let removed = daemons.containerd.ctr(&["tasks", "delete", "two"]);
     assert!(removed.message().contains("137"), "{removed:?}");
     daemons.containerd.ctr(&["containers", "delete", "two"]).ok();
 
-    // ctr's namespace of containers is kept by the shim, whatever the runtime.
-    before.assert_restored(CLEAN_PATIENCE, |line| line.starts_with("cgroup /sys/fs/cgroup/default"));
+    // With any runtime, the shim keeps the cgroup of ctr's namespace.
+    before.assert_restored(CLEAN_TIMEOUT, |line| line.starts_with("cgroup /sys/fs/cgroup/default"));
 }

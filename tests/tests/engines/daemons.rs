@@ -9,12 +9,12 @@ pub use vmrt_tests::installed::runtime_path;
 
 static DAEMONS: OnceLock<Daemons> = OnceLock::new();
 
-/// The daemons.
+/// The shared daemons, started by the first call.
 pub fn daemons() -> &'static Daemons {
     DAEMONS.get_or_init(|| Daemons::start(&templates().join("busybox/rootfs")))
 }
 
-/// Stops them, if there are any.
+/// Stops the daemons, if they run.
 pub fn stop() {
     if let Some(daemons) = DAEMONS.get() {
         daemons.stop();

@@ -1,6 +1,6 @@
-//! The engines' front door: Docker, Podman, containerd and Kubernetes, which drive vmrt as they drive runc.
+//! Docker, Podman, containerd and Kubernetes drive vmrt as they drive runc.
 //!
-//! All of it happens in a network and a mount namespace of its own, so that bridges, packet filters and mounts of the
+//! The tests run in a new network and mount namespace, so that bridges, packet filters and mounts of the
 //! engines end with it.
 
 mod containerd;

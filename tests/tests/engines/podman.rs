@@ -1,4 +1,4 @@
-//! Podman, which has no daemon: conmon watches over vmrt's process.
+//! Podman, which has no daemon: conmon monitors vmrt's process.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -7,24 +7,24 @@ use std::sync::OnceLock;
 
 use tempfile::TempDir;
 use vmrt_tests::bundle::Bundle;
-use vmrt_tests::caller::{Delegated, USER};
-use vmrt_tests::census::Census;
+use vmrt_tests::caller::{DelegatedCgroup, USER};
+use vmrt_tests::host_snapshot::HostSnapshot;
 use vmrt_tests::installed::copy_deployed;
-use vmrt_tests::nest::Nest;
-use vmrt_tests::runtime::{Done, Running, new_id};
+use vmrt_tests::rootless_namespaces::RootlessNamespaces;
+use vmrt_tests::runtime::{CommandResult, RunningCommand, new_id};
 
 use crate::Test;
 use crate::daemons::{IMAGE, pack_rootfs};
-use crate::docker::CLEAN_PATIENCE;
+use crate::docker::CLEAN_TIMEOUT;
 use crate::docker::network::page;
 
 pub const TESTS: &[Test] = &[
-    ("a_container_is_run_looked_into_and_stopped", a_container_is_run_looked_into_and_stopped),
-    ("without_root_it_is_served_as_well", without_root_it_is_served_as_well),
-    ("streams_and_status_are_the_containers", streams_and_status_are_the_containers),
+    ("run_logs_exec_and_stop_work", run_logs_exec_and_stop_work),
+    ("a_container_runs_without_root", a_container_runs_without_root),
+    ("streams_and_exit_status_are_the_containers", streams_and_exit_status_are_the_containers),
 ];
 
-/// Podman with directories of its own.
+/// Podman with separate directories.
 struct Podman {
     storage: TempDir,
     run: TempDir,
@@ -36,7 +36,7 @@ fn podman() -> &'static Podman {
 }
 
 impl Podman {
-    /// Runs a container once: some directories are made then, and stay.
+    /// Runs a container once: Podman then makes some directories, and keeps them.
     fn new() -> Self {
         let storage = tempfile::tempdir().expect("a directory for images");
         let run = tempfile::Builder::new().prefix("podman").tempdir_in("/run").expect("a directory for state");
@@ -57,51 +57,51 @@ impl Podman {
         command
     }
 
-    fn call(&self, arguments: &[&str]) -> Done {
-        Running::start(&mut self.command(arguments), None).end()
+    fn call(&self, arguments: &[&str]) -> CommandResult {
+        RunningCommand::start(&mut self.command(arguments), None).end()
     }
 }
 
-/// Podman where it runs without root: in a user namespace, with a cgroup that was handed over.
-fn without_root_it_is_served_as_well() {
-    let (delegated, nest) = (Delegated::new(), Nest::new());
-    let caller = nest.root().within(&delegated);
+/// Podman without root: in a user namespace, with a delegated cgroup.
+fn a_container_runs_without_root() {
+    let (delegated, namespaces) = (DelegatedCgroup::new(), RootlessNamespaces::new());
+    let caller = namespaces.root().within(&delegated);
     let (home, bundle) = (tempfile::tempdir().expect("a directory"), Bundle::busybox(["true"]));
     let given =
         Command::new("chown").args(["-R", &format!("{USER}:{USER}")]).args([home.path(), bundle.path()]).status();
     assert!(given.expect("chown runs").success(), "the user has directories");
-    let before = Census::take();
+    let before = HostSnapshot::take();
     let mut command = caller.command(Path::new("podman"));
     for (option, name) in [("--root", "storage"), ("--runroot", "run"), ("--tmpdir", "libpod")] {
         command.arg(option).arg(home.path().join(name));
     }
     command.arg("--runtime").arg(caller.runtime()).args(["--storage-driver", "vfs"]);
     command.args(["--cgroup-manager", "cgroupfs", "--events-backend", "file"]);
-    command.args(["run", "--rm", "--network", "none", "--cgroup-parent", Delegated::PATH, "--memory", "64m"]);
+    command.args(["run", "--rm", "--network", "none", "--cgroup-parent", DelegatedCgroup::PATH, "--memory", "64m"]);
     command.arg("--rootfs").arg(bundle.path().join("rootfs"));
     command.args(["sh", "-c", "id -u; echo >/made; cat /sys/fs/cgroup/memory.max; exit 7"]);
-    // What Podman tells itself when it has made its user namespace.
+    // The variables that Podman sets after it has created its user namespace.
     let user = USER.to_string();
     command.env("_CONTAINERS_USERNS_CONFIGURED", "1").env("_CONTAINERS_ROOTLESS_UID", &user);
     command.env("_CONTAINERS_ROOTLESS_GID", &user).env("HOME", home.path()).env("XDG_RUNTIME_DIR", home.path());
-    let done = Running::start(&mut command, None).end();
+    let done = RunningCommand::start(&mut command, None).end();
     assert_eq!((done.code, done.text()), (7, "0\n67108864".into()), "{done:?}");
     assert_eq!(bundle.file("made").metadata().expect("a file").uid(), USER);
-    before.assert_restored(CLEAN_PATIENCE, |_| false);
+    before.assert_restored(CLEAN_TIMEOUT, |_| false);
 }
 
-fn streams_and_status_are_the_containers() {
+fn streams_and_exit_status_are_the_containers() {
     let podman = podman();
-    let before = Census::take();
+    let before = HostSnapshot::take();
     let mut command = podman.command(&["run", "--rm", "--interactive", IMAGE, "sh", "-c", "cat; echo err >&2; exit 7"]);
-    let done = Running::start(&mut command, Some(b"typed\n".to_vec())).end();
+    let done = RunningCommand::start(&mut command, Some(b"typed\n".to_vec())).end();
     assert_eq!((done.code, done.text(), done.message()), (7, "typed".into(), "err".into()));
-    before.assert_restored(CLEAN_PATIENCE, |_| false);
+    before.assert_restored(CLEAN_TIMEOUT, |_| false);
 }
 
-fn a_container_is_run_looked_into_and_stopped() {
+fn run_logs_exec_and_stop_work() {
     let podman = podman();
-    let (name, before) = (new_id(), Census::take());
+    let (name, before) = (new_id(), HostSnapshot::take());
     let script =
         "trap 'exit 9' TERM; echo ready; echo served >/index.html; httpd -p 80 -h /; while :; do sleep 0.1; done";
     podman.call(&["run", "--detach", "--name", &name, "--publish", "8081:80", IMAGE, "sh", "-c", script]).ok();
@@ -113,5 +113,5 @@ fn a_container_is_run_looked_into_and_stopped() {
     let state = podman.call(&["inspect", "--format", "{{.State.Status}} {{.State.ExitCode}}", &name]).ok().text();
     assert_eq!(state, "exited 9");
     podman.call(&["rm", &name]).ok();
-    before.assert_restored(CLEAN_PATIENCE, |_| false);
+    before.assert_restored(CLEAN_TIMEOUT, |_| false);
 }

@@ -1,32 +1,32 @@
-//! What cannot be done: a clear message, an exit status, and nothing left behind.
+//! Invalid input: each command prints a clear message, fails, and leaves nothing behind.
 
 use std::fs;
 use std::process::Command;
 
 use serde_json::json;
 use vmrt_tests::bundle::Bundle;
-use vmrt_tests::runtime::{Done, Running, Runtime, is_vmrt, new_id, program};
+use vmrt_tests::runtime::{CommandResult, RunningCommand, Runtime, is_vmrt, new_id, program};
 
-/// Asserts that this failed, said each of these, and said it once.
+/// Asserts that the command failed, and that its message is short and contains each of these words.
 #[track_caller]
-fn assert_refused(done: &Done, words: &[&str]) {
+fn assert_refused(done: &CommandResult, words: &[&str]) {
     let message = done.message();
     assert_ne!(done.code, 0, "{message}");
     for word in words {
         assert!(message.to_lowercase().contains(&word.to_lowercase()), "no {word:?} in {message:?}");
     }
     if is_vmrt() {
-        assert!(message.lines().count() <= 2, "said at length: {message}");
+        assert!(message.lines().count() <= 2, "the message is too long: {message}");
         assert!(!message.contains("panicked at"), "{message}");
     }
 }
 
-fn run_directory(runtime: &Runtime, directory: &str) -> Done {
+fn run_directory(runtime: &Runtime, directory: &str) -> CommandResult {
     runtime.call(&["run", "--bundle", directory, &new_id()])
 }
 
 #[test]
-fn a_bundle_that_is_none() {
+fn a_directory_without_a_bundle_is_refused() {
     let runtime = Runtime::new();
     assert_refused(&run_directory(&runtime, "/no/such/bundle"), &["/no/such/bundle", "no such file"]);
     let empty = tempfile::tempdir().unwrap();
@@ -34,7 +34,7 @@ fn a_bundle_that_is_none() {
 }
 
 #[test]
-fn a_broken_config() {
+fn a_malformed_config_is_refused() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["true"]);
     for text in ["", "{", "[]", "{\"process\": 7}", "\u{0}\u{0}"] {
@@ -46,7 +46,7 @@ fn a_broken_config() {
 }
 
 #[test]
-fn a_config_without_what_it_needs() {
+fn a_config_without_a_required_member_is_refused() {
     let runtime = Runtime::new();
     for part in ["/process", "/root", "/process/args", "/process/cwd"] {
         let name = part.rsplit('/').next().unwrap();
@@ -57,7 +57,7 @@ fn a_config_without_what_it_needs() {
 }
 
 #[test]
-fn a_version_of_the_future() {
+fn an_unsupported_version_is_refused() {
     if !is_vmrt() {
         return;
     }
@@ -69,14 +69,14 @@ fn a_version_of_the_future() {
 }
 
 #[test]
-fn a_root_that_is_not_there() {
+fn a_missing_root_is_refused() {
     let runtime = Runtime::new();
     let done = runtime.run(&Bundle::busybox(["true"]).with("/root/path", json!("nowhere")));
     assert_refused(&done, &["nowhere"]);
 }
 
 #[test]
-fn a_program_that_is_not_there_or_not_one() {
+fn a_missing_program_exits_with_127_and_a_non_executable_one_with_126() {
     let runtime = Runtime::new();
     let missing = runtime.run(&Bundle::busybox(["no-such-program"]));
     assert_refused(&missing, &["no-such-program"]);
@@ -90,13 +90,13 @@ fn a_program_that_is_not_there_or_not_one() {
 }
 
 #[test]
-fn relative_paths_where_only_absolute_ones_will_do() {
+fn a_relative_working_directory_is_refused() {
     let runtime = Runtime::new();
     assert_refused(&runtime.run(&Bundle::busybox(["true"]).with("/process/cwd", json!("tmp"))), &["cwd", "absolute"]);
 }
 
 #[test]
-fn an_environment_variable_that_is_none() {
+fn an_invalid_environment_variable_is_refused() {
     if !is_vmrt() {
         return;
     }
@@ -108,29 +108,29 @@ fn an_environment_variable_that_is_none() {
 }
 
 #[test]
-fn a_user_nobody_knows() {
+fn an_exec_as_an_unknown_user_is_refused() {
     if !is_vmrt() {
         return;
     }
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["sleep", "1000"]);
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     let done = runtime.call(&["exec", "--user", "nosuchuser", &container.id, "true"]);
     assert_refused(&done, &["nosuchuser"]);
 }
 
 #[test]
-fn an_id_that_is_taken() {
+fn an_id_in_use_is_refused() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["sleep", "1000"]);
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     let done = runtime.call(&["run", "--bundle", bundle.path().to_str().unwrap(), &container.id]);
     assert_refused(&done, &["exist"]);
     assert_eq!(container.status(), "running");
 }
 
 #[test]
-fn an_id_that_is_none() {
+fn an_invalid_id_is_refused() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["true"]);
     for id in ["a/b", "../up", ".", "..", "", "a b", "/etc"] {
@@ -140,7 +140,7 @@ fn an_id_that_is_none() {
 }
 
 #[test]
-fn a_container_that_is_not_there() {
+fn a_missing_container_is_an_error_except_for_delete_force() {
     let runtime = Runtime::new();
     for arguments in [&["state"][..], &["start"], &["delete"]] {
         assert_refused(&runtime.call(&[arguments, &["nobody"]].concat()), &["does not exist"]);
@@ -151,14 +151,14 @@ fn a_container_that_is_not_there() {
 }
 
 #[test]
-fn a_mount_whose_source_is_not_there() {
+fn a_mount_with_a_missing_source_is_refused() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["true"]).bind(std::path::Path::new("/no/such/source"), "/data", &["rw"]);
     assert_refused(&runtime.run(&bundle), &["/no/such/source", "no such file"]);
 }
 
 #[test]
-fn a_kernel_or_initramfs_that_is_missing_or_cut_short() {
+fn a_missing_or_truncated_kernel_or_initramfs_is_refused() {
     if !is_vmrt() {
         return;
     }
@@ -170,7 +170,7 @@ fn a_kernel_or_initramfs_that_is_missing_or_cut_short() {
         let file = folder.path().join(name);
         let run = || {
             let mut command = runtime.command(&["run", "--bundle", bundle.path().to_str().unwrap(), &new_id()]);
-            Running::start(command.env(variable, &file), None).end()
+            RunningCommand::start(command.env(variable, &file), None).end()
         };
         assert_refused(&run(), &[name, "no such file"]);
         let whole = fs::read(library.join(name)).unwrap();
@@ -181,7 +181,7 @@ fn a_kernel_or_initramfs_that_is_missing_or_cut_short() {
     }
 }
 
-/// Where the tested vmrt has its kernel and initramfs.
+/// The directory with the kernel and the initramfs of the tested vmrt.
 fn vmrt_library() -> std::path::PathBuf {
     let which = Command::new("which").arg(program()).output().unwrap();
     let program = fs::canonicalize(String::from_utf8(which.stdout).unwrap().trim()).unwrap();
@@ -189,7 +189,7 @@ fn vmrt_library() -> std::path::PathBuf {
 }
 
 #[test]
-fn too_little_memory_or_too_many_vcpus() {
+fn invalid_memory_and_vcpu_annotations_are_refused() {
     if !is_vmrt() {
         return;
     }
@@ -208,7 +208,7 @@ fn too_little_memory_or_too_many_vcpus() {
 }
 
 #[test]
-fn no_kvm() {
+fn a_host_without_kvm_is_an_error() {
     if !is_vmrt() {
         return;
     }
@@ -217,39 +217,42 @@ fn no_kvm() {
     let command = runtime.command(&["run", "--bundle", bundle.path().to_str().unwrap(), &new_id()]);
     let words: Vec<_> = std::iter::once(command.get_program()).chain(command.get_args()).collect();
     let words: Vec<_> = words.into_iter().map(|word| word.to_str().unwrap()).collect();
-    let hidden = "mv /dev/kvm /dev/kvm.hidden || exit 99; \"$@\"; status=$?; mv /dev/kvm.hidden /dev/kvm; exit $status";
-    let other = "mount --bind /dev/null /dev/kvm || exit 99; exec \"$@\"";
-    let mut gone = Command::new("sh");
+    let hide_device =
+        "mv /dev/kvm /dev/kvm.hidden || exit 99; \"$@\"; status=$?; mv /dev/kvm.hidden /dev/kvm; exit $status";
+    let replace_device = "mount --bind /dev/null /dev/kvm || exit 99; exec \"$@\"";
+    let mut without_device = Command::new("sh");
     assert_refused(
-        &Running::start(gone.args(["-c", hidden, "sh"]).args(&words), None).end(),
+        &RunningCommand::start(without_device.args(["-c", hide_device, "sh"]).args(&words), None).end(),
         &["/dev/kvm", "does not exist"],
     );
-    let mut fake = Command::new("unshare");
-    let done = Running::start(fake.args(["--mount", "sh", "-c", other, "sh"]).args(&words), None).end();
+    let mut with_null_device = Command::new("unshare");
+    let done =
+        RunningCommand::start(with_null_device.args(["--mount", "sh", "-c", replace_device, "sh"]).args(&words), None)
+            .end();
     assert_refused(&done, &["kvm"]);
 }
 
 #[test]
-fn a_guest_that_never_answers() {
+fn a_guest_without_an_agent_fails_the_run() {
     if !is_vmrt() {
         return;
     }
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["true"]);
     let folder = tempfile::tempdir().unwrap();
-    let mute = folder.path().join("mute.cpio");
+    let silent = folder.path().join("mute.cpio");
     let builder = std::env::var("VMRT_ROOTFS_BUILDER").expect("tests/e2e names rootfs-builder");
-    // As /init, busybox waits for someone to press a key.
+    // As /init, busybox waits for a key and never answers.
     let init = vmrt_tests::bundle::templates().join("busybox/rootfs/bin/busybox");
-    let built = Command::new(builder).args(["initramfs", "--output"]).arg(&mute).arg("--agent").arg(init).status();
+    let built = Command::new(builder).args(["initramfs", "--output"]).arg(&silent).arg("--agent").arg(init).status();
     assert!(built.unwrap().success());
     let mut command = runtime.command(&["run", "--bundle", bundle.path().to_str().unwrap(), &new_id()]);
-    let done = Running::start(command.env("VMRT_INITRAMFS", &mute), None).end();
+    let done = RunningCommand::start(command.env("VMRT_INITRAMFS", &silent), None).end();
     assert_refused(&done, &["agent"]);
 }
 
 #[test]
-fn no_space_for_the_state() {
+fn a_full_state_directory_fails_the_run_and_leaves_nothing() {
     let _clean = Runtime::new();
     let bundle = Bundle::busybox(["true"]);
     let folder = tempfile::tempdir().unwrap();
@@ -263,7 +266,7 @@ fn no_space_for_the_state() {
     }
     let mut command = Command::new(program());
     command.arg("--root").arg(folder.path()).args(["run", "--bundle", bundle.path().to_str().unwrap(), "full"]);
-    let done = Running::start(&mut command, None).end();
+    let done = RunningCommand::start(&mut command, None).end();
     let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     mount(&["umount"]);
     assert_refused(&done, if is_vmrt() { &["no space left"] } else { &[] });
@@ -271,7 +274,7 @@ fn no_space_for_the_state() {
 }
 
 #[test]
-fn commands_and_options_that_do_not_exist() {
+fn unknown_commands_and_options_are_refused() {
     let runtime = Runtime::new();
     assert_ne!(runtime.call(&["frobnicate"]).code, 0);
     assert_ne!(runtime.call(&["run", "--frobnicate", "x"]).code, 0);

@@ -1,4 +1,4 @@
-//! The time of day in containers is the host's.
+//! The time of day in containers.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
@@ -8,14 +8,14 @@ use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_gettime, clock_settime};
 use vmrt_tests::bundle::Bundle;
 use vmrt_tests::runtime::{Runtime, new_id, wait};
-use vmrt_tests::{PATIENCE, eventually};
+use vmrt_tests::{TIMEOUT, eventually};
 
-/// How far the clocks may be apart, in seconds.
+/// The largest allowed difference of the clocks, in seconds.
 const TOLERANCE: f64 = 0.010;
 
-/// Tells the time, and by how much it is more than the time since the boot, at once and for each line that it reads. It is asked in
-/// between two readings of the time since the boot. Of five attempts the one counts in which these were closest: in the others
-/// something else ran on the CPU.
+/// A program that prints the time of day and its difference to the time since the boot, at the start and for each line that it
+/// reads. It reads the time of day between two readings of the time since the boot. Of five attempts it prints the one with the
+/// smallest difference of these readings: in the others, something else ran on the CPU.
 const PROGRAM: &str = r#"
     use Time::HiRes qw(time clock_gettime CLOCK_MONOTONIC);
     sub attempt {
@@ -30,14 +30,14 @@ const PROGRAM: &str = r#"
     report while <STDIN>;
 "#;
 
-/// A container that tells its time.
+/// A container that reports its time.
 struct Clock<'a> {
     runtime: &'a Runtime,
     id: String,
     child: Child,
     questions: Option<ChildStdin>,
     answers: BufReader<ChildStdout>,
-    /// By how much the time was more than the time since the boot, when the container's program began.
+    /// The difference of the time of day and the time since the boot when the container's program began.
     first: f64,
 }
 
@@ -50,11 +50,11 @@ impl<'a> Clock<'a> {
         let questions = child.stdin.take();
         let answers = BufReader::new(child.stdout.take().unwrap());
         let mut clock = Self { runtime, id, child, questions, answers, first: 0.0 };
-        clock.first = clock.hear().1;
+        clock.first = clock.read_answer().1;
         clock
     }
 
-    fn hear(&mut self) -> (f64, f64) {
+    fn read_answer(&mut self) -> (f64, f64) {
         let mut line = String::new();
         self.answers.read_line(&mut line).unwrap();
         let (time, difference) = line.trim().split_once(' ').unwrap_or_else(|| panic!("{line:?} is no time"));
@@ -63,10 +63,10 @@ impl<'a> Clock<'a> {
 
     fn ask(&mut self) -> (f64, f64) {
         self.questions.as_ref().unwrap().write_all(b"\n").unwrap();
-        self.hear()
+        self.read_answer()
     }
 
-    /// How far the clock is wrong for certain, in seconds: the container's answer belongs to a moment between two of the host's.
+    /// The least possible error of the clock, in seconds: the container reads its clock between two readings of the host's.
     fn error(&mut self) -> f64 {
         let before = host_time();
         let (time, _) = self.ask();
@@ -82,8 +82,8 @@ impl<'a> Clock<'a> {
         assert!(worst <= TOLERANCE, "{when}: wrong by {worst} s");
     }
 
-    fn becomes_right(&mut self, when: &str) {
-        let right = eventually(PATIENCE, || (self.worst_error() <= TOLERANCE).then_some(()));
+    fn await_right(&mut self, when: &str) {
+        let right = eventually(TIMEOUT, || (self.worst_error() <= TOLERANCE).then_some(()));
         assert!(right.is_some(), "{when}: still wrong by {} s", self.worst_error());
     }
 
@@ -107,7 +107,7 @@ fn move_host_clock(seconds: i64) {
 }
 
 #[test]
-fn the_time_is_the_hosts_from_the_first_instruction_and_stays_so() {
+fn the_time_of_day_is_the_hosts_from_the_start_and_after_changes() {
     let runtime = Runtime::new();
     let bundle = Bundle::debian(["perl", "-e", PROGRAM]);
     let mut paused = Clock::start(&runtime, &bundle);
@@ -116,7 +116,7 @@ fn the_time_is_the_hosts_from_the_first_instruction_and_stays_so() {
     let mut clocks: Vec<_> = (0..9).map(|_| Clock::start(&runtime, &bundle)).collect();
     for clock in &mut clocks {
         clock.assert_right("at the start");
-        // What was corrected since the program began would show here.
+        // A correction since the program began would appear here.
         let corrected = clock.ask().1 - clock.first;
         assert!(corrected.abs() <= TOLERANCE, "the clock was wrong by {corrected} s when the program began");
     }
@@ -127,14 +127,14 @@ fn the_time_is_the_hosts_from_the_first_instruction_and_stays_so() {
     for seconds in [3600, -7200, 3600] {
         move_host_clock(seconds);
         for clock in &mut clocks {
-            clock.becomes_right("after the host's clock was moved");
+            clock.await_right("after the host's clock was moved");
         }
     }
     clocks.into_iter().for_each(Clock::end);
 }
 
 #[test]
-fn a_new_file_on_a_share_is_not_in_the_future() {
+fn the_time_of_a_new_file_on_a_share_is_not_in_the_future() {
     let runtime = Runtime::new();
     let script = "import os, time\nfor name in range(20):\n before = time.time()\n open('/w/f%d' % name, 'w').close()\n \
                   changed = os.stat('/w/f%d' % name).st_mtime\n \

@@ -1,4 +1,4 @@
-//! Commands that only tell something, and those that are not there yet.
+//! Commands that only print something, and those that are not supported yet.
 
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -7,10 +7,10 @@ use std::process::Stdio;
 use serde_json::{Value, json};
 use vmrt_tests::bundle::Bundle;
 use vmrt_tests::runtime::{Runtime, is_vmrt, new_id, wait};
-use vmrt_tests::terminal::{console_socket, received_descriptor};
+use vmrt_tests::terminal::{console_socket, receive_descriptor};
 
 #[test]
-fn features_are_the_specifications_json() {
+fn features_prints_the_specifications_json() {
     let runtime = Runtime::new();
     let features: Value = serde_json::from_slice(&runtime.call(&["features"]).ok().stdout).unwrap();
     assert_eq!(features["ociVersionMin"], "1.0.0");
@@ -21,9 +21,9 @@ fn features_are_the_specifications_json() {
     assert!(features.pointer("/linux/seccomp/enabled").is_some_and(Value::is_boolean));
 }
 
-/// What `features` names does its work: a container with all of those mount options and namespaces runs.
+/// A container with all mount options and namespaces that `features` lists runs.
 #[test]
-fn features_are_true() {
+fn a_container_runs_with_every_listed_feature() {
     let runtime = Runtime::new();
     let features: Value = serde_json::from_slice(&runtime.call(&["features"]).ok().stdout).unwrap();
     if !is_vmrt() {
@@ -33,7 +33,7 @@ fn features_are_true() {
         let list = features.pointer(pointer).and_then(Value::as_array).unwrap();
         list.iter().map(|name| name.as_str().unwrap().to_owned()).collect()
     };
-    // Binds and what contradicts the rest are what other tests are about.
+    // Other tests check binds, and options that contradict the rest.
     let skipped = |name: &str| ["bind", "symfollow", "dev", "remount", "idmap"].iter().any(|part| name.contains(part));
     let options: Vec<_> = names("/mountOptions").into_iter().filter(|name| !skipped(name)).collect();
     let mount = json!({"type": "tmpfs", "source": "tmpfs", "destination": "/with-options", "options": options});
@@ -49,13 +49,13 @@ fn features_are_true() {
 fn ps_shows_the_processes_of_the_container_and_no_others() {
     let runtime = Runtime::new();
     let bundle = Bundle::script("sleep 1001 & sleep 1002 & wait");
-    let container = runtime.started(&bundle);
-    // Each is a copy of the shell at first, whose arguments go on behind their numbers.
+    let container = runtime.start_container(&bundle);
+    // Each process is first a copy of the shell, whose command line continues after the number.
     let both_run = || {
         let table = container.call("ps", &[]).ok().text();
         [" sleep 1001", " sleep 1002"].iter().all(|end| table.lines().any(|row| row.ends_with(end))).then_some(table)
     };
-    let table = vmrt_tests::eventually(vmrt_tests::PATIENCE, both_run).expect("both programs run");
+    let table = vmrt_tests::eventually(vmrt_tests::TIMEOUT, both_run).expect("both programs run");
     let mut lines = table.lines();
     let words: Vec<_> = lines.next().unwrap().split_whitespace().collect();
     assert_eq!(words, ["UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"]);
@@ -85,7 +85,7 @@ fn ps_shows_the_processes_of_the_container_and_no_others() {
 fn ps_as_json_is_a_list_of_pids_of_this_host() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["sleep", "1000"]);
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     let mut command = runtime.command(&["ps", "--format", "json", &container.id]);
     let pids: Value = serde_json::from_slice(&command.output().unwrap().stdout).unwrap();
     assert_eq!(pids, json!([container.pid()]), "what `docker top` looks up on the host");
@@ -96,13 +96,13 @@ fn ps_as_json_is_a_list_of_pids_of_this_host() {
 }
 
 #[test]
-fn a_checkpoint_is_refused_with_the_reason() {
+fn checkpoint_and_restore_are_refused_with_the_reason() {
     let runtime = Runtime::new();
     if !is_vmrt() {
         return;
     }
     let bundle = Bundle::busybox(["sleep", "1000"]);
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     for command in ["checkpoint", "restore"] {
         let done = runtime.call(&[command, "--image-path", "/tmp/image", &container.id]);
         assert_eq!(done.code, 1);
@@ -112,7 +112,7 @@ fn a_checkpoint_is_refused_with_the_reason() {
 }
 
 #[test]
-fn the_last_of_an_options_values_counts() {
+fn the_last_value_of_an_option_counts() {
     let runtime = Runtime::new();
     let done =
         runtime.call(&["--log", "/no/such/log", "--log", "", "list", "--format", "table", "--format", "json"]).ok();
@@ -137,7 +137,7 @@ fn a_rootless_specification_has_a_user_namespace() {
 }
 
 #[test]
-fn what_cannot_be_passed_to_a_guest_is_refused_by_name() {
+fn preserved_and_listening_descriptors_are_refused_by_name() {
     let runtime = Runtime::new();
     if !is_vmrt() {
         return;
@@ -146,7 +146,7 @@ fn what_cannot_be_passed_to_a_guest_is_refused_by_name() {
     let bundle = bundle.path().to_str().unwrap();
     let done = runtime.call(&["run", "--preserve-fds", "1", "--bundle", bundle, "refused"]);
     assert!(done.code == 1 && done.message().contains("--preserve-fds is refused"), "{done:?}");
-    // The shell replaces itself by the runtime, so that the sockets are meant for that.
+    // `exec` replaces the shell by the runtime, so LISTEN_PID is the runtime's pid.
     let line =
         format!("LISTEN_FDS=1 LISTEN_PID=$$ exec {} run --bundle {bundle} refused", vmrt_tests::runtime::program());
     let done = std::process::Command::new("sh").args(["-c", &line]).output().unwrap();
@@ -155,9 +155,9 @@ fn what_cannot_be_passed_to_a_guest_is_refused_by_name() {
 }
 
 #[test]
-fn a_pidfd_of_the_container_s_process_is_sent() {
+fn pidfd_socket_gets_a_pidfd_of_the_container_process() {
     let runtime = Runtime::new();
-    // runc has it since 1.2.
+    // runc has this option since 1.2.
     if !is_vmrt() {
         return;
     }
@@ -173,13 +173,13 @@ fn a_pidfd_of_the_container_s_process_is_sent() {
     let mut command = runtime.command(&options);
     command.arg(bundle.path()).arg(&id).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     assert_eq!(wait(&mut command.spawn().unwrap()), 0);
-    let sent = pid(received_descriptor(&listener));
+    let sent = pid(receive_descriptor(&listener));
     let state: Value = serde_json::from_slice(&runtime.call(&["state", &id]).ok().stdout).unwrap();
     assert_eq!(state["pid"], json!(sent));
 
     let options = ["exec", "--pidfd-socket", path.to_str().unwrap(), &id, "sleep", "1"];
     let mut exec = runtime.command(&options).stdin(Stdio::null()).spawn().unwrap();
-    assert_eq!(pid(received_descriptor(&listener)), i32::try_from(exec.id()).ok());
+    assert_eq!(pid(receive_descriptor(&listener)), i32::try_from(exec.id()).ok());
     assert_eq!(wait(&mut exec), 0);
     runtime.call(&["delete", "--force", &id]).ok();
 }

@@ -1,4 +1,4 @@
-//! Sudden death: whatever is killed, whenever, nothing is left.
+//! Processes that are killed at any time leave nothing behind.
 
 use std::fs;
 use std::process::Stdio;
@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 use vmrt_tests::bundle::Bundle;
-use vmrt_tests::runtime::{Running, Runtime, is_vmrt, new_id, wait};
+use vmrt_tests::runtime::{RunningCommand, Runtime, is_vmrt, new_id, wait};
 
 /// The VMM processes of this machine.
 fn vmms() -> Vec<Pid> {
@@ -20,20 +20,22 @@ fn vmms() -> Vec<Pid> {
 }
 
 #[test]
-fn a_killed_vmm_is_noticed_by_everyone() {
+fn a_killed_vmm_ends_the_container_and_its_execs() {
     if !is_vmrt() {
         return;
     }
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["sleep", "1000"]);
-    let container = runtime.started(&bundle);
-    let exec =
-        Running::start(&mut runtime.command(&["exec", &container.id, "sh", "-c", "touch /in; exec sleep 1000"]), None);
+    let container = runtime.start_container(&bundle);
+    let exec = RunningCommand::start(
+        &mut runtime.command(&["exec", &container.id, "sh", "-c", "touch /in; exec sleep 1000"]),
+        None,
+    );
     bundle.await_file("in");
     kill(Pid::from_raw(container.pid()), Signal::SIGKILL).unwrap();
     let done = exec.end();
     assert_ne!(done.code, 0);
-    assert!(!done.message().is_empty(), "a cause is told");
+    assert!(!done.message().is_empty(), "the cause is reported");
     container.await_status("stopped");
     container.call("delete", &[]).ok();
     runtime.assert_clean();
@@ -47,9 +49,10 @@ fn a_killed_vmm_ends_a_run_in_the_foreground() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["sleep", "1000"]);
     let id = new_id();
-    let run = Running::start(&mut runtime.command(&["run", "--bundle", bundle.path().to_str().unwrap(), &id]), None);
+    let run =
+        RunningCommand::start(&mut runtime.command(&["run", "--bundle", bundle.path().to_str().unwrap(), &id]), None);
     let running = || runtime.call(&["state", &id]).text().contains("\"running\"").then_some(());
-    assert!(vmrt_tests::eventually(vmrt_tests::PATIENCE, running).is_some());
+    assert!(vmrt_tests::eventually(vmrt_tests::TIMEOUT, running).is_some());
     vmms().into_iter().for_each(|pid| kill(pid, Signal::SIGKILL).unwrap());
     let done = run.end();
     assert_eq!(done.code, 137, "{done:?}");
@@ -57,14 +60,14 @@ fn a_killed_vmm_ends_a_run_in_the_foreground() {
 }
 
 #[test]
-fn a_guest_that_panics_is_told_with_its_words() {
+fn a_guest_panic_is_reported_in_the_error() {
     if !is_vmrt() {
         return;
     }
     let runtime = Runtime::new();
-    // The guest's kernel has no sysrq keys to press; this is how its owner can have it panic all the same.
+    // The guest's kernel has no sysrq. Root can still make it panic this way.
     let bundle =
-        Bundle::script("echo 2 >/proc/sys/vm/panic_on_oom && head -c 100000000 /dev/zero | tail").all_powerful();
+        Bundle::script("echo 2 >/proc/sys/vm/panic_on_oom && head -c 100000000 /dev/zero | tail").with_capabilities();
     let bundle = bundle.without("/linux/readonlyPaths").without("/linux/maskedPaths");
     let bundle = bundle.with("/linux/resources/memory", json!({"limit": 32 << 20}));
     let done = runtime.run(&bundle);
@@ -72,7 +75,7 @@ fn a_guest_that_panics_is_told_with_its_words() {
     assert!(done.message().to_lowercase().contains("panic"), "{done:?}");
 }
 
-/// A number below `bound` from a fixed sequence, so that a failure can be met again.
+/// A number below `bound` from a fixed sequence, so that a failure can be reproduced.
 fn random(state: &mut u64, bound: u64) -> u64 {
     *state ^= *state << 13;
     *state ^= *state >> 7;
@@ -105,10 +108,10 @@ fn runs_killed_at_random_leave_nothing() {
 
 /// Kills the VMM this long after it appeared.
 fn kill_vmm_after(delay: Duration) {
-    let appeared = vmrt_tests::eventually(vmrt_tests::PATIENCE, || vmms().first().copied()).expect("a VMM");
+    let appeared = vmrt_tests::eventually(vmrt_tests::TIMEOUT, || vmms().first().copied()).expect("a VMM");
     let moment = Instant::now() + delay;
     thread::sleep(moment.saturating_duration_since(Instant::now()));
-    // It may be its own end that came first.
+    // It may have ended by itself.
     let _ = kill(appeared, Signal::SIGKILL);
 }
 
@@ -127,7 +130,7 @@ fn a_killed_command_leaves_a_container_that_delete_removes() {
         run.kill().unwrap();
         run.wait().unwrap();
         runtime.call(&["delete", "--force", &id]).ok();
-        let gone = vmrt_tests::eventually(vmrt_tests::PATIENCE, || vmms().is_empty().then_some(()));
-        assert!(gone.is_some(), "killed after {milliseconds} ms: a VMM is left");
+        let ended = vmrt_tests::eventually(vmrt_tests::TIMEOUT, || vmms().is_empty().then_some(()));
+        assert!(ended.is_some(), "killed after {milliseconds} ms: a VMM is left");
     }
 }

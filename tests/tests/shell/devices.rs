@@ -1,4 +1,4 @@
-//! The guest's own devices, where a configuration names those of the host: a whole `/dev`, parts of it, and loop devices.
+//! Devices of the guest in place of the host's: the whole `/dev`, directories in it, and loop devices.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,12 +6,12 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 use vmrt_tests::bundle::Bundle;
-use vmrt_tests::runtime::{Done, Runtime, is_vmrt, new_id};
+use vmrt_tests::runtime::{CommandResult, Runtime, is_vmrt, new_id};
 
-/// A file that the host has in its `/dev/shm`; gone when dropped.
-struct Shared(PathBuf);
+/// A file in the host's `/dev/shm`; removed when dropped.
+struct SharedMemoryFile(PathBuf);
 
-impl Shared {
+impl SharedMemoryFile {
     fn new(content: &str) -> Self {
         let path = Path::new("/dev/shm").join(new_id());
         fs::write(&path, content).expect("the host has a /dev/shm");
@@ -23,13 +23,13 @@ impl Shared {
     }
 }
 
-impl Drop for Shared {
+impl Drop for SharedMemoryFile {
     fn drop(&mut self) {
         fs::remove_file(&self.0).expect("the file is there");
     }
 }
 
-/// The bundle as engines make one that is privileged and has the host's `/dev`: without mounts of its own in there.
+/// The bundle as engines make it for a privileged container with the host's `/dev`: without other mounts in `/dev`.
 fn with_dev(bundle: Bundle, options: &[&str]) -> Bundle {
     let mounts = ["/dev/pts", "/dev/shm", "/dev/mqueue", "/dev"];
     let bundle = mounts.into_iter().fold(bundle, Bundle::without_mount);
@@ -37,17 +37,11 @@ fn with_dev(bundle: Bundle, options: &[&str]) -> Bundle {
 }
 
 fn privileged(bundle: Bundle) -> Bundle {
-    bundle.all_powerful().with("/linux/resources/devices", json!([{"allow": true, "access": "rwm"}]))
+    bundle.with_capabilities().with("/linux/resources/devices", json!([{"allow": true, "access": "rwm"}]))
 }
 
-fn assert_values(done: &Done, values: &[(&str, &str)]) {
-    for (name, value) in values {
-        assert_eq!(done.value(name), *value, "{name}: {done:?}");
-    }
-}
-
-/// The lines of what was told about devices of the guest's own.
-fn told(done: &Done) -> Vec<String> {
+/// The lines of the message about the guest's own devices.
+fn device_warnings(done: &CommandResult) -> Vec<String> {
     done.message().lines().filter(|line| line.contains("own devices")).map(str::to_owned).collect()
 }
 
@@ -61,50 +55,50 @@ const USE_DEV: &str = "import ctypes, os, sys\nfor name in 'null zero full rando
     print('kvm=%s' % os.path.exists('/dev/kvm')); print('loop=%s' % os.path.exists('/dev/loop7'))";
 
 #[test]
-fn a_whole_dev_is_the_guests_own_and_its_shared_memory_the_hosts() {
+fn a_dev_mount_has_the_guests_devices_and_the_hosts_shared_memory() {
     let runtime = Runtime::new();
-    let shared = Shared::new("outside");
+    let shared = SharedMemoryFile::new("outside");
     let done = runtime.run(&with_dev(Bundle::debian(["python3", "-c", USE_DEV, shared.name()]), &["rbind"])).ok();
-    assert_values(
-        &done,
-        &[
-            ("null", "1:3"),
-            ("zero", "1:5"),
-            ("full", "1:7"),
-            ("random", "1:8"),
-            ("urandom", "1:9"),
-            ("tty", "5:0"),
-            ("ptmx", "5:2"),
-            ("kmsg", "1:11"),
-            ("fuse", "10:229"),
-            ("net/tun", "10:200"),
-            ("loop-control", "10:237"),
-            ("console", "5:1"),
-            ("zeros", "000000"),
-            ("heard", "said"),
-            ("shared", "outside"),
-        ],
-    );
+    done.assert_values(&[
+        ("null", "1:3"),
+        ("zero", "1:5"),
+        ("full", "1:7"),
+        ("random", "1:8"),
+        ("urandom", "1:9"),
+        ("tty", "5:0"),
+        ("ptmx", "5:2"),
+        ("kmsg", "1:11"),
+        ("fuse", "10:229"),
+        ("net/tun", "10:200"),
+        ("loop-control", "10:237"),
+        ("console", "5:1"),
+        ("zeros", "000000"),
+        ("heard", "said"),
+        ("shared", "outside"),
+    ]);
     assert_eq!(fs::read_to_string(&shared.0).unwrap(), "inside");
     assert!(done.value("pty").starts_with("/dev/pts/") && done.value("fd") == "/proc/self/fd", "{done:?}");
     if is_vmrt() {
-        assert_values(&done, &[("pty", "/dev/pts/0"), ("queue", "True"), ("kvm", "False"), ("loop", "True")]);
-        let told = told(&done);
+        done.assert_values(&[("pty", "/dev/pts/0"), ("queue", "True"), ("kvm", "False"), ("loop", "True")]);
+        let warnings = device_warnings(&done);
         let places = "/dev, /dev/mqueue, /dev/pts";
-        assert!(told.len() == 1 && told[0].contains(&format!("in the place of the host's: {places}")), "{done:?}");
+        assert!(
+            warnings.len() == 1 && warnings[0].contains(&format!("in the place of the host's: {places}")),
+            "{done:?}"
+        );
     }
 }
 
 #[test]
-fn each_container_of_a_machine_has_terminals_in_the_dev_of_the_guest() {
+fn each_container_of_a_machine_has_its_own_devpts_in_a_dev_mount() {
     let runtime = Runtime::new();
     let first = with_dev(Bundle::debian(["sleep", "1000"]), &["rbind"]);
-    let first = runtime.started(&first);
+    let first = runtime.start_container(&first);
     let joined = |(kind, file): (&str, &str)| json!({"type": kind, "path": format!("/proc/{}/ns/{file}", first.pid())});
     let mut namespaces: Vec<_> = [("network", "net"), ("ipc", "ipc")].map(joined).to_vec();
     namespaces.extend(["pid", "mount", "cgroup", "uts"].map(|kind| json!({"type": kind})));
     let second = with_dev(Bundle::debian(["sleep", "1000"]), &["rbind"]).with("/linux/namespaces", json!(namespaces));
-    let second = runtime.started(&second);
+    let second = runtime.start_container(&second);
     let python = "import os; main, other = os.openpty(); print('pty=' + os.ttyname(other)); print('null=%d' % open('/dev/null', 'w').write('four'))";
     for container in [&first, &second] {
         let done = container.exec(&["python3", "-c", python]).ok();
@@ -114,20 +108,20 @@ fn each_container_of_a_machine_has_terminals_in_the_dev_of_the_guest() {
 }
 
 #[test]
-fn a_read_only_dev_stays_as_it_is_and_can_be_used() {
+fn a_read_only_dev_mount_cannot_be_changed_but_its_devices_work() {
     let runtime = Runtime::new();
     let script = "for place in /dev/x /dev/net/x; do touch $place 2>/dev/null && echo open=$place; done; \
         rm /dev/full 2>/dev/null && echo removed=yes; echo x >/dev/null && echo written=yes; echo left=$(ls /dev/full); \
         echo pts=$(ls /dev/pts | head -n 1)";
     let done = runtime.run(&with_dev(Bundle::script(script), &["rbind", "ro"])).ok();
-    assert_values(&done, &[("written", "yes"), ("left", "/dev/full")]);
+    done.assert_values(&[("written", "yes"), ("left", "/dev/full")]);
     assert!(!done.text().contains("open=") && !done.text().contains("removed="), "{done:?}");
 }
 
 #[test]
-fn parts_of_a_dev_are_the_guests_own_too() {
+fn directories_of_dev_as_mounts_have_the_guests_devices() {
     let runtime = Runtime::new();
-    let shared = Shared::new("outside");
+    let shared = SharedMemoryFile::new("outside");
     let none = Path::new("/dev").join(new_id());
     fs::create_dir(&none).unwrap();
     fs::write(none.join("file"), "").unwrap();
@@ -144,21 +138,18 @@ fn parts_of_a_dev_are_the_guests_own_too() {
         .fold(Bundle::script(&script), |bundle, (source, place)| bundle.bind(Path::new(source), place, &["rbind"]));
     let done = runtime.run(&privileged(bundle));
     fs::remove_dir_all(none).unwrap();
-    assert_values(
-        &done.ok(),
-        &[
-            ("tun", "a:c8 use=yes"),
-            ("terminals", "ptmx"),
-            ("queues", "mqueue"),
-            ("shared", "outside"),
-            ("none", if is_vmrt() { "" } else { "file" }),
-            ("null", "yes pts=/host/dev/pts/ptmx"),
-            ("below", "outside"),
-        ],
-    );
+    done.ok().assert_values(&[
+        ("tun", "a:c8 use=yes"),
+        ("terminals", "ptmx"),
+        ("queues", "mqueue"),
+        ("shared", "outside"),
+        ("none", if is_vmrt() { "" } else { "file" }),
+        ("null", "yes pts=/host/dev/pts/ptmx"),
+        ("below", "outside"),
+    ]);
 }
 
-/// Nodes as engines give a privileged container: the host's.
+/// The host's device nodes, as engines list them for a privileged container.
 fn nodes() -> Value {
     let node = |path: &str, kind, major, minor| json!({"path": path, "type": kind, "major": major, "minor": minor});
     let loops = (0..8).map(|number| node(&format!("/dev/loop{number}"), "b", 7, number));
@@ -173,7 +164,7 @@ fn make_ext4(path: &Path) {
 }
 
 #[test]
-fn files_are_mounted_by_loop_devices() {
+fn loop_devices_mount_files() {
     let runtime = Runtime::new();
     let volume = tempfile::tempdir().unwrap();
     let script = "echo free=$(losetup -f); for at in / /volume/; do mkdir -p /mnt && mount -o loop ${at}image /mnt || exit 1; \
@@ -189,7 +180,7 @@ fn files_are_mounted_by_loop_devices() {
 }
 
 #[test]
-fn single_devices_of_the_guests_own_are_given_as_asked_for() {
+fn single_devices_are_bound_and_made_as_configured() {
     let runtime = Runtime::new();
     let host = tempfile::tempdir().unwrap();
     for (name, numbers) in [("loop", ["b", "7", "3"]), ("control", ["c", "10", "237"]), ("cuse", ["c", "10", "203"])] {
@@ -201,7 +192,7 @@ fn single_devices_of_the_guests_own_are_given_as_asked_for() {
         echo $at=$(stat -c %t:%T $at/loop3 $at/control); losetup $at/loop3 /file && echo used=$at && losetup -d $at/loop3; done; \
         (exec 3</dev/loop4) || echo denied; (exec 3<>/dev/kmsg) && echo kmsg; stat -c %t:%T /cuse";
     let bundle = Bundle::script(script)
-        .all_powerful()
+        .with_capabilities()
         .bind(&host.path().join("loop"), "/mounted/loop3", &[])
         .bind(&host.path().join("control"), "/mounted/control", &[])
         .bind(&host.path().join("cuse"), "/cuse", &[])

@@ -20,11 +20,11 @@ fn python_writes_and_reads_a_hundred_megabytes() {
 }
 
 #[test]
-fn what_is_written_inside_is_on_the_host_and_the_other_way_round() {
+fn container_and_host_see_each_others_files() {
     let runtime = Runtime::new();
     let script = "cat /from-host; mkdir -p /new/dir; echo inside >/new/dir/file; chmod 640 /new/dir/file; ln -s file /new/dir/link; \
         ln /new/dir/file /new/dir/hard; chown 12:34 /new/dir/file; mv /from-host /new/moved; rm /doomed; truncate -s 1M /sparse; mkfifo /pipe";
-    let bundle = Bundle::script(script).all_powerful();
+    let bundle = Bundle::script(script).with_capabilities();
     fs::write(bundle.file("from-host"), "outside\n").unwrap();
     fs::write(bundle.file("doomed"), "").unwrap();
     assert_eq!(runtime.run(&bundle).ok().text(), "outside");
@@ -39,10 +39,10 @@ fn what_is_written_inside_is_on_the_host_and_the_other_way_round() {
 }
 
 #[test]
-fn the_host_s_changes_show_while_it_runs() {
+fn changes_by_the_host_are_visible_in_a_running_container() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["sleep", "1000"]);
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     for number in 0..3 {
         fs::write(bundle.file("tmp/news"), format!("{number}\n").repeat(number + 1)).unwrap();
         let shown = || Some(container.script("cat /tmp/news").text()).filter(|text| text.lines().count() == number + 1);
@@ -51,20 +51,18 @@ fn the_host_s_changes_show_while_it_runs() {
 }
 
 #[test]
-fn a_read_only_root_stays_as_it_is() {
+fn a_read_only_root_cannot_be_changed() {
     let runtime = Runtime::new();
     let script = "touch /x 2>/dev/null && echo root=open || echo root=locked; touch /dev/shm/x && echo shm=open; \
         mount -o remount,rw / 2>/dev/null; touch /x 2>/dev/null && echo again=open || echo again=locked";
     let bundle = Bundle::script(script).with("/root/readonly", json!(true));
     let done = runtime.run(&bundle).ok();
-    for (name, value) in [("root", "locked"), ("shm", "open"), ("again", "locked")] {
-        assert_eq!(done.value(name), value, "{name}");
-    }
+    done.assert_values(&[("root", "locked"), ("shm", "open"), ("again", "locked")]);
     assert!(!bundle.file("x").exists());
 }
 
 #[test]
-fn volumes_are_writable_or_not_as_asked() {
+fn volumes_are_read_write_or_read_only_as_configured() {
     let runtime = Runtime::new();
     let host = tempfile::tempdir().unwrap();
     fs::create_dir_all(host.path().join("rw")).unwrap();
@@ -81,35 +79,31 @@ fn volumes_are_writable_or_not_as_asked() {
         .bind(&host.path().join("single"), "/etc/single", &["rw"])
         .bind(&host.path().join("single"), "/etc/frozen", &["ro"]);
     let done = runtime.run(&bundle).ok();
-    for (name, value) in [
+    done.assert_values(&[
         ("read", "content"),
         ("ro", "locked"),
         ("dir", "locked"),
         ("single", "one"),
         ("frozen", "locked"),
         ("exec", "no"),
-    ] {
-        assert_eq!(done.value(name), value, "{name}");
-    }
+    ]);
     assert_eq!(fs::read_to_string(host.path().join("rw/file")).unwrap(), "back\n");
     assert_eq!(fs::read_to_string(host.path().join("single")).unwrap(), "one\ntwo\n");
     assert_eq!(fs::read_to_string(host.path().join("ro/sub/file")).unwrap(), "content\n");
 }
 
 #[test]
-fn a_temporary_file_system_has_its_size_and_mode() {
+fn a_tmpfs_has_the_configured_size_and_mode() {
     let runtime = Runtime::new();
     let script = "echo kind=$(stat -f -c %T /scratch); echo mode=$(stat -c %a /scratch); head -c 2000000 /dev/zero >/scratch/x 2>/dev/null; \
         echo size=$(stat -c %s /scratch/x)";
     let mount = json!({"type": "tmpfs", "source": "tmpfs", "destination": "/scratch", "options": ["size=1m", "mode=1750", "nodev"]});
     let done = runtime.run(&Bundle::script(script).with("/mounts/-", mount)).ok();
-    for (name, value) in [("kind", "tmpfs"), ("mode", "1750"), ("size", "1048576")] {
-        assert_eq!(done.value(name), value, "{name}");
-    }
+    done.assert_values(&[("kind", "tmpfs"), ("mode", "1750"), ("size", "1048576")]);
 }
 
 #[test]
-fn a_link_as_mount_point_does_not_lead_out() {
+fn a_symbolic_link_as_mount_point_does_not_lead_out_of_the_root() {
     let runtime = Runtime::new();
     let host = tempfile::tempdir().unwrap();
     let outside = tempfile::tempdir().unwrap();
@@ -122,7 +116,7 @@ fn a_link_as_mount_point_does_not_lead_out() {
 }
 
 #[test]
-fn access_control_lists_are_inherited_and_obeyed() {
+fn access_control_lists_are_inherited_and_enforced() {
     let runtime = Runtime::new();
     let python = "import os, struct\nentries = [(1, 7, -1), (2, 7, 3), (4, 5, -1), (16, 7, -1), (32, 0, -1)]\n\
         acl = struct.pack('<I', 2) + b''.join(struct.pack('<HHi', *entry) for entry in entries)\nos.umask(0o77)\n\
@@ -132,6 +126,6 @@ fn access_control_lists_are_inherited_and_obeyed() {
         os.setresuid(3, 3, 3)\nprint(open('/data/new', 'r+').read() == '', os.access('/data/plain', os.R_OK))";
     let host = tempfile::tempdir().unwrap();
     fs::set_permissions(host.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    let bundle = Bundle::debian(["python3", "-c", python]).all_powerful().bind(host.path(), "/data", &[]);
+    let bundle = Bundle::debian(["python3", "-c", python]).with_capabilities().bind(host.path(), "/data", &[]);
     assert_eq!(runtime.run(&bundle).ok().text(), "0o600 0o660 44\nTrue False");
 }

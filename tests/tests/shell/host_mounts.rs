@@ -1,64 +1,64 @@
-//! What the host mounts below a volume that follows it, and unmounts again.
+//! Mounts that the host adds below a volume with slave propagation, and removes again.
 
 use std::fs;
 use std::time::Duration;
 
 use vmrt_tests::bundle::Bundle;
 use vmrt_tests::eventually;
-use vmrt_tests::mounted::Mounted;
 use vmrt_tests::runtime::{Container, Runtime};
+use vmrt_tests::tmpfs_mount::TmpfsMount;
 
-const SOON: Duration = Duration::from_secs(10);
+const VISIBLE_WITHIN: Duration = Duration::from_secs(10);
 
-/// Waits until the container sees what the host has mounted, or has unmounted.
+/// Waits until a path exists in the container, or until it does not.
 fn await_file(container: &Container<'_>, path: &str, there: bool) {
     let found = || (container.exec(&["test", "-e", path]).code == 0) == there;
-    assert!(eventually(SOON, || found().then_some(())).is_some(), "{path} there: {there}");
+    assert!(eventually(VISIBLE_WITHIN, || found().then_some(())).is_some(), "{path} there: {there}");
 }
 
 #[test]
-fn the_host_unmounts_what_no_process_of_the_container_uses() {
+fn the_host_can_unmount_a_mount_that_the_container_does_not_use() {
     let runtime = Runtime::new();
     let host = tempfile::tempdir().unwrap();
-    let _host = Mounted::shared(host.path());
+    let _host = TmpfsMount::shared(host.path());
     let place = host.path().join("sub");
     fs::create_dir(&place).unwrap();
     let bundle = Bundle::busybox(["sleep", "1000"]).bind(host.path(), "/follows", &["rbind", "rslave"]);
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     for round in 0..2 {
-        let sub = Mounted::new(&place);
+        let sub = TmpfsMount::new(&place);
         fs::create_dir_all(place.join("a/b")).unwrap();
         fs::write(place.join("a/b/file"), "text").unwrap();
         await_file(&container, "/follows/sub/a/b/file", true);
-        // Looked at in every way, changed, and left.
+        // Reads and changes the files in many ways, and closes all of them.
         let script = "cd /follows/sub && find . >/dev/null && cat a/b/file && echo more >>a/b/file && mv a c && \
             ln c/b/file d && rm c/b/file && cat d && mkdir e && mv c/b e && rmdir e/b && ls -lR >/dev/null";
         assert_eq!(container.script(script).ok().text(), "texttextmore");
-        assert!(sub.unmount(), "round {round}: nobody uses it");
+        assert!(sub.unmount(), "round {round}: it is not in use");
         await_file(&container, "/follows/sub/d", false);
     }
 }
 
 #[test]
-fn what_a_process_of_the_container_has_open_stays_mounted() {
+fn the_host_cannot_unmount_a_mount_with_an_open_file_of_the_container() {
     let runtime = Runtime::new();
     let host = tempfile::tempdir().unwrap();
-    let _host = Mounted::shared(host.path());
+    let _host = TmpfsMount::shared(host.path());
     let place = host.path().join("sub");
     fs::create_dir(&place).unwrap();
-    // Removed while it is open: it is reached by no name any more.
+    // The file is removed while it is open, so no path leads to it.
     let script = "while ! test -e /follows/sub/file; do sleep 0.1; done; exec 3<>/follows/sub/file; rm /follows/sub/file; \
         echo >/opened; while ! test -e /close; do sleep 0.1; done; echo written >&3; stat -L -c %h:%s /proc/self/fd/3 >/told; \
         exec 3>&-; echo >/closed; sleep 1000";
     let bundle = Bundle::script(script).bind(host.path(), "/follows", &["rbind", "rslave"]);
-    let container = runtime.started(&bundle);
-    let sub = Mounted::new(&place);
+    let container = runtime.start_container(&bundle);
+    let sub = TmpfsMount::new(&place);
     fs::write(place.join("file"), "").unwrap();
     bundle.await_file("opened");
     assert!(!sub.unmount(), "a file on it is open");
     fs::write(bundle.file("close"), "").unwrap();
     bundle.await_file("closed");
     assert_eq!(fs::read_to_string(bundle.file("told")).unwrap().trim(), "0:8");
-    assert!(eventually(SOON, || sub.unmount().then_some(())).is_some(), "nothing is open any more");
+    assert!(eventually(VISIBLE_WITHIN, || sub.unmount().then_some(())).is_some(), "nothing is open any more");
     drop(container);
 }

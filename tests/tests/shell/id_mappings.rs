@@ -1,4 +1,4 @@
-//! Id-mapped mounts: files have other owners inside than on the host.
+//! Id-mapped mounts: files have other owners in the container than on the host.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -11,16 +11,16 @@ use std::thread;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use vmrt_tests::bundle::Bundle;
-use vmrt_tests::runtime::{Done, Runtime, is_vmrt};
+use vmrt_tests::runtime::{Runtime, is_vmrt};
 
-/// Owners as `stat -c %u:%g` shows them where they are not mapped.
+/// Unmapped owners, as `stat -c %u:%g` prints them.
 const NOBODY: &str = "65534:65534";
 
 fn map(container: u32, host: u32, size: u32) -> Value {
     json!([{"containerID": container, "hostID": host, "size": size}])
 }
 
-/// Bind-mounts a directory whose files of user 1000 and group 2000 are shown as those of `owner`.
+/// Bind-mounts a directory and maps user 1000 and group 2000 to `owner`.
 fn mapped(bundle: Bundle, source: &Path, destination: &str, options: &[&str], owner: u32) -> Bundle {
     let mount = json!({"type": "bind", "source": source, "destination": destination, "options": options,
         "uidMappings": map(1000, owner, 10), "gidMappings": map(2000, owner, 10)});
@@ -32,7 +32,7 @@ fn make(path: &Path, uid: u32, gid: u32) {
     chown(path, Some(uid), Some(gid)).unwrap();
 }
 
-/// A directory of user 1000 and group 2000, with a file of theirs, `own`, and one of somebody else's, `foreign`.
+/// A directory of user 1000 and group 2000, with their file `own`, and the file `foreign` of another user.
 fn directory() -> TempDir {
     let directory = tempfile::tempdir().unwrap();
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -47,20 +47,14 @@ fn owner(path: &Path) -> (u32, u32) {
     (stat.uid(), stat.gid())
 }
 
-fn assert_values(done: &Done, expected: &[(&str, &str)]) {
-    for (name, value) in expected {
-        assert_eq!(done.value(name), *value, "{name}: {done:?}");
-    }
-}
-
-/// Debian's runc is older than such mounts.
-fn cannot() -> bool {
+/// Debian's runc does not support id-mapped mounts.
+fn is_unsupported() -> bool {
     !is_vmrt()
 }
 
 #[test]
 fn owners_are_mapped_both_ways_without_a_user_namespace() {
-    if cannot() {
+    if is_unsupported() {
         return;
     }
     let runtime = Runtime::new();
@@ -70,7 +64,7 @@ fn owners_are_mapped_both_ways_without_a_user_namespace() {
         echo more >>moved; echo new=$(stat -c %u:%g made); chown 3:4 dir && echo given=$(stat -c %u:%g dir); \
         chown 5000 made 2>/dev/null || echo outside=refused; echo read=$(cat /frozen/moved | wc -l):$(stat -c %u:%g /frozen/moved); \
         touch /frozen/x 2>/dev/null || echo frozen=locked";
-    let bundle = mapped(Bundle::script(script).all_powerful(), host.path(), "/data", &["bind"], 0);
+    let bundle = mapped(Bundle::script(script).with_capabilities(), host.path(), "/data", &["bind"], 0);
     let bundle = mapped(bundle, &host.path().join("own"), "/etc/own", &["bind"], 0);
     let bundle = mapped(bundle, host.path(), "/frozen", &["rbind", "ro", "idmap"], 5);
     let done = runtime.run(&bundle.bind(host.path(), "/plain", &[])).ok();
@@ -86,7 +80,7 @@ fn owners_are_mapped_both_ways_without_a_user_namespace() {
         ("read", "2:5:5"),
         ("frozen", "locked"),
     ];
-    assert_values(&done, &expected);
+    done.assert_values(&expected);
     for name in ["made", "link", "pipe", "hard", "moved"] {
         assert_eq!(owner(&host.path().join(name)), (1000, 2000), "{name} on the host");
     }
@@ -95,15 +89,15 @@ fn owners_are_mapped_both_ways_without_a_user_namespace() {
 }
 
 #[test]
-fn who_is_not_mapped_makes_nothing() {
-    if cannot() {
+fn an_unmapped_user_cannot_make_files() {
+    if is_unsupported() {
         return;
     }
     let runtime = Runtime::new();
     let host = directory();
     fs::set_permissions(host.path(), fs::Permissions::from_mode(0o777)).unwrap();
     let bundle = mapped(Bundle::busybox(["sleep", "1000"]), host.path(), "/data", &["rbind", "ridmap"], 0);
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     let run = |user: &str, script: &str| runtime.call(&["exec", "--user", user, &container.id, "sh", "-c", script]);
     let done = run("50:50", "cd /data; cat own; touch new || mkdir new || ln -s own new || mkfifo new");
     assert!(done.code != 0 && done.text() == "content", "{done:?}");
@@ -113,8 +107,8 @@ fn who_is_not_mapped_makes_nothing() {
 }
 
 #[test]
-fn a_container_with_a_user_namespace_has_its_own_mappings_or_others() {
-    if cannot() {
+fn a_mount_uses_the_user_namespaces_mappings_or_its_own() {
+    if is_unsupported() {
         return;
     }
     let runtime = Runtime::new();
@@ -124,7 +118,7 @@ fn a_container_with_a_user_namespace_has_its_own_mappings_or_others() {
     let script = "for f in idmap plain frozen other; do echo $f=$(stat -c %u:%g /$f/own); done; cd /idmap; touch made; mkdir dir; \
         chown 7:8 dir; echo back=$(stat -c %u:%g made dir); touch /frozen/x 2>/dev/null || echo frozen-is=locked; \
         touch /plain/x 2>/dev/null || echo plain-is=locked; touch /other/made";
-    let bundle = Bundle::script(script).all_powerful();
+    let bundle = Bundle::script(script).with_capabilities();
     let given = Command::new("chown").args(["-R", "100000:200000"]).arg(bundle.path().join("rootfs")).status();
     assert!(given.unwrap().success());
     let bundle = bundle
@@ -146,15 +140,15 @@ fn a_container_with_a_user_namespace_has_its_own_mappings_or_others() {
         ("frozen-is", "locked"),
         ("plain-is", "locked"),
     ];
-    assert_values(&done, &expected);
+    done.assert_values(&expected);
     assert_eq!((owner(&host.path().join("made")), owner(&host.path().join("dir"))), ((0, 0), (7, 8)));
     assert_eq!(owner(&other.path().join("made")), (1000, 2000));
 }
 
-/// A file system of the host on a directory; unmounted when dropped.
-struct Mounted<'a>(&'a Path);
+/// A tmpfs of user 1000 and group 2000 on a directory of the host; unmounted when dropped.
+struct OwnedMount<'a>(&'a Path);
 
-impl<'a> Mounted<'a> {
+impl<'a> OwnedMount<'a> {
     fn new(on: &'a Path) -> Self {
         fs::create_dir(on).unwrap();
         let status = Command::new("mount").args(["-t", "tmpfs", "sub"]).arg(on).status();
@@ -165,7 +159,7 @@ impl<'a> Mounted<'a> {
     }
 }
 
-impl Drop for Mounted<'_> {
+impl Drop for OwnedMount<'_> {
     fn drop(&mut self) {
         let status = Command::new("umount").arg("--lazy").arg(self.0).status();
         assert!(thread::panicking() || status.unwrap().success());
@@ -173,15 +167,15 @@ impl Drop for Mounted<'_> {
 }
 
 #[test]
-fn what_is_mounted_below_is_mapped_if_that_is_asked_for() {
-    if cannot() {
+fn ridmap_maps_mounts_below_and_idmap_does_not() {
+    if is_unsupported() {
         return;
     }
     let runtime = Runtime::new();
     let host = directory();
     let (below, deeper) = (host.path().join("be low"), host.path().join("be low/deeper"));
-    let _below = Mounted::new(&below);
-    let _deeper = Mounted::new(&deeper);
+    let _below = OwnedMount::new(&below);
+    let _deeper = OwnedMount::new(&deeper);
     let script = "for at in idmap ridmap private bind; do echo $at=$(cd /$at; stat -c %u:%g own 'be low/own' 'be low/deeper/own' 2>/dev/null); \
         done; touch '/ridmap/be low/made' '/private/be low/deeper/made'; touch '/private/be low/x' 2>/dev/null && echo not locked; \
         stat -c %d /ridmap '/ridmap/be low' '/ridmap/be low/deeper' | sort -u | wc -l";
@@ -190,15 +184,15 @@ fn what_is_mounted_below_is_mapped_if_that_is_asked_for() {
     let bundle = mapped(bundle, host.path(), "/private", &["rbind", "rprivate", "ridmap"], 0);
     let done = runtime.run(&mapped(bundle, host.path(), "/bind", &["bind", "ridmap"], 0)).ok();
     let all = "0:0 0:0 0:0";
-    assert_values(&done, &[("idmap", "0:0 1000:2000 1000:2000"), ("ridmap", all), ("private", all), ("bind", "0:0")]);
+    done.assert_values(&[("idmap", "0:0 1000:2000 1000:2000"), ("ridmap", all), ("private", all), ("bind", "0:0")]);
     assert!(done.text().ends_with("\n3"), "three file systems: {done:?}");
     assert_eq!(owner(&below.join("made")), (1000, 2000));
     assert_eq!(owner(&deeper.join("made")), (1000, 2000));
 }
 
 #[test]
-fn users_of_access_control_lists_are_mapped() {
-    if cannot() {
+fn users_in_access_control_lists_are_mapped() {
+    if is_unsupported() {
         return;
     }
     let runtime = Runtime::new();
@@ -208,14 +202,15 @@ fn users_of_access_control_lists_are_mapped() {
         os.setxattr('/data/own', name, acl)\nuser = lambda path: struct.unpack_from('<HHi', os.getxattr(path, name), 12)\n\
         print(user('/data/own'), user('/plain/own'))\nos.setresuid(3, 3, 3)\nprint(open('/data/own').read().strip())\n\
         try:\n print(open('/plain/own').read())\nexcept PermissionError:\n print('refused')";
-    let bundle = mapped(Bundle::debian(["python3", "-c", python]).all_powerful(), host.path(), "/data", &["bind"], 0);
+    let bundle =
+        mapped(Bundle::debian(["python3", "-c", python]).with_capabilities(), host.path(), "/data", &["bind"], 0);
     let done = runtime.run(&bundle.bind(host.path(), "/plain", &[])).ok();
     assert_eq!(done.text(), "(2, 7, 3) (2, 7, 1003)\ncontent\nrefused");
 }
 
 #[test]
-fn a_socket_and_a_device_are_mapped_too() {
-    if cannot() {
+fn sockets_and_devices_are_mapped() {
+    if is_unsupported() {
         return;
     }
     let runtime = Runtime::new();
@@ -228,7 +223,7 @@ fn a_socket_and_a_device_are_mapped_too() {
         let (mut stream, _) = listener.accept().unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
-        // At once: whoever asks reads once.
+        // In one write: the client reads once.
         stream.write_all(text.repeat(2).as_bytes()).unwrap();
     });
     let python = "import os, socket\ns = os.stat('/dev/s')\nprint(s.st_uid, s.st_gid, os.stat('/dev/other').st_uid)\n\
@@ -242,8 +237,8 @@ fn a_socket_and_a_device_are_mapped_too() {
 }
 
 #[test]
-fn what_no_mapping_can_be_of_is_refused_by_name() {
-    if cannot() {
+fn invalid_mappings_are_refused_by_name() {
+    if is_unsupported() {
         return;
     }
     let runtime = Runtime::new();
@@ -279,9 +274,9 @@ fn what_no_mapping_can_be_of_is_refused_by_name() {
     assert!(message.contains("set the uid_map of mount /data: invalid argument"), "{message}");
 }
 
-/// With the mappings, requests do not tell any more who makes them.
+/// With id-mapped mounts, FUSE requests do not carry the caller's ids.
 #[test]
-fn setuid_goes_with_a_change_by_whoever_may_not_keep_it() {
+fn a_change_without_cap_fsetid_clears_setuid() {
     let runtime = Runtime::new();
     let python = "import os\nos.chmod('/data', 0o777)\ndef mode(change, uid):\n f = '/data/program'\n open(f, 'w').write('x' * 100)\n \
         os.chown(f, 5, 5)\n os.chmod(f, 0o6777)\n pid = os.fork()\n if pid == 0:\n  os.setresgid(uid, uid, uid); os.setresuid(uid, uid, uid)\n  \

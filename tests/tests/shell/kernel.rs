@@ -1,22 +1,16 @@
-//! What programs expect of a kernel: the guest's has what those of the host have.
+//! Features of the guest's kernel that programs expect.
 
 use std::fs;
 use std::path::Path;
 
 use serde_json::json;
 use vmrt_tests::bundle::Bundle;
-use vmrt_tests::runtime::{Done, Runtime, is_vmrt};
-
-fn assert_values(done: &Done, expected: &[(&str, &str)]) {
-    for (name, value) in expected {
-        assert_eq!(done.value(name), *value, "{name}");
-    }
-}
+use vmrt_tests::runtime::{Runtime, is_vmrt};
 
 #[test]
-fn tools_find_tables_links_and_files_of_the_kernel() {
+fn kernel_features_that_tools_use_are_present() {
     let runtime = Runtime::new();
-    // The host's own programs, in the container's network namespace.
+    // The host's programs run in the container's network namespace.
     let script = "for tool in iptables-legacy ip6tables-legacy; do echo $tool=$(for table in filter nat mangle raw security; do \
         chroot /host $tool -t $table -S | wc -l; done); done; \
         chroot /host iptables-legacy -A INPUT -p tcp --dport 7 -j REJECT && chroot /host iptables-legacy -S | grep -q dport && echo rule=kept; \
@@ -26,31 +20,31 @@ fn tools_find_tables_links_and_files_of_the_kernel() {
         for kind in 'vrf table 10' 'dummy' 'bridge'; do chroot /host /bin/ip link add type $kind && echo ${kind%% *}=made; done; \
         for kind in squashfs iso9660 vfat ext4 overlay; do grep -qw $kind /proc/filesystems && echo $kind=known; done; true";
     let bundle = Bundle::script(script)
-        .all_powerful()
+        .with_capabilities()
         .bind(Path::new("/"), "/host", &["ro"])
-        // iptables-legacy has a lock there.
+        // iptables-legacy needs a lock file there.
         .with("/mounts/-", json!({"type": "tmpfs", "source": "tmpfs", "destination": "/host/run"}))
         .with("/process/capabilities/bounding/-", json!("CAP_SYS_CHROOT"));
     let bundle = ["effective", "permitted"]
         .iter()
         .fold(bundle, |bundle, set| bundle.with(&format!("/process/capabilities/{set}/-"), json!("CAP_SYS_CHROOT")));
     if !is_vmrt() {
-        return; // Modules that stay loaded would be what the test leaves behind.
+        return; // On the host, the test would leave kernel modules loaded.
     }
     let done = runtime.run(&bundle).ok();
     for tool in ["iptables-legacy", "ip6tables-legacy"] {
-        assert_values(&done, &[(tool, "3 4 5 2 3")]);
+        done.assert_values(&[(tool, "3 4 5 2 3")]);
     }
-    assert_values(&done, &[("rule", "kept"), ("smaps", "there"), ("pagemap", "8"), ("dnotify", "1"), ("links", "lo")]);
+    done.assert_values(&[("rule", "kept"), ("smaps", "there"), ("pagemap", "8"), ("dnotify", "1"), ("links", "lo")]);
     for link in ["vrf", "dummy", "bridge"] {
-        assert_values(&done, &[(link, "made")]);
+        done.assert_values(&[(link, "made")]);
     }
     for kind in ["squashfs", "iso9660", "vfat", "ext4", "overlay"] {
-        assert_values(&done, &[(kind, "known")]);
+        done.assert_values(&[(kind, "known")]);
     }
 }
 
-/// Memory and swap of this host in bytes.
+/// The host's memory and swap in bytes.
 fn host_memory() -> u64 {
     let text = fs::read_to_string("/proc/meminfo").unwrap();
     let value =
@@ -59,7 +53,7 @@ fn host_memory() -> u64 {
 }
 
 #[test]
-fn what_can_be_allocated_at_once_is_a_matter_of_the_host() {
+fn allocations_are_bounded_by_the_hosts_memory() {
     let runtime = Runtime::new();
     let host = host_memory();
     let python = "import mmap, sys\ndef allocate(size):\n try:\n  mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()\n  \
@@ -69,8 +63,10 @@ fn what_can_be_allocated_at_once_is_a_matter_of_the_host() {
     let bundle = Bundle::debian(["python3", "-c", python, &host.to_string()])
         .with("/linux/resources/memory", json!({"limit": 128 << 20}));
     let done = runtime.run(&bundle).ok();
-    assert_values(
-        &done,
-        &[("part", "granted"), ("nearly", "granted"), ("more", "Cannot allocate memory"), ("policy", "0")],
-    );
+    done.assert_values(&[
+        ("part", "granted"),
+        ("nearly", "granted"),
+        ("more", "Cannot allocate memory"),
+        ("policy", "0"),
+    ]);
 }

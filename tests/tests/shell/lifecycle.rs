@@ -10,10 +10,10 @@ use vmrt_tests::bundle::Bundle;
 use vmrt_tests::runtime::{Runtime, is_vmrt, new_id, wait};
 
 #[test]
-fn a_container_goes_through_its_whole_life() {
+fn a_container_is_created_started_killed_and_deleted() {
     let runtime = Runtime::new();
     let bundle = Bundle::script("echo started >/proof; exec sleep 1000");
-    let container = runtime.created(&bundle);
+    let container = runtime.create_container(&bundle);
     assert_eq!(container.status(), "created");
     assert!(!bundle.file("proof").exists(), "the program waits for start");
     kill(Pid::from_raw(container.pid()), None).expect("the container's process lives");
@@ -31,10 +31,10 @@ fn a_container_goes_through_its_whole_life() {
 }
 
 #[test]
-fn state_and_list_tell_what_runc_tells() {
+fn state_and_list_print_what_runc_prints() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["sleep", "1000"]).with("/annotations/org.example.who", json!("me"));
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     let state = container.state();
     assert_eq!(state["id"], json!(container.id));
     assert_eq!(state["bundle"], json!(bundle.path()));
@@ -60,7 +60,7 @@ fn state_and_list_tell_what_runc_tells() {
 }
 
 #[test]
-fn a_pid_file_names_the_process() {
+fn the_pid_file_contains_the_pid_of_state() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["sleep", "1000"]);
     let pid_file = bundle.path().join("pid");
@@ -77,28 +77,28 @@ fn a_pid_file_names_the_process() {
 }
 
 #[test]
-fn a_signal_has_many_names() {
+fn kill_accepts_signal_names_and_numbers() {
     let runtime = Runtime::new();
     let script = "trap 'echo hup >>/got' HUP; trap 'echo usr1 >>/got' USR1; trap 'echo term >>/got; exit 3' TERM; \
                   touch /ready; while :; do sleep 0.05; done";
     let bundle = Bundle::script(script);
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     bundle.await_file("ready");
     for (signal, line) in [("HUP", "hup\n"), ("SIGUSR1", "usr1\n"), ("1", "hup\n"), ("term", "term\n")] {
         fs::write(bundle.file("got"), "").unwrap();
         container.call("kill", &[signal]).ok();
         let got = || fs::read_to_string(bundle.file("got")).ok().filter(|text| text == line);
-        assert!(vmrt_tests::eventually(vmrt_tests::PATIENCE, got).is_some(), "no {signal}");
+        assert!(vmrt_tests::eventually(vmrt_tests::TIMEOUT, got).is_some(), "no {signal}");
     }
     container.await_status("stopped");
-    assert_ne!(container.call("kill", &["KILL"]).code, 0, "there is nobody left to kill");
+    assert_ne!(container.call("kill", &["KILL"]).code, 0, "a stopped container cannot be killed");
 }
 
 #[test]
 fn an_unknown_signal_is_refused() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["sleep", "1000"]);
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     let done = container.call("kill", &["NOSUCH"]);
     assert_ne!(done.code, 0);
     assert!(done.message().contains("NOSUCH"), "{}", done.message());
@@ -106,10 +106,10 @@ fn an_unknown_signal_is_refused() {
 }
 
 #[test]
-fn only_what_has_stopped_is_deleted_without_force() {
+fn a_running_container_is_deleted_only_with_force() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["sleep", "1000"]);
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     let refused = container.call("delete", &[]);
     assert_ne!(refused.code, 0);
     assert!(refused.message().contains(&container.id), "{}", refused.message());
@@ -119,10 +119,10 @@ fn only_what_has_stopped_is_deleted_without_force() {
 }
 
 #[test]
-fn what_was_only_created_can_be_killed_and_deleted() {
+fn a_created_container_can_be_killed_and_deleted() {
     let runtime = Runtime::new();
     let bundle = Bundle::script("touch /proof");
-    let container = runtime.created(&bundle);
+    let container = runtime.create_container(&bundle);
     container.call("kill", &["KILL"]).ok();
     container.await_status("stopped");
     container.call("delete", &[]).ok();
@@ -130,14 +130,14 @@ fn what_was_only_created_can_be_killed_and_deleted() {
 }
 
 #[test]
-fn what_was_killed_has_stopped_and_can_be_deleted_at_once() {
+fn a_killed_container_has_stopped_when_kill_returns() {
     if !is_vmrt() {
         return;
     }
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["sleep", "1000"]);
     for options in [&["kill"][..], &["kill", "--all"]] {
-        let container = runtime.started(&bundle);
+        let container = runtime.start_container(&bundle);
         runtime.call(&[options, &[&container.id, "KILL"]].concat()).ok();
         let state = container.state();
         assert_eq!(
@@ -154,7 +154,7 @@ fn what_was_killed_has_stopped_and_can_be_deleted_at_once() {
 }
 
 #[test]
-fn a_relative_mount_is_taken_from_the_root() {
+fn a_relative_mount_destination_starts_at_the_root() {
     let runtime = Runtime::new();
     let mount = json!({"type": "tmpfs", "source": "tmpfs", "destination": "data/below"});
     let bundle = Bundle::script("grep -c ' /data/below tmpfs ' /proc/mounts").with("/mounts/-", mount);
@@ -164,25 +164,25 @@ fn a_relative_mount_is_taken_from_the_root() {
 }
 
 #[test]
-fn a_container_is_started_once() {
+fn a_container_can_be_started_only_once() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["sleep", "1000"]);
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     assert_ne!(container.call("start", &[]).code, 0);
     assert_eq!(container.status(), "running");
 }
 
 #[test]
-fn a_detached_container_outlives_its_command_and_keeps_its_end() {
+fn a_detached_container_outlives_its_command_and_keeps_its_exit_status() {
     let runtime = Runtime::new();
     let bundle = Bundle::script("sleep 1; exit 5");
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     container.await_status("stopped");
     assert_eq!(container.state()["pid"], 0);
     if is_vmrt() {
         assert_eq!(container.state()["exitStatus"], 5);
     }
-    assert_ne!(container.exec(&["true"]).code, 0, "nothing runs in a stopped container");
+    assert_ne!(container.exec(&["true"]).code, 0, "exec in a stopped container fails");
 }
 
 #[test]
@@ -204,12 +204,12 @@ fn spec_writes_what_runc_writes() {
     assert_eq!(namespaces[..5], ["pid", "network", "ipc", "uts", "mount"]);
 
     let again = runtime.call(&["spec", "--bundle", folder.path().to_str().unwrap()]);
-    assert_ne!(again.code, 0, "what is there is not overwritten");
+    assert_ne!(again.code, 0, "an existing file is not overwritten");
     assert_eq!(fs::read_to_string(folder.path().join("config.json")).unwrap(), text);
 }
 
 #[test]
-fn a_written_specification_runs() {
+fn a_container_runs_with_the_specification_of_spec() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["true"]);
     fs::remove_file(bundle.path().join("config.json")).unwrap();
@@ -223,7 +223,7 @@ fn a_written_specification_runs() {
 }
 
 #[test]
-fn another_file_may_hold_the_specification() {
+fn config_names_another_specification_file() {
     let runtime = Runtime::new();
     if !is_vmrt() {
         return;
@@ -234,16 +234,16 @@ fn another_file_may_hold_the_specification() {
     let id = new_id();
     let run = ["run", "--config", "other.json", "--bundle", bundle.path().to_str().unwrap(), &id];
     let mut command = runtime.command(&run);
-    let done = vmrt_tests::runtime::Running::start(command.current_dir(elsewhere.path()), None).end().ok();
+    let done = vmrt_tests::runtime::RunningCommand::start(command.current_dir(elsewhere.path()), None).end().ok();
     assert_eq!(done.text(), "from another file");
 }
 
 #[test]
-fn the_bundle_may_be_the_argument_or_the_working_directory() {
+fn the_bundle_is_the_argument_or_the_working_directory() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["echo", "here"]);
     let mut command = runtime.command(&["run", &new_id()]);
-    let done = vmrt_tests::runtime::Running::start(command.current_dir(bundle.path()), None).end().ok();
+    let done = vmrt_tests::runtime::RunningCommand::start(command.current_dir(bundle.path()), None).end().ok();
     assert_eq!(done.text(), "here");
     if is_vmrt() {
         let done = runtime.call(&["run", bundle.path().to_str().unwrap()]).ok();
@@ -252,11 +252,11 @@ fn the_bundle_may_be_the_argument_or_the_working_directory() {
 }
 
 #[test]
-fn created_is_a_time() {
+fn created_in_state_is_the_current_time() {
     let runtime = Runtime::new();
     let before = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
     let bundle = Bundle::busybox(["sleep", "1000"]);
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     let created = container.state()["created"].as_str().unwrap().to_string();
     let date = std::process::Command::new("date").args(["+%s", "--date", &created]).output().unwrap();
     let created: u64 = String::from_utf8(date.stdout).unwrap().trim().parse().expect("date understands it");

@@ -1,4 +1,4 @@
-//! cgroup limits, felt from inside.
+//! cgroup limits, seen from inside the container.
 
 use serde_json::json;
 use vmrt_tests::bundle::Bundle;
@@ -14,13 +14,13 @@ fn limited(bundle: Bundle) -> Bundle {
 }
 
 #[test]
-fn limits_are_set_and_seen_from_inside() {
+fn limits_are_visible_in_the_containers_cgroup() {
     let runtime = Runtime::new();
     let script = "cd /sys/fs/cgroup; echo memory=$(cat memory.max); echo cpu=$(cat cpu.max); echo pids=$(cat pids.max); \
         echo weight=$(cat cpu.weight); echo swap=$(cat memory.swap.max 2>/dev/null || echo 0); echo self=$(cat /proc/self/cgroup); \
         echo kind=$(stat -f -c %t .); touch x 2>/dev/null && echo locked=no || echo locked=yes";
     let done = runtime.run(&limited(Bundle::script(script))).ok();
-    for (name, value) in [
+    done.assert_values(&[
         ("memory", "67108864"),
         ("cpu", "50000 100000"),
         ("pids", "20"),
@@ -29,13 +29,11 @@ fn limits_are_set_and_seen_from_inside() {
         ("self", "0::/"),
         ("kind", "63677270"),
         ("locked", "yes"),
-    ] {
-        assert_eq!(done.value(name), value, "{name}");
-    }
+    ]);
 }
 
 #[test]
-fn every_limit_of_the_specification_is_a_file_of_the_cgroup() {
+fn every_limit_of_the_specification_sets_its_cgroup_file() {
     let runtime = Runtime::new();
     let script = "cd /sys/fs/cgroup; for file in memory.low memory.high memory.oom.group cpu.max cpu.max.burst \
         hugetlb.2MB.max io.weight; do echo $file=$(cat $file); done";
@@ -46,7 +44,7 @@ fn every_limit_of_the_specification_is_a_file_of_the_cgroup() {
         .with("/linux/resources/blockIO", json!({"weight": 500}))
         .with("/linux/resources/unified", json!({"memory.high": "50331648", "memory.oom.group": "1"}));
     let done = runtime.run(&bundle).ok();
-    for (name, value) in [
+    done.assert_values(&[
         ("memory.low", "16777216"),
         ("memory.high", "50331648"),
         ("memory.oom.group", "1"),
@@ -54,15 +52,13 @@ fn every_limit_of_the_specification_is_a_file_of_the_cgroup() {
         ("cpu.max.burst", "20000"),
         ("hugetlb.2MB.max", "4194304"),
         ("io.weight", "default 4950"),
-    ] {
-        assert_eq!(done.value(name), value, "{name}");
-    }
+    ]);
     let idle = Bundle::busybox(["cat", "/sys/fs/cgroup/cpu.idle"]).with("/linux/resources/cpu", json!({"idle": 1}));
     assert_eq!(runtime.run(&idle).ok().text(), "1");
 }
 
 #[test]
-fn a_limit_that_a_guest_cannot_hold_is_refused_by_name() {
+fn unsupported_limits_are_refused_by_name() {
     let runtime = Runtime::new();
     for (place, value, name) in [
         ("memory", json!({"swappiness": 10}), "memory.swappiness"),
@@ -77,7 +73,7 @@ fn a_limit_that_a_guest_cannot_hold_is_refused_by_name() {
 }
 
 #[test]
-fn the_limit_of_processes_holds() {
+fn the_pids_limit_is_enforced() {
     let runtime = Runtime::new();
     let script = "for i in $(seq 40); do sleep 100 & done 2>/dev/null; echo unreachable";
     let done = runtime.run(&limited(Bundle::script(script)));
@@ -90,10 +86,10 @@ fn the_limit_of_processes_holds() {
 }
 
 #[test]
-fn too_much_memory_is_death_by_signal_nine() {
+fn exceeding_the_memory_limit_exits_with_137() {
     let runtime = Runtime::new();
-    let greedy = ["dd", "if=/dev/zero", "of=/dev/null", "bs=150M", "count=1"];
-    let done = runtime.run(&limited(Bundle::busybox(greedy)));
+    let allocate = ["dd", "if=/dev/zero", "of=/dev/null", "bs=150M", "count=1"];
+    let done = runtime.run(&limited(Bundle::busybox(allocate)));
     assert_eq!(done.code, 137, "{done:?}");
     assert_eq!(
         runtime.run(&limited(Bundle::busybox(["dd", "if=/dev/zero", "of=/dev/null", "bs=20M", "count=1"]))).code,
@@ -102,10 +98,10 @@ fn too_much_memory_is_death_by_signal_nine() {
 }
 
 #[test]
-fn an_exec_that_takes_too_much_dies_alone() {
+fn an_exec_that_exceeds_the_memory_limit_is_killed_alone() {
     let runtime = Runtime::new();
     let bundle = limited(Bundle::busybox(["sleep", "1000"]));
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     let done = container.exec(&["dd", "if=/dev/zero", "of=/dev/null", "bs=150M", "count=1"]);
     assert_eq!(done.code, 137, "{done:?}");
     assert_eq!(container.status(), "running");
@@ -115,7 +111,7 @@ fn an_exec_that_takes_too_much_dies_alone() {
 }
 
 #[test]
-fn the_cpu_quota_holds() {
+fn the_cpu_quota_is_enforced() {
     let runtime = Runtime::new();
     let script = "n=0; until grep -q 'nr_throttled [1-9]' /sys/fs/cgroup/cpu.stat || [ $n = 100 ]; do n=$((n+1)); \
         i=0; while [ $i -lt 1000 ]; do i=$((i+1)); done; done; cat /sys/fs/cgroup/cpu.stat";
@@ -125,10 +121,10 @@ fn the_cpu_quota_holds() {
 }
 
 #[test]
-fn what_only_runs_when_nothing_else_does_can_be_updated() {
+fn cpu_idle_can_be_updated() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["sleep", "1000"]).with("/linux/resources/cpu", json!({"shares": 100}));
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     let update = |options: &[&str]| runtime.call(&[&["update"], options, &[&container.id]].concat()).ok();
     let files = || container.script("cd /sys/fs/cgroup; cat cpu.idle pids.max").ok().text();
     update(&["--cpu-idle", "1"]);
@@ -144,15 +140,15 @@ fn what_only_runs_when_nothing_else_does_can_be_updated() {
 }
 
 #[test]
-fn an_exec_goes_where_the_first_process_is_when_its_own_place_is_closed() {
+fn an_exec_uses_the_first_processs_cgroup_when_its_own_takes_no_processes() {
     let runtime = Runtime::new();
     let script = "cd /sys/fs/cgroup && mkdir inner && echo 1 >inner/cgroup.procs && echo +memory >cgroup.subtree_control && \
         touch /moved; exec sleep 1000";
-    let bundle = Bundle::script(script).all_powerful().without_mount("/sys/fs/cgroup").with(
+    let bundle = Bundle::script(script).with_capabilities().without_mount("/sys/fs/cgroup").with(
         "/mounts/-",
         json!({"type": "cgroup", "source": "cgroup", "destination": "/sys/fs/cgroup", "options": ["nosuid", "rw"]}),
     );
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     bundle.await_file("moved");
     assert_eq!(container.exec(&["cat", "/proc/self/cgroup"]).ok().text(), "0::/inner");
 }

@@ -17,7 +17,7 @@ fn shape(runtime: &Runtime, memory: &str, vcpus: &str) -> (u64, u64) {
 }
 
 #[test]
-fn it_has_the_vcpus_and_the_memory_asked_for() {
+fn the_machine_has_the_configured_vcpus_and_memory() {
     if !is_vmrt() {
         return;
     }
@@ -30,7 +30,7 @@ fn it_has_the_vcpus_and_the_memory_asked_for() {
 }
 
 #[test]
-fn check_says_that_kvm_is_usable() {
+fn check_reports_that_kvm_is_usable() {
     if !is_vmrt() {
         return;
     }
@@ -40,7 +40,7 @@ fn check_says_that_kvm_is_usable() {
 }
 
 #[test]
-fn the_timeline_tells_the_stages_of_a_start() {
+fn the_timeline_lists_the_stages_of_a_start() {
     if !is_vmrt() {
         return;
     }
@@ -66,7 +66,7 @@ fn the_timeline_tells_the_stages_of_a_start() {
 }
 
 #[test]
-fn errors_go_to_a_log_as_json() {
+fn errors_are_logged_as_json() {
     let runtime = Runtime::new();
     let log = runtime.root().with_extension("log");
     let done = runtime.call(&["--log", log.to_str().unwrap(), "--log-format", "json", "state", "nobody"]);

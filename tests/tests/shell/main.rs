@@ -1,4 +1,4 @@
-//! The shell's front door: every command of the runtime, as a person or an engine calls it.
+//! The command line: every command of the runtime, as a user or an engine calls it.
 
 mod bad_input;
 mod clock;

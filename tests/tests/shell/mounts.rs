@@ -1,4 +1,4 @@
-//! Mounts: their options, their propagation, and what of the host they can show.
+//! Mounts: options, propagation, and the kinds of sources.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -12,21 +12,15 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use vmrt_tests::bundle::Bundle;
 use vmrt_tests::eventually;
-use vmrt_tests::mounted::Mounted;
-use vmrt_tests::runtime::{Done, Runtime, is_vmrt};
+use vmrt_tests::runtime::{Runtime, is_vmrt};
+use vmrt_tests::tmpfs_mount::TmpfsMount;
 
 fn tmpfs(destination: &str, options: &[&str]) -> Value {
     json!({"type": "tmpfs", "source": "tmpfs", "destination": destination, "options": options})
 }
 
-fn assert_values(done: &Done, expected: &[(&str, &str)]) {
-    for (name, value) in expected {
-        assert_eq!(done.value(name), *value, "{name}");
-    }
-}
-
 #[test]
-fn a_tmpfs_takes_after_the_directory_it_covers() {
+fn a_tmpfs_has_the_mode_of_its_mount_point_and_tmpcopyup_copies_files() {
     let runtime = Runtime::new();
     let script = "echo plain=$(stat -c %a /plain); echo own=$(stat -c %a /own); echo left=$(ls -A /plain | wc -l); \
         echo mode=$(stat -c %a:%u:%g /copied/dir/file); echo text=$(cat /copied/dir/file); echo link=$(readlink /copied/link); \
@@ -53,12 +47,12 @@ fn a_tmpfs_takes_after_the_directory_it_covers() {
         ("link", "/nowhere"),
         ("kind", "tmpfs"),
     ];
-    assert_values(&runtime.run(&bundle).ok(), &expected);
+    runtime.run(&bundle).ok().assert_values(&expected);
     assert_eq!(fs::read_to_string(bundle.file("copied/dir/file")).unwrap(), "original\n");
 }
 
 #[test]
-fn a_remount_changes_what_is_there() {
+fn a_remount_changes_an_existing_mount() {
     let runtime = Runtime::new();
     let script = "touch /frozen/x 2>/dev/null && echo frozen=no || echo frozen=yes; \
         head -c 3000000 /dev/zero >/grown/x 2>/dev/null; echo grown=$(stat -c %s /grown/x)";
@@ -69,11 +63,11 @@ fn a_remount_changes_what_is_there() {
         .with("/mounts/-", again)
         .with("/mounts/-", tmpfs("/grown", &["size=1m"]))
         .with("/mounts/-", tmpfs("/grown", &["remount", "size=2m"]));
-    assert_values(&runtime.run(&bundle).ok(), &[("frozen", "yes"), ("grown", "2097152")]);
+    runtime.run(&bundle).ok().assert_values(&[("frozen", "yes"), ("grown", "2097152")]);
 }
 
 #[test]
-fn a_remount_of_what_is_no_mount_is_an_error() {
+fn a_remount_without_a_mount_is_an_error() {
     let runtime = Runtime::new();
     let again = json!({"type": "bind", "source": "/tmp", "destination": "/etc", "options": ["bind", "remount", "ro"]});
     let done = runtime.run(&Bundle::busybox(["true"]).with("/mounts/-", again));
@@ -82,12 +76,12 @@ fn a_remount_of_what_is_no_mount_is_an_error() {
 }
 
 #[test]
-fn recursive_attributes_reach_what_is_mounted_below() {
+fn recursive_attributes_apply_to_mounts_below() {
     let runtime = Runtime::new();
     let host = tempfile::tempdir().unwrap();
     let below = host.path().join("below");
     fs::create_dir(&below).unwrap();
-    let _below = Mounted::new(&below);
+    let _below = TmpfsMount::new(&below);
     fs::copy("/bin/true", below.join("program")).unwrap();
     let script = "for at in /ro /ro/below; do touch $at/x 2>/dev/null && echo $at=open || echo $at=locked; done; \
         for at in /plain /plain/below; do touch $at/x 2>/dev/null && echo $at=open || echo $at=locked; done; \
@@ -99,28 +93,28 @@ fn recursive_attributes_reach_what_is_mounted_below() {
     let done = runtime.run(&bundle).ok();
     let expected =
         [("/ro", "locked"), ("/ro/below", "locked"), ("/plain", "open"), ("/plain/below", "open"), ("runs", "no")];
-    assert_values(&done, &expected);
+    done.assert_values(&expected);
 }
 
 #[test]
-fn what_the_host_mounts_below_shows_as_propagation_has_it() {
+fn later_mounts_of_the_host_appear_only_with_slave_propagation() {
     let runtime = Runtime::new();
     let host = tempfile::tempdir().unwrap();
-    let _host = Mounted::shared(host.path());
+    let _host = TmpfsMount::shared(host.path());
     let place = |name: &str| host.path().join(name);
     for name in ["before", "after"] {
         fs::create_dir(place(name)).unwrap();
     }
     let before = place("before");
-    let _before = Mounted::new(&before);
+    let _before = TmpfsMount::new(&before);
     fs::write(place("before/file"), "").unwrap();
     let bundle = Bundle::busybox(["sleep", "1000"])
         .bind(host.path(), "/follows", &["rbind", "rslave"])
         .bind(host.path(), "/private", &["rbind", "rprivate"])
         .bind(host.path(), "/alone", &["private"]);
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     let after = place("after");
-    let after_mount = Mounted::new(&after);
+    let after_mount = TmpfsMount::new(&after);
     fs::write(place("after/file"), "").unwrap();
     let has = |path: &str| container.exec(&["ls", path]).text().contains("file");
     for (path, expected) in [
@@ -138,7 +132,7 @@ fn what_the_host_mounts_below_shows_as_propagation_has_it() {
 }
 
 #[test]
-fn propagation_that_would_lead_to_the_host_is_refused_by_name() {
+fn shared_propagation_to_the_host_is_refused_by_name() {
     if !is_vmrt() {
         return;
     }
@@ -149,7 +143,7 @@ fn propagation_that_would_lead_to_the_host_is_refused_by_name() {
 }
 
 #[test]
-fn mounts_and_the_root_have_the_propagation_asked_for() {
+fn mounts_and_the_root_have_the_configured_propagation() {
     let runtime = Runtime::new();
     let script = "for at in /shared /slave /private /unbindable /; do echo $at=$(awk -v at=$at \
         '$5 == at {for (i = 7; $i != \"-\"; i++) {sub(\":.*\", \"\", $i); printf \"%s\", $i}}' /proc/self/mountinfo); done";
@@ -160,14 +154,14 @@ fn mounts_and_the_root_have_the_propagation_asked_for() {
         runtime.run(&bundle.with("/linux/rootfsPropagation", json!(propagation))).ok()
     };
     let done = with_root("private");
-    assert_values(&done, &[("/shared", "shared"), ("/private", ""), ("/unbindable", "unbindable"), ("/", "")]);
+    done.assert_values(&[("/shared", "shared"), ("/private", ""), ("/unbindable", "unbindable"), ("/", "")]);
     if is_vmrt() {
         assert_eq!(with_root("rshared").value("/"), "shared");
         assert_eq!(with_root("unbindable").value("/"), "unbindable");
     }
 }
 
-/// Answers every connection with what it had read up to its end, twice.
+/// Answers every connection with everything that it sent, twice.
 fn serve(listener: &UnixListener, connections: usize) {
     for _ in 0..connections {
         let (mut stream, _) = listener.accept().expect("a connection");
@@ -178,7 +172,7 @@ fn serve(listener: &UnixListener, connections: usize) {
 }
 
 #[test]
-fn a_socket_of_the_host_answers_inside() {
+fn a_mounted_socket_reaches_the_hosts_server() {
     let runtime = Runtime::new();
     let host = tempfile::tempdir().unwrap();
     let path = host.path().join("socket");
@@ -193,16 +187,16 @@ fn a_socket_of_the_host_answers_inside() {
     let bundle = Bundle::debian(["python3", "-c", python]).bind(&path, "/dev/service.sock", &[]);
     assert_eq!(runtime.run(&bundle).ok().text(), "True 0o620 7\nTrue\nTrue\nTrue");
     server.join().unwrap();
-    // Nobody answers any more.
+    // The server has ended.
     let python = "import socket\ns = socket.socket(socket.AF_UNIX)\ntry:\n s.connect('/dev/service.sock')\n s.sendall(b'x')\n \
         print(s.recv(1))\nexcept OSError as error: print('refused')";
     let bundle = Bundle::debian(["python3", "-c", python]).bind(&path, "/dev/service.sock", &[]);
-    let said = runtime.run(&bundle).ok().text();
-    assert!(said == "refused" || is_vmrt() && said == "b''", "{said}");
+    let answer = runtime.run(&bundle).ok().text();
+    assert!(answer == "refused" || is_vmrt() && answer == "b''", "{answer}");
 }
 
 #[test]
-fn a_socket_goes_with_its_container_and_a_new_one_of_the_name_has_it_again() {
+fn a_mounted_socket_works_again_in_the_next_container() {
     let runtime = Runtime::new();
     let host = tempfile::tempdir().unwrap();
     let path = host.path().join("socket");
@@ -212,14 +206,14 @@ fn a_socket_goes_with_its_container_and_a_new_one_of_the_name_has_it_again() {
         got = b''\nwhile part := s.recv(9): got += part\nprint(got.decode())";
     let bundle = Bundle::debian(["sleep", "1000"]).bind(&path, "/dev/s", &[]);
     for _ in 0..2 {
-        let container = runtime.started(&bundle);
+        let container = runtime.start_container(&bundle);
         assert_eq!(container.exec(&["python3", "-c", ask]).ok().text(), "aa");
     }
     server.join().unwrap();
 }
 
 #[test]
-fn devices_that_every_kernel_has_can_be_mounted() {
+fn devices_that_the_guest_has_can_be_mounted() {
     let runtime = Runtime::new();
     let script = "echo null=$(stat -c %t:%T /data/null); echo gone >/data/null; echo fuse=$(stat -c %t:%T /dev/fuse); \
         echo zeros=$(head -c 3 /data/zero | od -An -tx1 | tr -d ' '); echo zero >/data/zero; echo again=$(head -c 1 /data/zero | wc -c)";
@@ -228,12 +222,12 @@ fn devices_that_every_kernel_has_can_be_mounted() {
         .bind(Path::new("/dev/zero"), "/data/zero", &[])
         .bind(Path::new("/dev/fuse"), "/dev/fuse", &["ro"]);
     let done = runtime.run(&bundle).ok();
-    assert_values(&done, &[("null", "1:3"), ("fuse", "a:e5"), ("zeros", "000000"), ("again", "1")]);
+    done.assert_values(&[("null", "1:3"), ("fuse", "a:e5"), ("zeros", "000000"), ("again", "1")]);
     assert!(!is_vmrt() || fs::metadata(bundle.file("data/null")).unwrap().is_file(), "no device was made on the host");
 }
 
 #[test]
-fn what_is_only_the_hosts_is_refused_by_name() {
+fn host_devices_pipes_and_datagram_sockets_are_refused_by_name() {
     if !is_vmrt() {
         return;
     }
@@ -258,14 +252,14 @@ fn what_is_only_the_hosts_is_refused_by_name() {
 }
 
 #[test]
-fn a_mounted_file_stays_the_one_it_was_and_those_in_a_directory_change() {
+fn a_mounted_file_keeps_its_inode_when_the_host_replaces_it() {
     let runtime = Runtime::new();
     let host = tempfile::tempdir().unwrap();
     let path = |name: &str| host.path().join(name);
     fs::write(path("file"), "old\n").unwrap();
     let bundle =
         Bundle::busybox(["sleep", "1000"]).bind(&path("file"), "/etc/file", &[]).bind(host.path(), "/etc/all", &[]);
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     let read = |path: &str| container.exec(&["cat", path]).ok().text();
     assert_eq!((read("/etc/file"), read("/etc/all/file")), ("old".into(), "old".into()));
     fs::write(path("new"), "new\n").unwrap();
@@ -301,7 +295,7 @@ fn mounts_are_listed_in_the_order_of_the_configuration() {
 }
 
 #[test]
-fn what_is_read_only_is_filled_first() {
+fn read_only_mounts_get_their_content_first() {
     let runtime = Runtime::new();
     let script = "for place in /dev /n; do touch $place/x 2>/dev/null && echo $place is open; done; \
         touch /n/in/x && echo x >/dev/null && ls /dev/pts >/dev/null && echo all";
@@ -313,7 +307,7 @@ fn what_is_read_only_is_filled_first() {
 }
 
 #[test]
-fn a_mount_point_behind_a_link_that_leads_nowhere_is_made_in_the_root() {
+fn a_mount_point_behind_a_dangling_link_is_made_in_the_root() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["cat", "/run-of-old/socket/file"]);
     std::os::unix::fs::symlink("../../../run-of-now", bundle.file("run-of-old")).unwrap();
@@ -330,12 +324,12 @@ fn a_mount_point_behind_a_link_that_leads_nowhere_is_made_in_the_root() {
 }
 
 #[test]
-fn every_mount_has_a_source_that_says_what_it_is() {
+fn every_mount_has_a_descriptive_source() {
     let runtime = Runtime::new();
     let volume = tempfile::tempdir().unwrap();
     let nested = volume.path().join("nested");
     fs::create_dir(&nested).unwrap();
-    let _nested = Mounted::new(&nested);
+    let _nested = TmpfsMount::new(&nested);
     let script = "ls /data/nested; awk '{for (i = 7; $i != \"-\"; i++); print $5 \"=\" $(i + 2)}' /proc/self/mountinfo; \
         echo df=$(df -P / /data | awk 'NR > 1 {print $1, $6}'); echo findmnt=$(findmnt -n -o SOURCE / | sed 's/\\[.*//'); \
         mount | grep -q ' on / type ' && echo mount=shown; echo statfs=$(stat -f -c %T /dev/shm)";
@@ -345,15 +339,15 @@ fn every_mount_has_a_source_that_says_what_it_is() {
     let done = runtime.run(&bundle).ok();
     assert!(!done.text().lines().any(|line| line.ends_with("=none")), "{}", done.text());
     let expected = [("/proc", "proc"), ("/dev", "tmpfs"), ("/dev/pts", "devpts"), ("/dev/shm", "shm")];
-    assert_values(&done, &expected);
-    assert_values(&done, &[("/sys/fs/cgroup", "cgroup"), ("mount", "shown"), ("statfs", "tmpfs")]);
+    done.assert_values(&expected);
+    done.assert_values(&[("/sys/fs/cgroup", "cgroup"), ("mount", "shown"), ("statfs", "tmpfs")]);
     let root = done.value("/");
     assert_eq!(
         (done.value("findmnt"), done.value("df")),
         (root.clone(), format!("{root} / {} /data", done.value("/data")))
     );
     if is_vmrt() {
-        assert_values(&done, &[("/", "vmrt/rootfs"), ("/data", "vmrt/volume-0"), ("/anonymous", "tmpfs")]);
-        assert_values(&done, &[("/data/nested", "vmrt/volume-0/nested")]);
+        done.assert_values(&[("/", "vmrt/rootfs"), ("/data", "vmrt/volume-0"), ("/anonymous", "tmpfs")]);
+        done.assert_values(&[("/data/nested", "vmrt/volume-0/nested")]);
     }
 }

@@ -1,4 +1,4 @@
-//! The namespaces a container has, and those it joins.
+//! Namespaces that a container has or joins.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -8,21 +8,21 @@ use std::process::{Child, Command};
 use serde_json::json;
 use vmrt_tests::bundle::Bundle;
 use vmrt_tests::runtime::{Runtime, is_vmrt};
-use vmrt_tests::{PATIENCE, eventually};
+use vmrt_tests::{TIMEOUT, eventually};
 
-/// The network namespace a process of the host is in.
+/// The network namespace of a process of the host.
 fn network_of(pid: &impl ToString) -> PathBuf {
     fs::read_link(PathBuf::from("/proc").join(pid.to_string()).join("ns/net")).expect("a network namespace")
 }
 
-/// A process that holds a network namespace of its own.
+/// A process that keeps a new network namespace open.
 struct Holder(Child);
 
 impl Holder {
     fn new() -> Self {
         let child = Command::new("unshare").args(["--net", "sleep", "1000"]).spawn().expect("unshare starts");
         let own = network_of(&"self");
-        let moved = eventually(PATIENCE, || (network_of(&child.id()) != own).then_some(()));
+        let moved = eventually(TIMEOUT, || (network_of(&child.id()) != own).then_some(()));
         assert!(moved.is_some(), "unshare made no namespace");
         Self(child)
     }
@@ -42,12 +42,12 @@ impl Drop for Holder {
 fn the_containers_pid_has_a_network_namespace_of_its_own() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["sleep", "1000"]);
-    let container = runtime.created(&bundle);
+    let container = runtime.create_container(&bundle);
     assert_ne!(network_of(&container.pid()), network_of(&"self"));
 }
 
 #[test]
-fn the_containers_pid_is_in_the_network_namespace_that_was_named() {
+fn the_containers_pid_is_in_the_named_network_namespace() {
     let runtime = Runtime::new();
     let holder = Holder::new();
     let bundle = Bundle::busybox(["sleep", "1000"]).with(
@@ -57,7 +57,7 @@ fn the_containers_pid_is_in_the_network_namespace_that_was_named() {
             {"type": "mount"}, {"type": "cgroup"},
         ]),
     );
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     assert_eq!(network_of(&container.pid()), network_of(&holder.0.id()));
 }
 
@@ -93,9 +93,9 @@ fn a_time_namespace_has_clocks_of_its_own() {
     let offsets = json!({"boottime": {"secs": 1_000_000, "nanosecs": 5}, "monotonic": {"secs": 2_000_000}});
     let script = "cat /proc/self/timens_offsets >/offsets; cut -d. -f1 /proc/uptime >/uptime; sleep 1000";
     let bundle = with_clocks(Bundle::script(script), &offsets);
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     let uptime = |text: String| text.trim().parse::<u64>().unwrap();
-    let first = eventually(PATIENCE, || fs::read_to_string(bundle.file("uptime")).ok().filter(|text| !text.is_empty()));
+    let first = eventually(TIMEOUT, || fs::read_to_string(bundle.file("uptime")).ok().filter(|text| !text.is_empty()));
     assert!((1_000_000..1_100_000).contains(&uptime(first.expect("an uptime"))));
     let words = fs::read_to_string(bundle.file("offsets")).unwrap();
     let words: Vec<_> = words.split_whitespace().collect();
@@ -108,7 +108,7 @@ fn a_time_namespace_has_clocks_of_its_own() {
 }
 
 #[test]
-fn clocks_without_a_namespace_are_refused() {
+fn time_offsets_without_a_time_namespace_are_refused() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["true"]).with("/linux/timeOffsets", json!({"boottime": {"secs": 1}}));
     let done = runtime.run(&bundle);
@@ -119,7 +119,7 @@ fn clocks_without_a_namespace_are_refused() {
 }
 
 #[test]
-fn an_exec_runs_on_the_cpus_asked_for() {
+fn an_exec_runs_on_the_configured_cpus() {
     if !is_vmrt() {
         return;
     }
@@ -127,12 +127,12 @@ fn an_exec_runs_on_the_cpus_asked_for() {
     let bundle = Bundle::script("grep Cpus_allowed_list /proc/self/status >/first; sleep 1000")
         .with("/annotations/dev.vmrt.vcpus", json!("2"))
         .with("/process/execCPUAffinity", json!({"initial": "0", "final": "1"}));
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     bundle.await_file("first");
     let list = |text: String| text.trim().rsplit('\t').next().unwrap_or_default().to_owned();
     assert_eq!(list(container.exec(&["grep", "Cpus_allowed_list", "/proc/self/status"]).ok().text()), "1");
     let first = || Some(list(fs::read_to_string(bundle.file("first")).ok()?)).filter(|list| !list.is_empty());
-    assert_ne!(eventually(PATIENCE, first).as_deref(), Some("1"), "the first process is not bound");
+    assert_ne!(eventually(TIMEOUT, first).as_deref(), Some("1"), "the first process is not bound");
 }
 
 #[test]
@@ -166,14 +166,14 @@ fn namespaces_of_the_host_are_refused_by_name() {
 }
 
 #[test]
-fn a_user_namespace_has_the_users_asked_for() {
+fn a_user_namespace_has_the_configured_mappings() {
     let runtime = Runtime::new();
     let script = "echo gone >/dev/null && echo out >/dev/stdout && mkdir /mnt && mount -t tmpfs none /mnt && hostname other && \
         touch /made && exec sleep 1000";
-    let bundle = Bundle::script(script).all_powerful().with_users().with("/hostname", json!("mapped"));
-    let container = runtime.started(&bundle);
+    let bundle = Bundle::script(script).with_capabilities().with_user_namespace().with("/hostname", json!("mapped"));
+    let container = runtime.start_container(&bundle);
     assert!(
-        eventually(PATIENCE, || bundle.path().join("rootfs/made").exists().then_some(())).is_some(),
+        eventually(TIMEOUT, || bundle.path().join("rootfs/made").exists().then_some(())).is_some(),
         "{}",
         container.status()
     );
@@ -197,7 +197,7 @@ fn a_user_namespace_has_the_users_asked_for() {
 }
 
 #[test]
-fn a_user_namespace_and_its_mappings_go_together() {
+fn a_user_namespace_and_its_mappings_require_each_other() {
     let runtime = Runtime::new();
     let without = Bundle::busybox(["true"]).with("/linux/namespaces/-", json!({"type": "user"}));
     assert!(runtime.run(&without).message().contains("uid"), "no mappings");
@@ -205,6 +205,6 @@ fn a_user_namespace_and_its_mappings_go_together() {
     let alone = Bundle::busybox(["true"]).with("/linux/uidMappings", map.clone()).with("/linux/gidMappings", map);
     let done = runtime.run(&alone);
     assert!(done.code == 1 && done.message().contains("user namespace"), "{done:?}");
-    let outside = Bundle::busybox(["true"]).with_users().with("/process/user/uid", json!(70_000));
+    let outside = Bundle::busybox(["true"]).with_user_namespace().with("/process/user/uid", json!(70_000));
     assert_eq!(runtime.run(&outside).code, 1);
 }

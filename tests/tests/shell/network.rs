@@ -1,106 +1,33 @@
-//! The network of a container: the interfaces of its network namespace, whoever put them there.
+//! The network of a container: the interfaces of its network namespace.
+
+mod namespace;
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use serde_json::json;
 use vmrt_tests::bundle::Bundle;
 use vmrt_tests::runtime::{Container, Runtime, is_vmrt};
-use vmrt_tests::{PATIENCE, eventually};
+use vmrt_tests::{TIMEOUT, eventually};
 
-/// Runs `ip` or another tool of the host with the words of `line`; its output.
-fn tool(line: &str) -> String {
-    let mut words = line.split_whitespace();
-    let output = Command::new(words.next().expect("a program")).args(words).output().expect("the tool starts");
-    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).trim().to_string()
-}
+use namespace::{Network, tool};
 
-/// A network namespace whose `eth0` leads to the host, in network 10.99.NUMBER.0/24; gone when dropped.
-///
-/// Made before the [`Runtime`], whose census then does not count it.
-struct Network {
-    number: u8,
-    name: String,
-}
-
-impl Network {
-    fn new(number: u8) -> Self {
-        let name = format!("vmrt-test-{number}");
-        let network = Self { number, name };
-        tool(&format!("ip netns add {}", network.name));
-        network.add_interface(number, "eth0");
-        network.ip("link set lo up");
-        network
-    }
-
-    /// Adds an interface in network 10.99.NUMBER.0/24, whose host is 1 there and in fd99:NUMBER::/64.
-    fn add_interface(&self, number: u8, name: &str) {
-        let host = format!("vh{number}");
-        tool(&format!("ip link add {host} type veth peer name {name} netns {}", self.name));
-        tool(&format!("ip address add 10.99.{number}.1/24 dev {host}"));
-        tool(&format!("ip address add fd99:{number}::1/64 dev {host} nodad"));
-        tool(&format!("ip link set {host} mtu 1400 up"));
-        self.ip(&format!("link set {name} address 02:99:00:00:00:{number:02x} mtu 1400"));
-        self.ip(&format!("address add 10.99.{number}.2/24 broadcast 10.99.{number}.255 dev {name}"));
-        self.ip(&format!("address add fd99:{number}::2/64 dev {name} nodad"));
-        self.ip(&format!("link set {name} up"));
-        // The kernel reports the link as up some time later. Tests compare the state before and after, so they wait for it.
-        let up = || self.ip(&format!("-o -br link show {name}")).contains(" UP ").then_some(());
-        assert!(eventually(PATIENCE, up).is_some(), "{name} does not come up");
-    }
-
-    /// Runs `ip` in the namespace.
-    fn ip(&self, arguments: &str) -> String {
-        tool(&format!("ip -n {} {arguments}", self.name))
-    }
-
-    /// A bundle whose container joins the namespace.
-    fn join(&self, bundle: Bundle) -> Bundle {
-        let path = format!("/run/netns/{}", self.name);
-        bundle.all_powerful().with(
-            "/linux/namespaces",
-            json!([
-                {"type": "pid"}, {"type": "network", "path": path}, {"type": "ipc"}, {"type": "uts"},
-                {"type": "mount"}, {"type": "cgroup"},
-            ]),
-        )
-    }
-
-    /// Its interfaces and what is done with their traffic.
-    fn inventory(&self) -> (String, String) {
-        (self.ip("-o -br link"), tool(&format!("tc -n {} qdisc", self.name)))
-    }
-}
-
-impl Drop for Network {
-    fn drop(&mut self) {
-        tool(&format!("ip netns delete {}", self.name));
-        let host = format!("vh{}", self.number);
-        // The kernel takes the other end of a pair away when it gets to it.
-        let gone = || (!tool("ip -o link").contains(&format!(" {host}@"))).then_some(());
-        let gone = eventually(PATIENCE, gone);
-        assert!(std::thread::panicking() || gone.is_some(), "{host} stays");
-    }
-}
-
-/// Listens on an address of the host, for the rest of the test.
+/// Listens on an address of the host.
 fn listen(address: &str) -> TcpListener {
     TcpListener::bind(address).expect("the host listens")
 }
 
 fn connect(address: &str) -> TcpStream {
-    let connected = eventually(PATIENCE, || TcpStream::connect(address).ok());
+    let connected = eventually(TIMEOUT, || TcpStream::connect(address).ok());
     let stream = connected.unwrap_or_else(|| panic!("{address} does not answer"));
-    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    stream.set_read_timeout(Some(TIMEOUT)).expect("a timeout");
     stream
 }
 
 #[test]
-fn the_guests_interface_is_that_of_the_namespace() {
+fn the_guests_interface_is_configured_as_in_the_namespace() {
     let network = Network::new(1);
     network.ip("route add default via 10.99.1.1");
     network.ip("route add 192.0.2.0/24 via 10.99.1.1 src 10.99.1.2 metric 77 mtu 1300");
@@ -114,7 +41,7 @@ fn the_guests_interface_is_that_of_the_namespace() {
         text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>()
     };
     let (routes, routes6) = (expected("route"), expected("-6 route"));
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     let lines = |script: &str| {
         let text = container.script(script).ok().text();
         text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>()
@@ -125,7 +52,7 @@ fn the_guests_interface_is_that_of_the_namespace() {
     assert!(addresses.contains("inet 10.99.1.2/24 brd 10.99.1.255"), "{addresses}");
     assert!(addresses.contains("inet6 fd99:1::2/64"), "{addresses}");
     let guest = lines("ip route");
-    // The busybox does not print everything.
+    // Busybox does not print all attributes.
     for (route, words) in [
         ("default", vec!["via 10.99.1.1", "dev eth0"]),
         ("192.0.2.0/24", vec!["via 10.99.1.1", "src 10.99.1.2", "metric 77"]),
@@ -142,7 +69,7 @@ fn the_guests_interface_is_that_of_the_namespace() {
     assert!(neighbours.contains("10.99.1.9 dev eth0 lladdr 02:99:00:00:00:99"), "{neighbours}");
 }
 
-/// The words of each line about `eth0`, in the order of the lines.
+/// The lines about `eth0`, with single spaces, sorted.
 fn of_eth0(text: &str) -> Vec<String> {
     let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
     let mut lines: Vec<_> = text.lines().map(words).filter(|line| line.contains(" dev eth0 ")).collect();
@@ -151,7 +78,7 @@ fn of_eth0(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn routes_have_all_that_the_host_says_of_them() {
+fn routes_keep_all_their_attributes() {
     let network = Network::new(21);
     for route in [
         "192.0.2.0/24 via 10.99.21.1 metric 5 mtu lock 1200 advmss 1100 window 4000 rtt lock 100ms rttvar 50ms ssthresh 40 cwnd lock 20 \
@@ -167,9 +94,9 @@ fn routes_have_all_that_the_host_says_of_them() {
         network.ip(&format!("{}route add {route}", if route.contains("::") { "-6 " } else { "" }));
     }
     let runtime = Runtime::new();
-    // The host's own program tells in the guest as well what there is.
+    // The host's `ip` prints the routes in the guest, too.
     let bundle = network.join(Bundle::busybox(["sleep", "1000"])).bind(Path::new("/usr"), "/host", &["ro"]);
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     let ip = |arguments: &str| {
         let loader =
             "/host/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2 --library-path /host/lib/x86_64-linux-gnu /host/bin/ip";
@@ -177,7 +104,7 @@ fn routes_have_all_that_the_host_says_of_them() {
     };
     let all = "-d -4 route show table all";
     assert_eq!(of_eth0(&ip(all)), of_eth0(&network.ip(all)));
-    // How long it will last has changed meanwhile.
+    // The remaining lifetime has changed meanwhile.
     let lasting = |text: &str| {
         let lines = of_eth0(text).into_iter().filter(|line| line.starts_with("unicast 2001:db8:"));
         let until = |line: String| line.split(" expires ").next().map(str::to_owned).map(|start| (start, line));
@@ -190,17 +117,17 @@ fn routes_have_all_that_the_host_says_of_them() {
 }
 
 #[test]
-fn pings_and_streams_go_both_ways() {
+fn pings_and_streams_work_in_both_directions() {
     let network = Network::new(2);
     let runtime = Runtime::new();
-    // What the guest hears it sends back.
+    // The guest echoes everything.
     let bundle = network.join(Bundle::busybox(["nc", "-ll", "-p", "7000", "-e", "cat"]));
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     container.script("ping -c 3 -w 60 10.99.2.1").ok();
     container.script("ping -c 1 -s 1372 -w 60 10.99.2.1").ok();
     container.script("ping -6 -c 1 -w 60 fd99:2::1").ok();
     for address in ["10.99.2.2:7000", "[fd99:2::2]:7000"] {
-        // More than fits into any buffer on the way, in segments as large as they come.
+        // More data than fits into all buffers on the path, in large segments.
         let sent: Vec<u8> = (0..3_000_000_u32).map(|index| index.to_le_bytes()[(index % 3) as usize]).collect();
         let mut stream = connect(address);
         let mut writer = stream.try_clone().expect("a descriptor");
@@ -222,7 +149,7 @@ fn pings_and_streams_go_both_ways() {
 }
 
 #[test]
-fn two_containers_talk_over_a_bridge_each_with_two_interfaces() {
+fn two_containers_with_two_interfaces_each_connect_over_a_bridge() {
     let networks = [Network::new(3), Network::new(4)];
     tool("ip link add vbr3 type bridge");
     for (network, address) in networks.iter().zip([2, 3]) {
@@ -239,13 +166,13 @@ fn two_containers_talk_over_a_bridge_each_with_two_interfaces() {
             networks[0].join(Bundle::script("while true; do echo hello from $(hostname) | nc -l -p 7000; done"));
         let server = server.with("/hostname", json!("server"));
         let client = networks[1].join(Bundle::busybox(["sleep", "1000"]));
-        let _server = runtime.started(&server);
-        let client = runtime.started(&client);
-        let said = eventually(PATIENCE, || {
-            let said = client.script("nc -w 10 10.98.0.2 7000 </dev/null");
-            (said.code == 0 && !said.stdout.is_empty()).then(|| said.text())
+        let _server = runtime.start_container(&server);
+        let client = runtime.start_container(&client);
+        let answer = eventually(TIMEOUT, || {
+            let answer = client.script("nc -w 10 10.98.0.2 7000 </dev/null");
+            (answer.code == 0 && !answer.stdout.is_empty()).then(|| answer.text())
         });
-        assert_eq!(said.as_deref(), Some("hello from server"));
+        assert_eq!(answer.as_deref(), Some("hello from server"));
         assert_eq!(client.script("ls /sys/class/net").ok().text().lines().collect::<Vec<_>>(), ["eth0", "lo", "net1"]);
         client.script("ping -c 1 -w 60 10.99.4.1").ok();
         let wrong = client.script("ping -c 1 -w 2 10.99.3.2");
@@ -265,7 +192,7 @@ fn nothing_is_left_in_the_namespace() {
     assert_ne!(missing.code, 0);
     assert_eq!(network.inventory(), before, "after a create that failed");
     let bundle = network.join(Bundle::busybox(["sleep", "1000"]));
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     if is_vmrt() {
         let second = runtime.run(&bundle);
         assert_ne!(second.code, 0);
@@ -280,7 +207,7 @@ fn nothing_is_left_in_the_namespace() {
     runtime.run(&network.join(Bundle::script("ping -c 1 -w 60 10.99.5.1"))).ok();
 }
 
-/// An interface for a container whose network namespace is its own, as an engine adds it.
+/// Adds an interface to a container with a new network namespace, as an engine does.
 fn add_to(container: &Container<'_>) {
     let pid = container.pid();
     tool(&format!("ip link add vh6 type veth peer name eth0 netns {pid}"));
@@ -296,24 +223,24 @@ fn add_to(container: &Container<'_>) {
 fn an_interface_added_between_create_and_start_is_there_at_the_start() {
     let runtime = Runtime::new();
     let script = "ip route >/routes; ping -c 1 -w 60 10.99.6.1 >/ping; exec sleep 1000";
-    let bundle = Bundle::script(script).all_powerful();
-    let container = runtime.created(&bundle);
+    let bundle = Bundle::script(script).with_capabilities();
+    let container = runtime.create_container(&bundle);
     add_to(&container);
     container.call("start", &[]).ok();
     container.script("ping -c 1 -w 60 10.99.6.1").ok();
-    let routes = eventually(PATIENCE, || container.script("cat /routes").text().contains("default").then_some(()));
+    let routes = eventually(TIMEOUT, || container.script("cat /routes").text().contains("default").then_some(()));
     assert!(routes.is_some(), "the program ran before its network was there");
 }
 
 #[test]
-fn the_guest_follows_interfaces_that_come_and_go_while_it_runs() {
+fn interfaces_are_attached_changed_and_detached_while_the_guest_runs() {
     let network = Network::new(10);
     let before = network.inventory();
     let runtime = Runtime::new();
     let bundle = network.join(Bundle::busybox(["sleep", "1000"]));
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     let has = |what: &str, is_there| {
-        let reached = eventually(PATIENCE, || ((container.script(what).code == 0) == is_there).then_some(()));
+        let reached = eventually(TIMEOUT, || ((container.script(what).code == 0) == is_there).then_some(()));
         assert!(reached.is_some(), "{what} is not {is_there}: {:?}", container.script("ip address; ip route"));
     };
     for _ in 0..2 {
@@ -322,7 +249,7 @@ fn the_guest_follows_interfaces_that_come_and_go_while_it_runs() {
         has("ip route | grep '^192.0.2.0/24 via 10.99.11.1 dev eth1'", true);
         assert_eq!(container.script("cat /sys/class/net/eth1/address").ok().text(), "02:99:00:00:00:0b");
         container.script("ping -c 1 -w 60 10.99.11.1 && ping -6 -c 1 -w 60 fd99:11::1").ok();
-        // What is there already changes, too.
+        // Addresses and routes change, too.
         network.ip("address add 10.99.11.9/24 dev eth1");
         has("ip -4 -o address show dev eth1 | grep -F 10.99.11.9/24", true);
         network.ip("link set eth1 mtu 1400");
@@ -348,10 +275,10 @@ fn the_guest_follows_interfaces_that_come_and_go_while_it_runs() {
 }
 
 #[test]
-fn a_namespace_with_the_loopback_alone_costs_no_device() {
+fn a_namespace_with_only_a_loopback_uses_no_network_device() {
     let runtime = Runtime::new();
     let script = "ls /sys/class/net; ls /sys/bus/virtio/drivers/virtio_net 2>/dev/null | grep -c '^virtio' ; ping -c 1 -w 60 127.0.0.1 >/dev/null && echo up";
-    let done = runtime.run(&Bundle::script(script).all_powerful()).ok();
+    let done = runtime.run(&Bundle::script(script).with_capabilities()).ok();
     let text = done.text();
     let lines: Vec<_> = text.lines().collect();
     assert_eq!((lines[0], lines[lines.len() - 1]), ("lo", "up"), "{lines:?}");
@@ -361,7 +288,7 @@ fn a_namespace_with_the_loopback_alone_costs_no_device() {
 }
 
 #[test]
-fn what_a_guest_cannot_have_is_refused_by_name() {
+fn a_route_with_several_next_hops_is_refused_by_name() {
     if !is_vmrt() {
         return;
     }
@@ -378,7 +305,7 @@ fn what_a_guest_cannot_have_is_refused_by_name() {
 }
 
 #[test]
-fn many_connections_at_once_all_end_well() {
+fn many_concurrent_connections_are_served() {
     let network = Network::new(9);
     let runtime = Runtime::new();
     let server = "import shutil, socketserver\nclass Echo(socketserver.StreamRequestHandler):\n \
@@ -386,7 +313,7 @@ fn many_connections_at_once_all_end_well() {
         class Server(socketserver.ThreadingTCPServer): request_queue_size = 64\n\
         Server(('', 7000), Echo).serve_forever()";
     let bundle = network.join(Bundle::debian(["python3", "-c", server]));
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     connect("10.99.9.2:7000");
     let clients: Vec<_> = (0..20_u8)
         .map(|number| {
@@ -401,7 +328,7 @@ fn many_connections_at_once_all_end_well() {
         })
         .collect();
     assert!(clients.into_iter().all(|client| client.join().expect("a client")));
-    // A guest that is not listening refuses, it does not swallow.
+    // A guest without a listener refuses connections; it does not drop them.
     let refused = TcpStream::connect_timeout(&"10.99.9.2:7009".parse().expect("an address"), Duration::from_secs(60));
     assert_eq!(refused.expect_err("nobody listens").kind(), std::io::ErrorKind::ConnectionRefused);
     assert_eq!(container.status(), "running");

@@ -1,13 +1,13 @@
-//! Overlays that a container mounts itself, as image builders and nested engines do, with their layers on a volume.
+//! Overlays that a container mounts, as image builders and nested engines do, with their layers on a volume.
 
 use std::fs;
 use std::path::Path;
 
 use serde_json::json;
 use vmrt_tests::bundle::Bundle;
-use vmrt_tests::runtime::{Done, Runtime, is_vmrt};
+use vmrt_tests::runtime::{CommandResult, Runtime, is_vmrt};
 
-/// What the scripts have in common. Cached names are valid for a second, so nothing is proven before that has passed.
+/// Shell functions of the scripts. They sleep, because the guest caches names for a second.
 const FUNCTIONS: &str = r#"
 set -e
 layers() {
@@ -36,22 +36,22 @@ empty() { rm -rf $1/m/*; echo $1-left=$(ls -A $1/m | wc -l); umount $1/m; }
 cd /data
 "#;
 
-/// What `show` prints, whatever the layers are on.
+/// The output of `show`, which does not depend on the file system of the layers.
 const SHOWN: &str = "d hard held links links2 map meta moved new3 owner pipe symbolic times : f more : links more : links : \
      new : MAP : : x y : x y : 640 : meta : 1000";
 
-fn run(runtime: &Runtime, volume: &Path, script: &str) -> Done {
+fn run(runtime: &Runtime, volume: &Path, script: &str) -> CommandResult {
     fs::write(volume.join("script"), format!("{FUNCTIONS}{script}")).unwrap();
-    // Who maps root into a user namespace needs CAP_SETFCAP.
+    // Mapping root into a user namespace needs CAP_SETFCAP.
     let bundle = ["bounding", "effective", "permitted"]
         .iter()
-        .fold(Bundle::debian(["sh", "/data/script"]).all_powerful().bind(volume, "/data", &[]), |bundle, set| {
+        .fold(Bundle::debian(["sh", "/data/script"]).with_capabilities().bind(volume, "/data", &[]), |bundle, set| {
             bundle.with(&format!("/process/capabilities/{set}/-"), json!("CAP_SETFCAP"))
         });
     runtime.run(&bundle).ok()
 }
 
-fn assert_values(done: &Done, expected: &[(&str, &str)]) {
+fn assert_values(done: &CommandResult, expected: &[(&str, &str)]) {
     for (name, value) in expected {
         let value_there = done.value(name);
         assert_eq!(value_there.split_whitespace().collect::<Vec<_>>().join(" "), *value, "{name}");
@@ -59,7 +59,7 @@ fn assert_values(done: &Done, expected: &[(&str, &str)]) {
 }
 
 #[test]
-fn an_overlay_on_a_volume_is_as_one_on_the_host() {
+fn an_overlay_on_a_volume_behaves_as_on_the_host() {
     let runtime = Runtime::new();
     let volume = tempfile::tempdir().unwrap();
     let script = "for at in trusted user; do layers $at; done; join trusted; join user ,userxattr; \
@@ -82,7 +82,7 @@ fn an_overlay_on_a_volume_is_as_one_on_the_host() {
             ],
         );
     }
-    // The layers outlive the machine.
+    // The layers work in another machine.
     let script = "join trusted; join user ,userxattr; for at in trusted user; do show $at later; empty $at; done";
     let done = run(&runtime, volume.path(), script);
     for layers in ["trusted", "user"] {
@@ -91,10 +91,10 @@ fn an_overlay_on_a_volume_is_as_one_on_the_host() {
 }
 
 #[test]
-fn an_overlay_has_its_options_and_any_layers() {
+fn overlay_options_work_with_any_layers() {
     let runtime = Runtime::new();
     let volume = tempfile::tempdir().unwrap();
-    // Renaming a merged directory needs a redirect, and a change of its metadata alone leaves a file's contents below.
+    // Renaming a merged directory needs a redirect. With metacopy, a change of metadata does not copy the file's contents.
     let script = r#"
 layers r; head -c 65536 /dev/zero >>r/a/meta; join r ,redirect_dir=on,metacopy=on
 python3 -c "import os; os.rename('r/m/merged', 'r/m/moved')"; chmod 640 r/m/meta; sleep 2
@@ -128,25 +128,25 @@ layers n; unshare -Urm sh -ec '. /data/functions; join n ,userxattr; change n; s
 }
 
 #[test]
-fn an_overlay_sees_what_the_host_changes_below_it() {
+fn an_overlay_shows_changes_by_the_host_in_a_lower_layer() {
     let runtime = Runtime::new();
     let volume = tempfile::tempdir().unwrap();
     let script = "layers h; join h; echo more >>h/m/f; cat h/m/f h/m/meta >/dev/null; touch ready; \
         while ! [ -e go ]; do sleep 0.1; done; sleep 2; echo below=$(cat h/m/meta); \
         ls h/m >/dev/null && empty h";
     fs::write(volume.path().join("script"), format!("{FUNCTIONS}{script}")).unwrap();
-    let bundle = Bundle::debian(["sh", "/data/script"]).all_powerful().bind(volume.path(), "/data", &[]);
+    let bundle = Bundle::debian(["sh", "/data/script"]).with_capabilities().bind(volume.path(), "/data", &[]);
     let done = std::thread::scope(|scope| {
         let running = scope.spawn(|| runtime.run(&bundle));
         let place = |name: &str| volume.path().join(name);
-        assert!(vmrt_tests::eventually(vmrt_tests::PATIENCE, || place("ready").exists().then_some(())).is_some());
-        // Of the upper layer the overlay alone may change anything.
+        assert!(vmrt_tests::eventually(vmrt_tests::TIMEOUT, || place("ready").exists().then_some(())).is_some());
+        // Only the overlay may change the upper layer, so change a lower one.
         fs::write(place("new"), "changed\n").unwrap();
         fs::rename(place("new"), place("h/a/meta")).unwrap();
         fs::write(place("go"), "").unwrap();
         running.join().unwrap().ok()
     });
-    // On the host itself an overlay goes on showing what it knows.
+    // On the host itself, an overlay continues to show its cached state.
     if is_vmrt() {
         assert_values(&done, &[("below", "changed")]);
     }

@@ -1,53 +1,53 @@
-//! Containers that are stopped where they are, and go on.
+//! `pause` and `resume`.
 
 use std::fs;
 use std::thread::sleep;
 use std::time::Duration;
 
 use vmrt_tests::bundle::Bundle;
-use vmrt_tests::runtime::{Container, Running, Runtime, is_vmrt};
+use vmrt_tests::runtime::{Container, RunningCommand, Runtime, is_vmrt};
 
-/// A container that writes a longer file all the time.
-fn counting() -> Bundle {
+/// A container that continuously appends to a file.
+fn counting_bundle() -> Bundle {
     Bundle::script("while :; do echo >>/count; sleep 0.01; done")
 }
 
-fn counted(bundle: &Bundle) -> u64 {
+fn file_size(bundle: &Bundle) -> u64 {
     fs::metadata(bundle.file("count")).map_or(0, |metadata| metadata.len())
 }
 
-fn goes_on(bundle: &Bundle) -> bool {
-    let before = counted(bundle);
-    vmrt_tests::eventually(vmrt_tests::PATIENCE, || (counted(bundle) > before).then_some(())).is_some()
+fn makes_progress(bundle: &Bundle) -> bool {
+    let before = file_size(bundle);
+    vmrt_tests::eventually(vmrt_tests::TIMEOUT, || (file_size(bundle) > before).then_some(())).is_some()
 }
 
 fn paused<'a>(runtime: &'a Runtime, bundle: &'a Bundle) -> Container<'a> {
-    let container = runtime.started(bundle);
+    let container = runtime.start_container(bundle);
     bundle.await_file("count");
     container.call("pause", &[]).ok();
     container
 }
 
 #[test]
-fn a_paused_container_stands_still_until_it_is_resumed() {
+fn a_paused_container_makes_no_progress_until_it_is_resumed() {
     let runtime = Runtime::new();
-    let bundle = counting();
+    let bundle = counting_bundle();
     let container = paused(&runtime, &bundle);
     assert_eq!(container.status(), "paused");
     assert!(runtime.call(&["list"]).ok().text().contains("paused"));
-    let before = counted(&bundle);
+    let before = file_size(&bundle);
     sleep(Duration::from_millis(500));
-    assert_eq!(counted(&bundle), before);
+    assert_eq!(file_size(&bundle), before);
 
     container.call("resume", &[]).ok();
     assert_eq!(container.status(), "running");
-    assert!(goes_on(&bundle));
+    assert!(makes_progress(&bundle));
 }
 
 #[test]
-fn what_is_paused_is_not_paused_again_started_or_deleted() {
+fn a_paused_container_cannot_be_paused_started_or_deleted() {
     let runtime = Runtime::new();
-    let bundle = counting();
+    let bundle = counting_bundle();
     let container = paused(&runtime, &bundle);
     assert_ne!(container.call("start", &[]).code, 0);
     let refused = container.call("delete", &[]);
@@ -60,9 +60,9 @@ fn what_is_paused_is_not_paused_again_started_or_deleted() {
 }
 
 #[test]
-fn nothing_is_executed_in_a_paused_container_unless_it_is_to_wait() {
+fn exec_in_a_paused_container_is_refused_or_waits_with_ignore_paused() {
     let runtime = Runtime::new();
-    let bundle = counting();
+    let bundle = counting_bundle();
     let container = paused(&runtime, &bundle);
     let refused = container.exec(&["true"]);
     assert_eq!(refused.code, 255, "{refused:?}");
@@ -70,7 +70,7 @@ fn nothing_is_executed_in_a_paused_container_unless_it_is_to_wait() {
     assert!(refused.message().contains(reason), "{}", refused.message());
 
     let mut command = runtime.command(&["exec", "--ignore-paused", &container.id, "sh", "-c", "touch /late; exit 7"]);
-    let waiting = Running::start(&mut command, None);
+    let waiting = RunningCommand::start(&mut command, None);
     sleep(Duration::from_millis(500));
     assert!(!bundle.file("late").exists());
     container.call("resume", &[]).ok();
@@ -79,7 +79,7 @@ fn nothing_is_executed_in_a_paused_container_unless_it_is_to_wait() {
 }
 
 #[test]
-fn a_signal_reaches_a_paused_container_and_death_does_at_once() {
+fn a_signal_waits_for_resume_and_sigkill_does_not() {
     let runtime = Runtime::new();
     let bundle = Bundle::script("trap 'echo got >/got' USR1; touch /count; while :; do sleep 0.05; done");
     let container = paused(&runtime, &bundle);
@@ -95,10 +95,10 @@ fn a_signal_reaches_a_paused_container_and_death_does_at_once() {
 }
 
 #[test]
-fn a_created_container_can_be_paused_and_force_removes_a_paused_one() {
+fn a_created_container_can_be_paused_and_delete_force_removes_a_paused_one() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["sleep", "1000"]);
-    let container = runtime.created(&bundle);
+    let container = runtime.create_container(&bundle);
     container.call("pause", &[]).ok();
     assert_eq!(container.status(), "paused");
     container.call("resume", &[]).ok();
@@ -111,10 +111,10 @@ fn a_created_container_can_be_paused_and_force_removes_a_paused_one() {
 }
 
 #[test]
-fn what_has_stopped_is_neither_paused_nor_resumed() {
+fn a_stopped_container_cannot_be_paused_or_resumed() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["true"]);
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     container.await_status("stopped");
     for command in ["pause", "resume"] {
         let done = container.call(command, &[]);

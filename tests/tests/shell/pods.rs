@@ -1,4 +1,4 @@
-//! Containers that join namespaces of another by its pid, as those of a pod do: they are in its machine.
+//! Containers that join namespaces of another by its pid, as the containers of a pod do. They run in its machine.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -8,12 +8,12 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 use vmrt_tests::bundle::Bundle;
 use vmrt_tests::runtime::{Container, Runtime, is_vmrt};
-use vmrt_tests::{PATIENCE, eventually};
+use vmrt_tests::{TIMEOUT, eventually};
 
 const SHARED: [(&str, &str); 4] = [("pid", "pid"), ("network", "net"), ("ipc", "ipc"), ("uts", "uts")];
 
-/// The bundle with these namespaces of `host`, and all others its own.
-pub(crate) fn joining(bundle: Bundle, host: &Container<'_>, shared: &[&str]) -> Bundle {
+/// The bundle with these namespaces of `host`, and new ones of all other kinds.
+pub(crate) fn join_namespaces(bundle: Bundle, host: &Container<'_>, shared: &[&str]) -> Bundle {
     let own = ["mount", "cgroup"].map(|kind| json!({"type": kind}));
     let namespace = |(kind, file): (&str, &str)| match shared.contains(&kind) {
         true => json!({"type": kind, "path": format!("/proc/{}/ns/{file}", host.pid())}),
@@ -25,11 +25,11 @@ pub(crate) fn joining(bundle: Bundle, host: &Container<'_>, shared: &[&str]) -> 
 
 pub(crate) const ALL: [&str; 4] = ["pid", "network", "ipc", "uts"];
 
-/// What tells the namespaces and the machine that a process is in, a line each.
+/// A script that prints the namespaces and the machine of a process, a line each.
 const WHERE: &str = "for ns in pid net ipc uts mnt cgroup; do readlink /proc/self/ns/$ns; done; \
      cat /proc/sys/kernel/random/boot_id";
 
-fn places(container: &Container<'_>) -> Vec<String> {
+fn namespaces_and_machine(container: &Container<'_>) -> Vec<String> {
     container.script(WHERE).ok().text().lines().map(str::to_owned).collect()
 }
 
@@ -38,17 +38,17 @@ fn network_on_host(container: &Container<'_>) -> std::path::PathBuf {
 }
 
 #[test]
-fn a_container_is_in_the_namespaces_of_another_that_it_joins() {
+fn a_container_joins_namespaces_of_another() {
     let runtime = Runtime::new();
-    let bundle = Bundle::script("echo >/ready; sleep 1000").with("/hostname", json!("first")).all_powerful();
-    let first = runtime.started(&bundle);
+    let bundle = Bundle::script("echo >/ready; sleep 1000").with("/hostname", json!("first")).with_capabilities();
+    let first = runtime.start_container(&bundle);
     first.script("hostname pod; ip addr add 10.77.0.1/24 dev lo").ok();
     let (all, network) = (
-        joining(Bundle::busybox(["sleep", "1000"]), &first, &ALL),
-        joining(Bundle::busybox(["sleep", "1000"]), &first, &["network"]),
+        join_namespaces(Bundle::busybox(["sleep", "1000"]), &first, &ALL),
+        join_namespaces(Bundle::busybox(["sleep", "1000"]), &first, &["network"]),
     );
-    let (all, network) = (runtime.started(&all), runtime.started(&network));
-    let [of_first, of_all, of_network] = [&first, &all, &network].map(places);
+    let (all, network) = (runtime.start_container(&all), runtime.start_container(&network));
+    let [of_first, of_all, of_network] = [&first, &all, &network].map(namespaces_and_machine);
     assert_eq!(of_first[..4], of_all[..4]);
     assert_eq!((&of_first[1], &of_first[6]), (&of_network[1], &of_network[6]));
     for other in [0, 2, 3] {
@@ -60,27 +60,28 @@ fn a_container_is_in_the_namespaces_of_another_that_it_joins() {
     assert_eq!(all.exec(&["hostname"]).ok().text(), "pod");
     assert!(network.exec(&["ip", "addr", "show", "lo"]).ok().text().contains("10.77.0.1"));
     assert!(all.exec(&["ps"]).ok().text().contains("sleep 1000"), "the first's processes are seen");
-    // To the host each is a process of its own, in the network namespace of the pod.
+    // On the host each container is a separate process, in the network namespace of the pod.
     assert_ne!(first.pid(), all.pid());
     assert_eq!(network_on_host(&first), network_on_host(&all));
     assert_eq!(network_on_host(&first), network_on_host(&network));
 }
 
 #[test]
-fn a_container_of_a_pod_goes_through_its_whole_life() {
+fn all_commands_work_on_a_container_of_a_pod() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["sleep", "1000"]);
-    let first = runtime.started(&bundle);
-    let talk = joining(Bundle::script("echo out; echo err >&2; exit 7"), &first, &ALL);
-    let absent = joining(Bundle::busybox(["/nonexistent"]), &first, &ALL);
+    let first = runtime.start_container(&bundle);
+    let writes_and_fails = join_namespaces(Bundle::script("echo out; echo err >&2; exit 7"), &first, &ALL);
+    let missing_program = join_namespaces(Bundle::busybox(["/nonexistent"]), &first, &ALL);
     for _ in 0..2 {
-        assert_ne!(runtime.run(&absent).code, 0);
-        let done = runtime.run(&talk);
+        assert_ne!(runtime.run(&missing_program).code, 0);
+        let done = runtime.run(&writes_and_fails);
         assert_eq!((done.code, done.text().as_str(), done.message().trim()), (7, "out", "err"));
     }
-    let bundle = joining(Bundle::script("trap 'exit 3' TERM; echo >/ready; while :; do sleep 0.1; done"), &first, &ALL);
+    let bundle =
+        join_namespaces(Bundle::script("trap 'exit 3' TERM; echo >/ready; while :; do sleep 0.1; done"), &first, &ALL);
     let bundle = bundle.with("/linux/resources/pids", json!({"limit": 50}));
-    let second = runtime.created(&bundle);
+    let second = runtime.create_container(&bundle);
     assert_eq!(second.status(), "created");
     second.call("start", &[]).ok();
     bundle.await_file("ready");
@@ -108,20 +109,20 @@ fn a_container_of_a_pod_goes_through_its_whole_life() {
 }
 
 #[test]
-fn the_process_of_the_host_and_the_container_end_together() {
+fn a_container_ends_with_its_process_on_the_host() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["sleep", "1000"]);
-    let first = runtime.started(&bundle);
+    let first = runtime.start_container(&bundle);
     let marker = format!("{}", 4000 + std::process::id() % 1000);
-    let bundle = joining(Bundle::busybox(["sleep", &marker]), &first, &ALL);
-    let second = runtime.started(&bundle);
+    let bundle = join_namespaces(Bundle::busybox(["sleep", &marker]), &first, &ALL);
+    let second = runtime.start_container(&bundle);
     let is_there = || first.exec(&["ps"]).ok().text().contains(&format!("sleep {marker}"));
     assert!(is_there());
     kill(Pid::from_raw(second.pid()), Signal::SIGKILL).unwrap();
     second.await_status("stopped");
     second.call("delete", &[]).ok();
     assert!(!is_there(), "it outlived its process on the host");
-    // Its name is free again, in the machine too.
+    // The id can be used again, also in the machine.
     let mut command = runtime.command(&["run", "--detach", "--bundle"]);
     let code = vmrt_tests::runtime::wait(
         &mut command.arg(bundle.path()).arg(&second.id).stdout(std::process::Stdio::null()).spawn().unwrap(),
@@ -133,17 +134,17 @@ fn the_process_of_the_host_and_the_container_end_together() {
     assert!(!is_there());
 }
 
-/// Seconds that the machine of a container has run.
+/// The uptime of a container's machine in seconds.
 fn uptime(container: &Container<'_>) -> f64 {
     let text = container.exec(&["cat", "/proc/uptime"]).ok().text();
     text.split_whitespace().next().and_then(|seconds| seconds.parse().ok()).expect("a number of seconds")
 }
 
 #[test]
-fn a_container_ends_with_its_first_process_whoever_is_left() {
+fn a_container_of_a_pod_ends_with_its_first_process() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["sleep", "1000"]);
-    let first = runtime.started(&bundle);
+    let first = runtime.start_container(&bundle);
     let cgroups = json!({"type": "cgroup", "source": "cgroup", "destination": "/sys/fs/cgroup", "options": ["nosuid"]});
     let end = "cut -d ' ' -f 1 /proc/uptime; exit 3";
     for (marker, script) in [
@@ -156,9 +157,11 @@ fn a_container_ends_with_its_first_process_whoever_is_left() {
             ),
         ),
     ] {
-        let bundle =
-            Bundle::script(&script).all_powerful().without_mount("/sys/fs/cgroup").with("/mounts/-", cgroups.clone());
-        let done = runtime.run(&joining(bundle, &first, &ALL));
+        let bundle = Bundle::script(&script)
+            .with_capabilities()
+            .without_mount("/sys/fs/cgroup")
+            .with("/mounts/-", cgroups.clone());
+        let done = runtime.run(&join_namespaces(bundle, &first, &ALL));
         assert_eq!(done.code, 3, "{marker}: {done:?}");
         let ended: f64 = done.text().parse().unwrap();
         let waited = uptime(&first) - ended;
@@ -174,15 +177,15 @@ fn a_container_ends_with_its_first_process_whoever_is_left() {
 fn the_pod_ends_with_its_first_container() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["sleep", "1000"]);
-    let first = runtime.started(&bundle);
-    let joined = joining(Bundle::busybox(["sleep", "1000"]), &first, &ALL);
-    let late = joining(Bundle::busybox(["true"]), &first, &ALL);
-    let second = runtime.started(&joined);
+    let first = runtime.start_container(&bundle);
+    let joined = join_namespaces(Bundle::busybox(["sleep", "1000"]), &first, &ALL);
+    let late = join_namespaces(Bundle::busybox(["true"]), &first, &ALL);
+    let second = runtime.start_container(&joined);
     first.call("kill", &["KILL"]).ok();
     second.await_status("stopped");
     second.call("delete", &[]).ok();
     first.await_status("stopped");
-    assert_ne!(runtime.run(&late).code, 0, "what has ended is joined by nobody");
+    assert_ne!(runtime.run(&late).code, 0, "a container that has ended cannot be joined");
 }
 
 fn namespace_of(host: &Container<'_>, kind: &str) -> Value {
@@ -190,34 +193,37 @@ fn namespace_of(host: &Container<'_>, kind: &str) -> Value {
 }
 
 #[test]
-fn a_container_of_a_pod_is_among_its_users() {
+fn a_container_joins_the_user_namespace_of_its_pod() {
     let runtime = Runtime::new();
-    let bundle = Bundle::busybox(["sleep", "1000"]).with_users();
-    let first = runtime.started(&bundle);
+    let bundle = Bundle::busybox(["sleep", "1000"]).with_user_namespace();
+    let first = runtime.start_container(&bundle);
     let shared = ["network", "ipc", "uts"];
     let script = "id -u >/made; hostname other; mount -t tmpfs none /mnt && exec sleep 1000";
-    let bundle = joining(Bundle::script(script).all_powerful(), &first, &shared);
+    let bundle = join_namespaces(Bundle::script(script).with_capabilities(), &first, &shared);
     fs::create_dir(bundle.file("mnt")).unwrap();
-    let bundle = bundle.with_mapped_files().with("/linux/namespaces/-", namespace_of(&first, "user"));
-    let second = runtime.started(&bundle);
+    let bundle = bundle.with_mapped_owners().with("/linux/namespaces/-", namespace_of(&first, "user"));
+    let second = runtime.start_container(&bundle);
     bundle.await_file("made");
     let made = fs::metadata(bundle.file("made")).unwrap();
     assert_eq!((made.uid(), made.gid()), (100_000, 200_000), "the host sees the mapped user");
-    let places = |container: &Container<'_>| {
+    let namespaces_and_users = |container: &Container<'_>| {
         let script =
             "for ns in user net ipc uts pid cgroup; do readlink /proc/self/ns/$ns; done; cat /proc/self/uid_map";
         container.script(script).ok().text().lines().map(str::to_owned).collect::<Vec<_>>()
     };
-    let (theirs, own) = (places(&first), places(&second));
-    assert_eq!((&theirs[..4], &theirs[6]), (&own[..4], &own[6]));
-    assert!(theirs[4] != own[4] && theirs[5] != own[5], "pid and cgroup namespaces are its own");
-    let named = eventually(PATIENCE, || (first.exec(&["hostname"]).ok().text() == "other").then_some(()));
+    let (first_namespaces, second_namespaces) = (namespaces_and_users(&first), namespaces_and_users(&second));
+    assert_eq!((&first_namespaces[..4], &first_namespaces[6]), (&second_namespaces[..4], &second_namespaces[6]));
+    assert!(
+        first_namespaces[4] != second_namespaces[4] && first_namespaces[5] != second_namespaces[5],
+        "pid and cgroup namespaces are its own"
+    );
+    let named = eventually(TIMEOUT, || (first.exec(&["hostname"]).ok().text() == "other").then_some(()));
     assert!(named.is_some(), "root of the user namespace may change what belongs to it");
     assert_eq!(second.script("grep -c ' /mnt tmpfs' /proc/1/mounts; cat /proc/1/comm").ok().text(), "1\nsleep");
     let user = runtime.call(&["exec", "--user", "7:8", &second.id, "sh", "-c", "id -u; id -g"]);
     assert_eq!(user.ok().text(), "7\n8");
-    // A third joins the second's users, which are the first's; an engine may give their mappings as well.
-    let same = joining(Bundle::busybox(["cat", "/proc/self/uid_map"]).with_users(), &second, &ALL);
+    // A third container joins the second's user namespace, which is the first's. An engine may specify its mappings as well.
+    let same = join_namespaces(Bundle::busybox(["cat", "/proc/self/uid_map"]).with_user_namespace(), &second, &ALL);
     let same = same.with("/linux/namespaces/-", namespace_of(&second, "user"));
     let done = runtime.run(&same).ok();
     assert_eq!(done.text().split_whitespace().collect::<Vec<_>>(), ["0", "100000", "65536"]);
@@ -227,18 +233,19 @@ fn a_container_of_a_pod_is_among_its_users() {
 }
 
 #[test]
-fn a_container_has_users_of_its_own_beside_those_of_its_pod() {
+fn a_container_of_a_pod_can_have_a_user_namespace_of_its_own() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["sleep", "1000"]);
-    let first = runtime.started(&bundle);
+    let first = runtime.start_container(&bundle);
     let script = "readlink /proc/self/ns/net; cat /proc/self/uid_map";
-    // A sysfs shows a network namespace, and only who that one belongs to may mount it.
-    let mapped = joining(Bundle::script(script).without_mount("/sys"), &first, &["network"]).with_users();
+    // A sysfs shows a network namespace, and only the owner of that namespace may mount it.
+    let mapped =
+        join_namespaces(Bundle::script(script).without_mount("/sys"), &first, &["network"]).with_user_namespace();
     let done = runtime.run(&mapped).ok();
     let net = first.script("readlink /proc/self/ns/net").ok().text();
     assert_eq!(done.text().split_whitespace().collect::<Vec<_>>(), [net.as_str(), "0", "100000", "65536"]);
     if is_vmrt() {
-        let users = joining(Bundle::busybox(["true"]), &first, &[]);
+        let users = join_namespaces(Bundle::busybox(["true"]), &first, &[]);
         let users = users.with("/linux/namespaces/-", namespace_of(&first, "user"));
         let done = runtime.run(&users);
         assert!(done.code == 1 && done.message().contains("has none of its own"), "{done:?}");
@@ -249,7 +256,7 @@ fn a_container_has_users_of_its_own_beside_those_of_its_pod() {
 }
 
 #[test]
-fn cgroups_and_clocks_are_joined_as_well() {
+fn cgroup_and_time_namespaces_can_be_joined() {
     if !is_vmrt() {
         return;
     }
@@ -258,18 +265,19 @@ fn cgroups_and_clocks_are_joined_as_well() {
     let bundle = Bundle::busybox(["sleep", "1000"])
         .with("/linux/namespaces/-", json!({"type": "time"}))
         .with("/linux/timeOffsets", clocks);
-    let first = runtime.started(&bundle);
+    let first = runtime.start_container(&bundle);
     let path = |kind: &str| json!({"type": kind, "path": format!("/proc/{}/ns/{kind}", first.pid())});
     let kinds = ["pid", "network", "ipc", "uts", "mount"].map(|kind| json!({"type": kind}));
     let namespaces: Vec<Value> = kinds.into_iter().chain([path("cgroup"), path("time")]).collect();
     let script =
         "for ns in cgroup time; do readlink /proc/self/ns/$ns; done; cut -d. -f1 /proc/uptime; cat /proc/self/cgroup";
     let bundle = Bundle::script("sleep 1000").with("/linux/namespaces", json!(namespaces));
-    let second = runtime.started(&bundle);
-    let [theirs, own] = [&first, &second].map(|container| container.script(script).ok().text());
-    let (theirs, own): (Vec<_>, Vec<_>) = (theirs.lines().collect(), own.lines().collect());
-    assert_eq!(theirs[..2], own[..2]);
-    assert!(own[2].parse::<u64>().unwrap() >= 1_000_000, "{own:?}");
-    assert_eq!(theirs[3], "0::/");
-    assert!(own[3].starts_with("0::/../"), "its cgroup is seen from the other's: {own:?}");
+    let second = runtime.start_container(&bundle);
+    let [first_namespaces, second_namespaces] = [&first, &second].map(|container| container.script(script).ok().text());
+    let (first_namespaces, second_namespaces): (Vec<_>, Vec<_>) =
+        (first_namespaces.lines().collect(), second_namespaces.lines().collect());
+    assert_eq!(first_namespaces[..2], second_namespaces[..2]);
+    assert!(second_namespaces[2].parse::<u64>().unwrap() >= 1_000_000, "{second_namespaces:?}");
+    assert_eq!(first_namespaces[3], "0::/");
+    assert!(second_namespaces[3].starts_with("0::/../"), "its cgroup is seen from the other's: {second_namespaces:?}");
 }

@@ -1,4 +1,4 @@
-//! Containers that take all there is of memory, of processes or of CPU time: who else is in the machine goes on.
+//! Containers that use up memory, processes or CPU time: everything else in the machine keeps working.
 
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
@@ -6,47 +6,47 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use vmrt_tests::bundle::Bundle;
-use vmrt_tests::runtime::{Container, Done, Runtime, is_vmrt, wait};
+use vmrt_tests::runtime::{CommandResult, Container, Runtime, is_vmrt, wait};
 
-use crate::pods::{ALL, joining};
+use crate::pods::{ALL, join_namespaces};
 
 const MIB: u64 = 1 << 20;
 
-/// What takes ever more memory, a little at a time.
-const GREEDY: [&str; 2] = ["tail", "/dev/zero"];
+/// A command that allocates more and more memory in small steps.
+const ALLOCATE_ENDLESSLY: [&str; 2] = ["tail", "/dev/zero"];
 
-/// How long what is asked of a crowded machine may take in a slow test host; without care for it, it takes minutes.
-const CROWDED: Duration = Duration::from_secs(30);
+/// The longest time for a command on a crowded machine in a slow test host. Without the agent's priority it takes minutes.
+const MAX_DURATION: Duration = Duration::from_secs(30);
 
 fn limited(bundle: Bundle, mib: u64) -> Bundle {
     bundle.with("/linux/resources/memory", json!({"limit": mib * MIB, "swap": mib * MIB}))
 }
 
-/// How often `events` tells that memory ran out in the container while `cause` does what it does and the container then ends.
-fn told_of_memory(runtime: &Runtime, container: &Container<'_>, cause: impl FnOnce()) -> usize {
+/// Calls `cause`, ends the container, and returns how many `oom` events `events` has printed meanwhile.
+fn count_oom_events(runtime: &Runtime, container: &Container<'_>, cause: impl FnOnce()) -> usize {
     let mut command = runtime.command(&["events", "--interval", "200ms", &container.id]);
     let mut events = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(events.stdout.take().unwrap()).lines().map_while(Result::ok);
     lines.next().expect("events has begun");
     cause();
-    // The next numbers are behind what has happened before.
+    // These statistics come after all earlier events.
     runtime.call(&["events", "--stats", &container.id]).ok();
     container.call("kill", &["KILL"]).ok();
-    let events_told = lines.filter(|line| serde_json::from_str::<Value>(line).unwrap()["type"] == "oom").count();
+    let oom_events = lines.filter(|line| serde_json::from_str::<Value>(line).unwrap()["type"] == "oom").count();
     assert_eq!(wait(&mut events), 0);
-    events_told
+    oom_events
 }
 
-fn in_time(what: &str, call: impl FnOnce() -> Done) -> Done {
+fn assert_in_time(what: &str, call: impl FnOnce() -> CommandResult) -> CommandResult {
     let begun = Instant::now();
     let done = call();
     let taken = begun.elapsed();
-    assert!(taken < CROWDED, "{what} took {taken:?}: {done:?}");
+    assert!(taken < MAX_DURATION, "{what} took {taken:?}: {done:?}");
     done
 }
 
 #[test]
-fn memory_that_is_reserved_at_once_is_not_used_yet() {
+fn reserved_memory_does_not_count_until_it_is_used() {
     let runtime = Runtime::new();
     let reserve = |size: &str| format!("import mmap; a = mmap.mmap(-1, {size}); print('reserved')");
     let bundle = limited(Bundle::debian(["python3", "-c", &reserve("1 << 30")]), 128);
@@ -57,41 +57,41 @@ fn memory_that_is_reserved_at_once_is_not_used_yet() {
 }
 
 #[test]
-fn memory_that_is_used_up_is_a_death_that_is_told_once() {
+fn an_oom_kill_is_reported_once() {
     let runtime = Runtime::new();
     let bundle = limited(Bundle::busybox(["sleep", "1000"]), 64);
-    let container = runtime.started(&bundle);
-    let told = told_of_memory(&runtime, &container, || {
-        // Not the first process: the container goes on.
-        assert_eq!(container.exec(&GREEDY).code, 137);
+    let container = runtime.start_container(&bundle);
+    let events = count_oom_events(&runtime, &container, || {
+        // It is not the first process, so the container keeps running.
+        assert_eq!(container.exec(&ALLOCATE_ENDLESSLY).code, 137);
         assert_eq!((container.status().as_str(), container.script("exit 4").code), ("running", 4));
     });
-    assert_eq!(told, 1);
-    assert_eq!(runtime.run(&limited(Bundle::busybox(GREEDY), 64)).code, 137);
+    assert_eq!(events, 1);
+    assert_eq!(runtime.run(&limited(Bundle::busybox(ALLOCATE_ENDLESSLY), 64)).code, 137);
 }
 
 #[test]
-fn a_machine_s_memory_that_is_used_up_is_a_death_in_its_container() {
+fn an_oom_kill_without_a_limit_is_reported_for_its_container() {
     if !is_vmrt() {
         return;
     }
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["sleep", "1000"]);
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     let machine = || container.script("cat /proc/sys/kernel/random/boot_id; cat /sys/fs/cgroup/memory.max").ok().text();
     let before = machine();
     assert!(before.ends_with("\nmax"), "what it sees is no limit: {before}");
-    let told = told_of_memory(&runtime, &container, || {
-        assert_eq!(container.exec(&GREEDY).code, 137);
+    let events = count_oom_events(&runtime, &container, || {
+        assert_eq!(container.exec(&ALLOCATE_ENDLESSLY).code, 137);
         assert_eq!(container.status(), "running");
         assert_eq!(machine(), before);
     });
-    assert_eq!(told, 1);
-    assert_eq!(runtime.run(&Bundle::busybox(GREEDY)).code, 137);
+    assert_eq!(events, 1);
+    assert_eq!(runtime.run(&Bundle::busybox(ALLOCATE_ENDLESSLY)).code, 137);
 }
 
 #[test]
-fn files_in_memory_that_use_it_up_are_a_death_as_well() {
+fn a_tmpfs_that_uses_up_the_memory_causes_an_oom_kill() {
     let runtime = Runtime::new();
     let fill = "dd if=/dev/zero of=/full/file bs=1M 2>/dev/null; echo status=$?; rm /full/file; \
         dd if=/dev/zero of=/full/file bs=1M count=8 2>/dev/null; echo again=$?";
@@ -105,26 +105,26 @@ fn files_in_memory_that_use_it_up_are_a_death_as_well() {
 }
 
 #[test]
-fn memory_of_a_pod_runs_out_in_the_container_that_took_it() {
+fn an_oom_kill_in_a_pod_is_reported_for_the_container_that_used_the_memory() {
     if !is_vmrt() {
         return;
     }
     let runtime = Runtime::new();
     let sleeping = || Bundle::busybox(["sleep", "1000"]);
     let first_bundle = sleeping();
-    let first = runtime.started(&first_bundle);
+    let first = runtime.start_container(&first_bundle);
     for limit in [Some(64), None] {
-        let bundle = joining(sleeping(), &first, &ALL);
-        let bundle = limit.map_or_else(|| joining(sleeping(), &first, &ALL), |mib| limited(bundle, mib));
-        let second = runtime.started(&bundle);
-        let told = told_of_memory(&runtime, &second, || assert_eq!(second.exec(&GREEDY).code, 137));
-        assert_eq!(told, 1, "with limit {limit:?}");
+        let bundle = join_namespaces(sleeping(), &first, &ALL);
+        let bundle = limit.map_or_else(|| join_namespaces(sleeping(), &first, &ALL), |mib| limited(bundle, mib));
+        let second = runtime.start_container(&bundle);
+        let events = count_oom_events(&runtime, &second, || assert_eq!(second.exec(&ALLOCATE_ENDLESSLY).code, 137));
+        assert_eq!(events, 1, "with limit {limit:?}");
     }
-    assert_eq!(told_of_memory(&runtime, &first, || ()), 0);
+    assert_eq!(count_oom_events(&runtime, &first, || ()), 0);
 }
 
 #[test]
-fn a_machine_has_as_many_processes_as_its_memory_holds() {
+fn the_kernel_allows_four_million_processes() {
     let runtime = Runtime::new();
     let script = "echo pids=$(cat /proc/sys/kernel/pid_max); echo threads=$(cat /proc/sys/kernel/threads-max); \
         echo user=$(ulimit -u); echo cgroup=$(cat /sys/fs/cgroup/pids.max)";
@@ -138,42 +138,42 @@ fn a_machine_has_as_many_processes_as_its_memory_holds() {
 }
 
 #[test]
-fn who_waits_among_thousands_is_answered() {
+fn exec_and_kill_work_among_thousands_of_processes() {
     let runtime = Runtime::new();
-    let crowd = "import os, time\nfor i in range(2000):\n    if os.fork() == 0:\n        time.sleep(1000)\nprint('full', flush=True)\n\
+    let fork_many = "import os, time\nfor i in range(2000):\n    if os.fork() == 0:\n        time.sleep(1000)\nprint('full', flush=True)\n\
         open('/dev/shm/full', 'w')\ntime.sleep(1000)";
-    let bundle = Bundle::debian(["python3", "-c", crowd]).with("/annotations/dev.vmrt.memory", json!("2G"));
-    let container = runtime.started(&bundle);
+    let bundle = Bundle::debian(["python3", "-c", fork_many]).with("/annotations/dev.vmrt.memory", json!("2G"));
+    let container = runtime.start_container(&bundle);
     let full = "until [ -e /dev/shm/full ]; do sleep 1; done";
     container.script(full).ok();
-    let count = in_time("exec", || container.script("cat /sys/fs/cgroup/pids.current")).ok().text();
+    let count = assert_in_time("exec", || container.script("cat /sys/fs/cgroup/pids.current")).ok().text();
     assert!(count.parse::<u32>().unwrap() > 2000, "{count}");
-    in_time("kill", || container.call("kill", &["KILL"])).ok();
+    assert_in_time("kill", || container.call("kill", &["KILL"])).ok();
     container.await_status("stopped");
 }
 
 #[test]
-fn a_bomb_of_processes_does_not_keep_from_ending_it() {
+fn a_fork_bomb_can_be_killed() {
     if !is_vmrt() {
         return;
     }
     let runtime = Runtime::new();
     let bundle = Bundle::script("bomb() { bomb | bomb & }; bomb; sleep 1000");
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     std::thread::sleep(Duration::from_secs(20));
-    in_time("state", || container.call("state", &[])).ok();
-    in_time("kill", || container.call("kill", &["KILL"]));
+    assert_in_time("state", || container.call("state", &[])).ok();
+    assert_in_time("kill", || container.call("kill", &["KILL"]));
     container.await_status("stopped");
 }
 
 #[test]
-fn what_runs_in_a_container_runs_as_any_other_process() {
+fn container_processes_have_default_scheduling_and_oom_score() {
     let runtime = Runtime::new();
-    // Real-time priority and scheduling policy.
+    // Prints real-time priority, scheduling policy and OOM score.
     let script = "cut -d ' ' -f 40,41 /proc/self/stat; cat /proc/self/oom_score_adj";
     let bundle =
         Bundle::script(&format!("{{ {script}; }} >/first; exec sleep 1000")).with("/process/oomScoreAdj", json!(0));
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     assert_eq!(container.script(script).ok().text(), "0 0\n0");
     bundle.await_file("first");
     assert_eq!(container.exec(&["cat", "/first"]).ok().text(), "0 0\n0");

@@ -1,8 +1,8 @@
-//! What a container's process finds around it: everything `config.json` says about it.
+//! The process and its environment: everything that `config.json` says about them.
 
 use serde_json::json;
 use vmrt_tests::bundle::Bundle;
-use vmrt_tests::runtime::{Done, Runtime, is_vmrt};
+use vmrt_tests::runtime::{CommandResult, Runtime, is_vmrt};
 
 #[test]
 fn the_exit_status_passes_through() {
@@ -13,15 +13,15 @@ fn the_exit_status_passes_through() {
 }
 
 #[test]
-fn death_by_signal_is_128_and_its_number() {
+fn death_by_a_signal_exits_with_128_and_its_number() {
     let runtime = Runtime::new();
-    // A process of the kernel's making: nothing but a fault kills a PID 1 that handles no signals.
+    // Only a fault kills a PID 1 that handles no signals.
     let python = "import ctypes; ctypes.string_at(0)";
     assert_eq!(runtime.run(&Bundle::debian(["python3", "-c", python])).code, 139);
 }
 
 #[test]
-fn user_groups_directory_environment_and_limits_are_those_asked_for() {
+fn user_groups_directory_environment_and_limits_are_as_configured() {
     let runtime = Runtime::new();
     let script = "echo uid=$(id -u); echo gid=$(id -g); echo groups=$(id -G); echo cwd=$PWD; echo a=$A; echo files=$(ulimit -n);\
         echo hard=$(ulimit -Hn); echo umask=$(umask); echo oom=$(cat /proc/self/oom_score_adj); echo home=$HOME; \
@@ -49,9 +49,7 @@ fn user_groups_directory_environment_and_limits_are_those_asked_for() {
         ("host", "box"),
         ("pid", "1"),
     ];
-    for (name, value) in expected {
-        assert_eq!(done.value(name), value, "{name}");
-    }
+    done.assert_values(&expected);
 }
 
 #[test]
@@ -62,7 +60,7 @@ fn a_missing_working_directory_is_made() {
 }
 
 #[test]
-fn capabilities_are_those_asked_for() {
+fn capabilities_are_as_configured() {
     let runtime = Runtime::new();
     let script = "grep -E 'Cap|NoNewPrivs' /proc/self/status | sed 's/:[ \\t]*/=/'; chown 1:1 /bin && echo chown=yes || echo chown=no";
     let set = json!(["CAP_CHOWN", "CAP_KILL"]);
@@ -71,7 +69,7 @@ fn capabilities_are_those_asked_for() {
         json!({"bounding": set, "effective": set, "permitted": set, "inheritable": ["CAP_KILL"], "ambient": ["CAP_KILL"]}),
     );
     let done = runtime.run(&bundle).ok();
-    for (name, value) in [
+    done.assert_values(&[
         ("CapBnd", "0000000000000021"),
         ("CapEff", "0000000000000021"),
         ("CapPrm", "0000000000000021"),
@@ -79,13 +77,11 @@ fn capabilities_are_those_asked_for() {
         ("CapAmb", "0000000000000020"),
         ("NoNewPrivs", "1"),
         ("chown", "yes"),
-    ] {
-        assert_eq!(done.value(name), value, "{name}");
-    }
+    ]);
 }
 
 #[test]
-fn capabilities_that_cannot_be_had_are_left_out_and_told() {
+fn unavailable_capabilities_are_left_out_with_a_warning() {
     let runtime = Runtime::new();
     let set = json!(["CAP_KILL", "CAP_OF_TOMORROW"]);
     let bundle = Bundle::script("grep -E 'Cap(Bnd|Amb)' /proc/self/status | sed 's/:[ \\t]*/=/'").with(
@@ -93,22 +89,25 @@ fn capabilities_that_cannot_be_had_are_left_out_and_told() {
         json!({"bounding": set, "effective": set, "permitted": set, "inheritable": [], "ambient": ["CAP_KILL"]}),
     );
     let done = runtime.run(&bundle).ok();
-    let sets = |done: &Done| (done.value("CapBnd"), done.value("CapAmb"));
+    let sets = |done: &CommandResult| (done.value("CapBnd"), done.value("CapAmb"));
     let expected = ("0000000000000020".to_owned(), "0000000000000000".to_owned());
     assert_eq!(sets(&done), expected);
     let other = runtime.run(&bundle.with("/process/user", json!({"uid": 1000, "gid": 1000}))).ok();
     assert_eq!(sets(&other), expected);
     if is_vmrt() {
-        let (said, to_other) = (done.message(), other.message());
-        assert!(said.contains("capabilities: [CAP_OF_TOMORROW]"), "{said}");
-        // Root gets what it is permitted with every program, and loses nothing.
-        assert!(!said.contains("ambient"), "{said}");
-        assert!(to_other.contains("can't raise ambient capabilities") && to_other.contains("[CAP_KILL]"), "{to_other}");
+        let (warnings, other_warnings) = (done.message(), other.message());
+        assert!(warnings.contains("capabilities: [CAP_OF_TOMORROW]"), "{warnings}");
+        // Root gets its permitted capabilities with every program, so it loses nothing.
+        assert!(!warnings.contains("ambient"), "{warnings}");
+        assert!(
+            other_warnings.contains("can't raise ambient capabilities") && other_warnings.contains("[CAP_KILL]"),
+            "{other_warnings}"
+        );
     }
 }
 
 #[test]
-fn without_capabilities_root_is_nobody() {
+fn root_without_capabilities_has_no_privileges() {
     let runtime = Runtime::new();
     let script = "grep CapEff /proc/self/status | sed 's/:[ \\t]*/=/'; grep NoNewPrivs /proc/self/status | sed 's/:[ \\t]*/=/'; \
         chown 1:1 /bin 2>/dev/null && echo chown=yes || echo chown=no";
@@ -121,21 +120,19 @@ fn without_capabilities_root_is_nobody() {
 }
 
 #[test]
-fn namespaces_are_its_own() {
+fn a_container_has_its_own_namespaces() {
     let runtime = Runtime::new();
     let script = "echo processes=$(ls -d /proc/[0-9]* | wc -l); echo loopback=$(ip addr show lo | grep -c 127.0.0.1); \
         echo up=$(ip link show lo | grep -c '[<,]UP[,>]'); echo devices=$(ls /sys/class/net | tr '\\n' ' '); \
         ping -c 1 -W 5 127.0.0.1 >/dev/null && echo ping=yes; ipcmk -M 100 2>/dev/null; echo mounts=$(wc -l </proc/self/mounts)";
-    let done = runtime.run(&Bundle::script(script).all_powerful()).ok();
-    // The shell, and the `ls` and `wc` of this line.
+    let done = runtime.run(&Bundle::script(script).with_capabilities()).ok();
+    // The shell, and `ls` and `wc` of the script.
     assert!(done.value("processes").parse::<u32>().unwrap() <= 4, "{}", done.text());
-    for (name, value) in [("loopback", "1"), ("up", "1"), ("devices", "lo"), ("ping", "yes")] {
-        assert_eq!(done.value(name), value, "{name}");
-    }
+    done.assert_values(&[("loopback", "1"), ("up", "1"), ("devices", "lo"), ("ping", "yes")]);
 }
 
 #[test]
-fn hidden_paths_are_hidden_and_protected_ones_read_only() {
+fn masked_paths_are_hidden_and_readonly_paths_are_read_only() {
     let runtime = Runtime::new();
     let script = "echo keys=$(cat /proc/keys 2>/dev/null | wc -c); echo firmware=$(ls /sys/firmware 2>/dev/null | wc -l); \
         echo 1 2>/dev/null >/proc/sys/kernel/panic && echo sysctl=yes || echo sysctl=no; \
@@ -143,14 +140,14 @@ fn hidden_paths_are_hidden_and_protected_ones_read_only() {
         echo mine=$(cat /secret 2>/dev/null | wc -c); touch /locked/x 2>/dev/null && echo locked=open || echo locked=yes; \
         touch /sys/x 2>/dev/null && echo sys=open || echo sys=locked";
     let bundle = Bundle::script(script)
-        .all_powerful()
+        .with_capabilities()
         .with("/linux/maskedPaths/-", json!("/secret"))
         .with("/linux/maskedPaths/-", json!("/not/there"))
         .with("/linux/readonlyPaths/-", json!("/locked"));
     std::fs::write(bundle.file("secret"), "secret").unwrap();
     std::fs::create_dir(bundle.file("locked")).unwrap();
     let done = runtime.run(&bundle).ok();
-    for (name, value) in [
+    done.assert_values(&[
         ("keys", "0"),
         ("firmware", "0"),
         ("sysctl", "no"),
@@ -158,13 +155,11 @@ fn hidden_paths_are_hidden_and_protected_ones_read_only() {
         ("mine", "0"),
         ("locked", "yes"),
         ("sys", "locked"),
-    ] {
-        assert_eq!(done.value(name), value, "{name}");
-    }
+    ]);
 }
 
 #[test]
-fn default_and_further_devices_are_there() {
+fn default_and_configured_devices_exist() {
     let runtime = Runtime::new();
     let script = "for name in null zero full random urandom tty; do echo $name=$(stat -c %t:%T:%a /dev/$name); done; \
         echo extra=$(stat -c %F:%t:%T:%a:%u:%g /dev/deep/extra); echo stdin=$(readlink /dev/stdin); echo fd=$(readlink /dev/fd); \
@@ -175,9 +170,9 @@ fn default_and_further_devices_are_there() {
         json!([{"path": "/dev/deep/extra", "type": "c", "major": 1, "minor": 5, "fileMode": 416, "uid": 1, "gid": 2}]),
     )
     .with("/linux/resources/devices", json!([{"allow": true, "access": "rwm"}]))
-    .all_powerful();
+    .with_capabilities();
     let done = runtime.run(&bundle).ok();
-    for (name, value) in [
+    done.assert_values(&[
         ("null", "1:3:666"),
         ("zero", "1:5:666"),
         ("full", "1:7:666"),
@@ -190,14 +185,12 @@ fn default_and_further_devices_are_there() {
         ("zeros", "0000000000"),
         ("written", "yes"),
         ("mqueue", "1"),
-    ] {
-        assert_eq!(done.value(name), value, "{name}");
-    }
+    ]);
     assert!(done.value("ptmx").ends_with("pts/ptmx"));
 }
 
 #[test]
-fn devices_of_the_host_are_refused_by_name_and_not_a_privileged_containers() {
+fn host_devices_are_refused_by_name_unless_all_devices_are_allowed() {
     let runtime = Runtime::new();
     if !is_vmrt() {
         return;
@@ -209,7 +202,8 @@ fn devices_of_the_host_are_refused_by_name_and_not_a_privileged_containers() {
     let done = runtime.run(&bundle);
     assert_eq!(done.code, 1);
     assert!(done.message().contains("/dev/kvm (character 10:232) is a device of the host"), "{}", done.message());
-    let bundle = bundle.with("/linux/resources/devices", json!([{"allow": true, "access": "rwma"}])).all_powerful();
+    let bundle =
+        bundle.with("/linux/resources/devices", json!([{"allow": true, "access": "rwma"}])).with_capabilities();
     let done = runtime.run(&bundle).ok();
     let nodes = ["1:3", "1:3", "1f4:1388"].map(|number| format!("character special file:{number}"));
     assert_eq!(done.text().lines().collect::<Vec<_>>(), nodes);
@@ -218,7 +212,7 @@ fn devices_of_the_host_are_refused_by_name_and_not_a_privileged_containers() {
 }
 
 #[test]
-fn devices_are_used_as_the_rules_have_it() {
+fn device_rules_are_enforced() {
     let runtime = Runtime::new();
     let script = "exec 2>&1; (exec 3</dev/readable) && echo read; (exec 3>/dev/readable) || echo not written; \
         (exec 3</dev/denied) || echo not read; (exec 3</dev/late) || echo no longer; echo x >/dev/null && echo null";
@@ -233,17 +227,17 @@ fn devices_are_used_as_the_rules_have_it() {
         allow(false, 1, 11, "rw"),
     ];
     let bundle = Bundle::script(script)
-        .all_powerful()
+        .with_capabilities()
         .with("/linux/devices", json!(devices))
         .with("/linux/resources/devices", json!(rules));
     let text = runtime.run(&bundle).ok().text();
-    let said: Vec<_> = text.lines().map(|line| line.rsplit(": ").next().unwrap_or_default()).collect();
+    let results: Vec<_> = text.lines().map(|line| line.rsplit(": ").next().unwrap_or_default()).collect();
     let refused = "Operation not permitted";
-    assert_eq!(said, ["read", refused, "not written", refused, "not read", refused, "no longer", "null"]);
+    assert_eq!(results, ["read", refused, "not written", refused, "not read", refused, "no longer", "null"]);
 }
 
 #[test]
-fn scheduling_and_personality_are_those_asked_for() {
+fn scheduling_and_personality_are_as_configured() {
     let runtime = Runtime::new();
     let python = "import ctypes, os; print(f'policy={os.sched_getscheduler(0)}'); \
         print(f'nice={os.getpriority(os.PRIO_PROCESS, 0)}'); print(f'io={ctypes.CDLL(None).syscall(252, 1, 0):x}'); \
@@ -253,24 +247,22 @@ fn scheduling_and_personality_are_those_asked_for() {
         .with("/process/ioPriority", json!({"class": "IOPRIO_CLASS_BE", "priority": 6}))
         .with("/linux/personality", json!({"domain": "LINUX32"}));
     let done = runtime.run(&bundle).ok();
-    for (name, value) in [("policy", "3"), ("nice", "5"), ("io", "4006"), ("machine", "i686")] {
-        assert_eq!(done.value(name), value, "{name}");
-    }
+    done.assert_values(&[("policy", "3"), ("nice", "5"), ("io", "4006"), ("machine", "i686")]);
     let bundle = Bundle::busybox(["sleep", "1000"]).with("/linux/personality", json!({"domain": "LINUX32"}));
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     assert_eq!(container.exec(&["uname", "-m"]).ok().text(), "i686", "an exec has the container's");
 }
 
 #[test]
-fn no_foreign_descriptor_is_open() {
+fn only_the_standard_streams_are_open() {
     let runtime = Runtime::new();
     let python = "import os; print(sorted(int(n) for n in os.listdir('/proc/self/fd')))";
-    // The last is that of the directory being listed.
+    // The last descriptor is the directory that is being listed.
     assert_eq!(runtime.run(&Bundle::debian(["python3", "-c", python])).ok().text(), "[0, 1, 2, 3]");
 }
 
 #[test]
-fn sysctls_of_its_namespaces_are_set() {
+fn sysctls_are_set() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["cat", "/proc/sys/net/ipv4/ip_forward", "/proc/sys/kernel/msgmax"])
         .with("/linux/sysctl", json!({"net.ipv4.ip_forward": "1", "kernel.msgmax": "12345"}));
@@ -278,7 +270,7 @@ fn sysctls_of_its_namespaces_are_set() {
 }
 
 #[test]
-fn a_profile_somebody_chose_is_refused_and_an_engines_own_is_told_of() {
+fn an_apparmor_profile_is_refused_except_an_engines_default() {
     let runtime = Runtime::new();
     let with = |name: &str| Bundle::busybox(["true"]).with("/process/apparmorProfile", json!(name));
     let done = runtime.run(&with("mine"));
@@ -288,7 +280,7 @@ fn a_profile_somebody_chose_is_refused_and_an_engines_own_is_told_of() {
 }
 
 #[test]
-fn a_working_directory_that_root_alone_may_enter_is_entered() {
+fn a_user_can_have_a_working_directory_that_only_root_may_enter() {
     let runtime = Runtime::new();
     let bundle = Bundle::script("id -u; pwd")
         .with("/process/cwd", json!("/private"))
@@ -299,22 +291,20 @@ fn a_working_directory_that_root_alone_may_enter_is_entered() {
 }
 
 #[test]
-fn the_last_variable_counts_and_an_empty_home_is_filled() {
+fn the_last_value_of_a_variable_counts_and_an_empty_home_is_filled() {
     let runtime = Runtime::new();
     let bundle = Bundle::script("env | sort; echo slack=$(cat /proc/self/timerslack_ns)")
         .with("/process/env", json!(["A=1", "HOME=", "PATH=/bin", "A=2"]));
     let done = runtime.run(&bundle).ok();
-    for (name, value) in [("A", "2"), ("PATH", "/bin"), ("slack", "50000")] {
-        assert_eq!(done.value(name), value, "{name}");
-    }
+    done.assert_values(&[("A", "2"), ("PATH", "/bin"), ("slack", "50000")]);
     assert!(!done.value("HOME").is_empty() && done.text().matches("A=").count() == 1, "{done:?}");
 }
 
 #[test]
-fn a_signal_ends_a_container_that_waits_for_its_start() {
+fn a_signal_ends_a_created_container() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["sleep", "1000"]);
-    let container = runtime.created(&bundle);
+    let container = runtime.create_container(&bundle);
     container.call("kill", &["0"]).ok();
     container.call("kill", &["WINCH"]).ok();
     assert_eq!(container.status(), "created");

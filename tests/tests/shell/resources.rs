@@ -1,4 +1,4 @@
-//! Limits of a running container, and what it uses.
+//! `update` and `events`: limits of a running container, and what it uses.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use vmrt_tests::bundle::Bundle;
 use vmrt_tests::eventually;
-use vmrt_tests::runtime::{Container, Running, Runtime, is_vmrt, new_id, wait};
+use vmrt_tests::runtime::{Container, RunningCommand, Runtime, is_vmrt, new_id, wait};
 
 const MIB: u64 = 1 << 20;
 
@@ -24,7 +24,7 @@ fn limit(container: &Container<'_>, file: &str) -> String {
     container.exec(&["cat", &format!("/sys/fs/cgroup/{file}")]).ok().text()
 }
 
-/// A file of its VMM's cgroup on the host.
+/// A file of the VMM's cgroup on the host.
 fn on_host(container: &Container<'_>, file: &str) -> String {
     let path = format!("/sys/fs/cgroup/vmrt-{}/{file}", container.id);
     std::fs::read_to_string(path).unwrap().trim().to_owned()
@@ -39,10 +39,10 @@ fn stats(runtime: &Runtime, id: &str) -> Value {
 }
 
 #[test]
-fn limits_change_while_the_container_runs_and_the_others_stay() {
+fn update_changes_only_the_given_limits() {
     let runtime = Runtime::new();
     let bundle = limited();
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     let update = |options: &[&str]| update(&runtime, &container, options);
     update(&["--memory", "48M", "--memory-swap", "48M"]);
     assert_eq!(limit(&container, "memory.max"), (48 * MIB).to_string());
@@ -59,15 +59,15 @@ fn limits_change_while_the_container_runs_and_the_others_stay() {
 }
 
 #[test]
-fn limits_come_as_json_from_a_file_or_the_standard_input() {
+fn update_reads_limits_as_json_from_a_file_or_standard_input() {
     let runtime = Runtime::new();
     let bundle = limited();
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     let memory = json!({"limit": 32 * MIB, "swap": 32 * MIB, "kernel": 32 * MIB});
     let resources = json!({"memory": memory, "cpu": {"shares": 0, "quota": 0}, "pids": {"limit": 11},
         "devices": [{"allow": true, "access": "rwm"}]});
     let mut command = runtime.command(&["update", "--resources", "-", &container.id]);
-    Running::start(&mut command, Some(resources.to_string().into_bytes())).end().ok();
+    RunningCommand::start(&mut command, Some(resources.to_string().into_bytes())).end().ok();
     assert_eq!(limit(&container, "memory.max"), (32 * MIB).to_string());
     assert_eq!(limit(&container, "cpu.max"), "50000 100000");
     assert_eq!(limit(&container, "pids.max"), "11");
@@ -86,24 +86,24 @@ fn limits_come_as_json_from_a_file_or_the_standard_input() {
 }
 
 #[test]
-fn a_limit_holds_as_soon_as_it_is_set() {
+fn an_updated_limit_holds_at_once() {
     let runtime = Runtime::new();
     let bundle = limited();
-    let container = runtime.started(&bundle);
-    let greedy = ["dd", "if=/dev/zero", "of=/dev/null", "bs=40M", "count=1"];
-    assert_eq!(container.exec(&greedy).code, 0);
+    let container = runtime.start_container(&bundle);
+    let allocate = ["dd", "if=/dev/zero", "of=/dev/null", "bs=40M", "count=1"];
+    assert_eq!(container.exec(&allocate).code, 0);
     update(&runtime, &container, &["--memory", "24M", "--memory-swap", "24M"]);
-    assert_eq!(container.exec(&greedy).code, 137);
+    assert_eq!(container.exec(&allocate).code, 137);
 }
 
 #[test]
-fn what_the_machine_cannot_grow_to_is_refused_by_name() {
+fn impossible_updates_are_refused_by_name() {
     let runtime = Runtime::new();
     if !is_vmrt() {
         return;
     }
     let bundle = limited();
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     let update = |options: &[&str]| runtime.call(&[&["update"], options, &[&container.id]].concat());
     for (options, words) in [
         (&["--memory", "64G", "--memory-swap", "64G"][..], ["65536 MiB", "the host has"]),
@@ -120,13 +120,13 @@ fn what_the_machine_cannot_grow_to_is_refused_by_name() {
 }
 
 #[test]
-fn the_machine_on_the_host_is_limited_anew() {
+fn update_changes_the_limits_of_the_vmm() {
     let runtime = Runtime::new();
     if !is_vmrt() {
         return;
     }
     let bundle = limited();
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     let on_host = |file: &str| on_host(&container, file);
     assert_eq!(on_host("cpu.max"), "62500 100000");
     let memory = on_host("memory.max");
@@ -141,7 +141,7 @@ fn the_machine_on_the_host_is_limited_anew() {
     assert_eq!(on_host("cpu.max"), "max 100000");
 }
 
-/// The number of a disk of the host.
+/// The device number of a disk of the host.
 fn disk() -> (u64, u64) {
     let disks = std::fs::read_dir("/sys/block").unwrap().map(|entry| entry.unwrap().path());
     let mut filled =
@@ -152,7 +152,7 @@ fn disk() -> (u64, u64) {
 }
 
 #[test]
-fn limits_of_the_hosts_devices_hold_for_the_vmm() {
+fn block_device_limits_apply_to_the_vmm() {
     let runtime = Runtime::new();
     if !is_vmrt() {
         return;
@@ -163,7 +163,7 @@ fn limits_of_the_hosts_devices_hold_for_the_vmm() {
         .with("/linux/resources/blockIO", json!({"weight": 500}))
         .with("/linux/resources/blockIO/throttleReadBpsDevice", throttled(3 * MIB))
         .with("/linux/resources/blockIO/throttleWriteIOPSDevice", throttled(120));
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     let limits = || on_host(&container, "io.max");
     assert_eq!(limits(), format!("{major}:{minor} rbps={} wbps=max riops=max wiops=120", 3 * MIB));
     assert_eq!(limit(&container, "io.weight"), "default 4950");
@@ -183,22 +183,22 @@ fn limits_of_the_hosts_devices_hold_for_the_vmm() {
 }
 
 #[test]
-fn a_small_quota_does_not_hold_up_the_boot() {
+fn a_small_cpu_quota_does_not_delay_the_boot() {
     let runtime = Runtime::new();
     if !is_vmrt() {
         return;
     }
-    // With this much of a CPU the guest would take half a minute and more to boot, where it takes two seconds without.
+    // With this quota, the guest would take more than half a minute to boot. Without one, it takes two seconds.
     let bundle = Bundle::busybox(["true"]).with("/linux/resources/cpu", json!({"quota": 4_000, "period": 100_000}));
     let begin = Instant::now();
-    let container = runtime.created(&bundle);
+    let container = runtime.create_container(&bundle);
     assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
     let quota = std::fs::read_to_string(format!("/sys/fs/cgroup/vmrt-{}/cpu.max", container.id)).unwrap();
     assert_eq!(quota.trim(), "14000 100000");
 }
 
 #[test]
-fn without_a_manager_of_cgroups_limits_hold_in_the_guest() {
+fn with_cgroup_manager_disabled_limits_hold_in_the_guest() {
     let runtime = Runtime::new();
     if !is_vmrt() {
         return;
@@ -219,7 +219,7 @@ fn without_a_manager_of_cgroups_limits_hold_in_the_guest() {
 }
 
 #[test]
-fn a_cgroup_in_use_is_refused() {
+fn a_used_or_frozen_cgroup_is_refused() {
     let runtime = Runtime::new();
     if !is_vmrt() {
         return;
@@ -253,28 +253,28 @@ fn the_machine_grows_and_shrinks_with_the_memory_limit() {
     let bundle = limited().with("/linux/resources/memory", json!({"limit": 128 * MIB, "swap": 128 * MIB}));
     let data: Vec<u8> = (0..32 * MIB / 4).flat_map(|word| u32::try_from(word * 7).unwrap().to_le_bytes()).collect();
     std::fs::write(bundle.file("data"), &data).unwrap();
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     let update = |limit: &str| update(&runtime, &container, &["--memory", limit, "--memory-swap", limit]);
     let host = |file: &str| on_host(&container, file).parse::<u64>().unwrap() / MIB;
     let total = || -> u64 {
         let line = container.exec(&["grep", "MemTotal", "/proc/meminfo"]).ok().text();
         line.split_whitespace().nth(1).expect("a number").parse::<u64>().unwrap() / 1024
     };
-    let greedy = ["dd", "if=/dev/zero", "of=/dev/null", "bs=700M", "count=1"];
+    let allocate = ["dd", "if=/dev/zero", "of=/dev/null", "bs=700M", "count=1"];
     assert_eq!(host("memory.max"), 128 + 128 + 128);
     let at_boot = total();
-    assert_ne!(container.exec(&greedy).code, 0);
+    assert_ne!(container.exec(&allocate).code, 0);
     for round in ["first", "again"] {
         update("1G");
         assert_eq!(limit(&container, "memory.max"), (1024 * MIB).to_string(), "{round}");
         assert_eq!(stats(&runtime, &container.id)["data"]["memory"]["usage"]["limit"], json!(1024 * MIB));
         assert_eq!(host("memory.max"), 1024 + 128 + 128);
-        // The guest puts the last of it to use when it has been plugged in.
+        // The guest uses the last part some time after it has been plugged in.
         let whole = eventually(Duration::from_secs(10), || (total() == at_boot + 1024 - 128).then_some(()));
         assert!(whole.is_some(), "{round}: the guest has {} MiB, {at_boot} at boot", total());
-        container.exec(&greedy).ok();
+        container.exec(&allocate).ok();
         assert!(limit(&container, "memory.peak").parse::<u64>().unwrap() > 700 * MIB);
-        // What is plugged in is used first, so this is read into it.
+        // The guest uses plugged memory first, so the file is read into it.
         container.script("rm -f /copy && cp /data /copy").ok();
         assert!(std::fs::read(bundle.file("copy")).unwrap() == data, "{round}: a file went through the new memory");
         let used = host("memory.current");
@@ -288,7 +288,7 @@ fn the_machine_grows_and_shrinks_with_the_memory_limit() {
 }
 
 #[test]
-fn the_machine_s_vcpus_follow_the_quota() {
+fn the_number_of_vcpus_follows_the_cpu_quota() {
     let runtime = Runtime::new();
     if !is_vmrt() {
         return;
@@ -296,10 +296,10 @@ fn the_machine_s_vcpus_follow_the_quota() {
     let host = std::thread::available_parallelism().unwrap().get();
     assert!(host > 1, "the test needs a host of two CPUs");
     let bundle = limited();
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     let quota = |quota: &str| update(&runtime, &container, &["--cpu-quota", quota]);
     let count = || container.exec(&["nproc"]).ok().text();
-    // Where a process that may run on one vCPU alone says that it does.
+    // Prints the vCPU on which a process runs that is bound to one vCPU.
     let runs_on = |cpu: &str| container.script(&format!("taskset -c {cpu} sh -c 'cut -d\" \" -f39 /proc/self/stat'"));
     assert_eq!(count(), "1");
     assert_ne!(runs_on("1").code, 0);
@@ -318,10 +318,10 @@ fn the_machine_s_vcpus_follow_the_quota() {
 }
 
 #[test]
-fn stats_are_the_containers_own_in_runcs_form() {
+fn stats_are_the_containers_in_runcs_form() {
     let runtime = Runtime::new();
     let bundle = limited();
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     container.script("i=0; while [ $i -lt 5000 ]; do i=$((i+1)); done").ok();
     let event = stats(&runtime, &container.id);
     assert_eq!((&event["type"], &event["id"]), (&json!("stats"), &json!(container.id)));
@@ -334,8 +334,8 @@ fn stats_are_the_containers_own_in_runcs_form() {
     assert_eq!(data["pids"], json!({"current": 1, "limit": 20}));
     assert_eq!(data["memory"]["usage"]["limit"], json!(64 * MIB));
     let memory: u64 = limit(&container, "memory.current").parse().unwrap();
-    let told = data["memory"]["usage"]["usage"].as_u64().unwrap();
-    assert!(told > 0 && told < memory + 16 * MIB, "{told} and {memory}");
+    let usage = data["memory"]["usage"]["usage"].as_u64().unwrap();
+    assert!(usage > 0 && usage < memory + 16 * MIB, "{usage} and {memory}");
     let raw = &data["memory"]["raw"];
     assert!(
         raw["anon"].as_u64().is_some() && raw["file"] == data["memory"]["cache"].clone()
@@ -349,29 +349,29 @@ fn stats_are_the_containers_own_in_runcs_form() {
 }
 
 #[test]
-fn events_go_on_until_the_end_and_tell_of_memory_that_ran_out() {
+fn events_run_until_the_end_and_report_oom() {
     let runtime = Runtime::new();
     let bundle = limited();
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     let mut command = runtime.command(&["events", "--interval", "200ms", &container.id]);
     let mut events = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(events.stdout.take().unwrap()).lines();
     let mut next = || -> Value { serde_json::from_str(&lines.next().expect("an event").unwrap()).unwrap() };
     assert_eq!(next()["type"], "stats");
     assert_eq!(container.exec(&["dd", "if=/dev/zero", "of=/dev/null", "bs=150M", "count=1"]).code, 137);
-    let out_of_memory = (0..1000).map(|_| next()).find(|event| event["type"] == "oom").expect("it is told");
+    let out_of_memory = (0..1000).map(|_| next()).find(|event| event["type"] == "oom").expect("an oom event");
     assert_eq!(out_of_memory, json!({"type": "oom", "id": container.id}));
-    assert_eq!(next()["type"], "stats", "and on it goes");
+    assert_eq!(next()["type"], "stats", "statistics continue");
     container.call("kill", &["KILL"]).ok();
     while lines.next().is_some() {}
     assert_eq!(wait(&mut events), 0);
 }
 
 #[test]
-fn a_stopped_container_has_no_stats_and_no_limits() {
+fn stats_and_update_of_a_stopped_container_fail() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["true"]);
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     container.await_status("stopped");
     let done = runtime.call(&["events", "--stats", &container.id]);
     assert!(done.code == 1 && done.message().contains("is not running"), "{done:?}");
@@ -379,17 +379,17 @@ fn a_stopped_container_has_no_stats_and_no_limits() {
 }
 
 #[test]
-fn a_process_may_run_in_a_cgroup_below_the_container_s() {
+fn exec_can_use_a_cgroup_below_the_containers() {
     let runtime = Runtime::new();
     let mount = json!({"type": "cgroup", "source": "cgroup", "destination": "/sys/fs/cgroup", "options": ["nosuid"]});
     let bundle = Bundle::script("mkdir /sys/fs/cgroup/below && touch /ready; exec sleep 1000")
         .without_mount("/sys/fs/cgroup")
         .with("/mounts/-", mount);
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     bundle.await_file("ready");
     let exec = |cgroup: &str| {
         let mut command = runtime.command(&["exec", "--cgroup", cgroup, &container.id, "cat", "/proc/self/cgroup"]);
-        Running::start(&mut command, None).end()
+        RunningCommand::start(&mut command, None).end()
     };
     assert_eq!(exec("/below").ok().text(), "0::/below");
     assert_ne!(exec("/missing").code, 0);

@@ -1,4 +1,4 @@
-//! Callers who are not the host's root: a user, and the root of a user namespace.
+//! Callers without root: a user, and the root of a user namespace.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -7,16 +7,16 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 use vmrt_tests::bundle::Bundle;
-use vmrt_tests::caller::{Caller, Delegated, USER};
-use vmrt_tests::nest::Nest;
-use vmrt_tests::runtime::{Running, Runtime, is_vmrt, new_id, wait};
+use vmrt_tests::caller::{Caller, DelegatedCgroup, USER};
+use vmrt_tests::rootless_namespaces::RootlessNamespaces;
+use vmrt_tests::runtime::{RunningCommand, Runtime, is_vmrt, new_id, wait};
 use vmrt_tests::terminal::Terminal;
-use vmrt_tests::{PATIENCE, eventually};
+use vmrt_tests::{TIMEOUT, eventually};
 
-/// The bundle as the user's own, and with the user as its root.
-fn own(bundle: Bundle) -> Bundle {
-    give(bundle.path());
-    // The only group that a terminal can have.
+/// The bundle, owned by the user, with the user as the container's root.
+fn user_bundle(bundle: Bundle) -> Bundle {
+    chown_to_user(bundle.path());
+    // No gid=5: the user can map no other group.
     let terminals = json!({"type": "devpts", "source": "devpts", "destination": "/dev/pts", "options": ["newinstance", "ptmxmode=0666"]});
     let map = json!([{"containerID": 0, "hostID": USER, "size": 1}]);
     bundle
@@ -27,8 +27,8 @@ fn own(bundle: Bundle) -> Bundle {
         .with("/linux/gidMappings", map)
 }
 
-/// Gives the user all that is below a path.
-fn give(path: &Path) {
+/// Makes the user the owner of all files below a path.
+fn chown_to_user(path: &Path) {
     let given = Command::new("chown").args(["-R", &format!("{USER}:{USER}")]).arg(path).status();
     assert!(given.expect("chown runs").success(), "{} is the user's", path.display());
 }
@@ -38,19 +38,19 @@ fn owner(path: &Path) -> (u32, u32) {
     (metadata.uid(), metadata.gid())
 }
 
-/// The cgroup of version 2 that a process is in.
+/// The cgroup v2 of a process.
 fn cgroup_of(pid: &impl ToString) -> String {
     let text = fs::read_to_string(PathBuf::from("/proc").join(pid.to_string()).join("cgroup")).expect("a cgroup");
     text.lines().find_map(|line| line.strip_prefix("0::")).expect("version 2").to_owned()
 }
 
 #[test]
-fn a_user_runs_what_spec_writes() {
-    let runtime = Runtime::called_by(Caller::user());
+fn a_user_runs_a_container_with_the_specification_of_spec() {
+    let runtime = Runtime::for_caller(Caller::user());
     let bundle = Bundle::busybox(["true"]);
     let file = bundle.path().join("config.json");
     fs::remove_file(&file).unwrap();
-    give(bundle.path());
+    chown_to_user(bundle.path());
     runtime.call(&["spec", "--rootless", "--bundle", bundle.path().to_str().unwrap()]).ok();
     let mut config: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
     let script = "echo id=$(id -u):$(id -g); mkdir /d; echo text >/d/file; ln -s file /d/link; mkfifo /d/fifo; \
@@ -71,11 +71,11 @@ fn a_user_runs_what_spec_writes() {
 }
 
 #[test]
-fn a_users_container_goes_through_its_whole_life() {
-    let runtime = Runtime::called_by(Caller::user());
+fn a_users_container_is_created_started_killed_and_deleted() {
+    let runtime = Runtime::for_caller(Caller::user());
     let script = "trap 'exit 9' TERM; echo up >/up; while :; do sleep 0.1; done";
-    let bundle = own(Bundle::script(script));
-    let container = runtime.created(&bundle);
+    let bundle = user_bundle(Bundle::script(script));
+    let container = runtime.create_container(&bundle);
     assert_eq!(container.status(), "created");
     let pid = container.pid();
     assert_eq!(fs::metadata(format!("/proc/{pid}")).unwrap().uid(), USER, "the VMM is the user's");
@@ -96,15 +96,15 @@ fn a_users_container_goes_through_its_whole_life() {
     container.call("kill", &["TERM"]).ok();
     container.await_status("stopped");
     container.call("delete", &[]).ok();
-    let other = runtime.started(&bundle);
+    let other = runtime.start_container(&bundle);
     other.call("delete", &["--force"]).ok();
     runtime.assert_clean();
 }
 
 #[test]
-fn a_user_has_terminals() {
-    let runtime = Runtime::called_by(Caller::user());
-    let bundle = own(Bundle::busybox(["sh"])).with("/process/terminal", json!(true));
+fn a_users_container_can_have_terminals() {
+    let runtime = Runtime::for_caller(Caller::user());
+    let bundle = user_bundle(Bundle::busybox(["sh"])).with("/process/terminal", json!(true));
     let id = new_id();
     let (mut terminal, mut second) = (Terminal::new(40, 90), Terminal::new(24, 80));
     let mut child = terminal.start(runtime.command(&["run", "--bundle"]).arg(bundle.path()).arg(&id));
@@ -119,13 +119,13 @@ fn a_user_has_terminals() {
 }
 
 #[test]
-fn a_users_containers_are_in_their_own_directory() {
+fn a_users_state_is_in_their_runtime_directory() {
     let directory = tempfile::tempdir().unwrap();
     chown(directory.path(), Some(USER), Some(USER)).unwrap();
     let user = Caller::user();
     let list = |variable: &Path| {
         let mut command = user.command(&user.runtime());
-        Running::start(command.arg("list").env("XDG_RUNTIME_DIR", variable), None).end()
+        RunningCommand::start(command.arg("list").env("XDG_RUNTIME_DIR", variable), None).end()
     };
     list(directory.path()).ok();
     let name = if is_vmrt() { "vmrt" } else { "runc" };
@@ -142,12 +142,12 @@ fn without_a_cgroup_on_the_host_limits_hold_in_the_guest() {
     if !is_vmrt() {
         return;
     }
-    let runtime = Runtime::called_by(Caller::user());
-    let bundle = own(Bundle::busybox(["sleep", "1000"]))
+    let runtime = Runtime::for_caller(Caller::user());
+    let bundle = user_bundle(Bundle::busybox(["sleep", "1000"]))
         .with("/linux/resources/memory", json!({"limit": 64 << 20}))
         .with("/linux/resources/pids", json!({"limit": 30}))
         .with("/linux/resources/cpu", json!({"quota": 50_000, "period": 100_000}));
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     assert_eq!(cgroup_of(&container.pid()), cgroup_of(&"self"), "the VMM is where its caller is");
     let limits = || container.script("cd /sys/fs/cgroup; cat memory.max pids.max cpu.max").ok().text();
     assert_eq!(limits(), "67108864\n30\n50000 100000");
@@ -155,40 +155,41 @@ fn without_a_cgroup_on_the_host_limits_hold_in_the_guest() {
     assert_eq!(limits(), "100663296\n40\n50000 100000");
     let refused = container.call("update", &["--cpu-share", "512"]);
     assert!(refused.code == 1 && refused.message().contains("cpu.shares holds on the host"), "{refused:?}");
-    let eater = container.script("head -c 200m /dev/zero | tail >/dev/null; echo end=$?").ok();
-    assert_ne!(eater.value("end"), "0", "memory ran out");
-    assert_eq!(container.status(), "running", "nobody on the host was killed for it");
+    let allocation = container.script("head -c 200m /dev/zero | tail >/dev/null; echo end=$?").ok();
+    assert_ne!(allocation.value("end"), "0", "memory ran out");
+    assert_eq!(container.status(), "running", "the OOM killer of the host killed nothing");
 }
 
 #[test]
-fn a_cgroup_that_was_handed_over_is_used() {
-    let delegated = Delegated::new();
-    let runtime = Runtime::called_by(Caller::user().within(&delegated));
-    let bundle = own(Bundle::busybox(["sleep", "1000"])).with("/linux/resources/memory", json!({"limit": 64 << 20}));
-    let container = runtime.started(&bundle);
+fn a_delegated_cgroup_is_used() {
+    let delegated = DelegatedCgroup::new();
+    let runtime = Runtime::for_caller(Caller::user().within(&delegated));
+    let bundle =
+        user_bundle(Bundle::busybox(["sleep", "1000"])).with("/linux/resources/memory", json!({"limit": 64 << 20}));
+    let container = runtime.start_container(&bundle);
     if is_vmrt() {
         let path = cgroup_of(&container.pid());
-        assert_eq!(path, format!("{}/vmrt-{}", Delegated::PATH, container.id));
+        assert_eq!(path, format!("{}/vmrt-{}", DelegatedCgroup::PATH, container.id));
         let limit = fs::read_to_string(format!("/sys/fs/cgroup{path}/memory.max")).unwrap();
         assert_eq!(limit.trim(), ((64 + 128 + 128) << 20).to_string());
     }
     drop(container);
-    let path = Delegated::PATH.to_owned() + "/asked-for";
-    let asked = own(Bundle::busybox(["sleep", "1000"])).with("/linux/cgroupsPath", json!(path));
-    let container = runtime.started(&asked);
+    let path = DelegatedCgroup::PATH.to_owned() + "/asked-for";
+    let asked = user_bundle(Bundle::busybox(["sleep", "1000"])).with("/linux/cgroupsPath", json!(path));
+    let container = runtime.start_container(&asked);
     assert_eq!(cgroup_of(&container.pid()), path);
 }
 
 #[test]
-fn what_takes_root_is_refused_by_name() {
-    let runtime = Runtime::called_by(Caller::user());
+fn operations_that_need_root_are_refused_by_name() {
+    let runtime = Runtime::for_caller(Caller::user());
     let refused = |bundle: Bundle, words: &str| {
         let done = runtime.run(&bundle);
         assert_eq!(done.code, 1, "{done:?}");
         assert!(!is_vmrt() || done.message().contains(words), "{words}: {}", done.message());
         runtime.assert_clean();
     };
-    let bundle = || own(Bundle::busybox(["true"]));
+    let bundle = || user_bundle(Bundle::busybox(["true"]));
     refused(
         bundle().with("/linux/cgroupsPath", json!("/vmrt-no-users")),
         "create /sys/fs/cgroup/vmrt-no-users: permission denied",
@@ -204,7 +205,7 @@ fn what_takes_root_is_refused_by_name() {
     let gid = bundle().with("/mounts/-", json!({"type": "tmpfs", "destination": "/x", "options": ["gid=5"]}));
     refused(gid, "cannot specify gid= mount options for unmapped gid");
     let mut plain = Bundle::busybox(["true"]);
-    give(plain.path());
+    chown_to_user(plain.path());
     refused(plain, "rootless container requires user namespaces");
     plain = bundle();
     fs::set_permissions(plain.path(), Permissions::from_mode(0o700)).unwrap();
@@ -227,7 +228,7 @@ fn what_takes_root_is_refused_by_name() {
     assert!(flag.code == 1 && flag.message().contains("--rootless"), "{flag:?}");
 }
 
-/// A host may forbid users to make user namespaces.
+/// Checks the error on a host that forbids user namespaces.
 fn refused_without_namespaces(runtime: &Runtime, bundle: &Bundle) {
     let limit = Path::new("/proc/sys/user/max_user_namespaces");
     let before = fs::read(limit).unwrap();
@@ -238,11 +239,11 @@ fn refused_without_namespaces(runtime: &Runtime, bundle: &Bundle) {
     runtime.assert_clean();
 }
 
-/// A device that has other permissions for a while.
-struct Closed(&'static str, fs::Metadata);
+/// A device with restricted permissions; they are restored when dropped.
+struct RestrictedDevice(&'static str, fs::Metadata);
 
-impl Closed {
-    fn but_to(group: u32, path: &'static str) -> Self {
+impl RestrictedDevice {
+    fn to_group(group: u32, path: &'static str) -> Self {
         let before = fs::metadata(path).expect("a device");
         chown(path, None, Some(group)).expect("a group for a device");
         fs::set_permissions(path, Permissions::from_mode(0o660)).expect("permissions for a device");
@@ -250,7 +251,7 @@ impl Closed {
     }
 }
 
-impl Drop for Closed {
+impl Drop for RestrictedDevice {
     fn drop(&mut self) {
         chown(self.0, None, Some(self.1.gid())).expect("the device's group");
         fs::set_permissions(self.0, self.1.permissions()).expect("the device's permissions");
@@ -258,43 +259,44 @@ impl Drop for Closed {
 }
 
 #[test]
-fn the_group_that_may_run_machines_is_told_and_enough() {
+fn kvm_access_by_group_is_enough_and_the_error_names_the_group() {
     if !is_vmrt() {
         return;
     }
-    // A group that has a name on every Debian.
-    let _kvm = Closed::but_to(27, "/dev/kvm");
-    let bundle = own(Bundle::script("echo in"));
-    let stranger = Runtime::called_by(Caller::user()).run(&bundle);
-    assert_eq!(stranger.code, 1);
-    assert!(stranger.message().contains("the members of group sudo (27) may: permission denied"), "{stranger:?}");
-    let member = Runtime::called_by(Caller::user_in(27)).run(&bundle);
+    // A group that exists on every Debian.
+    let _kvm = RestrictedDevice::to_group(27, "/dev/kvm");
+    let bundle = user_bundle(Bundle::script("echo in"));
+    let other_user = Runtime::for_caller(Caller::user()).run(&bundle);
+    assert_eq!(other_user.code, 1);
+    assert!(other_user.message().contains("the members of group sudo (27) may: permission denied"), "{other_user:?}");
+    let member = Runtime::for_caller(Caller::user_in(27)).run(&bundle);
     assert_eq!(member.ok().text(), "in");
 }
 
 #[test]
-fn a_hook_fills_the_network_of_a_users_container() {
+fn a_hook_configures_the_network_of_a_users_container() {
     if !is_vmrt() {
         return;
     }
-    let runtime = Runtime::called_by(Caller::user());
+    let runtime = Runtime::for_caller(Caller::user());
     let make = "ip link add eth0 type veth peer name other && ip link set eth0 address 02:00:00:00:00:07 up && \
         ip address add 10.7.0.2/24 dev eth0 && ip route add default via 10.7.0.1";
-    // What the hook is told holds the pid, as slirp4netns wants it.
+    // The state on the hook's standard input contains the pid, as slirp4netns needs it.
     let script = format!(
         "pid=$(sed 's/.*\"pid\":\\([0-9]*\\).*/\\1/'); id -u >&2; \
         exec nsenter --user --net --preserve-credentials --target $pid sh -c '{make}'"
     );
     let hook = json!({"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]});
-    let bundle =
-        own(Bundle::script("cat /sys/class/net/eth0/address; ip -o -4 address show dev eth0; ip route; sleep 1000"))
-            .with("/hooks/createRuntime", json!([hook]));
-    let closed = Closed::but_to(0, "/dev/net/tun");
+    let bundle = user_bundle(Bundle::script(
+        "cat /sys/class/net/eth0/address; ip -o -4 address show dev eth0; ip route; sleep 1000",
+    ))
+    .with("/hooks/createRuntime", json!([hook]));
+    let closed = RestrictedDevice::to_group(0, "/dev/net/tun");
     let refused = runtime.run(&bundle);
     drop(closed);
     let words = "open /dev/net/tun for network interface eth0: permission denied";
     assert!(refused.code == 1 && refused.message().contains(words), "{refused:?}");
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     let seen =
         container.script("cat /sys/class/net/eth0/address; ip -o -4 address show dev eth0; ip route").ok().text();
     for words in ["02:00:00:00:00:07", "inet 10.7.0.2/24", "default via 10.7.0.1"] {
@@ -306,7 +308,7 @@ fn a_hook_fills_the_network_of_a_users_container() {
         .args(["sh", "-c", "ip link set other name late up && ip address add 10.8.0.2/24 dev late"])
         .status();
     assert!(later.unwrap().success());
-    let followed = eventually(PATIENCE, || {
+    let followed = eventually(TIMEOUT, || {
         container.script("ip -o -4 address show dev late").text().contains("10.8.0.2/24").then_some(())
     });
     assert!(followed.is_some(), "the guest follows what comes later");
@@ -314,27 +316,27 @@ fn a_hook_fills_the_network_of_a_users_container() {
 
 #[test]
 fn the_root_of_a_user_namespace_runs_containers() {
-    let nest = Nest::new();
-    let runtime = Runtime::called_by(nest.root());
+    let namespaces = RootlessNamespaces::new();
+    let runtime = Runtime::for_caller(namespaces.root());
     let script = "ping -c 1 -W 20 10.9.0.1 >/dev/null; echo ping=$?; echo file >/file; chown 5:6 /file; echo chown=$?; \
         chown 20000 /file; echo far=$?; mknod /device c 1 3; echo mknod=$?; cat /ro/file; echo $?; echo x >/ro/file";
     let directory = tempfile::tempdir().unwrap();
     fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).unwrap();
     fs::write(directory.path().join("file"), "of the host's root").unwrap();
-    let bundle = Bundle::script(script).all_powerful().bind(directory.path(), "/ro", &["ro"]).with(
+    let bundle = Bundle::script(script).with_capabilities().bind(directory.path(), "/ro", &["ro"]).with(
         "/linux/namespaces",
         json!([
             {"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}, {"type": "cgroup"},
-            {"type": "network", "path": nest.network()},
+            {"type": "network", "path": namespaces.network()},
         ]),
     );
-    give(bundle.path());
+    chown_to_user(bundle.path());
     let done = runtime.run(&bundle);
     assert_eq!(done.value("ping"), "0", "{done:?}");
     assert_eq!((done.value("chown"), done.value("far"), done.value("mknod")), ("0".into(), "1".into(), "1".into()));
     assert!(done.text().ends_with("of the host's root0"), "{done:?}");
     assert_eq!(owner(&bundle.file("file")), (100_004, 100_005));
-    // A user the namespace does not have can be in the guest, and owns nothing on the host.
+    // A user that the namespace lacks can exist in the guest, but owns no files on the host.
     if is_vmrt() {
         fs::set_permissions(bundle.file("tmp"), Permissions::from_mode(0o1777)).unwrap();
         let foreign = bundle

@@ -1,10 +1,10 @@
-//! Filters of system calls.
+//! System call filters.
 
 use serde_json::{Value, json};
 use vmrt_tests::bundle::Bundle;
-use vmrt_tests::runtime::{Done, Runtime, is_vmrt};
+use vmrt_tests::runtime::{Runtime, is_vmrt};
 
-/// Python that makes system calls by their x86-64 numbers and, as `old`, by their x86 ones, and tells their results.
+/// Python functions that make system calls and return their results: `call` by x86-64 numbers, `old` by x86 numbers.
 const CALLS: &str = r#"
 import ctypes, mmap, os
 libc = ctypes.CDLL(None, use_errno=True)
@@ -41,14 +41,8 @@ fn when(index: u8, operator: &str, value: u64) -> Value {
     json!({"index": index, "value": value, "op": format!("SCMP_CMP_{operator}")})
 }
 
-fn assert_values(done: &Done, expected: &[(&str, &str)]) {
-    for (name, value) in expected {
-        assert_eq!(done.value(name), *value, "{name}");
-    }
-}
-
 #[test]
-fn every_action_and_operator_does_its_work() {
+fn every_action_and_operator_works() {
     let runtime = Runtime::new();
     let profile = json!({
         "defaultAction": "SCMP_ACT_ALLOW",
@@ -80,26 +74,23 @@ print(f'either={call(122, 5)} {call(122, 6)} {call(122, 7) >= 0}')
 print(f'masked={call(123, 0x5f)} {call(123, 0x6f) >= 0}')
 print(f'x86={old(64)} {old(20) == os.getpid()}')";
     let done = runtime.run(&python(script, profile)).ok();
-    assert_values(
-        &done,
-        &[
-            ("errno", "-7"),
-            ("default", "-1"),
-            ("trace", "-38"),
-            ("killed", "-31"),
-            ("trapped", "-31"),
-            ("logged", "True"),
-            ("greater", "-8 True"),
-            ("both", "-9 -3 True"),
-            ("either", "-10 -10 True"),
-            ("masked", "-11 True"),
-            ("x86", "-7 True"),
-        ],
-    );
+    done.assert_values(&[
+        ("errno", "-7"),
+        ("default", "-1"),
+        ("trace", "-38"),
+        ("killed", "-31"),
+        ("trapped", "-31"),
+        ("logged", "True"),
+        ("greater", "-8 True"),
+        ("both", "-9 -3 True"),
+        ("either", "-10 -10 True"),
+        ("masked", "-11 True"),
+        ("x86", "-7 True"),
+    ]);
 }
 
-/// What an engine's profile has: all but some calls are allowed, by name, and some by their arguments.
-fn like_an_engines() -> Value {
+/// A profile as engines write it: it allows most calls by name, and some by their arguments.
+fn engine_profile() -> Value {
     let allowed = include_str!("seccomp-allowed").split_whitespace().collect::<Vec<_>>();
     let clone_flags = json!({"index": 0, "value": 0x7e02_0000, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"});
     json!({
@@ -118,7 +109,7 @@ fn like_an_engines() -> Value {
 }
 
 #[test]
-fn a_profile_as_engines_write_it_works_with_and_without_new_privileges() {
+fn an_engines_profile_works_with_and_without_new_privileges() {
     let runtime = Runtime::new();
     let script = "
 import socket, threading
@@ -137,27 +128,24 @@ print(f'future={call(2000)}')
 print(f'x86={old(20) == os.getpid()} {old(52)}')
 print(f'user={os.getuid()}')";
     for (no_new_privileges, user) in [(true, 0), (false, 0), (false, 1000)] {
-        let bundle = python(script, like_an_engines())
+        let bundle = python(script, engine_profile())
             .with("/process/noNewPrivileges", json!(no_new_privileges))
             .with("/process/user", json!({"uid": user, "gid": user}));
         let done = runtime.run(&bundle).ok();
-        assert_values(
-            &done,
-            &[
-                ("mode", "2 1"),
-                ("thread", "yes"),
-                ("child", "0"),
-                ("unix", "True"),
-                ("vsock", "-1"),
-                ("mount", "-1"),
-                ("unshare", "-1"),
-                ("clone3", "-38"),
-                ("persona", "0 -1"),
-                ("future", "-38"),
-                ("x86", "True -1"),
-                ("user", &user.to_string()),
-            ],
-        );
+        done.assert_values(&[
+            ("mode", "2 1"),
+            ("thread", "yes"),
+            ("child", "0"),
+            ("unix", "True"),
+            ("vsock", "-1"),
+            ("mount", "-1"),
+            ("unshare", "-1"),
+            ("clone3", "-38"),
+            ("persona", "0 -1"),
+            ("future", "-38"),
+            ("x86", "True -1"),
+            ("user", &user.to_string()),
+        ]);
     }
 }
 
@@ -167,16 +155,16 @@ fn an_exec_is_filtered_too() {
     let rules = [rule(&["mkdir"], "ERRNO", json!({"errnoRet": 28}))];
     let bundle = Bundle::busybox(["sleep", "1000"])
         .with("/linux/seccomp", json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules}));
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     let done = container.script("mkdir /x 2>&1; grep Seccomp: /proc/self/status");
     assert!(done.text().contains("No space left on device"), "{}", done.text());
     assert!(done.text().ends_with("Seccomp:\t2"), "{}", done.text());
 }
 
 #[test]
-fn flags_are_taken() {
+fn filter_flags_are_accepted() {
     if !is_vmrt() {
-        // runc 1.1 knows none.
+        // runc 1.1 does not support flags.
         return;
     }
     let runtime = Runtime::new();

@@ -1,4 +1,4 @@
-//! The three streams: every byte, in order, and all of them before the end is told.
+//! The standard streams: every byte arrives in order, and before the exit is reported.
 
 use std::io::{Read, pipe};
 use std::process::Stdio;
@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use vmrt_tests::bundle::Bundle;
-use vmrt_tests::runtime::{Running, Runtime, new_id, wait};
+use vmrt_tests::runtime::{RunningCommand, Runtime, new_id, wait};
 
 const TEN_MB: usize = 10_000_000;
 
@@ -34,7 +34,7 @@ fn ten_megabytes_pass_both_ways_unchanged() {
 }
 
 #[test]
-fn standard_error_is_a_stream_of_its_own() {
+fn standard_error_is_a_separate_stream() {
     let runtime = Runtime::new();
     let input = noise(1_000_000);
     let done = runtime.run_with_input(&Bundle::script("echo out; cat >&2; echo end; exit 7"), input.clone());
@@ -43,7 +43,7 @@ fn standard_error_is_a_stream_of_its_own() {
 }
 
 #[test]
-fn the_end_of_input_is_passed_on_and_unread_input_holds_nobody() {
+fn the_end_of_input_is_forwarded_and_unread_input_does_not_block() {
     let runtime = Runtime::new();
     assert_eq!(runtime.run_with_input(&Bundle::busybox(["wc", "-c"]), Vec::new()).ok().text(), "0");
     let (reader, writer) = pipe().unwrap();
@@ -57,7 +57,7 @@ fn the_end_of_input_is_passed_on_and_unread_input_holds_nobody() {
 }
 
 #[test]
-fn a_slow_reader_gets_everything_before_the_end() {
+fn a_slow_reader_gets_all_output_before_the_exit() {
     let runtime = Runtime::new();
     let bundle = Bundle::script("head -c 3000000 /dev/zero | tr '\\0' x; printf tail; exit 4");
     let (mut reader, writer) = pipe().unwrap();
@@ -65,7 +65,7 @@ fn a_slow_reader_gets_everything_before_the_end() {
     let mut child = command.arg(bundle.path()).arg(new_id()).stdin(Stdio::null()).stdout(writer).spawn().unwrap();
     drop(command);
     thread::sleep(Duration::from_secs(3));
-    assert!(child.try_wait().unwrap().is_none(), "the end was told before the output was read");
+    assert!(child.try_wait().unwrap().is_none(), "the command exited before its output was read");
     let mut output = Vec::new();
     reader.read_to_end(&mut output).unwrap();
     assert_eq!((output.len(), &output[output.len() - 5..]), (3_000_004, &b"xtail"[..]));
@@ -73,7 +73,7 @@ fn a_slow_reader_gets_everything_before_the_end() {
 }
 
 #[test]
-fn a_reader_that_left_ends_the_writer() {
+fn a_closed_output_pipe_ends_the_writer() {
     let runtime = Runtime::new();
     let bundle = Bundle::script("yes; echo $? >/status");
     let (mut reader, writer) = pipe().unwrap();
@@ -88,10 +88,10 @@ fn a_reader_that_left_ends_the_writer() {
 }
 
 #[test]
-fn output_comes_before_the_end_every_time() {
+fn output_is_complete_before_the_exit() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["sleep", "1000"]);
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     for count in [1, 4096, 65_537, 300_000] {
         for _ in 0..5 {
             let done = container.script(&format!("head -c {count} /dev/zero; exit 9"));
@@ -101,7 +101,7 @@ fn output_comes_before_the_end_every_time() {
 }
 
 #[test]
-fn a_file_can_be_any_stream() {
+fn files_can_be_the_standard_streams() {
     let runtime = Runtime::new();
     let bundle = Bundle::script("cat; echo error >&2");
     let [input, output, errors] = ["input", "output", "errors"].map(|name| bundle.path().join(name));
@@ -117,7 +117,7 @@ fn a_file_can_be_any_stream() {
 }
 
 #[test]
-fn closed_streams_are_no_obstacle() {
+fn a_container_runs_with_closed_standard_streams() {
     let runtime = Runtime::new();
     let bundle = Bundle::script("echo lost; echo kept >/kept");
     let command = runtime.command(&["run", "--bundle"]);
@@ -130,7 +130,7 @@ fn closed_streams_are_no_obstacle() {
         new_id()
     );
     let mut shell = std::process::Command::new("sh");
-    let done = Running::start(shell.args(["-c", &line]), None).end();
+    let done = RunningCommand::start(shell.args(["-c", &line]), None).end();
     assert_eq!((done.stdout.len(), done.stderr.len()), (0, 0));
     assert_eq!(std::fs::read_to_string(bundle.file("kept")).unwrap(), "kept\n");
 }

@@ -1,4 +1,4 @@
-//! Cgroups made by systemd: one that is booted for the test, in namespaces of its own.
+//! Cgroups by systemd. The test boots a systemd in namespaces of its own.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,12 +6,12 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::json;
 use vmrt_tests::bundle::Bundle;
-use vmrt_tests::runtime::{Done, Running, Runtime, is_vmrt, new_id, program, wait};
-use vmrt_tests::{PATIENCE, eventually};
+use vmrt_tests::runtime::{CommandResult, RunningCommand, Runtime, is_vmrt, new_id, program, wait};
+use vmrt_tests::{TIMEOUT, eventually};
 
 const BOOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/shell/systemd-boot");
 
-/// A systemd that runs; it ends with all its processes when dropped.
+/// A running systemd; it ends with all its processes when dropped.
 struct Systemd {
     parent: Child,
     pid: String,
@@ -28,21 +28,21 @@ impl Systemd {
         let parent = command.spawn().expect("unshare starts");
         let children = format!("/proc/{0}/task/{0}/children", parent.id());
         let pid =
-            eventually(PATIENCE, || fs::read_to_string(&children).ok()?.split_whitespace().next().map(str::to_owned));
+            eventually(TIMEOUT, || fs::read_to_string(&children).ok()?.split_whitespace().next().map(str::to_owned));
         let systemd = Self { parent, pid: pid.expect("unshare has a child"), cgroup };
-        // Degraded is one that cannot do something of this machine, which does not matter here.
+        // `degraded` means that a unit failed on this machine, which does not matter here.
         let is_up = || ["running", "degraded"].contains(&systemd.sh("systemctl is-system-running").text().as_str());
-        let boots = eventually(PATIENCE, || is_up().then_some(()));
+        let boots = eventually(TIMEOUT, || is_up().then_some(()));
         assert!(boots.is_some(), "systemd does not boot: {:?}", systemd.sh("systemctl is-system-running"));
         systemd.sh("systemctl start dbus.socket dbus.service").ok();
         systemd
     }
 
-    /// Runs a shell script where this systemd is the init.
-    fn sh(&self, script: &str) -> Done {
+    /// Runs a shell script in the namespaces of this systemd.
+    fn sh(&self, script: &str) -> CommandResult {
         let mut command = Command::new("nsenter");
         command.args(["--target", &self.pid, "--mount", "--pid", "--cgroup", "--", "sh", "-ec", script]);
-        Running::start(&mut command, None).end()
+        RunningCommand::start(&mut command, None).end()
     }
 }
 
@@ -50,12 +50,12 @@ impl Drop for Systemd {
     fn drop(&mut self) {
         self.parent.kill().expect("unshare runs");
         wait(&mut self.parent);
-        let removed = eventually(PATIENCE, || remove_all(&self.cgroup).ok());
+        let removed = eventually(TIMEOUT, || remove_all(&self.cgroup).ok());
         assert!(removed.is_some() || std::thread::panicking(), "{} is left", self.cgroup.display());
     }
 }
 
-/// Removes a cgroup and those in it.
+/// Removes a cgroup and all cgroups in it.
 fn remove_all(cgroup: &Path) -> std::io::Result<()> {
     for entry in fs::read_dir(cgroup)?.flatten().filter(|entry| entry.path().is_dir()) {
         remove_all(&entry.path())?;
@@ -63,8 +63,8 @@ fn remove_all(cgroup: &Path) -> std::io::Result<()> {
     fs::remove_dir(cgroup)
 }
 
-/// A container from its first command to its last, with a shell's eyes.
-fn life(systemd: &Systemd) {
+/// Runs, updates and deletes a container by a shell script, and checks its scope.
+fn run_update_and_delete(systemd: &Systemd) {
     let (id, program, root) = (new_id(), program(), "/run/state");
     let bundle = bundle(&format!("vmrt-test.slice:c:{id}"));
     let bundle = bundle.path().display();
@@ -87,7 +87,7 @@ fn life(systemd: &Systemd) {
     assert_eq!((done.value("slice"), done.value("left")), ("vmrt-test.slice".into(), "inactive".into()));
     assert_eq!(done.value("told"), done.value("set"));
     if is_vmrt() {
-        // The container's, the guest's kernel and agent, the VMM; and more time for the devices: a quarter, or a tenth of a CPU.
+        // Memory of the container, of the guest's kernel and agent, and of the VMM. CPU time: a quarter, or a tenth of a CPU, more.
         assert_eq!(done.value("set"), ((64 + 128 + 128) << 20).to_string());
         assert_eq!((done.value("quota"), done.value("changed")), ("630ms".into(), "300ms".into()));
     }
@@ -101,19 +101,19 @@ fn bundle(cgroup: &str) -> Bundle {
 }
 
 #[test]
-fn a_container_is_in_a_scope_of_systemds() {
+fn systemd_cgroup_puts_the_container_into_a_scope() {
     let _runtime = Runtime::new();
     let systemd = Systemd::boot();
-    life(&systemd);
+    run_update_and_delete(&systemd);
 }
 
 #[test]
-fn what_names_no_scope_is_refused_and_so_is_a_host_without_systemd() {
+fn an_invalid_scope_and_a_host_without_systemd_are_refused() {
     let runtime = Runtime::new();
     for (path, message) in [("/a/b", "slice:prefix:name"), ("vmrt-test.slice:c:x", "systemd")] {
         let bundle = bundle(path);
         let mut command = runtime.command(&["--systemd-cgroup", "run", "--bundle"]);
-        let done = Running::start(command.arg(bundle.path()).arg(new_id()), None).end();
+        let done = RunningCommand::start(command.arg(bundle.path()).arg(new_id()), None).end();
         assert!(done.code == 1 && done.message().contains(message), "{done:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! Terminals: a person at one, and an engine that asks for one through a console socket.
+//! Terminals: of a user in the foreground, and of an engine through a console socket.
 
 use std::process::Command;
 use std::time::Duration;
@@ -13,7 +13,7 @@ fn interactive(args: &[&str]) -> Bundle {
 }
 
 #[test]
-fn a_person_works_at_a_terminal() {
+fn an_interactive_shell_works_on_a_terminal() {
     let runtime = Runtime::new();
     let bundle = interactive(&["sh"]);
     let mut terminal = Terminal::new(41, 103);
@@ -52,7 +52,7 @@ fn a_person_works_at_a_terminal() {
 }
 
 #[test]
-fn everything_is_shown_before_the_end() {
+fn terminal_output_is_complete_before_the_exit() {
     let runtime = Runtime::new();
     let bundle = interactive(&["sh", "-c", "seq 1 5000; echo last"]);
     let mut terminal = Terminal::new(24, 80);
@@ -69,7 +69,7 @@ fn everything_is_shown_before_the_end() {
 fn an_exec_has_a_terminal_of_its_own() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["sleep", "1000"]);
-    let container = runtime.started(&bundle);
+    let container = runtime.start_container(&bundle);
     let mut terminal = Terminal::new(30, 90);
     let modes = format!("{:?}", terminal.modes());
     let mut child = terminal.start(&runtime.command(&["exec", "--tty", &container.id, "sh"]));
@@ -87,7 +87,7 @@ fn an_exec_has_a_terminal_of_its_own() {
 }
 
 #[test]
-fn a_program_is_told_of_a_new_size() {
+fn a_resize_is_reported_to_the_program() {
     let runtime = Runtime::new();
     let script = "trap 'echo now $(stty size)' WINCH; trap 'exit 8' INT; echo ready; while :; do sleep 0.1; done";
     let bundle = interactive(&["sh", "-c", script]);
@@ -104,7 +104,7 @@ fn a_program_is_told_of_a_new_size() {
 }
 
 #[test]
-fn an_engine_gets_the_terminal_through_its_socket() {
+fn a_console_socket_receives_the_terminal() {
     let runtime = Runtime::new();
     let bundle = interactive(&["sh"]);
     let socket = bundle.path().join("console");
@@ -113,7 +113,7 @@ fn an_engine_gets_the_terminal_through_its_socket() {
     let mut command = runtime.command(&["create", "--console-socket", socket.to_str().unwrap(), "--bundle"]);
     command.arg(bundle.path()).arg(&id).stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
     let mut create = command.spawn().unwrap();
-    let mut terminal = Terminal::received(&listener);
+    let mut terminal = Terminal::receive(&listener);
     assert_eq!(wait(&mut create), 0);
     terminal.resize(50, 120);
     runtime.call(&["start", &id]).ok();
@@ -129,7 +129,7 @@ fn an_engine_gets_the_terminal_through_its_socket() {
     let mut command =
         runtime.command(&["exec", "--detach", "--tty", "--console-socket", socket.to_str().unwrap(), &id]);
     let mut exec = command.args(["sh", "-c", "tty; stty size; read line; echo \"<$line>\""]).spawn().unwrap();
-    let mut second = Terminal::received(&listener);
+    let mut second = Terminal::receive(&listener);
     assert_eq!(wait(&mut exec), 0);
     second.expect("/dev/pts/");
     second.expect("\r\n");
@@ -141,7 +141,7 @@ fn an_engine_gets_the_terminal_through_its_socket() {
 }
 
 #[test]
-fn a_new_terminal_has_the_size_that_its_configuration_says() {
+fn a_new_terminal_has_the_configured_size() {
     let runtime = Runtime::new();
     let bundle = interactive(&["stty", "size"]).with("/process/consoleSize", json!({"height": 33, "width": 111}));
     let socket = bundle.path().join("console");
@@ -150,19 +150,19 @@ fn a_new_terminal_has_the_size_that_its_configuration_says() {
     let mut command = runtime.command(&["run", "--detach", "--console-socket", socket.to_str().unwrap(), "--bundle"]);
     command.arg(bundle.path()).arg(&id).stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
     let mut run = command.spawn().unwrap();
-    let mut terminal = Terminal::received(&listener);
+    let mut terminal = Terminal::receive(&listener);
     assert_eq!(wait(&mut run), 0);
     terminal.expect("33 111\r\n");
     runtime.call(&["delete", "--force", &id]).ok();
 }
 
 #[test]
-fn a_terminal_without_a_socket_is_refused_where_nobody_sits_at_one() {
+fn a_terminal_without_a_console_socket_is_refused_at_create() {
     let runtime = Runtime::new();
     let bundle = interactive(&["sh"]);
     let mut command = runtime.command(&["create", "--bundle"]);
     command.arg(bundle.path()).arg(new_id());
-    let done = vmrt_tests::runtime::Running::start(&mut command, None).end();
+    let done = vmrt_tests::runtime::RunningCommand::start(&mut command, None).end();
     assert_ne!(done.code, 0);
     assert!(
         done.message().contains("console-socket") || done.message().contains("console socket"),
@@ -172,7 +172,7 @@ fn a_terminal_without_a_socket_is_refused_where_nobody_sits_at_one() {
 }
 
 #[test]
-fn output_into_a_pipe_is_as_it_was_written() {
+fn terminal_output_into_a_pipe_has_no_carriage_returns() {
     let runtime = Runtime::new();
     let bundle = interactive(&["sh", "-c", "test -t 1 && echo one && echo two"]);
     let mut terminal = Terminal::new(24, 80);

@@ -1,4 +1,4 @@
-# A C project's repository is cloned and built by four jobs at once.
+# Clones the repository of a C project and builds it with four parallel jobs.
 set -e
 export GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@example.org GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=a@example.org
 mkdir -p /root/build/origin && cd /root/build/origin

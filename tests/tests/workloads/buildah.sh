@@ -1,4 +1,4 @@
-# buildah builds an image in three steps, and podman runs it.
+# Builds an image in three steps with buildah, and runs it with podman.
 set -e
 mkdir -p /volume/image && cd /volume/image
 tar --create --file busybox.tar --directory /busybox .

@@ -1,8 +1,8 @@
-# A Docker daemon whose images have $1 as storage driver and are at $2 runs containers, without network and behind a bridge.
+# A Docker daemon with the storage driver $1 and the data directory $2 runs containers, without network and behind a bridge.
 set -e
 driver=$1 run=/run/docker-$1
 export DOCKER_HOST=unix://$run.sock DOCKER_CONFIG=$run DOCKER_BUILDKIT=0
-# dockerd gives a containerd of its own fifteen seconds to start, which are not enough on a software CPU.
+# dockerd waits fifteen seconds for a containerd that it starts itself, which is too short on a software CPU.
 containerd --config /dev/null --root "$2-containerd" --state "$run/containerd" --address "$run/containerd.sock" >>"$run.log" 2>&1 &
 containerd=$!
 finish() {

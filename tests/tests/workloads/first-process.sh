@@ -1,5 +1,5 @@
-# The container's first process. Processes leave the cgroup's top, so that those below it can have controllers: what engines
-# in a container expect. Then it waits for whatever the workloads leave behind.
+# The container's first process. It leaves the top cgroup and enables all controllers for the cgroups below, as engines in a
+# container expect. Then it reaps the processes that the workloads leave behind.
 set -e
 mkdir /sys/fs/cgroup/init
 echo $$ >/sys/fs/cgroup/init/cgroup.procs

@@ -1,4 +1,4 @@
-# Tells everything of the files below $1 that unpacking has to restore.
+# Prints all properties of the files below $1 that unpacking must restore.
 set -e
 cd "$1"
 find . -printf '%p %y %m %U:%G %n %l %T@\n' | LC_ALL=C sort

@@ -1,4 +1,4 @@
-# dpkg and apt install packages from files, and remove them.
+# Installs packages from files with dpkg and apt, and removes them.
 set -e
 mkdir -p /root/packages && cd /root/packages
 make_package() {

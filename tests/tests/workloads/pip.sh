@@ -1,4 +1,4 @@
-# pip installs a wheel into a virtual environment, without an index.
+# Installs a wheel into a virtual environment with pip, without an index.
 set -e
 mkdir -p /root/pip && cd /root/pip
 python3 - <<'END'
@@ -15,7 +15,7 @@ with zipfile.ZipFile('greet-1.0-py3-none-any.whl', 'w') as wheel:
         wheel.writestr(name, text)
     wheel.writestr(info + 'RECORD', ''.join(f'{name},,\n' for name in [*files, info + 'RECORD']))
 END
-# With a pip of its own the environment takes minutes on a software CPU.
+# Installing pip into the environment takes minutes on a software CPU.
 python3 -m venv --without-pip environment
 pip() { command pip --python environment/bin/python --quiet --disable-pip-version-check "$@"; }
 pip install --no-index ./greet-1.0-py3-none-any.whl

@@ -1,4 +1,4 @@
-# PostgreSQL is killed while rows are written, and has every row afterwards that it said it had.
+# PostgreSQL is killed while it writes rows. Afterwards it has every row that it has confirmed.
 set -e
 data=/var/lib/postgresql/test
 PATH=$PATH:$(echo /usr/lib/postgresql/*/bin)

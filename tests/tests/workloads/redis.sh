@@ -1,4 +1,4 @@
-# redis is killed while it appends to its file, and has afterwards what it said it had.
+# Redis is killed while it appends to its file. Afterwards it has every entry that it has confirmed.
 set -e
 mkdir -p /var/lib/redis/test
 start() {

@@ -1,4 +1,4 @@
-# Makes below $1 the kinds of files that a root file system is made of.
+# Creates all kinds of files of a root file system below $1.
 set -e
 mkdir -p "$1" && cd "$1"
 mkdir -p dev etc usr/bin usr/share/deep tmp srv/shared

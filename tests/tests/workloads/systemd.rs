@@ -1,4 +1,4 @@
-//! systemd as the first process of a container of its own.
+//! systemd as the first process of a separate container.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,13 +10,13 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::json;
 use tempfile::TempDir;
 use vmrt_tests::bundle::{Bundle, templates};
-use vmrt_tests::runtime::{Done, Running, Runtime, new_id};
-use vmrt_tests::{PATIENCE, eventually};
+use vmrt_tests::runtime::{CommandResult, RunningCommand, Runtime, new_id};
+use vmrt_tests::{TIMEOUT, eventually};
 
-/// How long systemd may take to reach `running` on a slow host.
-const PATIENCE_WITH_SYSTEMD: Duration = Duration::from_secs(300);
+/// The longest time for systemd to reach `running` on a slow host.
+const SYSTEMD_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Units of the Debian that other workloads are there for.
+/// Units of the Debian that belong to other workloads.
 const MASKED: [&str; 11] = [
     "containerd.service",
     "docker.service",
@@ -31,7 +31,7 @@ const MASKED: [&str; 11] = [
     "systemd-networkd-wait-online.service",
 ];
 
-/// The Debian under an overlay, so that what systemd writes does not stay.
+/// The Debian under an overlay, so that systemd does not change it.
 struct Overlay(TempDir);
 
 impl Overlay {
@@ -71,7 +71,7 @@ fn bundle(root: &Path) -> Bundle {
         .with("/mounts/-", tmpfs("/run"))
         .with("/mounts/-", tmpfs("/run/lock"))
         .with("/mounts/-", tmpfs("/tmp"))
-        // What the host has, which is what runc's systemd has.
+        // The host's size, which systemd has with runc.
         .with("/annotations/dev.vmrt.memory", json!("1G"))
         .with("/annotations/dev.vmrt.vcpus", json!("2"))
 }
@@ -82,11 +82,11 @@ pub struct Boot {
     pub state: String,
     /// The units that failed.
     pub failed: String,
-    /// From the command that makes the container to the end of systemd's start.
+    /// The time from the command that makes the container to the end of systemd's start.
     pub duration: Duration,
 }
 
-/// Boots systemd with a runtime.
+/// Boots systemd with the runtime `program`.
 pub fn boot(program: &str) -> Boot {
     let host = Runtime::new();
     let overlay = Overlay::new();
@@ -95,16 +95,16 @@ pub fn boot(program: &str) -> Boot {
     let call = |arguments: &[&str]| {
         let mut command = Command::new(program);
         command.arg("--root").arg(host.root()).args(arguments);
-        Running::start(&mut command, None)
+        RunningCommand::start(&mut command, None)
     };
     let start = Instant::now();
     let path = bundle.path().to_str().expect("a path of text");
     let container = call(&["run", "--bundle", path, &id]);
-    let systemctl = |arguments: &[&str]| -> Done {
-        call(&[&["exec", &id, "systemctl"], arguments].concat()).end_within(PATIENCE_WITH_SYSTEMD)
+    let systemctl = |arguments: &[&str]| -> CommandResult {
+        call(&[&["exec", &id, "systemctl"], arguments].concat()).end_within(SYSTEMD_TIMEOUT)
     };
     // systemctl fails, or prints `offline`, until systemd listens on its socket.
-    let asked = eventually(PATIENCE, || {
+    let asked = eventually(TIMEOUT, || {
         let done = systemctl(&["is-system-running", "--wait"]);
         (!done.text().is_empty() && done.text() != "offline").then_some(done)
     });
@@ -112,7 +112,7 @@ pub fn boot(program: &str) -> Boot {
     let state = asked.map(|done| done.text()).unwrap_or_default();
     let failed = systemctl(&["list-units", "--failed", "--plain", "--no-legend"]).text();
     call(&["delete", "--force", &id]).end().ok();
-    // The foreground command's status is that of a process that was killed.
+    // The foreground command exits with the status of a killed process.
     assert_eq!(container.end().code, 137, "{program}");
     Boot { state, failed, duration }
 }

@@ -1,4 +1,4 @@
-//! Blobs of an image layout, read against their digests.
+//! Reads blobs of an image layout and checks their digests.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -13,7 +13,7 @@ use super::Error;
 /// The image specification's recommended limit for a manifest.
 const MAX_DOCUMENT: u64 = 4 << 20;
 
-/// A reader that hashes what passes through it.
+/// A reader that computes the digest of the data.
 pub(super) struct Hashing<R> {
     inner: R,
     hash: Sha256,
@@ -24,7 +24,7 @@ impl<R: Read> Hashing<R> {
         Self { inner, hash: Sha256::new() }
     }
 
-    /// Reads what is left and tells the digest of everything, as `sha256:…`.
+    /// Reads the rest and returns the digest of all data, as `sha256:…`.
     pub(super) fn finish(mut self) -> io::Result<String> {
         io::copy(&mut self, &mut io::sink())?;
         Ok(sha256_text(self.hash))
@@ -44,7 +44,7 @@ fn sha256_text(hash: Sha256) -> String {
     format!("sha256:{hex}")
 }
 
-/// The file of a blob. The digest's type allows no path separator in it.
+/// The path of a blob. The digest's type allows no path separator.
 pub(super) fn path(layout: &Path, descriptor: &Descriptor) -> Result<PathBuf, Error> {
     let digest = descriptor.digest();
     match digest.algorithm() {
@@ -53,7 +53,7 @@ pub(super) fn path(layout: &Path, descriptor: &Descriptor) -> Result<PathBuf, Er
     }
 }
 
-/// Compares what was found with what a descriptor promised.
+/// Compares the computed digest with the one of a descriptor.
 pub(super) fn check_digest(what: &str, expected: &str, found: String) -> Result<(), Error> {
     match expected == found {
         true => Ok(()),
@@ -61,14 +61,14 @@ pub(super) fn check_digest(what: &str, expected: &str, found: String) -> Result<
     }
 }
 
-/// A JSON document of the layout, checked against its digest.
+/// Reads a JSON document of the layout and checks its digest.
 pub(super) fn document<T: DeserializeOwned>(layout: &Path, descriptor: &Descriptor, what: &str) -> Result<T, Error> {
     let bytes = read_bounded(&path(layout, descriptor)?, what)?;
     check_digest(what, descriptor.digest().as_ref(), sha256_text(Sha256::new_with_prefix(&bytes)))?;
     serde_json::from_slice(&bytes).map_err(|source| Error::Json { what: what.into(), source })
 }
 
-/// A JSON file that no descriptor leads to.
+/// Reads a JSON file without a descriptor.
 pub(super) fn read_json<T: DeserializeOwned>(path: &Path, what: &str) -> Result<T, Error> {
     let bytes = read_bounded(path, what)?;
     serde_json::from_slice(&bytes).map_err(|source| Error::Json { what: what.into(), source })

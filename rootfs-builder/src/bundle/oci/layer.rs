@@ -1,4 +1,4 @@
-//! Applying a layer's archive: additions, changes and whiteouts (image-spec: layer.md).
+//! Applies a layer's archive: additions, changes and whiteouts (image-spec: layer.md).
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -16,13 +16,13 @@ use tar::{Archive, Entry, EntryType};
 
 use super::Error;
 use super::blob::{self, Hashing};
-use super::place::{self, ImageRoot, Place};
+use super::image_root::{self, ImageRoot, Location};
 use crate::interrupt::Interruptible;
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
-/// Applies a layer to `rootfs` and checks that both the blob and the archive in it are those the image names.
+/// Applies a layer to `rootfs`, and checks the digests of the blob and of the archive in it.
 pub(super) fn apply(layout: &Path, descriptor: &Descriptor, diff_id: &str, rootfs: &Path) -> Result<(), Error> {
     let path = blob::path(layout, descriptor)?;
     let unreadable = |source| Error::Read { path: path.clone(), source };
@@ -48,10 +48,10 @@ fn decompress<'a>(media_type: &MediaType, blob: &'a mut dyn Read) -> Result<io::
     })
 }
 
-type Located<T> = Result<T, (PathBuf, io::Error)>;
+type UnpackResult<T> = Result<T, (PathBuf, io::Error)>;
 
-/// Unpacks every entry; an error comes with the path of the entry it met.
-fn unpack(archive: &mut dyn Read, rootfs: &Path) -> Located<()> {
+/// Unpacks every entry. An error includes the path of the entry.
+fn unpack(archive: &mut dyn Read, rootfs: &Path) -> UnpackResult<()> {
     let at_root = |source| (PathBuf::from("/"), source);
     let root = ImageRoot::open(rootfs).map_err(at_root)?;
     let mut layer = Layer { root, made: HashSet::new() };
@@ -69,34 +69,34 @@ fn unpack(archive: &mut dyn Read, rootfs: &Path) -> Located<()> {
 
 struct Layer {
     root: ImageRoot,
-    /// What this layer has made: its whiteouts hide only what lower layers did.
+    /// The paths that this layer has created. Its whiteouts only hide files of lower layers.
     made: HashSet<PathBuf>,
 }
 
 impl Layer {
     fn add(&mut self, entry: &mut Entry<'_, impl Read>, path: &Path) -> io::Result<()> {
-        let Some(place) = self.root.place(path)? else { return Ok(()) };
-        let path = place::normalize(path)?;
-        let name = place.name().as_bytes();
+        let Some(location) = self.root.locate(path)? else { return Ok(()) };
+        let path = image_root::normalize(path)?;
+        let name = location.name().as_bytes();
         if name == OPAQUE {
-            return self.hide_all(&place, path.parent().unwrap_or(Path::new("")));
+            return self.hide_all(&location, path.parent().unwrap_or(Path::new("")));
         }
         if let Some(hidden) = name.strip_prefix(WHITEOUT) {
-            return self.hide(&place, &path.with_file_name(OsStr::from_bytes(hidden)));
+            return self.hide(&location, &path.with_file_name(OsStr::from_bytes(hidden)));
         }
-        self.make(entry, &place)?;
+        self.make(entry, &location)?;
         self.made.extend(path.ancestors().map(Path::to_path_buf));
         Ok(())
     }
 
-    fn hide(&self, whiteout: &Place, path: &Path) -> io::Result<()> {
+    fn hide(&self, whiteout: &Location, path: &Path) -> io::Result<()> {
         match path.file_name() {
-            Some(name) if !self.made.contains(path) => place::remove(&whiteout.sibling(name)),
+            Some(name) if !self.made.contains(path) => image_root::remove(&whiteout.sibling(name)),
             _ => Ok(()),
         }
     }
 
-    fn hide_all(&self, whiteout: &Place, directory: &Path) -> io::Result<()> {
+    fn hide_all(&self, whiteout: &Location, directory: &Path) -> io::Result<()> {
         for entry in fs::read_dir(whiteout.sibling(OsStr::new(".")))? {
             let name = entry?.file_name();
             self.hide(whiteout, &directory.join(name))?;
@@ -104,26 +104,26 @@ impl Layer {
         Ok(())
     }
 
-    fn make(&self, entry: &mut Entry<'_, impl Read>, place: &Place) -> io::Result<()> {
+    fn make(&self, entry: &mut Entry<'_, impl Read>, location: &Location) -> io::Result<()> {
         let kind = entry.header().entry_type();
-        let is_directory = fs::symlink_metadata(place.path()).map(|metadata| metadata.is_dir());
+        let is_directory = fs::symlink_metadata(location.path()).map(|metadata| metadata.is_dir());
         if !(kind.is_dir() && is_directory.unwrap_or(false)) {
-            place.clear()?;
+            location.clear()?;
         }
         match kind {
-            EntryType::Link => self.link(entry, place),
-            EntryType::Char => make_node(entry, place, SFlag::S_IFCHR, device(entry)?),
-            EntryType::Block => make_node(entry, place, SFlag::S_IFBLK, device(entry)?),
-            EntryType::Fifo => make_node(entry, place, SFlag::S_IFIFO, 0),
-            _ => entry.unpack(place.path()).map(drop),
+            EntryType::Link => self.link(entry, location),
+            EntryType::Char => make_node(entry, location, SFlag::S_IFCHR, device(entry)?),
+            EntryType::Block => make_node(entry, location, SFlag::S_IFBLK, device(entry)?),
+            EntryType::Fifo => make_node(entry, location, SFlag::S_IFIFO, 0),
+            _ => entry.unpack(location.path()).map(drop),
         }
     }
 
-    fn link(&self, entry: &Entry<'_, impl Read>, place: &Place) -> io::Result<()> {
+    fn link(&self, entry: &Entry<'_, impl Read>, location: &Location) -> io::Result<()> {
         let invalid = || io::Error::new(io::ErrorKind::InvalidData, "a hard link without a target");
         let target = entry.link_name()?.ok_or_else(invalid)?;
-        let target = self.root.place(&target)?.ok_or_else(invalid)?;
-        Ok(linkat(target.directory(), target.name(), place.directory(), place.name(), AtFlags::empty())?)
+        let target = self.root.locate(&target)?.ok_or_else(invalid)?;
+        Ok(linkat(target.directory(), target.name(), location.directory(), location.name(), AtFlags::empty())?)
     }
 }
 
@@ -133,12 +133,12 @@ fn device(entry: &Entry<'_, impl Read>) -> io::Result<u64> {
     Ok(makedev(number(header.device_major()?), number(header.device_minor()?)))
 }
 
-fn make_node(entry: &Entry<'_, impl Read>, place: &Place, kind: SFlag, device: u64) -> io::Result<()> {
+fn make_node(entry: &Entry<'_, impl Read>, location: &Location, kind: SFlag, device: u64) -> io::Result<()> {
     let header = entry.header();
     let permissions = Mode::from_bits_truncate(header.mode()? & 0o7777);
-    mknodat(place.directory(), place.name(), kind, permissions, device)?;
+    mknodat(location.directory(), location.name(), kind, permissions, device)?;
     let id = |id: u64| u32::try_from(id).map_err(io::Error::other);
     let (owner, group) = (Uid::from_raw(id(header.uid()?)?), Gid::from_raw(id(header.gid()?)?));
-    fchownat(place.directory(), place.name(), Some(owner), Some(group), AtFlags::AT_SYMLINK_NOFOLLOW)?;
-    fs::set_permissions(place.path(), std::os::unix::fs::PermissionsExt::from_mode(permissions.bits()))
+    fchownat(location.directory(), location.name(), Some(owner), Some(group), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    fs::set_permissions(location.path(), std::os::unix::fs::PermissionsExt::from_mode(permissions.bits()))
 }

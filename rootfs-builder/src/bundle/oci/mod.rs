@@ -1,9 +1,9 @@
-//! An image of an OCI image layout on disk: index, manifest, configuration and layers, each checked against its
+//! Unpacks an image of an OCI image layout on disk: index, manifest, configuration and layers, each checked against its
 //! digest (image-spec: image-layout.md, image-index.md, manifest.md, config.md, layer.md).
 
 mod blob;
+mod image_root;
 mod layer;
-mod place;
 mod user;
 
 use std::io;
@@ -16,15 +16,15 @@ use super::config::ImageDefaults;
 
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
-/// Indexes may lead to indexes; no image needs more steps.
+/// Indexes may refer to indexes. No image needs a greater depth.
 const MAX_INDEX_DEPTH: usize = 4;
 
-/// Why an image could not be unpacked.
+/// The reason why an image cannot be unpacked.
 #[derive(Debug, Error)]
 pub(crate) enum Error {
     #[error("read {}", .path.display())]
     Read { path: PathBuf, source: io::Error },
-    #[error("understand {what}")]
+    #[error("parse {what}")]
     Json { what: String, source: serde_json::Error },
     #[error("{digest}: the digest is not one of SHA-256")]
     DigestAlgorithm { digest: Digest },
@@ -38,9 +38,9 @@ pub(crate) enum Error {
     Ambiguous { names: String },
     #[error("the image is not for {os} on {architecture}; there are: {platforms}")]
     Platform { os: Os, architecture: Arch, platforms: String },
-    #[error("an index that leads to indexes without end")]
+    #[error("the image's indexes are nested too deeply")]
     IndexDepth,
-    #[error("a {what} of media type {media_type}, which is not known")]
+    #[error("unknown media type of a {what}: {media_type}")]
     MediaType { what: &'static str, media_type: MediaType },
     #[error("the manifest has {layers} layers, the configuration {diff_ids}")]
     LayerCount { layers: usize, diff_ids: usize },
@@ -50,18 +50,18 @@ pub(crate) enum Error {
     UnknownUser { user: String },
 }
 
-/// Unpacks the image of this name, or the only one, into `rootfs`.
+/// Unpacks the image with the name `reference`, or else the only image, into `rootfs`.
 pub(super) fn fill(layout: &Path, reference: Option<&str>, rootfs: &Path) -> Result<ImageDefaults, Error> {
     let index: ImageIndex = blob::read_json(&layout.join("index.json"), "index.json")?;
-    let manifest = find_manifest(layout, choose(&index, reference)?, MAX_INDEX_DEPTH)?;
+    let manifest = find_manifest(layout, select_image(&index, reference)?, MAX_INDEX_DEPTH)?;
     let config: ImageConfiguration = blob::document(layout, manifest.config(), "the image's configuration")?;
     check_platform(&config)?;
     unpack_layers(layout, &manifest, config.rootfs().diff_ids(), rootfs)?;
     defaults(&config, rootfs)
 }
 
-/// The image that is meant, out of the layout's.
-fn choose<'a>(index: &'a ImageIndex, reference: Option<&str>) -> Result<&'a Descriptor, Error> {
+/// The image with the name or digest `reference`, or else the only image of the layout.
+fn select_image<'a>(index: &'a ImageIndex, reference: Option<&str>) -> Result<&'a Descriptor, Error> {
     let name = |descriptor: &Descriptor| descriptor.annotations().as_ref()?.get(REF_NAME).cloned();
     let names = || index.manifests().iter().map(|one| name(one).unwrap_or_else(|| one.digest().to_string()));
     let names = || names().collect::<Vec<_>>().join(", ");
@@ -76,7 +76,7 @@ fn choose<'a>(index: &'a ImageIndex, reference: Option<&str>) -> Result<&'a Desc
     }
 }
 
-/// Follows an image's index to the manifest for this machine.
+/// Resolves an image's index to the manifest for this machine.
 fn find_manifest(layout: &Path, descriptor: &Descriptor, depth: usize) -> Result<ImageManifest, Error> {
     match descriptor.media_type() {
         MediaType::ImageManifest => blob::document(layout, descriptor, "the image's manifest"),
@@ -86,13 +86,13 @@ fn find_manifest(layout: &Path, descriptor: &Descriptor, depth: usize) -> Result
         MediaType::ImageIndex if depth == 0 => Err(Error::IndexDepth),
         MediaType::ImageIndex => {
             let index: ImageIndex = blob::document(layout, descriptor, "the image's index")?;
-            find_manifest(layout, for_this_machine(&index)?, depth - 1)
+            find_manifest(layout, manifest_for_this_machine(&index)?, depth - 1)
         }
         media_type => Err(Error::MediaType { what: "manifest", media_type: media_type.clone() }),
     }
 }
 
-fn for_this_machine(index: &ImageIndex) -> Result<&Descriptor, Error> {
+fn manifest_for_this_machine(index: &ImageIndex) -> Result<&Descriptor, Error> {
     let here = |one: &&Descriptor| {
         one.platform().as_ref().is_none_or(|at| *at.os() == Os::Linux && *at.architecture() == Arch::default())
     };
@@ -127,15 +127,15 @@ fn unpack_layers(layout: &Path, manifest: &ImageManifest, diff_ids: &[String], r
     Ok(())
 }
 
-/// The process the image describes (image-spec: conversion.md).
+/// The process that the image describes (image-spec: conversion.md).
 fn defaults(config: &ImageConfiguration, rootfs: &Path) -> Result<ImageDefaults, Error> {
     let Some(config) = config.config() else { return Ok(ImageDefaults::default()) };
-    let absent_if_empty = |text: &String| !text.is_empty();
-    let user = config.user().as_ref().filter(|user| absent_if_empty(user));
+    let is_not_empty = |text: &String| !text.is_empty();
+    let user = config.user().as_ref().filter(|user| is_not_empty(user));
     Ok(ImageDefaults {
         args: [config.entrypoint().clone(), config.cmd().clone()].into_iter().flatten().flatten().collect(),
         env: config.env().clone().unwrap_or_default(),
-        cwd: config.working_dir().clone().filter(absent_if_empty).map(PathBuf::from),
+        cwd: config.working_dir().clone().filter(is_not_empty).map(PathBuf::from),
         user: user.map(|user| user::resolve(user, rootfs)).transpose()?,
         annotations: config.labels().clone().unwrap_or_default(),
     })

@@ -1,4 +1,4 @@
-//! The user an image names, as `user`, `uid`, `user:group`, `uid:gid` or a mix (image-spec: config.md).
+//! The image's user: `user`, `uid`, `user:group`, `uid:gid` or a mix (image-spec: config.md).
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use oci_spec::runtime::User;
 use super::Error;
 use crate::bundle::config;
 
-/// Turns names into the numbers the image's own `/etc/passwd` and `/etc/group` give them.
+/// Resolves names by the image's own `/etc/passwd` and `/etc/group`.
 pub(super) fn resolve(text: &str, rootfs: &Path) -> Result<User, Error> {
     let unknown = || Error::UnknownUser { user: text.into() };
     let database = |name: &str| fs::read_to_string(rootfs.join("etc").join(name)).unwrap_or_default();
@@ -25,7 +25,7 @@ pub(super) fn resolve(text: &str, rootfs: &Path) -> Result<User, Error> {
     Ok(config::user((uid, gid)))
 }
 
-/// The line of a name or, in a file of users, of a number.
+/// The line with this name or, failing that, this id.
 fn line<'a>(file: &'a str, name: &str) -> Option<&'a str> {
     let by = |index| file.lines().find(move |line| field(line, index) == name);
     by(0).or_else(|| by(2))
@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn names_become_numbers() {
+    fn user_and_group_names_resolve_to_ids() {
         assert_eq!(numbers("web"), Some((33, 34, vec![4])));
         assert_eq!(numbers("33"), Some((33, 34, vec![4])));
         assert_eq!(numbers("1000"), Some((1000, 0, vec![])));

@@ -5,9 +5,9 @@
 //! fuse-backend-rs-bench [DIRECTORY [ROUNDS]]
 //! ```
 
-mod ours;
 mod peer;
 mod requests;
+mod vmrt_server;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,11 +16,11 @@ use requests::Session;
 
 /// A FUSE server under measurement.
 trait Backend {
-    /// What it is called in the table.
+    /// The name in the table.
     fn name(&self) -> &'static str;
 
-    /// Names to look up from node 1 to the root of the directory.
-    fn way_in(&self) -> &'static [&'static str];
+    /// The names to look up from node 1 to the root of the directory.
+    fn root_path(&self) -> &'static [&'static str];
 
     /// Serves a request with room for a reply of 16 bytes and `room` bytes of data in pages. Returns the nanoseconds
     /// it took; the reply is in `reply`.
@@ -34,7 +34,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let directory = tempfile::tempdir_in(Path::new(&parent))?;
     requests::prepare(directory.path())?;
     let mut sessions: Vec<Session> = vec![
-        Session::begin(Box::new(ours::Ours::new(directory.path())?)),
+        Session::begin(Box::new(vmrt_server::VmrtServer::new(directory.path())?)),
         Session::begin(Box::new(peer::Peer::new(directory.path())?)),
     ];
     let mut samples: BTreeMap<(usize, usize), Vec<f64>> = BTreeMap::new();

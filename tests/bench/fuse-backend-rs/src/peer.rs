@@ -1,4 +1,4 @@
-//! fuse-backend-rs: its server over its passthrough file system, fed through a virtqueue as a device would.
+//! fuse-backend-rs: its server with its passthrough file system, which gets requests through a virtqueue as from a device.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use peer_vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::Backend;
 
-/// Where in guest memory what is.
+/// Addresses in guest memory.
 const AVAIL: u64 = 0x4000;
 const USED: u64 = 0x8000;
 const REQUEST: u64 = 1 << 20;
@@ -23,7 +23,7 @@ pub struct Peer {
     server: Server<PassthroughFs>,
     memory: GuestMemoryMmap,
     queue: Queue,
-    offered: u16,
+    avail_index: u16,
 }
 
 impl Peer {
@@ -46,11 +46,11 @@ impl Peer {
         queue.try_set_avail_ring_address(GuestAddress(AVAIL))?;
         queue.try_set_used_ring_address(GuestAddress(USED))?;
         queue.set_ready(true);
-        Ok(Self { server: Server::new(file_system), memory, queue, offered: 0 })
+        Ok(Self { server: Server::new(file_system), memory, queue, avail_index: 0 })
     }
 
-    /// Makes a chain available: the request and the room for the reply, page by page.
-    fn offer(&mut self, request: &[u8], room: usize) -> Result<(), Box<dyn std::error::Error>> {
+    /// Makes a descriptor chain available: the request and the space for the reply, page by page.
+    fn make_available(&mut self, request: &[u8], room: usize) -> Result<(), Box<dyn std::error::Error>> {
         self.memory.write_slice(request, GuestAddress(REQUEST))?;
         let pages = |base: u64, length: usize, flags: u16| {
             (0..length).step_by(4096).map(move |at| (base + at as u64, (length - at).min(4096) as u32, flags))
@@ -65,9 +65,9 @@ impl Peer {
             self.memory.write_obj(flags | more, GuestAddress(at.0 + 12))?;
             self.memory.write_obj(index as u16 + 1, GuestAddress(at.0 + 14))?;
         }
-        self.memory.write_obj(0_u16, GuestAddress(AVAIL + 4 + 2 * u64::from(self.offered % QUEUE_SIZE)))?;
-        self.offered = self.offered.wrapping_add(1);
-        self.memory.write_obj(self.offered, GuestAddress(AVAIL + 2))?;
+        self.memory.write_obj(0_u16, GuestAddress(AVAIL + 4 + 2 * u64::from(self.avail_index % QUEUE_SIZE)))?;
+        self.avail_index = self.avail_index.wrapping_add(1);
+        self.memory.write_obj(self.avail_index, GuestAddress(AVAIL + 2))?;
         Ok(())
     }
 }
@@ -77,12 +77,12 @@ impl Backend for Peer {
         "fuse-backend-rs"
     }
 
-    fn way_in(&self) -> &'static [&'static str] {
+    fn root_path(&self) -> &'static [&'static str] {
         &[]
     }
 
     fn call(&mut self, request: &[u8], room: usize, reply: &mut Vec<u8>) -> u64 {
-        self.offer(request, room).expect("guest memory holds the request");
+        self.make_available(request, room).expect("guest memory holds the request");
         let chain = self.queue.iter(&self.memory).expect("a good queue").next().expect("a chain");
         let start = Instant::now();
         let reader = Reader::from_descriptor_chain(&self.memory, chain.clone()).expect("a good chain");

@@ -1,11 +1,11 @@
-//! The requests, and what of the replies later requests need.
+//! The requests, and the parts of the replies that later requests need.
 
 use std::fs;
 use std::path::Path;
 
 use crate::Backend;
 
-/// What is measured, in the order of [`Session::round`].
+/// The measured requests, in the order of [`Session::round`].
 pub const TITLES: [&str; 13] = [
     "LOOKUP, new",
     "LOOKUP, known",
@@ -53,7 +53,7 @@ fn file_name(number: usize) -> String {
     format!("file-{number}")
 }
 
-/// A server with a session begun.
+/// A server with an initialized session.
 pub struct Session {
     backend: Box<dyn Backend>,
     unique: u64,
@@ -68,7 +68,7 @@ impl Session {
         let mut init = words(&[7, 38, 1 << 17, 0xffff_ffff, 0xffff_ffff]);
         init.resize(64, 0);
         session.call(INIT, 0, &init, 64);
-        for name in session.backend.way_in() {
+        for name in session.backend.root_path() {
             session.root = session.look_up(session.root, name).0;
         }
         session
@@ -78,7 +78,7 @@ impl Session {
         self.backend.name()
     }
 
-    /// Makes a request; the nanoseconds it took. An error in the reply ends the program.
+    /// Makes a request and returns its duration in nanoseconds. Panics if the reply is an error.
     fn call(&mut self, opcode: u32, node: u64, body: &[u8], room: usize) -> u64 {
         self.unique += 1;
         let length = u32::try_from(40 + body.len()).expect("short");
@@ -92,7 +92,7 @@ impl Session {
         time
     }
 
-    /// The number `index` words of 64 bits into the reply's body.
+    /// The 64-bit word at `index` in the reply's body.
     fn long(&self, index: usize) -> u64 {
         let at = 16 + 8 * index;
         u64::from_ne_bytes(self.reply[at..at + 8].try_into().expect("eight"))
@@ -186,7 +186,7 @@ impl Session {
         let many = self.look_up(self.root, "many").0;
         let nodes: Vec<u64> = (0..FILES).map(|number| self.look_up(many, &file_name(number)).0).collect();
         let known = self.list(many);
-        // Looked up by name once and listed once.
+        // Each node was looked up once and listed once.
         nodes.iter().for_each(|node| self.forget(*node, 2));
         let new = self.list(many);
         for number in 0..FILES {
@@ -212,7 +212,7 @@ impl Session {
     }
 }
 
-/// The offset behind the last entry of a `READDIRPLUS` reply.
+/// The offset after the last entry of a `READDIRPLUS` reply.
 fn last_offset(mut entries: &[u8]) -> Option<u64> {
     let mut last = None;
     while entries.len() > 152 {

@@ -1,4 +1,4 @@
-//! Devices of the guest's own, as Docker asks for them.
+//! Docker's options for devices.
 
 use std::process::Command;
 
@@ -9,11 +9,11 @@ use super::Docker;
 use crate::Test;
 
 pub const TESTS: &[Test] = &[
-    ("the_hosts_dev_is_the_guests", the_hosts_dev_is_the_guests),
-    ("a_privileged_one_mounts_files_by_loop_devices", a_privileged_one_mounts_files_by_loop_devices),
+    ("a_dev_volume_has_the_guests_devices", a_dev_volume_has_the_guests_devices),
+    ("a_privileged_container_mounts_files_by_loop_devices", a_privileged_container_mounts_files_by_loop_devices),
 ];
 
-fn the_hosts_dev_is_the_guests() {
+fn a_dev_volume_has_the_guests_devices() {
     let docker = Docker::new();
     let options = ["--rm", "-t", "--privileged", "-v", "/dev:/dev"];
     let mut terminal = Terminal::new(24, 80);
@@ -21,19 +21,17 @@ fn the_hosts_dev_is_the_guests() {
     terminal.expect("/dev/pts/0");
     terminal.expect("console");
     assert_eq!(wait(&mut child), 0);
-    // Of terminals and queues the container has its own, and what is on the host can be neither seen nor broken.
+    // The container has its own terminals and queues. It cannot see or damage the host's.
     let script = "rm /dev/full && echo removed=yes; echo x >/dev/null && echo null=yes; test -e /dev/kvm && echo kvm=yes; \
         echo queues=$(awk '$2 == \"/dev/mqueue\" { print $3 }' /proc/mounts); \
         echo ptys=$(exec 3<>/dev/ptmx && ls /dev/pts | grep -c '^[0-9]')";
     let done = docker.script(&options[2..], script);
-    for (name, value) in [("removed", "yes"), ("null", "yes"), ("queues", "mqueue"), ("ptys", "1")] {
-        assert_eq!(done.value(name), value, "{name}: {done:?}");
-    }
+    done.assert_values(&[("removed", "yes"), ("null", "yes"), ("queues", "mqueue"), ("ptys", "1")]);
     assert!(!done.text().contains("kvm=yes"), "{done:?}");
     assert!(std::path::Path::new("/dev/full").exists(), "the host's devices are left alone");
 }
 
-fn a_privileged_one_mounts_files_by_loop_devices() {
+fn a_privileged_container_mounts_files_by_loop_devices() {
     let docker = Docker::new();
     let volume = tempfile::tempdir().expect("a directory");
     let image = volume.path().join("image");

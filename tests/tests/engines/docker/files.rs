@@ -1,4 +1,4 @@
-//! Files: volumes, and what is copied in and out.
+//! Volumes, tmpfs, and `docker cp`.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use crate::Test;
 
 pub const TESTS: &[Test] = &[
     ("volumes_are_shared_with_host_and_containers", volumes_are_shared_with_host_and_containers),
-    ("a_read_only_root_leaves_tmpfs_writable", a_read_only_root_leaves_tmpfs_writable),
+    ("a_tmpfs_is_writable_with_a_read_only_root", a_tmpfs_is_writable_with_a_read_only_root),
     ("files_are_copied_in_and_out", files_are_copied_in_and_out),
 ];
 
@@ -27,7 +27,7 @@ fn volumes_are_shared_with_host_and_containers() {
     docker.call(&["volume", "rm", "vmrt-test"]).ok();
 }
 
-fn a_read_only_root_leaves_tmpfs_writable() {
+fn a_tmpfs_is_writable_with_a_read_only_root() {
     let docker = Docker::new();
     let script = "! echo x >/x && echo y >/scratch/y && cat /scratch/y && df -m /scratch | tail -n 1; hostname";
     let done = docker.script(&["--read-only", "--tmpfs", "/scratch:size=2m", "--hostname", "named"], script).ok();

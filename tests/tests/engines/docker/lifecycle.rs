@@ -1,29 +1,30 @@
-//! The life of a container that runs in the background.
+//! Containers in the background: signals, stop, pause, restart and removal.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 use std::{fs, thread};
 
-use vmrt_tests::{PATIENCE, eventually};
+use vmrt_tests::{TIMEOUT, eventually};
 
 use super::Docker;
 use crate::Test;
 
 pub const TESTS: &[Test] = &[
-    ("a_running_one_is_looked_into", a_running_one_is_looked_into),
-    ("signals_arrive_and_stop_ends_it", signals_arrive_and_stop_ends_it),
-    ("stop_kills_what_does_not_listen", stop_kills_what_does_not_listen),
-    ("a_paused_one_stands_still", a_paused_one_stands_still),
-    ("it_is_started_again_as_asked_for", it_is_started_again_as_asked_for),
-    ("a_running_one_is_removed", a_running_one_is_removed),
-    ("it_outlives_dockerd", it_outlives_dockerd),
+    ("logs_exec_top_and_stats_work_on_a_running_container", logs_exec_top_and_stats_work_on_a_running_container),
+    ("kill_and_stop_send_signals", kill_and_stop_send_signals),
+    ("stop_kills_a_container_that_ignores_sigterm", stop_kills_a_container_that_ignores_sigterm),
+    ("pause_stops_a_container_until_unpause", pause_stops_a_container_until_unpause),
+    ("restart_policies_start_a_container_again", restart_policies_start_a_container_again),
+    ("rm_force_removes_a_running_container", rm_force_removes_a_running_container),
+    ("a_container_outlives_dockerd_with_live_restore", a_container_outlives_dockerd_with_live_restore),
 ];
 
-/// A shell that says when it is told to end, so that no signal is lost.
-const LISTENS: &str = "trap 'echo usr1' USR1; trap 'echo term; exit 9' TERM; echo ready; while :; do sleep 0.1; done";
+/// A script that prints each signal it gets, and exits on SIGTERM.
+const SIGNAL_SCRIPT: &str =
+    "trap 'echo usr1' USR1; trap 'echo term; exit 9' TERM; echo ready; while :; do sleep 0.1; done";
 
-fn a_running_one_is_looked_into() {
+fn logs_exec_top_and_stats_work_on_a_running_container() {
     let docker = Docker::new();
     let container = docker.detached(&[], "echo out; echo err >&2; exec sleep 1000");
     container.await_log("out");
@@ -47,9 +48,9 @@ fn a_running_one_is_looked_into() {
     assert!(numbers[0].ends_with("MiB") && numbers[3] != "0.00%" && numbers[4] != "0", "{stats}");
 }
 
-fn signals_arrive_and_stop_ends_it() {
+fn kill_and_stop_send_signals() {
     let docker = Docker::new();
-    let container = docker.detached(&[], LISTENS);
+    let container = docker.detached(&[], SIGNAL_SCRIPT);
     container.await_log("ready");
     container.call(&["kill", "--signal", "USR1"], &[]).ok();
     container.await_log("usr1");
@@ -63,7 +64,7 @@ fn signals_arrive_and_stop_ends_it() {
     container.await_state(".State.ExitCode", "137");
 }
 
-fn stop_kills_what_does_not_listen() {
+fn stop_kills_a_container_that_ignores_sigterm() {
     let docker = Docker::new();
     let container = docker.detached(&[], "trap '' TERM; echo ready; while :; do sleep 0.1; done");
     container.await_log("ready");
@@ -71,24 +72,24 @@ fn stop_kills_what_does_not_listen() {
     assert_eq!(container.inspect(".State.ExitCode"), "137");
 }
 
-fn a_paused_one_stands_still() {
+fn pause_stops_a_container_until_unpause() {
     let docker = Docker::new();
     let container = docker.detached(&[], "while :; do echo tick; sleep 0.1; done");
     container.await_log("tick");
     container.call(&["pause"], &[]).ok();
     assert_eq!(container.inspect(".State.Status"), "paused");
-    // What was under way when it stopped has arrived after a while.
+    // Wait for the output that was written before the pause.
     thread::sleep(Duration::from_millis(500));
     let before = container.logs();
     thread::sleep(Duration::from_secs(1));
     assert_eq!(container.logs(), before);
     container.call(&["unpause"], &[]).ok();
     assert_eq!(container.inspect(".State.Status"), "running");
-    let goes_on = eventually(PATIENCE, || (container.logs().len() > before.len()).then_some(()));
+    let goes_on = eventually(TIMEOUT, || (container.logs().len() > before.len()).then_some(()));
     assert!(goes_on.is_some(), "it does not go on");
 }
 
-fn it_is_started_again_as_asked_for() {
+fn restart_policies_start_a_container_again() {
     let docker = Docker::new();
     let fails = docker.detached(&["--restart", "on-failure:1"], "echo started; exit 4");
     let ends = docker.detached(&["--restart", "always"], "echo started; sleep 1");
@@ -98,7 +99,7 @@ fn it_is_started_again_as_asked_for() {
     assert_eq!((fails.inspect(".RestartCount"), fails.inspect(".State.ExitCode")), ("1".into(), "4".into()));
 }
 
-fn a_running_one_is_removed() {
+fn rm_force_removes_a_running_container() {
     let docker = Docker::new();
     let container = docker.detached(&[], "exec sleep 1000");
     let pid = container.inspect(".State.Pid");
@@ -107,9 +108,9 @@ fn a_running_one_is_removed() {
     assert!(container.call(&["inspect"], &[]).code != 0);
 }
 
-fn it_outlives_dockerd() {
+fn a_container_outlives_dockerd_with_live_restore() {
     let docker = Docker::new();
-    let container = docker.detached(&[], LISTENS);
+    let container = docker.detached(&[], SIGNAL_SCRIPT);
     container.await_log("ready");
     let pid = container.inspect(".State.Pid");
     docker.restart(|| assert!(Path::new("/proc").join(&pid).exists(), "it ended with dockerd"));

@@ -12,61 +12,61 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use vmrt_tests::census::Census;
-use vmrt_tests::runtime::{Done, Running, new_id};
-use vmrt_tests::{PATIENCE, eventually};
+use vmrt_tests::host_snapshot::HostSnapshot;
+use vmrt_tests::runtime::{CommandResult, RunningCommand, new_id};
+use vmrt_tests::{TIMEOUT, eventually};
 
 use crate::daemons::{Daemons, IMAGE, daemons};
 
-/// How long it may take after the last container until the machine is as it was before.
-pub const CLEAN_PATIENCE: Duration = Duration::from_secs(20);
+/// The longest time after the last container until nothing of it is left on the machine.
+pub const CLEAN_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What dockerd has of its own: one that was started again is another process with other sockets, and it removes the files
-/// of network namespaces a minute after their containers.
-const DOCKERS_OWN: [&str; 4] = [" dockerd ", "/docker/netns/", "/docker/libnetwork/", "socket @"];
+/// State of dockerd itself. A restarted dockerd is another process with other sockets, and it removes the files
+/// of network namespaces a minute after their containers end.
+const DOCKERD_STATE: [&str; 4] = [" dockerd ", "/docker/netns/", "/docker/libnetwork/", "socket @"];
 
-/// Docker on a machine that a test leaves as it found it.
+/// Docker in a test. When it is dropped, it checks that the test has left nothing behind.
 pub struct Docker {
     daemons: &'static Daemons,
-    before: Census,
+    before: HostSnapshot,
 }
 
 impl Docker {
     pub fn new() -> Self {
         let daemons = daemons();
-        Self { daemons, before: Census::take() }
+        Self { daemons, before: HostSnapshot::take() }
     }
 
-    /// Runs a command line of it to its end.
-    pub fn call(&self, arguments: &[&str]) -> Done {
+    /// Runs a command of Docker's client to its end.
+    pub fn call(&self, arguments: &[&str]) -> CommandResult {
         self.daemons.docker(arguments)
     }
 
-    /// A command line of `run` with vmrt: options, and the container's words.
+    /// A `run` command with vmrt: options, and the container's command line.
     pub fn run_command(&self, options: &[&str], words: &[&str]) -> Command {
         self.daemons.docker_command(&[&["run", "--runtime", "vmrt"], options, &[IMAGE], words].concat())
     }
 
-    /// `run --rm` of a shell script.
-    pub fn script(&self, options: &[&str], script: &str) -> Done {
+    /// Runs a shell script with `run --rm`.
+    pub fn script(&self, options: &[&str], script: &str) -> CommandResult {
         let options = [&["--rm"], options].concat();
-        Running::start(&mut self.run_command(&options, &["sh", "-c", script]), None).end()
+        RunningCommand::start(&mut self.run_command(&options, &["sh", "-c", script]), None).end()
     }
 
-    /// `run --detach` of a shell script, under a name of its own.
+    /// Runs a shell script with `run --detach` and a new name.
     pub fn detached(&self, options: &[&str], script: &str) -> DockerContainer<'_> {
         let name = new_id();
         let options = [&["--detach", "--name", &name], options].concat();
-        Running::start(&mut self.run_command(&options, &["sh", "-c", script]), None).end().ok();
+        RunningCommand::start(&mut self.run_command(&options, &["sh", "-c", script]), None).end().ok();
         DockerContainer { docker: self, name }
     }
 
-    /// A container that was run in the foreground under this name.
+    /// The container with this name, which ran in the foreground.
     pub fn named(&self, name: &str) -> DockerContainer<'_> {
         DockerContainer { docker: self, name: name.to_string() }
     }
 
-    /// Ends dockerd and starts it again.
+    /// Restarts dockerd.
     pub fn restart(&self, meanwhile: impl FnOnce()) {
         self.daemons.restart_dockerd(meanwhile);
     }
@@ -77,46 +77,46 @@ impl Drop for Docker {
         if thread::panicking() {
             return;
         }
-        self.before.assert_restored(CLEAN_PATIENCE, |line| DOCKERS_OWN.iter().any(|own| line.contains(own)));
+        self.before.assert_restored(CLEAN_TIMEOUT, |line| DOCKERD_STATE.iter().any(|own| line.contains(own)));
     }
 }
 
-/// A container of Docker's; removed by force when dropped.
+/// A container of Docker; removed by force when dropped.
 pub struct DockerContainer<'a> {
     docker: &'a Docker,
     pub name: String,
 }
 
 impl DockerContainer<'_> {
-    /// Runs a sub-command on it: the words before its name, and those behind.
-    pub fn call(&self, before: &[&str], behind: &[&str]) -> Done {
+    /// Runs a command on the container, with these arguments before and after its name.
+    pub fn call(&self, before: &[&str], behind: &[&str]) -> CommandResult {
         self.docker.call(&[before, &[&self.name], behind].concat())
     }
 
-    /// Executes a shell script in it.
-    pub fn exec(&self, script: &str) -> Done {
+    /// Executes a shell script in the container.
+    pub fn exec(&self, script: &str) -> CommandResult {
         self.call(&["exec"], &["sh", "-c", script])
     }
 
-    /// What it wrote to its standard output.
+    /// The container's standard output.
     pub fn logs(&self) -> String {
         self.call(&["logs"], &[]).ok().text()
     }
 
-    /// Waits until it has written this.
+    /// Waits until the container has written this text.
     pub fn await_log(&self, wanted: &str) {
-        let found = eventually(PATIENCE, || self.logs().contains(wanted).then_some(()));
+        let found = eventually(TIMEOUT, || self.logs().contains(wanted).then_some(()));
         assert!(found.is_some(), "{wanted:?} is not in {:?}", self.logs());
     }
 
-    /// A part of what `inspect` tells, as a template names it.
+    /// A part of the output of `inspect`, by its template.
     pub fn inspect(&self, part: &str) -> String {
         self.call(&["inspect", "--format", &format!("{{{{{part}}}}}")], &[]).ok().text()
     }
 
-    /// Waits until a part of what `inspect` tells is this.
+    /// Waits until a part of the output of `inspect` has this value.
     pub fn await_state(&self, part: &str, wanted: &str) {
-        let found = eventually(PATIENCE, || (self.inspect(part) == wanted).then_some(()));
+        let found = eventually(TIMEOUT, || (self.inspect(part) == wanted).then_some(()));
         assert!(found.is_some(), "{part} is {}, not {wanted}", self.inspect(part));
     }
 }

@@ -1,9 +1,9 @@
-//! Networks that Docker makes.
+//! Docker's networks.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
-use vmrt_tests::{PATIENCE, eventually};
+use vmrt_tests::{TIMEOUT, eventually};
 
 use super::Docker;
 use crate::Test;
@@ -11,23 +11,26 @@ use crate::Test;
 pub const TESTS: &[Test] = &[
     ("the_gateway_answers", the_gateway_answers),
     ("a_published_port_is_reached_from_the_host", a_published_port_is_reached_from_the_host),
-    ("containers_find_each_other_by_name", containers_find_each_other_by_name),
-    ("a_running_container_joins_a_network_and_leaves_it", a_running_container_joins_a_network_and_leaves_it),
-    ("a_container_joins_anothers_network", a_container_joins_anothers_network),
-    ("none_is_none_and_the_hosts_is_refused", none_is_none_and_the_hosts_is_refused),
+    ("containers_resolve_each_others_names", containers_resolve_each_others_names),
+    (
+        "network_connect_and_disconnect_work_on_a_running_container",
+        network_connect_and_disconnect_work_on_a_running_container,
+    ),
+    ("a_container_joins_anothers_namespaces", a_container_joins_anothers_namespaces),
+    ("network_none_has_only_the_loopback_and_host_is_refused", network_none_has_only_the_loopback_and_host_is_refused),
 ];
 
-/// Serves a page.
+/// A script that serves a page.
 const SERVER: &str = "echo served >/index.html; exec httpd -f -p 80 -h /";
 
 /// A query for the address of `server` over TCP: its length, a header, the name, type and class.
 const QUERY: &str = r"\000\030\022\064\001\000\000\001\000\000\000\000\000\000\006server\000\000\001\000\001";
 
-/// What the server at this address answers, once it does.
+/// Waits until the server at this address answers, and returns the page.
 pub fn page(address: &str) -> String {
-    let page = eventually(PATIENCE, || {
+    let page = eventually(TIMEOUT, || {
         let mut stream = TcpStream::connect(address).ok()?;
-        stream.set_read_timeout(Some(PATIENCE)).ok()?;
+        stream.set_read_timeout(Some(TIMEOUT)).ok()?;
         stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
         let mut text = String::new();
         stream.read_to_string(&mut text).ok().filter(|length| *length > 0)?;
@@ -53,7 +56,7 @@ fn a_published_port_is_reached_from_the_host() {
     assert_eq!(page(&format!("{}:80", container.inspect(".NetworkSettings.IPAddress"))), "served\n");
 }
 
-fn a_container_joins_anothers_network() {
+fn a_container_joins_anothers_namespaces() {
     let docker = Docker::new();
     let server = docker.detached(&["--ipc", "shareable"], SERVER);
     let [network, pid, ipc] = ["network", "pid", "ipc"].map(|kind| format!("--{kind}=container:{}", server.name));
@@ -71,8 +74,8 @@ fn a_container_joins_anothers_network() {
     assert_eq!(page(&format!("{address}:80")), "served\n");
 }
 
-/// A container with Docker's name server has all ports to itself nevertheless.
-fn containers_find_each_other_by_name() {
+/// Docker's name server does not occupy any port of the container.
+fn containers_resolve_each_others_names() {
     let docker = Docker::new();
     docker.call(&["network", "create", "vmrt-test"]).ok();
     {
@@ -89,19 +92,19 @@ fn containers_find_each_other_by_name() {
         assert_eq!((client.value("address"), client.value("page")), (address.clone(), "served".into()), "{client:?}");
         let octets: Vec<_> = client.value("stream").split_whitespace().map(str::to_string).collect();
         assert_eq!((octets.join("."), client.value("many")), (address, "8".into()), "{client:?}");
-        assert_eq!(client.value("port"), "143", "nobody else has port 53: {client:?}");
+        assert_eq!(client.value("port"), "143", "port 53 is in use: {client:?}");
         let joining = format!("--network=container:{}", server.name);
         let beside = docker.script(&[&joining], "nslookup server | sed -n 's/^Address: //p' | tail -n 1");
         assert_eq!(beside.text(), client.value("address"), "{beside:?}");
-        // The server itself looks the client's address up the same way after dockerd was started again.
+        // Name resolution works after a restart of dockerd, too.
         docker.restart(|| ());
         assert!(server.exec("nslookup server").ok().text().contains("Name:"));
     }
     docker.call(&["network", "rm", "vmrt-test"]).ok();
 }
 
-/// With the network comes Docker's name server, which the container did not have before.
-fn a_running_container_joins_a_network_and_leaves_it() {
+/// The network also brings Docker's name server, which the container did not have before.
+fn network_connect_and_disconnect_work_on_a_running_container() {
     let docker = Docker::new();
     docker.call(&["network", "create", "vmrt-test"]).ok();
     {
@@ -111,20 +114,20 @@ fn a_running_container_joins_a_network_and_leaves_it() {
         for _ in 0..2 {
             client.call(&["network", "connect", "vmrt-test"], &[]).ok();
             let script = "timeout 20 wget -q -O - http://$(nslookup server | sed -n 's/^Address: //p' | tail -n 1)/";
-            let page = eventually(PATIENCE, || {
+            let page = eventually(TIMEOUT, || {
                 let page = client.exec(script);
                 (page.code == 0).then(|| page.text())
             });
             assert_eq!(page.as_deref(), Some("served"), "{:?}", client.exec("ip address; cat /etc/resolv.conf"));
             client.call(&["network", "disconnect", "vmrt-test"], &[]).ok();
-            let gone = eventually(PATIENCE, || (client.exec("test -e /sys/class/net/eth1").code != 0).then_some(()));
-            assert!(gone.is_some(), "the interface stays");
+            let removed = eventually(TIMEOUT, || (client.exec("test -e /sys/class/net/eth1").code != 0).then_some(()));
+            assert!(removed.is_some(), "the interface still exists");
         }
     }
     docker.call(&["network", "rm", "vmrt-test"]).ok();
 }
 
-fn none_is_none_and_the_hosts_is_refused() {
+fn network_none_has_only_the_loopback_and_host_is_refused() {
     let docker = Docker::new();
     assert_eq!(docker.script(&["--network", "none"], "ls /sys/class/net").ok().text(), "lo");
     let done = docker.script(&["--network", "host"], "true");

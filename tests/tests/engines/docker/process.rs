@@ -1,4 +1,4 @@
-//! What a container's process is and may do.
+//! The user and the privileges of a container's process.
 
 use std::fs;
 
@@ -6,14 +6,14 @@ use super::Docker;
 use crate::Test;
 
 pub const TESTS: &[Test] = &[
-    ("it_is_who_it_shall_be_and_may_no_more", it_is_who_it_shall_be_and_may_no_more),
-    ("a_privileged_one_may_do_all_in_its_guest", a_privileged_one_may_do_all_in_its_guest),
+    ("user_capabilities_and_seccomp_are_as_configured", user_capabilities_and_seccomp_are_as_configured),
+    ("a_privileged_container_has_all_privileges_in_its_guest", a_privileged_container_has_all_privileges_in_its_guest),
 ];
 
 const PROFILE: &str = r#"{"defaultAction": "SCMP_ACT_ALLOW",
     "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}]}"#;
 
-fn it_is_who_it_shall_be_and_may_no_more() {
+fn user_capabilities_and_seccomp_are_as_configured() {
     let docker = Docker::new();
     let print = "echo id=$(id -u):$(id -g); echo filter=$(grep Seccomp: /proc/self/status); \
         echo bounding=$(grep CapBnd /proc/self/status); mkdir /tmp/new && echo made=yes";
@@ -31,11 +31,11 @@ fn it_is_who_it_shall_be_and_may_no_more() {
     let bounding = done.value("bounding");
     let bounding = bounding.split_whitespace().last().expect("a number");
     let bounding = u64::from_str_radix(bounding, 16).expect("a number");
-    // CAP_CHOWN is one of Docker's own choice, CAP_KILL (5) was dropped, CAP_SYS_ADMIN (21) was never given.
+    // CAP_CHOWN is one of Docker's defaults, CAP_KILL (5) was dropped, CAP_SYS_ADMIN (21) is not a default.
     assert_eq!(bounding & (1 | 1 << 5 | 1 << 21), 1, "{done:?}");
 }
 
-fn a_privileged_one_may_do_all_in_its_guest() {
+fn a_privileged_container_has_all_privileges_in_its_guest() {
     let docker = Docker::new();
     let script = "mkdir -p /mnt; mount -t tmpfs none /mnt && echo mounted=yes; echo 1 >/proc/sys/net/ipv4/ip_forward && echo set=yes; \
         echo filter=$(grep Seccomp: /proc/self/status); mkdir /sys/fs/cgroup/below && echo made=yes; \

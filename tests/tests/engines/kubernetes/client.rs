@@ -1,4 +1,4 @@
-//! A client of CRI, the interface by which the kubelet drives containerd.
+//! A client of CRI, the kubelet's interface to containerd.
 
 use std::path::Path;
 
@@ -14,9 +14,9 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status};
-use vmrt_tests::{PATIENCE, eventually};
+use vmrt_tests::{TIMEOUT, eventually};
 
-/// A connection to containerd. A call that fails, or does not answer in time, panics.
+/// A connection to containerd. Methods panic if a call fails or does not answer in time.
 pub struct Cri {
     executor: Runtime,
     channel: Channel,
@@ -32,13 +32,13 @@ impl Cri {
 
     fn call<T>(&self, call: impl AsyncFnOnce(RuntimeServiceClient<Channel>) -> Result<Response<T>, Status>) -> T {
         let client = RuntimeServiceClient::new(self.channel.clone());
-        let answer = self.executor.block_on(async { timeout(PATIENCE, call(client)).await });
+        let answer = self.executor.block_on(async { timeout(TIMEOUT, call(client)).await });
         answer.expect("CRI answers in time").expect("CRI does what it is asked for").into_inner()
     }
 
-    /// Waits until it has seen an image that was side-loaded.
+    /// Waits until CRI knows an image that was loaded by another client.
     pub fn await_image(&self, image: &str) {
-        let found = eventually(PATIENCE, || {
+        let found = eventually(TIMEOUT, || {
             let image = Some(ImageSpec { image: image.into(), ..ImageSpec::default() });
             let mut client = ImageServiceClient::new(self.channel.clone());
             let answer = self.executor.block_on(client.image_status(ImageStatusRequest { image, verbose: false }));
@@ -47,13 +47,13 @@ impl Cri {
         assert!(found.is_some(), "{image} was not seen");
     }
 
-    /// Starts a pod's sandbox with the runtime of this name, and tells its id.
+    /// Starts a pod's sandbox with the runtime of this name, and returns its id.
     pub fn run_pod(&self, config: &PodSandboxConfig, runtime_handler: &str) -> String {
         let request = RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: runtime_handler.into() };
         self.call(async |mut client| client.run_pod_sandbox(request).await).pod_sandbox_id
     }
 
-    /// Why no such sandbox is started.
+    /// Asks for a sandbox that is refused, and returns the error message.
     pub fn refusal(&self, config: &PodSandboxConfig, runtime_handler: &str) -> String {
         let request = RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: runtime_handler.into() };
         let mut client = RuntimeServiceClient::new(self.channel.clone());
@@ -80,7 +80,7 @@ impl Cri {
         self.call(async |mut client| client.remove_pod_sandbox(request).await);
     }
 
-    /// Creates and starts a container in a pod, and tells its id.
+    /// Creates and starts a container in a pod, and returns its id.
     pub fn start(&self, pod: &str, config: ContainerConfig, sandbox_config: &PodSandboxConfig) -> String {
         let request = CreateContainerRequest {
             pod_sandbox_id: pod.into(),
@@ -98,30 +98,30 @@ impl Cri {
         self.call(async |mut client| client.container_status(request).await).status.expect("a status")
     }
 
-    /// What is told of a container when it has ended.
+    /// Waits for the end of a container, and returns its status.
     pub fn await_end(&self, container: &str) -> ContainerStatus {
-        let ended = eventually(PATIENCE, || {
+        let ended = eventually(TIMEOUT, || {
             Some(self.status(container)).filter(|status| status.state() == ContainerState::ContainerExited)
         });
-        ended.unwrap_or_else(|| panic!("it goes on: {:?}", self.status(container)))
+        ended.unwrap_or_else(|| panic!("it does not end: {:?}", self.status(container)))
     }
 
     /// Runs a shell script in a container.
     pub fn exec(&self, container: &str, script: &str) -> ExecSyncResponse {
         let cmd = ["sh", "-c", script].map(str::to_string).to_vec();
-        let timeout = i64::try_from(PATIENCE.as_secs()).expect("seconds");
+        let timeout = i64::try_from(TIMEOUT.as_secs()).expect("seconds");
         let request = ExecSyncRequest { container_id: container.into(), cmd, timeout };
         self.call(async |mut client| client.exec_sync(request).await)
     }
 
-    /// What a shell script that succeeds prints.
+    /// Runs a shell script that must succeed, and returns its output.
     pub fn output(&self, container: &str, script: &str) -> String {
         let done = self.exec(container, script);
         assert_eq!(done.exit_code, 0, "{script}: {done:?}");
         String::from_utf8(done.stdout).expect("text").trim().to_string()
     }
 
-    /// Asks a container to end, and ends it when these seconds are over.
+    /// Asks a container to end, and kills it after `timeout` seconds.
     pub fn stop(&self, container: &str, timeout: i64) {
         let request = StopContainerRequest { container_id: container.into(), timeout };
         self.call(async |mut client| client.stop_container(request).await);

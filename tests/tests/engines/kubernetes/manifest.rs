@@ -1,4 +1,4 @@
-//! The manifests of `deploy/kubernetes`, turned into what the kubelet would ask for.
+//! Converts the manifests of `deploy/kubernetes` into the kubelet's requests.
 
 use std::collections::HashMap;
 use std::fs;
@@ -11,21 +11,21 @@ use k8s_cri::v1::{
     PodSandboxConfig, PodSandboxMetadata, SecurityProfile,
 };
 use serde_json::Value;
-use vmrt_tests::installed::deploy;
+use vmrt_tests::installed::deploy_file;
 
-/// The period in which a container may use its quota of CPU time.
+/// The CPU period of containers in microseconds.
 const CPU_PERIOD: i64 = 100_000;
 
-/// A name server of the cluster's, which no test asks.
+/// The cluster's name server, which no test uses.
 pub const NAME_SERVER: &str = "10.96.0.10";
 
 /// Reads a manifest.
 pub fn read(file: &str) -> Value {
-    let text = fs::read_to_string(deploy(file)).expect("a manifest");
+    let text = fs::read_to_string(deploy_file(file)).expect("a manifest");
     serde_saphyr::from_str(&text).expect("YAML")
 }
 
-/// The text at a place of a manifest.
+/// The text at a JSON pointer of a manifest.
 pub fn text<'a>(manifest: &'a Value, pointer: &str) -> &'a str {
     let value = manifest.pointer(pointer).and_then(Value::as_str);
     value.unwrap_or_else(|| panic!("no text at {pointer} of {manifest}"))
@@ -45,12 +45,12 @@ pub fn thousandths(quantity: &str) -> i64 {
     digits.parse::<i64>().expect("a number") * unit
 }
 
-/// A number of bytes at a place of a manifest.
+/// The number of bytes at a JSON pointer of a manifest.
 pub fn bytes(manifest: &Value, pointer: &str) -> i64 {
     thousandths(text(manifest, pointer)) / 1000
 }
 
-/// Each pod has one network, and one of what System V IPC has; each container has processes of its own.
+/// The network and System V IPC are the pod's; each container has its own pid namespace.
 fn namespaces() -> NamespaceOption {
     let (network, pid) = (NamespaceMode::Pod.into(), NamespaceMode::Container.into());
     NamespaceOption { network, pid, ipc: NamespaceMode::Pod.into(), ..NamespaceOption::default() }
@@ -98,7 +98,7 @@ pub fn containers(pod: &Value) -> Vec<ContainerConfig> {
     containers.iter().map(|container| self::container(pod, container)).collect()
 }
 
-/// The names and the command of a container, in the order in which the kubelet names them.
+/// One container of a pod.
 fn container(pod: &Value, manifest: &Value) -> ContainerConfig {
     let name = text(manifest, "/name");
     let command = manifest["command"].as_array().expect("a command").iter();

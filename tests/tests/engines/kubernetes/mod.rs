@@ -12,24 +12,24 @@ use std::{fs, iter};
 use k8s_cri::v1::{ContainerConfig, ContainerState, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig};
 use serde_json::Value;
 use tempfile::TempDir;
-use vmrt_tests::census::Census;
+use vmrt_tests::host_snapshot::HostSnapshot;
 use vmrt_tests::runtime::is_vmrt;
-use vmrt_tests::{PATIENCE, eventually};
+use vmrt_tests::{TIMEOUT, eventually};
 
 use crate::Test;
-use crate::docker::CLEAN_PATIENCE;
+use crate::docker::CLEAN_TIMEOUT;
 use crate::docker::network::page;
 use client::Cri;
 pub use node::make_network;
 use node::{Node, PodCgroup};
 
 pub const TESTS: &[Test] = &[
-    ("a_pod_of_two_containers_lives_by_cri", a_pod_of_two_containers_lives_by_cri),
-    ("containerd_2_takes_its_file_and_runs_the_pod", containerd_2_takes_its_file_and_runs_the_pod),
+    ("a_pod_of_two_containers_runs_by_cri", a_pod_of_two_containers_runs_by_cri),
+    ("containerd_2_reads_its_file_and_runs_the_pod", containerd_2_reads_its_file_and_runs_the_pod),
 ];
 
-/// What containerd and its shim make for their first pod, and keep, whatever the runtime.
-fn is_containerds(line: &str) -> bool {
+/// Whether a line is state that containerd and its shim create for their first pod and keep, with any runtime.
+fn is_containerd_state(line: &str) -> bool {
     let kept = [
         "/k8s.io",
         "/run/containerd/runc",
@@ -40,15 +40,15 @@ fn is_containerds(line: &str) -> bool {
     line.starts_with("file ") && kept.iter().any(|directory| line.ends_with(directory))
 }
 
-/// The example pod, running.
+/// The running example pod.
 struct Pod<'a> {
     cri: &'a Cri,
     id: String,
     config: PodSandboxConfig,
-    /// Its containers, by the names of the manifest.
+    /// The ids of its containers, named as in the manifest.
     app: String,
     front: String,
-    /// What both of them have at `/volume`.
+    /// The directory that both containers have at `/volume`.
     volume: TempDir,
 }
 
@@ -66,7 +66,7 @@ impl<'a> Pod<'a> {
         Self { cri, id, config, app, front, volume }
     }
 
-    /// Asks for its end, and sees that it has left nothing in containerd.
+    /// Stops and removes the pod, and checks that containerd has no container of it.
     fn end(self) {
         self.cri.stop_pod(&self.id);
         assert!(!self.cri.is_ready(&self.id));
@@ -81,7 +81,7 @@ fn with_volume(mut container: ContainerConfig, volume: &Path) -> ContainerConfig
     container
 }
 
-/// What a pod may use as the kubelet reckons: its containers' limits, and the overhead of its class.
+/// The kubelet's memory limit of a pod: its containers' limits, and the overhead of its class.
 fn memory_of(manifest: &Value) -> i64 {
     let class = manifest::read("kubernetes/runtimeclass.yaml");
     let containers = manifest["spec"]["containers"].as_array().expect("containers").iter();
@@ -89,43 +89,43 @@ fn memory_of(manifest: &Value) -> i64 {
     limits.chain(iter::once(manifest::bytes(&class, "/overhead/podFixed/memory"))).sum()
 }
 
-/// Runs the pod of `deploy/` on a node for `work`, and sees that nothing is left of it.
+/// Runs the pod of `deploy/` on a node, calls `work`, and checks that nothing of the pod is left.
 fn with_pod(node: &Node, work: impl FnOnce(&Pod<'_>, &PodCgroup)) {
     let manifest = manifest::read("kubernetes/pod.yaml");
-    let before = Census::take();
+    let before = HostSnapshot::take();
     let cgroup = PodCgroup::new(memory_of(&manifest));
     let pod = Pod::start(node, &manifest, &cgroup);
     the_containers_share_the_loopback(&pod);
-    they_are_configured_as_asked_for(&pod);
+    the_containers_are_as_configured(&pod);
     a_container_ends_with_its_status_and_its_log(&pod, &manifest, node.logs());
     work(&pod, &cgroup);
     pod.end();
     drop(cgroup);
-    before.assert_restored(CLEAN_PATIENCE, is_containerds);
+    before.assert_restored(CLEAN_TIMEOUT, is_containerd_state);
 }
 
-fn a_pod_of_two_containers_lives_by_cri() {
+fn a_pod_of_two_containers_runs_by_cri() {
     let node = Node::of_debian();
     with_pod(&node, |pod, cgroup| {
-        they_share_a_volume(pod);
+        the_containers_share_a_volume(pod);
         an_exec_has_streams_and_a_status(pod);
-        the_class_has_room_for_the_machine(pod, cgroup);
+        the_runtime_class_overhead_is_enough(pod, cgroup);
         a_container_is_stopped_and_removed(pod);
     });
     namespaces_of_the_node_are_refused(&node);
 }
 
-fn containerd_2_takes_its_file_and_runs_the_pod() {
+fn containerd_2_reads_its_file_and_runs_the_pod() {
     with_pod(&Node::of_containerd_2(), |_, _| {});
 }
 
-/// `hostNetwork`, `hostPID` and `hostIPC`.
+/// Checks `hostNetwork`, `hostPID` and `hostIPC`.
 fn namespaces_of_the_node_are_refused(node: &Node) {
     if !is_vmrt() {
         return;
     }
     let manifest = manifest::read("kubernetes/pod.yaml");
-    let before = Census::take();
+    let before = HostSnapshot::take();
     let cgroup = PodCgroup::new(memory_of(&manifest));
     let changes: [fn(&mut NamespaceOption); 3] = [
         |options| options.network = NamespaceMode::Node.into(),
@@ -140,7 +140,7 @@ fn namespaces_of_the_node_are_refused(node: &Node) {
         assert!(refusal.contains("namespace is refused"), "{refusal}");
     }
     drop(cgroup);
-    before.assert_restored(CLEAN_PATIENCE, is_containerds);
+    before.assert_restored(CLEAN_TIMEOUT, is_containerd_state);
 }
 
 fn volume() -> TempDir {
@@ -149,7 +149,7 @@ fn volume() -> TempDir {
     volume
 }
 
-/// `front` has read at 127.0.0.1 what `app` serves there alone, the release of its kernel, and serves it to everybody.
+/// `app` serves the release of its kernel at 127.0.0.1. `front` reads it there and serves it at the pod's address.
 fn the_containers_share_the_loopback(pod: &Pod<'_>) {
     let address = pod.cri.pod_status(&pod.id).network.expect("a network").ip;
     let served = page(&format!("{address}:8080"));
@@ -160,7 +160,7 @@ fn the_containers_share_the_loopback(pod: &Pod<'_>) {
     assert!(to_loopback.is_err(), "what listens at the loopback is the pod's alone");
 }
 
-fn they_are_configured_as_asked_for(pod: &Pod<'_>) {
+fn the_containers_are_as_configured(pod: &Pod<'_>) {
     let ask = |script| pod.cri.output(&pod.front, script);
     assert_eq!(ask("hostname"), pod.config.hostname);
     assert!(ask("cat /etc/resolv.conf").contains(manifest::NAME_SERVER));
@@ -175,7 +175,7 @@ fn they_are_configured_as_asked_for(pod: &Pod<'_>) {
     }
 }
 
-fn they_share_a_volume(pod: &Pod<'_>) {
+fn the_containers_share_a_volume(pod: &Pod<'_>) {
     let volume = pod.volume.path();
     fs::write(volume.join("host"), "of the host").expect("a file of the host");
     assert_eq!(pod.cri.output(&pod.app, "cat /volume/host; echo of app >/volume/app"), "of the host");
@@ -199,7 +199,7 @@ fn a_container_ends_with_its_status_and_its_log(pod: &Pod<'_>, manifest: &Value,
     assert!(status.started_at > status.created_at && status.finished_at > status.started_at, "{status:?}");
     let wanted = ["stderr F err", "stdout F out", "stdout P unfinished"];
     let mut lines = Vec::new();
-    let written = eventually(PATIENCE, || {
+    let written = eventually(TIMEOUT, || {
         lines = log(&logs.join("short.log"));
         lines.sort();
         (lines == wanted).then_some(())
@@ -208,7 +208,7 @@ fn a_container_ends_with_its_status_and_its_log(pod: &Pod<'_>, manifest: &Value,
     pod.cri.remove(&container);
 }
 
-/// The lines of a container's log, without their times.
+/// The lines of a container's log, without timestamps.
 fn log(path: &Path) -> Vec<String> {
     let text = fs::read_to_string(path).unwrap_or_default();
     let line = |line: &str| {
@@ -219,12 +219,12 @@ fn log(path: &Path) -> Vec<String> {
     text.lines().map(line).collect()
 }
 
-/// Both containers use up nearly all they may, in a cgroup that has just what the kubelet gives it.
-fn the_class_has_room_for_the_machine(pod: &Pod<'_>, cgroup: &PodCgroup) {
+/// Both containers use nearly all of their memory, in a cgroup with the kubelet's limit.
+fn the_runtime_class_overhead_is_enough(pod: &Pod<'_>, cgroup: &PodCgroup) {
     let hold = "{ dd if=/dev/zero bs=56M count=1 | sleep 1000; } >/dev/null 2>&1 &";
     for container in [&pod.app, &pod.front] {
         pod.cri.output(container, hold);
-        let held = eventually(PATIENCE, || {
+        let held = eventually(TIMEOUT, || {
             let used = pod.cri.output(container, "cat /sys/fs/cgroup/memory.current").parse::<u64>().expect("a number");
             (used >= 56 << 20).then_some(())
         });
@@ -235,7 +235,7 @@ fn the_class_has_room_for_the_machine(pod: &Pod<'_>, cgroup: &PodCgroup) {
 }
 
 fn a_container_is_stopped_and_removed(pod: &Pod<'_>) {
-    // The first process of a container does not have to take SIGTERM, and busybox's server does not.
+    // busybox's server does not handle SIGTERM, and as the first process of a container it is not ended by it.
     pod.cri.stop(&pod.app, 1);
     let status = pod.cri.await_end(&pod.app);
     assert_eq!((status.state(), status.exit_code), (ContainerState::ContainerExited, 137));

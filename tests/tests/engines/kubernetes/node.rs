@@ -1,4 +1,4 @@
-//! A node of a cluster, as far as its pods see one: containerd, images, a network, and cgroups.
+//! The parts of a node that pods need: containerd, images, a network, and cgroups.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs, thread};
@@ -11,7 +11,7 @@ use vmrt_tests::runtime::new_id;
 use super::client::Cri;
 use crate::daemons::{IMAGE, daemons};
 
-/// The network of the pods: a pair of interfaces each, of which the host has one, and nothing that stays.
+/// The network of the pods: a pair of interfaces for each pod, one of them on the host. Nothing remains after a pod.
 const NETWORK: &str = r#"{
   "cniVersion": "0.4.0",
   "name": "pods",
@@ -21,31 +21,31 @@ const NETWORK: &str = r#"{
   }]
 }"#;
 
-/// The image of sandboxes: what only waits.
+/// The name of the image for sandboxes, which only waits.
 const PAUSE: &str = "pause";
 
-/// Tells the containerd that starts next of the network.
+/// Writes the network's configuration, which containerd reads at its start.
 pub fn make_network() {
     let directory = Path::new("/etc/cni/net.d");
     fs::create_dir_all(directory).expect("a directory for networks");
     fs::write(directory.join("10-pods.conflist"), NETWORK).expect("the pods' network");
 }
 
-/// A containerd that has the images, and a client of it.
+/// A containerd with the images, and a client of it.
 pub struct Node {
     pub cri: Cri,
     logs: TempDir,
-    /// A containerd that is not everybody's, and its directories.
+    /// The node's own containerd and its directories, unless it uses the shared one.
     own: Option<(Containerd, [TempDir; 2])>,
 }
 
 impl Node {
-    /// Debian's containerd 1.6, which was started with the file for it.
+    /// Debian's containerd 1.6, which reads the file for its version.
     pub fn of_debian() -> Self {
         Self::with_images(&daemons().containerd)
     }
 
-    /// A containerd 2 that finds its file of `deploy/` where users put it.
+    /// A containerd 2, which reads its file of `deploy/` from the place where users install it.
     pub fn of_containerd_2() -> Self {
         copy_deployed("kubernetes/containerd-2.toml", "/etc/containerd/conf.d/vmrt.toml");
         let config = Path::new("/etc/containerd/config.toml");
@@ -59,7 +59,7 @@ impl Node {
         node
     }
 
-    /// Loads the images: that of the tests, and one by the name that containerd has for the sandboxes'.
+    /// Loads two images: that of the tests, and that of sandboxes under the name that containerd uses.
     fn with_images(containerd: &Containerd) -> Self {
         let storage = daemons().storage();
         let [rootfs, archive] = ["rootfs.tar", "images.tar"].map(|name| storage.join(name).display().to_string());
@@ -77,7 +77,7 @@ impl Node {
         Self { cri, logs: tempfile::tempdir().expect("a directory for logs"), own: None }
     }
 
-    /// Where the containers' logs are.
+    /// The directory of the containers' logs.
     pub fn logs(&self) -> &Path {
         self.logs.path()
     }
@@ -91,9 +91,9 @@ impl Drop for Node {
     }
 }
 
-/// A pod's cgroup, as the kubelet makes it; gone when dropped.
+/// A pod's cgroup, as the kubelet makes it; removed when dropped.
 pub struct PodCgroup {
-    /// Its name below the root of all cgroups.
+    /// Its path from the root of the hierarchy.
     pub name: String,
 }
 

@@ -1,15 +1,15 @@
-//! vmrt's server.
+//! vmrt's FUSE server.
 
 use std::fs::File;
 use std::path::Path;
 use std::time::Instant;
 
 use vm_memory::VolatileSlice;
-use vmm::fs::{Buffers, Limits, Server, SharesHandle, Worker};
+use vmm::fs::{Buffers, Limits, Server, ShareOptions, SharesHandle, Worker};
 
 use crate::Backend;
 
-pub struct Ours {
+pub struct VmrtServer {
     server: Server,
     worker: Worker,
     request: Vec<u8>,
@@ -17,22 +17,22 @@ pub struct Ours {
     data: Vec<u8>,
 }
 
-impl Ours {
+impl VmrtServer {
     pub fn new(directory: &Path) -> Result<Self, Box<dyn std::error::Error>> {
         let shares = SharesHandle::new();
-        shares.add("c/share", File::open(directory)?.into(), false)?;
+        shares.add("c/share", File::open(directory)?.into(), ShareOptions::default())?;
         let server = Server::new(shares, Limits { inodes: 100_000, handles: 1000 })?;
         let worker = Worker::adopt(server.descriptors())?;
         Ok(Self { server, worker, request: Vec::new(), header: vec![0; 16], data: vec![0; 1 << 20] })
     }
 }
 
-impl Backend for Ours {
+impl Backend for VmrtServer {
     fn name(&self) -> &'static str {
         "vmrt"
     }
 
-    fn way_in(&self) -> &'static [&'static str] {
+    fn root_path(&self) -> &'static [&'static str] {
         &["c", "share"]
     }
 

@@ -1,18 +1,18 @@
-//! File systems that tests mount on the host.
+//! A file system that tests mount on the host.
 
 use std::path::Path;
 use std::process::Command;
 use std::thread;
 
 /// A tmpfs mounted on a directory of the host; unmounted when dropped.
-pub struct Mounted<'a>(&'a Path);
+pub struct TmpfsMount<'a>(&'a Path);
 
-impl<'a> Mounted<'a> {
-    /// Mounts it.
+impl<'a> TmpfsMount<'a> {
+    /// Mounts a tmpfs.
     ///
     /// # Panics
     ///
-    /// Where that fails.
+    /// Panics if the mount fails.
     #[must_use]
     pub fn new(on: &'a Path) -> Self {
         let status = Command::new("mount").args(["-t", "tmpfs", "sub"]).arg(on).status();
@@ -20,11 +20,11 @@ impl<'a> Mounted<'a> {
         Self(on)
     }
 
-    /// Mounts one whose mounts below reach other mount namespaces.
+    /// Mounts a tmpfs with shared propagation: mounts below it appear in other mount namespaces.
     ///
     /// # Panics
     ///
-    /// Where that fails.
+    /// Panics if the mount fails.
     #[must_use]
     pub fn shared(on: &'a Path) -> Self {
         let mounted = Self::new(on);
@@ -33,18 +33,18 @@ impl<'a> Mounted<'a> {
         mounted
     }
 
-    /// Unmounts it as a person would: false where it is in use, and is still mounted.
+    /// Unmounts it with `umount`. Returns false if it is in use and still mounted.
     ///
     /// # Panics
     ///
-    /// Where `umount` does not run.
+    /// Panics if `umount` does not run.
     #[must_use]
     pub fn unmount(&self) -> bool {
         Command::new("umount").arg(self.0).status().expect("umount runs").success()
     }
 }
 
-impl Drop for Mounted<'_> {
+impl Drop for TmpfsMount<'_> {
     fn drop(&mut self) {
         let is_mounted = Command::new("mountpoint").arg("--quiet").arg(self.0).status();
         if is_mounted.is_ok_and(|status| status.success()) {

@@ -4,47 +4,47 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use crate::caller::{Caller, USER, ids};
-use crate::{PATIENCE, eventually};
+use crate::caller::{Caller, USER, user_options};
+use crate::{TIMEOUT, eventually};
 
-/// A user namespace of the user's with further ids, and a network namespace in it whose `eth0`, 10.9.0.2, leads to the host, which
-/// is 10.9.0.1 there; gone when dropped.
-pub struct Nest {
+/// A user namespace of the user with further ids, and a network namespace in it. Its `eth0` is 10.9.0.2 and connects to the host,
+/// which is 10.9.0.1. Both end when dropped.
+pub struct RootlessNamespaces {
     users: Child,
     network: Child,
 }
 
-impl Default for Nest {
+impl Default for RootlessNamespaces {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Nest {
-    /// Makes them. It has to be there as long as what runs in it.
+impl RootlessNamespaces {
+    /// Creates the namespaces. Keep the value as long as processes run in them.
     ///
     /// # Panics
     ///
-    /// Where the host does not let it.
+    /// Panics if the host refuses.
     #[must_use]
     pub fn new() -> Self {
-        let [uid, gid] = ids();
+        let [uid, gid] = user_options();
         let unshare = ["setpriv", &uid, &gid, "--clear-groups", "unshare", "--user", "--mount", "--net"];
-        let users = holder(&unshare, ("user", namespace("user", "self")));
+        let users = spawn_in_new_namespace(&unshare, ("user", namespace("user", "self")));
         for file in ["uid_map", "gid_map"] {
-            // What newuidmap and newgidmap do for those whom /etc/subuid gives ids.
+            // As newuidmap and newgidmap do for users with ids in /etc/subuid.
             let map = format!("0 {USER} 1\n1 100000 9999\n");
             fs::write(format!("/proc/{}/{file}", users.id()), map).expect("further ids");
         }
         let pid = users.id().to_string();
         let inside = [&enter(&pid)[..], &["unshare", "--net"]].concat();
-        let network = holder(&inside, ("net", namespace("net", &pid)));
-        let nest = Self { users, network };
-        nest.lead_to_host();
-        nest
+        let network = spawn_in_new_namespace(&inside, ("net", namespace("net", &pid)));
+        let namespaces = Self { users, network };
+        namespaces.connect_to_host();
+        namespaces
     }
 
-    fn lead_to_host(&self) {
+    fn connect_to_host(&self) {
         let pid = self.network.id().to_string();
         ip(&["link", "add", "far", "type", "veth", "peer", "name", "eth0", "netns", &pid]);
         ip(&["address", "add", "10.9.0.1/24", "dev", "far"]);
@@ -54,20 +54,20 @@ impl Nest {
         run("nsenter", &[&inside[..], &["link", "set", "eth0", "up"]].concat());
     }
 
-    /// The root of the user namespace.
+    /// The root of the user namespace as a caller.
     #[must_use]
     pub fn root(&self) -> Caller {
-        Caller::by(&enter(&self.users.id().to_string()))
+        Caller::with_prefix(&enter(&self.users.id().to_string()))
     }
 
-    /// Path of the network namespace.
+    /// The path of the network namespace.
     #[must_use]
     pub fn network(&self) -> String {
         format!("/proc/{}/ns/net", self.network.id())
     }
 }
 
-impl Drop for Nest {
+impl Drop for RootlessNamespaces {
     fn drop(&mut self) {
         ip(&["link", "delete", "far"]);
         for child in [&mut self.network, &mut self.users] {
@@ -80,20 +80,20 @@ fn namespace(kind: &str, pid: &str) -> PathBuf {
     fs::read_link(format!("/proc/{pid}/ns/{kind}")).expect("a namespace")
 }
 
-/// What makes a command of the host's root one of the root of the user namespace of a process.
+/// The prefix that runs a command as the root of the user namespace of a process.
 fn enter(pid: &str) -> [&str; 8] {
     ["nsenter", "--user", "--mount", "--net", "--setuid=0", "--setgid=0", "--target", pid]
 }
 
-/// What runs these words, once it is in another namespace of that kind than before.
-fn holder(words: &[&str], (kind, before): (&str, PathBuf)) -> Child {
+/// Starts `sleep` by these words, and waits until it is in another namespace of that kind than before.
+fn spawn_in_new_namespace(words: &[&str], (kind, before): (&str, PathBuf)) -> Child {
     let mut command = Command::new(words[0]);
     let child = command.args(&words[1..]).args(["sleep", "1000"]).stdin(Stdio::null()).spawn();
     let child = child.expect("a holder starts");
     let pid = child.id().to_string();
     let outside = namespace(kind, "self");
     let moved = || Some(namespace(kind, &pid)).filter(|now| *now != before && *now != outside);
-    assert!(eventually(PATIENCE, moved).is_some(), "{words:?} made no namespace");
+    assert!(eventually(TIMEOUT, moved).is_some(), "{words:?} made no namespace");
     child
 }
 

@@ -1,4 +1,4 @@
-//! What there is on the machine: the same before a test and after it, or the test left something behind.
+//! The leak check: compares the state of the machine before and after a test.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use crate::eventually;
 
-/// Everything a runtime could leave behind, one line each.
+/// Everything that a runtime could leave behind, one line for each item.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Census(BTreeSet<String>);
+pub struct HostSnapshot(BTreeSet<String>);
 
-impl Census {
-    /// Counts processes, mounts, cgroups, sockets, network devices and what is in `/run`.
+impl HostSnapshot {
+    /// Lists processes, mounts, cgroups, sockets, network devices and the files in `/run`.
     #[must_use]
     pub fn take() -> Self {
         let mut found = BTreeSet::new();
@@ -25,14 +25,14 @@ impl Census {
         Self(found)
     }
 
-    /// Panics unless the machine is within `patience` as it was at this census, but for lines that `is_expected`.
+    /// Waits until the machine has nothing that this snapshot does not have, except lines that `is_expected` accepts.
     ///
     /// # Panics
     ///
-    /// As said.
-    pub fn assert_restored(&self, patience: Duration, is_expected: impl Fn(&str) -> bool) {
+    /// Panics if the machine has more after `timeout`.
+    pub fn assert_restored(&self, timeout: Duration, is_expected: impl Fn(&str) -> bool) {
         let mut added = Vec::new();
-        let clean = eventually(patience, || {
+        let clean = eventually(timeout, || {
             added = Self::take().added_since(self);
             added.retain(|line| !is_expected(line));
             added.is_empty().then_some(())
@@ -40,14 +40,14 @@ impl Census {
         assert!(clean.is_some(), "left behind: {added:#?}");
     }
 
-    /// What is there now and was not before.
+    /// The lines of this snapshot that are not in `before`.
     #[must_use]
     pub fn added_since(&self, before: &Self) -> Vec<String> {
         self.0.difference(&before.0).cloned().collect()
     }
 }
 
-/// Processes with a program: kernel threads come and go by themselves.
+/// Processes that have a program. Kernel threads start and end independently of the tests.
 fn processes() -> impl Iterator<Item = String> {
     let pids =
         fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok());
@@ -64,14 +64,14 @@ fn processes() -> impl Iterator<Item = String> {
     })
 }
 
-/// One field of each line of a file of `/proc`, where there is one.
+/// One field of each line of a file of `/proc`, if the line has it.
 fn lines(path: &str, field: usize) -> impl Iterator<Item = String> {
     let text = fs::read_to_string(path).unwrap_or_default();
     let fields = text.lines().filter_map(|line| line.split_whitespace().nth(field).map(str::to_string));
     fields.collect::<Vec<_>>().into_iter()
 }
 
-/// Every directory below a path, and every file where asked for, without following links or leaving the file system's tree.
+/// Adds every directory below a path, and every file unless `directories_only`. Does not follow links.
 fn walk(path: &Path, kind: &str, directories_only: bool, found: &mut BTreeSet<String>) {
     for entry in fs::read_dir(path).into_iter().flatten().flatten() {
         let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
@@ -90,10 +90,10 @@ mod tests {
 
     #[test]
     fn a_new_process_is_seen() {
-        let before = Census::take();
+        let before = HostSnapshot::take();
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        let added = crate::eventually(crate::PATIENCE, || {
-            let added = Census::take().added_since(&before);
+        let added = crate::eventually(crate::TIMEOUT, || {
+            let added = HostSnapshot::take().added_since(&before);
             added.iter().any(|line| line.ends_with("sleep 60 ")).then_some(added)
         });
         child.kill().unwrap();
@@ -105,9 +105,9 @@ mod tests {
     fn a_new_socket_is_seen() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
-        let before = Census::take();
+        let before = HostSnapshot::take();
         let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
         let line = format!("socket {}", path.display());
-        assert!(Census::take().added_since(&before).contains(&line));
+        assert!(HostSnapshot::take().added_since(&before).contains(&line));
     }
 }

@@ -1,7 +1,7 @@
-//! Where an entry of a layer goes: a directory inside the root file system, held open, and a name in it.
+//! Resolves paths of layers inside the root file system: to an open directory and a name in it.
 //!
-//! A layer may hold a link such as `/var/run -> /run` and a later one files under `/var/run`: they belong in the
-//! image's `/run`, and never in this machine's. The kernel resolves such paths as if the image were the root.
+//! A layer may contain a link such as `/var/run -> /run`, and a later layer files below `/var/run`. They belong to the
+//! image's `/run`, never to this machine's. The kernel resolves such paths as if the image were the root.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -16,7 +16,7 @@ use nix::sys::stat::{Mode, mkdirat};
 pub(super) struct ImageRoot(OwnedFd);
 
 /// A name in an open directory of the image.
-pub(super) struct Place {
+pub(super) struct Location {
     directory: OwnedFd,
     name: OsString,
 }
@@ -26,12 +26,12 @@ impl ImageRoot {
         Ok(Self(fs::File::open(path)?.into()))
     }
 
-    /// The place of a path; the directories that lead to it are made where they do not exist. None for the root.
-    pub(super) fn place(&self, path: &Path) -> io::Result<Option<Place>> {
+    /// Resolves a path, and creates missing parent directories. Returns `None` for the root.
+    pub(super) fn locate(&self, path: &Path) -> io::Result<Option<Location>> {
         let path = normalize(path)?;
         let Some(name) = path.file_name() else { return Ok(None) };
         let directory = self.directory(path.parent().unwrap_or(Path::new("")))?;
-        Ok(Some(Place { directory, name: name.into() }))
+        Ok(Some(Location { directory, name: name.into() }))
     }
 
     fn directory(&self, path: &Path) -> io::Result<OwnedFd> {
@@ -42,7 +42,7 @@ impl ImageRoot {
         let (parent, name) = (path.parent().unwrap_or(Path::new("")), path.file_name().unwrap_or_default());
         let parent_directory = self.directory(parent)?;
         match mkdirat(&parent_directory, name, Mode::from_bits_truncate(0o755)) {
-            // A link to a directory that is not there yet.
+            // A link to a directory that does not exist yet.
             Err(Errno::EEXIST) => self.directory(&normalize(&parent.join(readlinkat(&parent_directory, name)?))?),
             made => Ok(made.and_then(|()| self.resolve(path))?),
         }
@@ -55,7 +55,7 @@ impl ImageRoot {
     }
 }
 
-impl Place {
+impl Location {
     pub(super) fn directory(&self) -> impl AsFd {
         &self.directory
     }
@@ -64,7 +64,7 @@ impl Place {
         &self.name
     }
 
-    /// A path to it that holds as long as this place does, and of which nothing but the name is looked up.
+    /// A path to the entry. It is valid as long as this location, and resolving it looks up only the name.
     pub(super) fn path(&self) -> PathBuf {
         self.sibling(&self.name)
     }
@@ -74,13 +74,13 @@ impl Place {
         Path::new("/proc/self/fd").join(self.directory.as_raw_fd().to_string()).join(name)
     }
 
-    /// Removes what is there, with everything in it.
+    /// Removes the entry with everything in it.
     pub(super) fn clear(&self) -> io::Result<()> {
         remove(&self.path())
     }
 }
 
-/// Removes a file or a whole directory; it is no error when there is none. Links are not followed.
+/// Removes a file or a whole directory. It is no error if there is none. Does not follow links.
 pub(super) fn remove(path: &Path) -> io::Result<()> {
     let removed = match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
@@ -93,7 +93,7 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// A path of an archive without a leading `/` or `./`; one with `..` in it is refused.
+/// Removes a leading `/` or `./` from a path of an archive. Refuses a path with `..`.
 pub(super) fn normalize(path: &Path) -> io::Result<PathBuf> {
     let part = |component| match component {
         Component::Normal(name) => Some(Ok(name)),
