@@ -1,10 +1,10 @@
-# A bzImage whose kernel is not compressed, so that the emulator does not have to unpack it. It is the set-up code of Debian's
-# bzImage (`original`), then, in place of what unpacks the kernel, the few instructions that enter it, then the kernel as it lies
-# in memory (`flat`). See Documentation/arch/x86/boot.rst; offsets below 0x270 are fields of its header.
+# A bzImage with an uncompressed kernel, so that the emulator does not have to unpack it. It consists of the set-up code of Debian's
+# bzImage (`original`), the instructions that enter the kernel (in place of those that unpack it), and the kernel's memory image
+# (`flat`). See Documentation/arch/x86/boot.rst; offsets below 0x270 are fields of its header.
 #
 # Symbols to define: SETUP_SIZE, the bytes of set-up code in `original`; FLAT_SIZE, the bytes of `flat`.
 
-    # Where the loader puts what follows the set-up code, and where the kernel is linked to lie.
+    # The address where the loader puts the part after the set-up code, and the kernel's link address.
     .set LOADED_AT, 0x100000
     .set KERNEL_AT, 0x1000000
 
@@ -18,8 +18,8 @@
     .set \name\()_address, LOADED_AT + \name - protected_mode
     .endm
 
-# Entered in protected mode with flat segments, paging off, and the address of `boot_params` in ESI. The kernel wants long mode
-# and memory mapped to itself.
+# The loader enters here in protected mode with flat segments, paging off, and the address of `boot_params` in ESI. The kernel needs
+# long mode and an identity mapping.
     .code32
 protected_mode:
     lgdt gdt_pointer_address
