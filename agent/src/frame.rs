@@ -50,7 +50,7 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
 /// # Errors
 ///
 /// [`FrameError::TooLarge`], [`FrameError::Json`].
-pub fn take<T: DeserializeOwned>(buffer: &mut Vec<u8>) -> Result<Option<T>, FrameError> {
+pub fn decode<T: DeserializeOwned>(buffer: &mut Vec<u8>) -> Result<Option<T>, FrameError> {
     let Some(header) = buffer.first_chunk::<HEADER_LEN>() else {
         return Ok(None);
     };
@@ -109,17 +109,17 @@ mod tests {
         let mut bytes = encode(&"one").unwrap();
         bytes.extend(encode(&"two").unwrap());
         bytes.truncate(bytes.len() - 1);
-        assert_eq!(take::<String>(&mut bytes).unwrap().as_deref(), Some("one"));
-        assert_eq!(take::<String>(&mut bytes).unwrap(), None);
+        assert_eq!(decode::<String>(&mut bytes).unwrap().as_deref(), Some("one"));
+        assert_eq!(decode::<String>(&mut bytes).unwrap(), None);
         bytes.push(b'"');
-        assert_eq!(take::<String>(&mut bytes).unwrap().as_deref(), Some("two"));
+        assert_eq!(decode::<String>(&mut bytes).unwrap().as_deref(), Some("two"));
         assert!(bytes.is_empty());
     }
 
     #[test]
     fn a_header_with_too_large_a_size_is_refused_before_the_body_arrives() {
         let mut bytes = (MAX_BODY + 1).to_le_bytes().to_vec();
-        assert!(matches!(take::<String>(&mut bytes), Err(FrameError::TooLarge(_))));
+        assert!(matches!(decode::<String>(&mut bytes), Err(FrameError::TooLarge(_))));
         assert!(matches!(read::<String>(&mut bytes.as_slice()), Err(FrameError::TooLarge(_))));
     }
 
@@ -134,6 +134,6 @@ mod tests {
     #[test]
     fn invalid_json_is_an_error() {
         let mut bytes = vec![2, 0, 0, 0, b'{', b'x'];
-        assert!(matches!(take::<String>(&mut bytes), Err(FrameError::Json(_))));
+        assert!(matches!(decode::<String>(&mut bytes), Err(FrameError::Json(_))));
     }
 }

@@ -9,16 +9,24 @@
 
 use std::net::Ipv4Addr;
 
-mod ending;
+mod cgroup_weight;
+mod container;
+mod container_request;
+mod exit_status;
 pub mod frame;
 mod message;
 #[cfg(feature = "netlink")]
 pub mod netlink;
 mod network;
+mod process;
 
-pub use ending::describe;
+pub use cgroup_weight::{cpu_weight, io_weight};
+pub use container::*;
+pub use container_request::ContainerRequest;
+pub use exit_status::describe_exit_status;
 pub use message::*;
 pub use network::*;
+pub use process::*;
 
 /// Version of this protocol. Both sides are built from the same sources, so a difference is an installation error.
 pub const VERSION: u32 = 1;

@@ -64,7 +64,7 @@ pub struct InterfaceChange {
     /// The new state of the interface. Its name does not change.
     pub interface: Interface,
     /// The interface with only those addresses, routes and neighbours that are removed.
-    pub lost: Interface,
+    pub removed: Interface,
 }
 
 /// An interface, and the network device of the machine that represents it in the guest.

@@ -25,7 +25,7 @@ pub struct SandboxConfig {
     pub vcpus: u8,
     /// Most vCPUs at run time. The guest's kernel allocates data for as many. A value less than `vcpus` means `vcpus`.
     #[serde(default)]
-    pub vcpus_most: u8,
+    pub max_vcpus: u8,
     /// Path of the control socket, which the VMM creates. Its directory exists, belongs to the caller and has mode 0700.
     pub control_socket: PathBuf,
     /// File to which all messages of the guest's kernel are appended. The VMM creates it if it does not exist.
@@ -40,7 +40,7 @@ pub struct SandboxConfig {
     /// The program and its arguments that the VMM runs when interfaces of its network namespace have changed while the container
     /// runs. Empty if interfaces are not monitored.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub follow_interfaces: Vec<OsString>,
+    pub interface_change_command: Vec<OsString>,
     /// Id of the main container. When its first process has ended, the VMM exits with that process's status.
     pub main_container: String,
 }

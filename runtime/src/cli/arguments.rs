@@ -11,7 +11,7 @@ use super::options::{
 use super::update::UpdateArgs;
 use crate::base::log::Format;
 use crate::host::cgroup::placement::CgroupManager;
-use crate::sandbox::interfaces::FOLLOW_COMMAND;
+use crate::sandbox::interfaces::UPDATE_COMMAND;
 
 /// Runs OCI containers, each in a virtual machine of its own.
 #[derive(Debug, Parser)]
@@ -82,8 +82,8 @@ pub(crate) enum Command {
     /// Print the features of this runtime
     Features,
     /// Update the guest's interfaces from its network namespace; run by the VMM
-    #[command(name = FOLLOW_COMMAND, hide = true)]
-    FollowInterfaces(IdArgs),
+    #[command(name = UPDATE_COMMAND, hide = true)]
+    UpdateInterfaces(IdArgs),
     /// Send a signal to a container's first process
     Kill(KillArgs),
     /// List the containers

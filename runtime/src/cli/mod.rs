@@ -18,7 +18,7 @@ pub(crate) use self::options::{
     SpecArgs,
 };
 pub(crate) use self::update::UpdateArgs;
-use crate::sandbox::interfaces::FOLLOW_COMMAND;
+use crate::sandbox::interfaces::UPDATE_COMMAND;
 
 /// Parses this process's arguments. Prints the help text, the version or an error.
 ///
@@ -42,7 +42,7 @@ pub(crate) fn parse() -> Result<Arguments, ExitCode> {
 /// Removes hidden commands from the suggestions of an error: the parser suggests all commands.
 fn remove_hidden_suggestions(error: &mut clap::Error) {
     let Some(ContextValue::Strings(mut names)) = error.remove(ContextKind::SuggestedSubcommand) else { return };
-    names.retain(|name| name != FOLLOW_COMMAND);
+    names.retain(|name| name != UPDATE_COMMAND);
     if names.is_empty() {
         // An empty list of hints would still be printed as an empty line.
         error.remove(ContextKind::Suggested);

@@ -57,7 +57,7 @@ fn a_hidden_command_is_not_suggested() {
         error.to_string()
     };
     for similar in ["vmrt foo", "vmrt follow", "vmrt follow-interface"] {
-        assert!(!message(similar).contains("follow-interfaces"), "{}", message(similar));
+        assert!(!message(similar).contains("update-interfaces"), "{}", message(similar));
     }
     assert!(message("vmrt star").contains("'start'"), "{}", message("vmrt star"));
 }

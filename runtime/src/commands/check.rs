@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use vmm::machine::kvm::KvmError;
-use vmm::probe::{self, Measured, ProbeError, TURNS};
+use vmm::probe::{self, Measurement, ProbeError, TURNS};
 
 use super::output::print;
 use crate::base::config::Config;
@@ -60,7 +60,7 @@ fn parts(config: &Config) -> [(&'static str, &Path); 3] {
     [("VMM", &config.vmm), ("kernel", &config.kernel), ("initramfs", &config.initramfs)]
 }
 
-fn verdict(measured: &Result<Measured, ProbeError>, complete: bool) -> Verdict {
+fn verdict(measured: &Result<Measurement, ProbeError>, complete: bool) -> Verdict {
     match measured {
         Ok(measured) if !measured.is_usable() => Verdict::Interpreted,
         Ok(_) if !complete => Verdict::Incomplete,
@@ -71,7 +71,7 @@ fn verdict(measured: &Result<Measured, ProbeError>, complete: bool) -> Verdict {
     }
 }
 
-fn describe_kvm(report: &mut Report, measured: &Result<Measured, ProbeError>) {
+fn describe_kvm(report: &mut Report, measured: &Result<Measurement, ProbeError>) {
     match measured {
         Err(error) => report.line("KVM", chain(error)),
         Ok(measured) => {
@@ -102,9 +102,9 @@ mod tests {
 
     use super::*;
 
-    fn measured(guest: u64) -> Result<Measured, ProbeError> {
+    fn measured(guest: u64) -> Result<Measurement, ProbeError> {
         let host = Duration::from_micros(70);
-        Ok(Measured { guest: Duration::from_micros(guest), host, tsc_deadline_timer: true })
+        Ok(Measurement { guest: Duration::from_micros(guest), host, tsc_deadline_timer: true })
     }
 
     #[test]

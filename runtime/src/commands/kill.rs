@@ -16,6 +16,7 @@ pub(crate) fn run(context: &Context, args: &KillArgs) -> Result<u8, Error> {
 
 #[cfg(test)]
 mod tests {
+    use agent::ContainerRequest;
     use std::os::unix::net::UnixListener;
     use std::{fs, thread};
 
@@ -63,7 +64,10 @@ mod tests {
 
     #[test]
     fn kill_waits_for_the_end_after_sigkill_only() {
-        assert!(matches!(requests_of_kill("TERM")[..], [Request::Signal { .. }]));
-        assert!(matches!(requests_of_kill("KILL")[..], [Request::Signal { signal: 9, .. }, Request::Wait { .. }]));
+        assert!(matches!(requests_of_kill("TERM")[..], [Request::Container(ContainerRequest::Signal { .. })]));
+        assert!(matches!(
+            requests_of_kill("KILL")[..],
+            [Request::Container(ContainerRequest::Signal { signal: 9, .. }), Request::Wait { .. }]
+        ));
     }
 }

@@ -8,7 +8,6 @@ mod events;
 mod exec;
 mod exec_process;
 mod features;
-mod follow_interfaces;
 mod kill;
 mod list;
 mod output;
@@ -20,6 +19,7 @@ mod spec;
 mod start;
 mod state;
 mod update;
+mod update_interfaces;
 
 use self::error::Error;
 use crate::cli::Command;
@@ -35,7 +35,7 @@ pub(crate) fn run(context: &mut Context, command: Command) -> Result<u8, Error> 
         Command::Events(args) => events::run(context, &args),
         Command::Exec(args) => exec::run(context, &args),
         Command::Features => features::run(),
-        Command::FollowInterfaces(args) => follow_interfaces::run(context, &args),
+        Command::UpdateInterfaces(args) => update_interfaces::run(context, &args),
         Command::Kill(args) => kill::run(context, &args),
         Command::List(args) => list::run(context, &args),
         Command::Pause(args) => pause::pause(context, &args),

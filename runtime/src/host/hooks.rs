@@ -36,7 +36,7 @@ pub(crate) enum HookFailure {
     State(#[source] serde_json::Error),
     #[error("exec {}", path.display())]
     Start { path: PathBuf, source: io::Error },
-    #[error("error running hook: {}, stdout: {stdout}, stderr: {stderr}", agent::describe(*.status))]
+    #[error("error running hook: {}, stdout: {stdout}, stderr: {stderr}", agent::describe_exit_status(*.status))]
     Failed { status: ExitStatus, stdout: String, stderr: String },
     #[error("hook ran past specified timeout of {:.1}s", .0.as_secs_f64())]
     Timeout(Duration),

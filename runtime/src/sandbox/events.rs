@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use agent::{FailureKind, ProcessId};
+use agent::{ContainerRequest, FailureKind, ProcessId};
 use thiserror::Error;
 use vmm::control::{Answer, Client, ClientError, Reply, Request};
 
@@ -151,7 +151,7 @@ fn connect(store: &Store, id: &ContainerId) -> Result<Client, EventsError> {
 }
 
 fn usage_request(id: &ContainerId) -> Request {
-    Request::Statistics { container: id.to_string() }
+    Request::Container(ContainerRequest::Statistics { container: id.to_string() })
 }
 
 fn out_of_memory_request(id: &ContainerId, known: Option<u64>) -> Request {

@@ -2,7 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use agent::{ExitStatus, ProcessId, TerminalSize};
+use agent::{ContainerRequest, ExitStatus, ProcessId, TerminalSize};
 use nix::sys::signal::{Signal, raise};
 use vmm::control::{Client, ClientError, Reply, Request};
 
@@ -79,7 +79,11 @@ fn handle_signal(
             resize(client, process, terminal)
         }
         (signal, _) => {
-            let request = Request::Signal { process: process.clone(), signal: signal as i32, all: false };
+            let request = Request::Container(ContainerRequest::Signal {
+                process: process.clone(),
+                signal: signal as i32,
+                all: false,
+            });
             client.send(&request, &[]).map(drop)
         }
     }
@@ -87,7 +91,7 @@ fn handle_signal(
 
 fn resize(client: &mut Client, process: &ProcessId, terminal: HostTerminal) -> Result<(), ClientError> {
     let Some(size) = terminal.size() else { return Ok(()) };
-    client.send(&Request::Resize { process: process.clone(), size }, &[]).map(drop)
+    client.send(&Request::Container(ContainerRequest::Resize { process: process.clone(), size }), &[]).map(drop)
 }
 
 #[cfg(test)]
@@ -111,7 +115,9 @@ mod tests {
         assert!(matches!(wait.request, Request::Wait { .. }));
         nix::sys::pthread::pthread_kill(waiter, Signal::SIGUSR1).unwrap();
         let call: Call = frame::read(&mut stream).unwrap().unwrap();
-        let Request::Signal { signal, all: false, .. } = call.request else { panic!("{call:?}") };
+        let Request::Container(ContainerRequest::Signal { signal, all: false, .. }) = call.request else {
+            panic!("{call:?}")
+        };
         frame::write(&mut stream, &Answer { id: call.id, result: Ok(Reply::Done) }).unwrap();
         let status = ExitStatus::Signaled(u8::try_from(signal).unwrap());
         frame::write(&mut stream, &Answer { id: wait.id, result: Ok(Reply::Exited(status)) }).unwrap();

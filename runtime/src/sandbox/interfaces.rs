@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::time::Duration;
 
-use agent::InterfaceChange;
+use agent::{ContainerRequest, InterfaceChange};
 use thiserror::Error;
 use vmm::control::{Client, Request};
 
@@ -17,7 +17,7 @@ use crate::host::network::{self, AttachedInterface, InterfaceRecord, NetworkErro
 use crate::host::user_namespace::{self, RootlessError};
 
 /// Name of the command that a VMM runs when its network namespace has changed.
-pub(crate) const FOLLOW_COMMAND: &str = "follow-interfaces";
+pub(crate) const UPDATE_COMMAND: &str = "update-interfaces";
 
 /// Time limit for the guest to add, change or remove an interface.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -46,12 +46,12 @@ impl InterfacesError {
 }
 
 /// Returns the command line that a VMM runs when its network namespace has changed; empty for a machine without network devices.
-pub(crate) fn follow_command(program: &Path, store: &Store, record: &Record) -> Vec<OsString> {
+pub(crate) fn change_command(program: &Path, store: &Store, record: &Record) -> Vec<OsString> {
     if record.network.slots == 0 {
         return Vec::new();
     }
     let root = store.root().as_os_str();
-    let words = [program.as_os_str(), "--root".as_ref(), root, FOLLOW_COMMAND.as_ref(), record.id.as_ref()];
+    let words = [program.as_os_str(), "--root".as_ref(), root, UPDATE_COMMAND.as_ref(), record.id.as_ref()];
     words.map(OsStr::to_owned).into()
 }
 
@@ -100,11 +100,11 @@ fn change(client: &mut Client, record: &mut Record, changed: &[InterfaceRecord])
     let changed_to = |attached: &InterfaceRecord| changed.iter().find(|changed| changed.index == attached.index);
     let change_of = |attached: &InterfaceRecord| {
         let interface = changed_to(attached)?.interface.clone();
-        let lost = attached.interface.without(&interface);
-        Some(InterfaceChange { interface, lost })
+        let removed = attached.interface.without(&interface);
+        Some(InterfaceChange { interface, removed })
     };
     let changes = interfaces.iter().filter_map(change_of).collect();
-    let request = Request::ChangeInterfaces { container: record.id.clone(), changes };
+    let request = Request::Container(ContainerRequest::ChangeInterfaces { container: record.id.clone(), changes });
     client.call(&request, &[], Some(TIMEOUT))?;
     for attached in interfaces {
         if let Some(changed) = changed_to(attached) {
@@ -130,7 +130,10 @@ pub(crate) fn detach_removed(
 ) -> Result<(), InterfacesError> {
     let namespace = OpenNamespace::of_process(record.vmm)?;
     for attached in network::list_removed(&namespace, &record.network)? {
-        let request = Request::RemoveInterface { container: record.id.clone(), name: attached.interface.name.clone() };
+        let request = Request::Container(ContainerRequest::RemoveInterface {
+            container: record.id.clone(),
+            name: attached.interface.name.clone(),
+        });
         let removed = client.call(&request, &[], Some(TIMEOUT)).map_err(RequestError::from);
         // The tap is removed even if the guest's interface could not be: without a tap it transfers nothing.
         network::detach(&namespace, record.vmm, std::slice::from_ref(&attached))?;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use agent::{FailureKind, ProcessId};
+use agent::{ContainerRequest, FailureKind, ProcessId};
 use nix::libc::SIGKILL;
 use thiserror::Error;
 use vmm::control::Request;
@@ -83,7 +83,11 @@ fn is_stopped(kind: FailureKind) -> bool {
 fn send(context: &Context, id: &ContainerId, signal: i32, all: bool) -> Result<(), RequestError> {
     let process = ProcessId { container: id.to_string(), exec: None };
     let mut client = control(&context.store.dir(id))?;
-    client.call(&Request::Signal { process: process.clone(), signal, all }, &[], Some(SIGNAL_TIMEOUT))?;
+    client.call(
+        &Request::Container(ContainerRequest::Signal { process: process.clone(), signal, all }),
+        &[],
+        Some(SIGNAL_TIMEOUT),
+    )?;
     if signal == SIGKILL {
         // After `kill` the next command is to find the container stopped. The signal was delivered, so a failure is ignored.
         let _ = client.call(&Request::Wait { process }, &[], Some(KILLED_TIMEOUT));

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use agent::ContainerRequest;
 use thiserror::Error;
 use vmm::control::Request;
 
@@ -73,6 +74,10 @@ fn phase(store: &Store, id: &ContainerId) -> Result<Phase, StateError> {
 
 fn freeze(store: &Store, id: &ContainerId, frozen: bool) -> Result<(), RequestError> {
     let mut client = control(&store.dir(id))?;
-    client.call(&Request::Freeze { container: id.to_string(), frozen }, &[], Some(FREEZE_TIMEOUT))?;
+    client.call(
+        &Request::Container(ContainerRequest::Freeze { container: id.to_string(), frozen }),
+        &[],
+        Some(FREEZE_TIMEOUT),
+    )?;
     Ok(())
 }

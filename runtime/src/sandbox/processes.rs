@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use agent::ProcessList;
+use agent::{ContainerRequest, ProcessList};
 use vmm::control::{Reply, Request};
 
 use super::connection::RequestError;
@@ -19,7 +19,11 @@ const LIST_TIMEOUT: Duration = Duration::from_secs(10);
 /// The request failed.
 pub(crate) fn list_processes(store: &Store, id: &ContainerId) -> Result<ProcessList, RequestError> {
     let mut client = control(&store.dir(id))?;
-    match client.call(&Request::Processes { container: id.to_string() }, &[], Some(LIST_TIMEOUT))? {
+    match client.call(
+        &Request::Container(ContainerRequest::Processes { container: id.to_string() }),
+        &[],
+        Some(LIST_TIMEOUT),
+    )? {
         Reply::Processes(list) => Ok(list),
         _ => Err(RequestError::UnexpectedReply),
     }

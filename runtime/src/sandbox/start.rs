@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use agent::ContainerRequest;
 use thiserror::Error;
 use vmm::control::Request;
 
@@ -69,7 +70,7 @@ pub(crate) fn start(store: &Store, id: &ContainerId) -> Result<(), StartError> {
     let mut client = control(&locked.dir).map_err(RequestError::from)?;
     // Some engines create the interfaces between create and start.
     interfaces::update(&mut client, &locked, &mut record)?;
-    let request = Request::Start { container: record.id.clone() };
+    let request = Request::Container(ContainerRequest::Start { container: record.id.clone() });
     client.call(&request, &[], Some(START_TIMEOUT)).map_err(RequestError::from)?;
     record.phase = Phase::Running;
     locked.write(&record)?;
@@ -87,7 +88,7 @@ pub(crate) fn start(store: &Store, id: &ContainerId) -> Result<(), StartError> {
 /// # Errors
 /// The program cannot be executed, or a poststart hook failed. The caller drops the container, which undoes it.
 pub(crate) fn start_created(container: &mut Container) -> Result<(), StartError> {
-    let request = Request::Start { container: container.id.to_string() };
+    let request = Request::Container(ContainerRequest::Start { container: container.id.to_string() });
     let result = container.connection.call(&request, &[], "start the container's program", START_TIMEOUT);
     result.map_err(|error| container.explain(error))?;
     container.record.phase = Phase::Running;

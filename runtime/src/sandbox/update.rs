@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use agent::ContainerRequest;
 use oci_spec::runtime::{LinuxResources, Spec};
 use serde_json::Value;
 use thiserror::Error;
@@ -174,7 +175,8 @@ fn limit_container(client: &mut Client, record: &Record, spec: &Spec) -> Result<
         block_io::remove_host_limits(&mut guest);
     }
     let resources = guest.linux().as_ref().and_then(|linux| linux.resources().clone()).unwrap_or_default();
-    let request = Request::Update { container: record.id.clone(), resources: Box::new(resources) };
+    let request =
+        Request::Container(ContainerRequest::Update { container: record.id.clone(), resources: Box::new(resources) });
     client.call(&request, &[], Some(UPDATE_TIMEOUT)).map_err(RequestError::from)?;
     Ok(())
 }

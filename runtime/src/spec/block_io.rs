@@ -5,8 +5,6 @@
 
 use oci_spec::runtime::{LinuxBlockIo, LinuxResources, LinuxThrottleDevice, Spec};
 
-use crate::spec::weights::scale_weight;
-
 /// The limits that apply on the host.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct BlockIo {
@@ -72,7 +70,7 @@ impl BlockIo {
         // The BFQ scheduler, if loaded, has the range of weights of version 1.
         let (file, convert): (_, fn(u16) -> u64) = match has("io.bfq.weight") {
             true => ("io.bfq.weight", u64::from),
-            false => ("io.weight", |weight| scale_weight(weight.into(), (10, 1000))),
+            false => ("io.weight", agent::io_weight),
         };
         let weight = self.weight.filter(|_| has(file)).map(|weight| (file, format!("default {}", convert(weight))));
         let weights =

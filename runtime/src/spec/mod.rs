@@ -19,7 +19,6 @@ pub(crate) mod parse;
 pub(crate) mod resources;
 pub(crate) mod seccomp;
 pub(crate) mod sizing;
-pub(crate) mod weights;
 
 /// Version of the runtime specification that the output of `state` and the input of hooks follow.
 pub(crate) const OCI_VERSION: &str = "1.0.2";

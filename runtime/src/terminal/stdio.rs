@@ -84,7 +84,8 @@ impl ProcessStdio {
         let fds = duplicate([io::stdin().as_fd(), io::stdout().as_fd()])?;
         let terminal = RawTerminal::acquire()?;
         // As with runc, no carriage returns are added if the output goes to a pipe or a file.
-        let kind = StdioFds::Terminal { size: terminal.size().or(size), bare_lines: !io::stdout().is_terminal() };
+        let kind =
+            StdioFds::Terminal { size: terminal.size().or(size), no_carriage_return: !io::stdout().is_terminal() };
         Ok(Self { kind, fds, terminal: Some(terminal), is_console: false })
     }
 
@@ -96,7 +97,7 @@ impl ProcessStdio {
 
     fn from_console(slave: &OwnedFd, size: Option<TerminalSize>) -> Result<Self, StdioError> {
         let fds = duplicate([slave.as_fd(), slave.as_fd()])?;
-        Ok(Self { kind: StdioFds::Terminal { size, bare_lines: false }, fds, terminal: None, is_console: true })
+        Ok(Self { kind: StdioFds::Terminal { size, no_carriage_return: false }, fds, terminal: None, is_console: true })
     }
 }
 

@@ -119,7 +119,7 @@ fn the_last_value_of_an_option_counts() {
     assert_eq!(done.text(), "null");
     if is_vmrt() {
         let done = runtime.call(&["foo"]);
-        assert!(done.code == 3 && !done.message().contains("follow-interfaces"), "{done:?}");
+        assert!(done.code == 3 && !done.message().contains("update-interfaces"), "{done:?}");
     }
 }
 

@@ -157,7 +157,7 @@ impl Client {
     /// Waits for a frame and checks that it answers a pending request.
     fn next_answer(&mut self, deadline: Deadline) -> Result<Answer, ClientError> {
         loop {
-            if let Some(answer) = frame::take::<Answer>(&mut self.received)? {
+            if let Some(answer) = frame::decode::<Answer>(&mut self.received)? {
                 if !self.pending.remove(&answer.id) {
                     return Err(ClientError::UnknownAnswer(answer.id));
                 }

@@ -64,7 +64,7 @@ impl Connection {
     /// The client closed the connection or violated the protocol.
     pub fn next_call(&mut self) -> Result<Option<Call>, ConnectionError> {
         loop {
-            if let Some(call) = frame::take(&mut self.received)? {
+            if let Some(call) = frame::decode(&mut self.received)? {
                 return Ok(Some(call));
             }
             if !self.fill()? {

@@ -2,7 +2,7 @@
 //!
 //! A connection carries frames ([`agent::frame`]). The client sends [`Call`]s, and the VMM sends one [`Answer`] to each, in any
 //! order. Descriptors are passed as `SCM_RIGHTS` with the frame of the request that needs them. The first connection is a
-//! socket pair that the VMM inherits. Its first request is [`Request::Configure`] or [`Request::Join`]; the client may send
+//! socket pair that the VMM inherits. Its first request is [`Request::Configure`] or [`Request::BecomeProxy`]; the client may send
 //! further requests without waiting for the answer. All other clients connect to `control.sock`.
 
 mod client;
@@ -16,10 +16,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use agent::{
-    ExitStatus, Failure, Interface, InterfaceChange, ProcessId, ProcessList, SeccompFilter, SpecialFile, SpecialKind,
-    TerminalSize,
+    ContainerConfig, ContainerRequest, ExitStatus, Failure, Interface, ProcessId, ProcessList, SpecialFile,
+    SpecialKind, TerminalSize,
 };
-use oci_spec::runtime::{LinuxResources, Process, Spec};
+use oci_spec::runtime::Process;
 use serde::{Deserialize, Serialize};
 
 use crate::config::SandboxConfig;
@@ -33,7 +33,7 @@ pub enum StdioFds {
         /// Initial size of the guest's terminal, if known.
         size: Option<TerminalSize>,
         /// Whether the guest's terminal adds no carriage return to the end of a line, because the output goes to no terminal.
-        bare_lines: bool,
+        no_carriage_return: bool,
     },
     /// Up to three descriptors: one for each stream that is `true`.
     Streams {
@@ -57,20 +57,13 @@ impl StdioFds {
     }
 }
 
-/// A container to create. Paths in the specification are paths in the guest.
+/// A container to create.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct NewContainer {
-    /// Its id.
-    pub container: String,
-    /// The OCI specification.
-    pub spec: Spec,
-    /// The bundle's directory on the host, for the state that hooks receive.
-    pub bundle: PathBuf,
+    /// Its configuration.
+    pub config: ContainerConfig,
     /// Standard streams of its first process.
     pub stdio: StdioFds,
-    /// The seccomp filter, which replaces `linux.seccomp` of the specification.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub seccomp: Option<SeccompFilter>,
     /// Interfaces of its network namespace.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub interfaces: Vec<Interface>,
@@ -100,7 +93,7 @@ pub enum Request {
     /// Be the proxy of a container in another sandbox: forward signals to it, and end with its exit status when it ends. Only
     /// valid as the first request of the inherited connection. Passes the connection to that sandbox over which the container
     /// is created.
-    Join {
+    BecomeProxy {
         /// The container's id.
         container: String,
     },
@@ -119,6 +112,9 @@ pub enum Request {
     /// Create a container. Passes the descriptors of its streams, then a tap for each interface, then an `O_PATH` descriptor of
     /// each socket among its special files.
     Create(Box<NewContainer>),
+    /// A request about a container that the agent carries out. `Processes` is answered with [`Reply::Processes`], `Statistics` with
+    /// [`Reply::Statistics`], all others with [`Reply::Done`].
+    Container(ContainerRequest),
     /// Add a network interface to a container. Passes its tap.
     AddInterface {
         /// The container's id.
@@ -128,25 +124,6 @@ pub enum Request {
         /// As [`NewContainer::name_server`], for a container that did not use the name server before.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         name_server: bool,
-    },
-    /// Change network interfaces of a container. All removals, from any of the interfaces, precede all additions.
-    ChangeInterfaces {
-        /// The container's id.
-        container: String,
-        /// The changes, at most one for each interface.
-        changes: Vec<InterfaceChange>,
-    },
-    /// Remove a network interface from a container. Its device can be used again after its tap was deleted.
-    RemoveInterface {
-        /// The container's id.
-        container: String,
-        /// The interface's name.
-        name: String,
-    },
-    /// Execute the program of a created container.
-    Start {
-        /// The container's id.
-        container: String,
     },
     /// Execute a further process in a container. Passes the descriptors of `stdio`.
     Exec {
@@ -159,46 +136,6 @@ pub enum Request {
         /// An existing cgroup below the container's, in which the process runs.
         cgroup: Option<PathBuf>,
     },
-    /// Send a signal.
-    Signal {
-        /// The receiving process.
-        process: ProcessId,
-        /// The signal's number.
-        signal: i32,
-        /// Whether all processes of the container receive it.
-        all: bool,
-    },
-    /// Change the size of a process's terminal.
-    Resize {
-        /// The process.
-        process: ProcessId,
-        /// The new size.
-        size: TerminalSize,
-    },
-    /// Freeze or thaw all processes of a container.
-    Freeze {
-        /// The container's id.
-        container: String,
-        /// `true` to freeze, `false` to thaw.
-        frozen: bool,
-    },
-    /// List the processes of a container. Answered with [`Reply::Processes`].
-    Processes {
-        /// The container's id.
-        container: String,
-    },
-    /// Read the resource usage of a container. Answered with [`Reply::Statistics`].
-    Statistics {
-        /// The container's id.
-        container: String,
-    },
-    /// Set resource limits of a container. Absent limits do not change.
-    Update {
-        /// The container's id.
-        container: String,
-        /// The new limits.
-        resources: Box<LinuxResources>,
-    },
     /// Change the machine's memory. The memory of the boot stays. Answered with [`Reply::Memory`] when the guest has plugged all
     /// blocks, or has unplugged as many as it can. Fails if the guest does not plug all of them in time.
     SetMemory {
@@ -206,7 +143,7 @@ pub enum Request {
         mib: u64,
     },
     /// Change the number of vCPUs that the guest uses. Answered when the guest uses them. Fails for more vCPUs than
-    /// [`SandboxConfig::vcpus_most`] or than KVM supports.
+    /// [`SandboxConfig::max_vcpus`] or than KVM supports.
     SetVcpus {
         /// Number of vCPUs, at least 1.
         count: u8,
@@ -218,11 +155,6 @@ pub enum Request {
         container: String,
         /// The number of OOM kills that the caller knows of. With `None` the answer comes at once.
         known: Option<u64>,
-    },
-    /// Delete a stopped container.
-    Delete {
-        /// The container's id.
-        container: String,
     },
     /// Wait for the end of a process. Answered with [`Reply::Exited`] when it has ended and all its output was written. The
     /// process may have ended before the request.

@@ -63,7 +63,7 @@ pub enum ProbeError {
 
 /// The result of the measurement.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Measured {
+pub struct Measurement {
     /// Time of [`TURNS`] turns in a guest's supervisor mode.
     pub guest: Duration,
     /// Time of as many turns on the host.
@@ -72,7 +72,7 @@ pub struct Measured {
     pub tsc_deadline_timer: bool,
 }
 
-impl Measured {
+impl Measurement {
     /// Whether a guest's supervisor mode runs on hardware.
     #[must_use]
     pub fn is_usable(&self) -> bool {
@@ -84,7 +84,7 @@ impl Measured {
 ///
 /// # Errors
 /// KVM is absent, lacks a capability, or does not run the loop to its end.
-pub fn measure() -> Result<Measured, ProbeError> {
+pub fn measure() -> Result<Measurement, ProbeError> {
     let kvm = kvm::open(1)?;
     let memory = Memory::from_ranges(&[(GuestAddress(0), MEMORY_SIZE)]).map_err(|_| ProbeError::Memory)?;
     memory.write_slice(&timing_loop_code(TURNS), GuestAddress(0)).map_err(|_| ProbeError::Memory)?;
@@ -95,7 +95,7 @@ pub fn measure() -> Result<Measured, ProbeError> {
     let guest = shortest(|| run(&mut vcpu));
     alarm::cancel();
     let host = shortest(|| Ok(time_of(|| run_timing_loop(TURNS))))?;
-    Ok(Measured { guest: guest?, host, tsc_deadline_timer: kvm.check_extension(Cap::TscDeadlineTimer) })
+    Ok(Measurement { guest: guest?, host, tsc_deadline_timer: kvm.check_extension(Cap::TscDeadlineTimer) })
 }
 
 /// Creates a virtual machine without interrupt controllers, so that `hlt` causes an exit.
@@ -155,9 +155,9 @@ fn interrupt_on_alarm() -> Result<(), ProbeError> {
 mod tests {
     use super::*;
 
-    fn measured(guest: u64, host: u64) -> Measured {
+    fn measured(guest: u64, host: u64) -> Measurement {
         let [guest, host] = [guest, host].map(Duration::from_micros);
-        Measured { guest, host, tsc_deadline_timer: true }
+        Measurement { guest, host, tsc_deadline_timer: true }
     }
 
     #[test]

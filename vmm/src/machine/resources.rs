@@ -115,7 +115,7 @@ impl Resources {
             max_memory_size: host * MIB,
             max_allocation: info.ram_total() + info.swap_total(),
             vcpus: config.vcpus,
-            max_vcpus: config.vcpus_most.clamp(config.vcpus, MAX_VCPUS),
+            max_vcpus: config.max_vcpus.clamp(config.vcpus, MAX_VCPUS),
             network_slots: config.network_slots,
             kernel: OpenFile::open("guest kernel", &config.kernel)?,
             initramfs: OpenFile::open("initramfs", &config.initramfs)?,
@@ -166,10 +166,10 @@ mod tests {
             initramfs: file("initramfs.cpio"),
             memory_mib: 64,
             vcpus: 1,
-            vcpus_most: 3,
+            max_vcpus: 3,
             has_cgroup: false,
             network_slots: 0,
-            follow_interfaces: Vec::new(),
+            interface_change_command: Vec::new(),
             control_socket: directory.join("control.sock"),
             console_log: Some(directory.join("console")),
             main_container: "web".to_owned(),
@@ -197,8 +197,8 @@ mod tests {
     #[test]
     fn the_maximum_of_vcpus_is_between_those_at_boot_and_the_limit() {
         let directory = tempfile::tempdir().unwrap();
-        let max_vcpus = |vcpus, vcpus_most| {
-            let config = SandboxConfig { vcpus, vcpus_most, ..config(directory.path()) };
+        let max_vcpus = |vcpus, max_vcpus| {
+            let config = SandboxConfig { vcpus, max_vcpus, ..config(directory.path()) };
             Resources::open(&config).unwrap().max_vcpus
         };
         assert_eq!((max_vcpus(2, 0), max_vcpus(2, 8), max_vcpus(1, 200)), (2, 8, 64));

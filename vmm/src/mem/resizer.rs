@@ -135,7 +135,7 @@ impl Resizer {
     ///
     /// # Errors
     /// The device's eventfd cannot be written.
-    pub fn settle(&self) -> io::Result<()> {
+    pub fn request_actual_size(&self) -> io::Result<()> {
         self.set_requested(self.plugged())
     }
 

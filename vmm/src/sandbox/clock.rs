@@ -68,7 +68,7 @@ struct Comparison {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct Difference {
     /// The host's time minus the guest's, in nanoseconds.
-    missing_ns: i64,
+    offset_ns: i64,
     /// Time from the request to the reply.
     span: Duration,
 }
@@ -107,14 +107,14 @@ impl ClockReading {
     fn difference(&self, guest_ns: i64, now: Instant) -> Difference {
         let span = now.saturating_duration_since(self.requested);
         let middle = self.host_ns.saturating_add(nanoseconds(span / 2));
-        Difference { missing_ns: middle.saturating_sub(guest_ns), span }
+        Difference { offset_ns: middle.saturating_sub(guest_ns), span }
     }
 }
 
 impl Difference {
     /// Whether the guest's clock is certainly wrong, and by more than [`TOLERANCE_NS`].
     fn is_certain(self) -> bool {
-        self.missing_ns.unsigned_abs() > nanoseconds(self.span / 2).unsigned_abs() + TOLERANCE_NS
+        self.offset_ns.unsigned_abs() > nanoseconds(self.span / 2).unsigned_abs() + TOLERANCE_NS
     }
 }
 
@@ -134,7 +134,7 @@ impl Comparison {
     /// The correction, as in [`Progress::Finished`].
     fn correction(&self) -> Option<(i64, bool)> {
         let best = self.best.filter(|best| best.is_certain())?;
-        Some((best.missing_ns, self.set || best.missing_ns.unsigned_abs() > STEP_NS))
+        Some((best.offset_ns, self.set || best.offset_ns.unsigned_abs() > STEP_NS))
     }
 }
 
@@ -238,7 +238,7 @@ mod tests {
     const MS: i64 = 1_000_000;
 
     fn difference(missing_ms: i64, span_ms: u64) -> Difference {
-        Difference { missing_ns: missing_ms * MS, span: Duration::from_millis(span_ms) }
+        Difference { offset_ns: missing_ms * MS, span: Duration::from_millis(span_ms) }
     }
 
     #[test]
@@ -281,7 +281,7 @@ mod tests {
         let now = Instant::now();
         let mut clock = Clock { set: true, pause: MIN_PAUSE, ..Clock::new().unwrap() };
         let mut next = |span: Duration| {
-            let best = Some(Difference { missing_ns: 0, span });
+            let best = Some(Difference { offset_ns: 0, span });
             clock.comparison = Some(Comparison { best, ..Comparison::new(clock.set) });
             clock.end_comparison(now);
             (clock.due.unwrap() - now, clock.set)

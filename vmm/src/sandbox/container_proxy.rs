@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use agent::ProcessId;
+use agent::{ContainerRequest, ProcessId};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use thiserror::Error;
@@ -85,10 +85,10 @@ fn forward(client: &mut Client, process: &ProcessId, signal: Signal) -> Result<(
     let process = process.clone();
     let request = match signal {
         Signal::SIGWINCH => match controlling_terminal().as_ref().and_then(window_size) {
-            Some(size) => Request::Resize { process, size },
+            Some(size) => Request::Container(ContainerRequest::Resize { process, size }),
             None => return Ok(()),
         },
-        signal => Request::Signal { process, signal: signal as i32, all: false },
+        signal => Request::Container(ContainerRequest::Signal { process, signal: signal as i32, all: false }),
     };
     client.send(&request, &[]).map(drop)
 }

@@ -31,7 +31,7 @@ pub enum LaunchError {
     /// The client that started the VMM closed the connection or broke the protocol.
     #[error("cannot receive the sandbox's configuration")]
     Connection(#[from] ConnectionError),
-    /// The first request is neither [`Request::Configure`] nor [`Request::Join`].
+    /// The first request is neither [`Request::Configure`] nor [`Request::BecomeProxy`].
     #[error("the first request does not configure the sandbox")]
     NotConfigured,
     /// The configuration is invalid, or one of its files cannot be used.
@@ -70,7 +70,7 @@ struct RunningSandbox {
 }
 
 /// Runs the sandbox that the client at the other end of `control` configures, and returns the VMM's exit status. If the first
-/// request is [`Request::Join`], runs the proxy of a container in another sandbox instead, and returns that container's
+/// request is [`Request::BecomeProxy`], runs the proxy of a container in another sandbox instead, and returns that container's
 /// exit status.
 ///
 /// The machine still runs when this returns. It ends with the process, which is faster than destroying it.
@@ -85,7 +85,7 @@ pub fn run(control: UnixStream) -> Result<u8, LaunchError> {
     timeline::mark("configuration received");
     let result = match request {
         Request::Configure(config) => launch(&config, client, signals),
-        Request::Join { container } => return Ok(container_proxy::run(client, id, &container, signals)?),
+        Request::BecomeProxy { container } => return Ok(container_proxy::run(client, id, &container, signals)?),
         _ => return Err(LaunchError::NotConfigured),
     };
     let answer = match &result {
@@ -133,7 +133,7 @@ fn launch(config: &SandboxConfig, client: Connection, signals: Signals) -> Resul
         vcpus: assembled.vcpus,
         main_container: config.main_container.clone(),
         oom_notifier: config.has_cgroup.then(|| "/proc/self/exe".into()),
-        follow_interfaces: config.follow_interfaces.clone(),
+        interface_change_command: config.interface_change_command.clone(),
     };
     let (controller, exit_status) =
         Controller::new(parts).map_err(|error| LaunchError::System("create the sandbox's descriptors", error))?;

@@ -97,7 +97,7 @@ impl MemoryResize {
         if size == target {
             return Some((caller, Ok(Reply::Memory(size / MIB))));
         }
-        if let Err(error) = self.resizer.settle() {
+        if let Err(error) = self.resizer.request_actual_size() {
             tracing::error!(%error, "cannot set the requested memory size to the guest's actual size");
         }
         let cause = format!("the guest got to {} MiB and no further within {PLUG_TIMEOUT:?}", size / MIB);

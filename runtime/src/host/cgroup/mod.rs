@@ -15,7 +15,6 @@ use thiserror::Error;
 
 use crate::base::container_id::ContainerId;
 use crate::spec::limits::Limits;
-use crate::spec::weights::cpu_weight;
 
 pub(crate) mod placement;
 pub(crate) mod systemd;
@@ -319,7 +318,7 @@ fn set_v2(dir: &Path, limits: &Limits) -> Result<(), CgroupError> {
         write(&dir.join("cpu.idle"), if idle { "1" } else { "0" })?;
     }
     if let Some(shares) = limits.cpu_shares.filter(|_| limits.cpu_idle != Some(true)) {
-        write(&dir.join("cpu.weight"), &cpu_weight(shares).to_string())?;
+        write(&dir.join("cpu.weight"), &agent::cpu_weight(shares).to_string())?;
     }
     set_cpuset(dir, limits)?;
     set_all(dir, limits.block_io.cgroup_v2_settings(|file| dir.join(file).exists()))

@@ -15,7 +15,6 @@ use zbus::zvariant::{OwnedObjectPath, Value};
 
 use crate::base::container_id::ContainerId;
 use crate::spec::limits::Limits;
-use crate::spec::weights::cpu_weight;
 
 /// This directory exists if systemd is the host's init, sd_booted(3).
 const SYSTEMD_DIR: &str = "/run/systemd/system";
@@ -163,7 +162,7 @@ fn limit_properties(limits: &Limits) -> Properties<'static> {
         ("TasksMax", limits.pids.into()),
         ("CPUQuotaPerSecUSec", quota.into()),
     ];
-    properties.extend(limits.cpu_shares.map(|shares| ("CPUWeight", cpu_weight(shares).into())));
+    properties.extend(limits.cpu_shares.map(|shares| ("CPUWeight", agent::cpu_weight(shares).into())));
     properties
 }
 

@@ -1,5 +1,6 @@
 //! A new container in its guest.
 
+use agent::ContainerConfig;
 use std::fs;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -144,11 +145,13 @@ fn set_up(connection: &mut Connection, setup: Setup) -> Result<(), RequestError>
     let (taps, interfaces): (Vec<_>, Vec<_>) =
         interfaces.map(|attached| (attached.tap(), attached.record.interface.clone())).unzip();
     let request = Request::Create(Box::new(NewContainer {
-        container: setup.id.to_string(),
-        spec: files.spec,
-        bundle: setup.bundle.dir.clone(),
+        config: ContainerConfig {
+            id: setup.id.to_string(),
+            spec: files.spec,
+            bundle: setup.bundle.dir.clone(),
+            seccomp,
+        },
         stdio: setup.stdio.kind,
-        seccomp,
         interfaces,
         special_files: files.special,
         name_server: setup.name_server,

@@ -133,12 +133,12 @@ impl Machine {
             initramfs: config.initramfs.clone(),
             memory_mib: record.machine.memory_mib,
             vcpus: record.machine.vcpus,
-            vcpus_most: host_cpus().min(config.max_vcpus),
+            max_vcpus: host_cpus().min(config.max_vcpus),
             control_socket: CONTROL_SOCKET.into(),
             console_log: request.bundle.console_log(),
             has_cgroup: !record.cgroup.is_none(),
             network_slots: record.network.slots,
-            follow_interfaces: interfaces::follow_command(&config.program, store, record),
+            interface_change_command: interfaces::change_command(&config.program, store, record),
             main_container: request.id.to_string(),
         }
     }

@@ -22,7 +22,7 @@ impl VmrtServer {
         let shares = SharesHandle::new();
         shares.add("c/share", File::open(directory)?.into(), ShareOptions::default())?;
         let server = Server::new(shares, Limits { inodes: 100_000, handles: 1000 })?;
-        let worker = Worker::adopt(server.descriptors())?;
+        let worker = Worker::for_current_thread(server.proc_fds())?;
         Ok(Self { server, worker, request: Vec::new(), header: vec![0; 16], data: vec![0; 1 << 20] })
     }
 }

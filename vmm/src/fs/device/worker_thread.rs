@@ -20,9 +20,9 @@ pub(super) fn spawn<T: Default + Send + 'static>(
     server: &Server,
     run: impl FnOnce(Worker) -> T + Send + 'static,
 ) -> Result<JoinHandle<T>, ActivateError> {
-    let proc_fds = server.descriptors().clone();
+    let proc_fds = server.proc_fds().clone();
     let (ready, adopted) = channel();
-    let body = move || match Worker::adopt(&proc_fds) {
+    let body = move || match Worker::for_current_thread(&proc_fds) {
         Ok(worker) => {
             // The receiver exists until it has received this message.
             let _ = ready.send(Ok(()));

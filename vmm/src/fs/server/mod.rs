@@ -71,7 +71,7 @@ impl Server {
 
     /// The process's open file descriptors, which workers need.
     #[must_use]
-    pub fn descriptors(&self) -> &ProcFds {
+    pub fn proc_fds(&self) -> &ProcFds {
         &self.proc_fds
     }
 

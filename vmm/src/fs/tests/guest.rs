@@ -57,7 +57,7 @@ impl Guest {
     }
 
     fn of(server: Server, shares: SharesHandle, directory: TempDir) -> Self {
-        let worker = Worker::adopt(server.descriptors()).unwrap();
+        let worker = Worker::for_current_thread(server.proc_fds()).unwrap();
         let extensions = Vec::new();
         let mut guest = Self { server, shares, worker, root: 0, uid: 0, gid: 0, extensions, unique: 0, directory };
         guest.init().unwrap();
@@ -71,7 +71,7 @@ impl Guest {
         let Self { shares, directory, root, .. } = self;
         let server = Server::new(shares.clone(), Limits { inodes: 1000, handles: 100 }).unwrap();
         server.restore(&serde_json::from_str(&saved).unwrap())?;
-        let worker = Worker::adopt(server.descriptors())?;
+        let worker = Worker::for_current_thread(server.proc_fds())?;
         Ok(Self { server, shares, worker, root, uid: 0, gid: 0, extensions: Vec::new(), unique: 0, directory })
     }
 

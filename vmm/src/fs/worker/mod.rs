@@ -42,7 +42,7 @@ impl Worker {
     ///
     /// # Errors
     /// The thread lacks a privilege.
-    pub fn adopt(proc_fds: &ProcFds) -> Result<Self, FsError> {
+    pub fn for_current_thread(proc_fds: &ProcFds) -> Result<Self, FsError> {
         let system = |what, errno: std::io::Error| FsError::System(what, errno);
         nix::sched::unshare(CloneFlags::CLONE_FS)
             .map_err(|errno| system("give a thread its own umask", errno.into()))?;

@@ -173,7 +173,7 @@ impl<T> AgentConnection<T> {
     /// The agent closed the connection or violated the protocol, or a system call failed.
     pub(super) fn next_message(&mut self) -> Result<Option<AgentMessage<T>>, AgentError> {
         loop {
-            while let Some(message) = frame::take(&mut self.received)? {
+            while let Some(message) = frame::decode(&mut self.received)? {
                 if let Some(message) = self.check(message)? {
                     return Ok(Some(message));
                 }

@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 
 use super::*;
+use agent::ContainerRequest;
 
 const HELLO: FromAgent =
     FromAgent::Hello(Hello { version: agent::VERSION, kernel: String::new(), started_ns: 1, ready_ns: 2 });
@@ -17,7 +18,7 @@ fn send(agent: &mut UnixStream, message: &FromAgent) {
 }
 
 fn start(connection: &mut AgentConnection<u32>, context: u32) {
-    let request = Request::Start { container: "c".into() };
+    let request = Request::Container(ContainerRequest::Start { container: "c".into() });
     connection.call(request, "start container c".into(), context).unwrap();
 }
 
@@ -110,7 +111,7 @@ fn queued_requests_are_bounded() {
     let (mut connection, _agent) = pair();
     let mut count = 0;
     let refused = loop {
-        let request = Request::Delete { container: "x".repeat(1 << 20) };
+        let request = Request::Container(ContainerRequest::Delete { container: "x".repeat(1 << 20) });
         match connection.call(request, "delete".into(), count) {
             Ok(()) => count += 1,
             Err((_, failure)) => break failure,

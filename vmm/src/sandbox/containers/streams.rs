@@ -29,10 +29,10 @@ impl Streams {
             port
         };
         let stdio = match stdio {
-            StdioFds::Terminal { size, bare_lines } => {
+            StdioFds::Terminal { size, no_carriage_return } => {
                 let source = fds.next();
                 let terminal = source.as_ref().and_then(|fd| fd.try_clone().ok());
-                let stdio = Stdio::Terminal { port: listen(source, fds.next()), size, bare_lines };
+                let stdio = Stdio::Terminal { port: listen(source, fds.next()), size, no_carriage_return };
                 streams.terminal = terminal;
                 stdio
             }

@@ -39,9 +39,9 @@ impl Controller {
             Progress::Outdated => {}
             Progress::ReadAgain(reading) => self.read_guest_clock(reading),
             Progress::Finished { correction: None } => self.end_clock_comparison(),
-            Progress::Finished { correction: Some((missing_ns, set)) } => {
-                tracing::debug!(missing_ns, set, "the guest's clock is corrected");
-                let request = Request::AdjustClock { missing_ns, set };
+            Progress::Finished { correction: Some((offset_ns, set)) } => {
+                tracing::debug!(offset_ns, set, "the guest's clock is corrected");
+                let request = Request::AdjustClock { offset_ns, set };
                 self.call_agent(request, "correct the guest's clock".to_owned(), Purpose::Internal);
                 self.end_clock_comparison();
             }

@@ -18,8 +18,8 @@ impl Controller {
     /// Creates a container. `fds` are the descriptors of its streams, then its taps, then its sockets, as many of each as
     /// [`NewContainer::counts`] says.
     pub(super) fn create_container(&mut self, caller: Caller, new: NewContainer, mut fds: Vec<OwnedFd>) -> Outcome {
-        let step = format!("create container {}", new.container);
-        let process = first_process(&new.container);
+        let step = format!("create container {}", new.config.id);
+        let process = first_process(&new.config.id);
         let [streams, interfaces, _] = new.counts();
         let sockets = fds.split_off(streams + interfaces);
         let taps = fds.split_off(streams);
@@ -35,9 +35,7 @@ impl Controller {
         timeline::mark("container asked for");
         let special_files = self.attach_special_files(&process, new.special_files, sockets);
         let name_server = new.name_server.then(|| self.attach_name_server(&process));
-        let NewContainer { container, spec, bundle, seccomp, .. } = new;
-        let create =
-            CreateContainer { container, spec, bundle, stdio, seccomp, interfaces, special_files, name_server };
+        let create = CreateContainer { config: new.config, stdio, interfaces, special_files, name_server };
         let purpose = Purpose::CreateProcess(caller, process);
         self.call_agent(agent::Request::Create(Box::new(create)), step, purpose);
         None

@@ -19,7 +19,11 @@ impl Controller {
         for container in self.further_containers.release_client(client) {
             let process = first_process(&container);
             if self.processes.check_alive(&process).is_ok() {
-                let request = agent::Request::Signal { process, signal: nix::libc::SIGKILL, all: true };
+                let request = agent::Request::Container(agent::ContainerRequest::Signal {
+                    process,
+                    signal: nix::libc::SIGKILL,
+                    all: true,
+                });
                 self.call_agent(request, format!("end container {container}"), Purpose::Internal);
             }
         }
@@ -31,7 +35,8 @@ impl Controller {
         let has_ended = |container: &str| processes.check_alive(&first_process(container)).is_err();
         for container in self.further_containers.take_ended(has_ended) {
             if self.processes.check_alive(&first_process(&container)) == Err(Absent::Ended) {
-                let request = agent::Request::Delete { container: container.clone() };
+                let request =
+                    agent::Request::Container(agent::ContainerRequest::Delete { container: container.clone() });
                 self.call_agent(request, format!("delete container {container}"), Purpose::Internal);
             }
             self.remove_container(&container);

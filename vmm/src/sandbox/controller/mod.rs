@@ -70,8 +70,8 @@ pub struct Parts {
     pub main_container: String,
     /// The program of the OOM notifier, see [`crate::process::oom_notifier`]. `None` if the VMM has no cgroup of its own.
     pub oom_notifier: Option<OsString>,
-    /// The command of the interface monitor, see [`crate::config::SandboxConfig::follow_interfaces`].
-    pub follow_interfaces: Vec<OsString>,
+    /// The command of the interface monitor, see [`crate::config::SandboxConfig::interface_change_command`].
+    pub interface_change_command: Vec<OsString>,
 }
 
 /// The purpose of a request to the agent, which decides what happens with the reply.
@@ -145,7 +145,7 @@ impl Controller {
             processes: ProcessTable::default(),
             oom_kills: OomKills::default(),
             oom_notifier: OomNotifier::new(parts.oom_notifier),
-            interface_monitor: InterfaceMonitor::new(parts.follow_interfaces),
+            interface_monitor: InterfaceMonitor::new(parts.interface_change_command),
             further_containers: FurtherContainers::default(),
             listener: parts.listener,
             signals: parts.signals,

@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use agent::{Failure, FailureKind, ProcessId};
+use agent::{ContainerRequest, Failure, FailureKind, ProcessId};
 use event_manager::EventSet;
 
 use super::Controller;
@@ -63,12 +63,12 @@ impl Controller {
                 let removed = self.shares.remove(&name);
                 Some(removed.map(|()| Reply::Done).map_err(|error| share_failure("take the share away", &error)))
             }
-            Request::Configure(_) | Request::Join { .. } => {
+            Request::Configure(_) | Request::BecomeProxy { .. } => {
                 let cause = "only the first request of the inherited connection does that";
                 Some(Err(failure(FailureKind::WrongState, "configure the sandbox", cause)))
             }
-            request => {
-                if matches!(request, Request::Start { .. }) {
+            Request::Container(request) => {
+                if matches!(request, ContainerRequest::Start { .. }) {
                     self.start_interface_monitor();
                 }
                 self.relay(caller, request)

@@ -28,7 +28,7 @@ impl Controller {
     pub(super) fn answer_finished_resize(&mut self, now: Instant) {
         if let Some((caller, result)) = self.memory_resize.take_result(now) {
             self.clients.answer(caller, result);
-            let request = agent::Request::FollowMemory { plugged: self.memory_resize.plugged() };
+            let request = agent::Request::SetPluggedMemory { plugged: self.memory_resize.plugged() };
             self.call_agent(request, "let containers use the machine's memory".to_owned(), Purpose::Internal);
         }
     }

@@ -1,6 +1,7 @@
 //! Requests of clients and their answers.
 
 use super::*;
+use agent::ContainerRequest;
 
 #[test]
 fn requests_may_be_sent_before_the_guest_has_booted() {
@@ -72,7 +73,7 @@ fn invalid_requests_fail_with_the_cause() {
         Err(ClientError::Failure(failure)) => failure.to_string(),
         other => panic!("{other:?}"),
     };
-    let unknown = Request::Start { container: "other".into() };
+    let unknown = Request::Container(ContainerRequest::Start { container: "other".into() });
     let text = fails(&mut client, &unknown, &[]);
     assert_eq!(text, "find container other: there is none of that name in this sandbox");
     let (_, writer) = Output::new();
@@ -84,7 +85,7 @@ fn invalid_requests_fail_with_the_cause() {
     assert_eq!(text, "execute a process in container main: the process has no id");
     let share = Request::RemoveShare { name: "main/none".into() };
     assert!(fails(&mut client, &share, &[]).starts_with("take the share away: "));
-    let signal = Request::Signal { process: of_main(Some("e")), signal: 9, all: false };
+    let signal = Request::Container(ContainerRequest::Signal { process: of_main(Some("e")), signal: 9, all: false });
     assert!(fails(&mut client, &signal, &[]).starts_with("find process e of container main: "));
     assert_eq!(sandbox.status(), Status::Running);
 }
@@ -95,7 +96,9 @@ fn a_signal_is_forwarded_to_the_main_process() {
     let thread = sandbox.thread.as_ref().unwrap().as_pthread_t();
     nix::sys::pthread::pthread_kill(thread, Signal::SIGTERM).unwrap();
     match sandbox.answer(Ok(Response::Done)) {
-        agent::Request::Signal { process, signal: 15, all: false } => assert_eq!(process, of_main(None)),
+        agent::Request::Container(agent::ContainerRequest::Signal { process, signal: 15, all: false }) => {
+            assert_eq!(process, of_main(None))
+        }
         other => panic!("{other:?}"),
     }
     assert!(sandbox.is_running());

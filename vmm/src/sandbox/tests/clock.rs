@@ -5,11 +5,11 @@ use super::*;
 const SECOND: i64 = 1_000_000_000;
 
 /// Answers calls that read the clock until a call of another kind comes, and returns that one's request.
-fn correction(sandbox: &mut TestSandbox, missing_ns: i64) -> agent::Request {
+fn correction(sandbox: &mut TestSandbox, offset_ns: i64) -> agent::Request {
     loop {
         let agent::Call { id, request } = sandbox.next_call_of_any_kind();
         match request {
-            agent::Request::ReadClock => sandbox.answer_clock(id, missing_ns),
+            agent::Request::ReadClock => sandbox.answer_clock(id, offset_ns),
             other => return other,
         }
     }
@@ -20,10 +20,10 @@ fn a_clock_that_is_wrong_after_the_boot_is_set() {
     for missing in [SECOND, -3600 * SECOND] {
         let mut sandbox = TestSandbox::new();
         sandbox.send_hello();
-        let agent::Request::AdjustClock { missing_ns, set: true } = correction(&mut sandbox, missing) else {
+        let agent::Request::AdjustClock { offset_ns, set: true } = correction(&mut sandbox, missing) else {
             panic!("another request came")
         };
-        assert!(missing_ns.abs_diff(missing) < SECOND.unsigned_abs() / 2, "{missing_ns} for {missing}");
+        assert!(offset_ns.abs_diff(missing) < SECOND.unsigned_abs() / 2, "{offset_ns} for {missing}");
     }
 }
 

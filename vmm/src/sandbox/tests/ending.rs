@@ -1,6 +1,7 @@
 //! The ends of processes, containers, guests and sandboxes.
 
 use super::*;
+use agent::ContainerRequest;
 
 #[test]
 fn the_sandbox_ends_with_the_main_process() {
@@ -109,7 +110,10 @@ fn deleting_a_container_fails_its_waiters() {
     let wait = Request::Wait { process: ProcessId { container: "second".into(), exec: None } };
     let mut client = sandbox.connect();
     client.send(&wait, &[]).unwrap();
-    let delete = sandbox.client().send(&Request::Delete { container: "second".into() }, &[]).unwrap();
+    let delete = sandbox
+        .client()
+        .send(&Request::Container(ContainerRequest::Delete { container: "second".into() }), &[])
+        .unwrap();
     sandbox.answer(Ok(Response::Done));
     assert_eq!(sandbox.client().receive(Some(LONG)).unwrap().id, delete);
     assert_eq!(failed(client.receive(Some(LONG))).cause, "the container was deleted");

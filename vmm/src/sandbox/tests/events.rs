@@ -1,6 +1,7 @@
 //! Events of the agent.
 
 use super::*;
+use agent::ContainerRequest;
 
 #[test]
 fn events_of_unknown_processes_have_no_effect() {
@@ -18,10 +19,10 @@ fn events_of_unknown_processes_have_no_effect() {
 fn a_frozen_container_is_paused_until_it_is_thawed() {
     let (mut sandbox, _output) = TestSandbox::running();
     for (frozen, status) in [(true, Status::Paused), (false, Status::Running)] {
-        let request = Request::Freeze { container: "main".into(), frozen };
+        let request = Request::Container(ContainerRequest::Freeze { container: "main".into(), frozen });
         let id = sandbox.client().send(&request, &[]).unwrap();
         match sandbox.answer(Ok(Response::Done)) {
-            agent::Request::Freeze { container, frozen: asked } => {
+            agent::Request::Container(agent::ContainerRequest::Freeze { container, frozen: asked }) => {
                 assert_eq!((container.as_str(), asked), ("main", frozen));
             }
             other => panic!("{other:?}"),
@@ -59,7 +60,10 @@ fn each_oom_kill_is_reported_and_precedes_the_exit_status() {
 fn statistics_of_the_agent_are_relayed() {
     let (mut sandbox, _output) = TestSandbox::running();
     let statistics = std::collections::BTreeMap::from([("pids.current".to_owned(), "3\n".to_owned())]);
-    let id = sandbox.client().send(&Request::Statistics { container: "main".into() }, &[]).unwrap();
+    let id = sandbox
+        .client()
+        .send(&Request::Container(ContainerRequest::Statistics { container: "main".into() }), &[])
+        .unwrap();
     sandbox.answer(Ok(Response::Statistics(statistics.clone())));
     let answer = sandbox.client().receive(Some(LONG)).unwrap();
     assert_eq!((answer.id, answer.result), (id, Ok(Reply::Statistics(statistics))));

@@ -17,7 +17,10 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use agent::{Event, ExitStatus, Failure, FailureKind, FromAgent, Hello, ProcessId, Response, Stdio, frame};
+use agent::{
+    ContainerConfig, ContainerRequest, Event, ExitStatus, Failure, FailureKind, FromAgent, Hello, ProcessId, Response,
+    Stdio, frame,
+};
 use nix::sys::signal::Signal;
 use oci_spec::runtime::Spec;
 use vm_memory::GuestAddress;
@@ -40,11 +43,13 @@ const STREAMS: StdioFds = StdioFds::Streams { stdin: false, stdout: true, stderr
 
 fn create_request(container: &str) -> Request {
     Request::Create(Box::new(NewContainer {
-        container: container.into(),
-        spec: Spec::default(),
-        bundle: "/bundle".into(),
+        config: ContainerConfig {
+            id: container.into(),
+            spec: Spec::default(),
+            bundle: "/bundle".into(),
+            seccomp: None,
+        },
         stdio: STREAMS,
-        seccomp: None,
         interfaces: Vec::new(),
         special_files: Vec::new(),
         name_server: false,
@@ -95,7 +100,7 @@ impl TestSandbox {
                 vcpus: VcpuSource::with(1, 3, Box::new(|_| Ok(()))),
                 main_container: "main".into(),
                 oom_notifier: Some(oom_notifier),
-                follow_interfaces: Vec::new(),
+                interface_change_command: Vec::new(),
             };
             let (controller, exit_status) = Controller::new(parts).unwrap();
             let mut event_loop = EventLoop::new().unwrap();
@@ -120,7 +125,10 @@ impl TestSandbox {
         let (id, output) = sandbox.create("main");
         sandbox.answer_create();
         assert_eq!(sandbox.client().receive(Some(LONG)).unwrap().id, id);
-        let start = sandbox.client().send(&Request::Start { container: "main".into() }, &[]).unwrap();
+        let start = sandbox
+            .client()
+            .send(&Request::Container(ContainerRequest::Start { container: "main".into() }), &[])
+            .unwrap();
         sandbox.answer(Ok(Response::Done));
         assert_eq!(sandbox.client().receive(Some(LONG)).unwrap().id, start);
         assert_eq!(sandbox.status(), Status::Running);
@@ -161,10 +169,10 @@ impl TestSandbox {
         frame::read(&mut self.agent).unwrap().unwrap()
     }
 
-    /// Answers a call that reads the clock with the host's time minus `missing_ns`.
-    fn answer_clock(&mut self, id: u64, missing_ns: i64) {
+    /// Answers a call that reads the clock with the host's time minus `offset_ns`.
+    fn answer_clock(&mut self, id: u64, offset_ns: i64) {
         let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos();
-        let guest_ns = i64::try_from(now).unwrap() - missing_ns;
+        let guest_ns = i64::try_from(now).unwrap() - offset_ns;
         self.send(&FromAgent::Reply { id, result: Ok(Response::Clock { guest_ns }) });
     }
 

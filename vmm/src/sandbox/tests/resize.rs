@@ -59,7 +59,7 @@ fn a_memory_request_is_answered_when_the_guest_has_finished() {
     guest.change(0, 3, 1);
     assert_eq!(answer(&mut client, id), Ok(Reply::Memory(72)));
     let request = sandbox.answer(Ok(Response::Done));
-    assert!(matches!(request, agent::Request::FollowMemory { plugged } if plugged == 8 << 20), "{request:?}");
+    assert!(matches!(request, agent::Request::SetPluggedMemory { plugged } if plugged == 8 << 20), "{request:?}");
     let id = set_memory(&mut client, 72);
     assert_eq!(answer(&mut client, id), Ok(Reply::Memory(72)), "the memory has that size already");
     let id = set_memory(&mut client, 1);

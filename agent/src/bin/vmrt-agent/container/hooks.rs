@@ -9,7 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
-use agent::CreateContainer;
+use agent::ContainerConfig;
 use oci_spec::runtime::{ContainerState, Hook, State};
 use rustix::fs::MemfdFlags;
 
@@ -24,10 +24,10 @@ pub(crate) struct StartHooks {
 
 impl StartHooks {
     /// The hooks of a specification; `None` if there are none.
-    pub(crate) fn new(create: &CreateContainer) -> Option<Self> {
+    pub(crate) fn new(create: &ContainerConfig) -> Option<Self> {
         let hooks = create.spec.hooks().as_ref()?.start_container().clone().filter(|hooks| !hooks.is_empty())?;
         let mut state = State::default();
-        state.set_version(create.spec.version().clone()).set_id(create.container.clone());
+        state.set_version(create.spec.version().clone()).set_id(create.id.clone());
         state.set_status(ContainerState::Created).set_bundle(create.bundle.clone());
         state.set_annotations(create.spec.annotations().clone());
         Some(Self { hooks, state })
@@ -64,7 +64,11 @@ fn run(hook: &Hook, env: &[CString], state: &State) -> Result<(), String> {
     };
     match status.success() {
         true => Ok(()),
-        false => Err(format!("error running hook: {}, output: {}", agent::describe(status), read_output(&mut output))),
+        false => Err(format!(
+            "error running hook: {}, output: {}",
+            agent::describe_exit_status(status),
+            read_output(&mut output)
+        )),
     }
 }
 

@@ -63,7 +63,7 @@ pub(crate) struct ContainerPlan {
 impl ContainerPlan {
     /// Checks a specification.
     pub(crate) fn new(create: &CreateContainer) -> Result<Self, Error> {
-        let spec = &create.spec;
+        let spec = &create.config.spec;
         let missing = |field: &str| Error::invalid(field, "is missing");
         let linux = spec.linux().as_ref().ok_or_else(|| missing("linux"))?;
         refuse_unsupported(linux)?;
@@ -76,7 +76,7 @@ impl ContainerPlan {
             false => Some(DevicePlan::with_defaults(linux.devices().as_deref().unwrap_or_default())?),
         };
         Ok(Self {
-            container: create.container.clone(),
+            container: create.config.id.clone(),
             namespaces,
             joins,
             rootfs: rootfs(spec, linux)?,
@@ -87,7 +87,7 @@ impl ContainerPlan {
             domainname: host_name("domainname", spec.domainname(), namespaces)?,
             personality: linux.personality().as_ref().map(personality).transpose()?,
             process: ProcessPlan::new(spec.process().as_ref().ok_or_else(|| missing("process"))?)?,
-            cgroup: cgroup::path(linux.cgroups_path().as_deref(), &create.container),
+            cgroup: cgroup::path(linux.cgroups_path().as_deref(), &create.config.id),
             awaits_agent: namespaces.owns(ThreadNameSpaceType::USER) || !create.interfaces.is_empty(),
             id_maps,
             settings: linux.resources().as_ref().map(Settings::new).transpose()?.unwrap_or_default(),
@@ -95,8 +95,8 @@ impl ContainerPlan {
                 .time_offsets()
                 .as_ref()
                 .map_or_else(|| Ok(TimeOffsets::default()), |offsets| TimeOffsets::new(offsets, namespaces))?,
-            start_hooks: StartHooks::new(create),
-            seccomp: create.seccomp.as_ref().map(Filter::new).transpose()?,
+            start_hooks: StartHooks::new(&create.config),
+            seccomp: create.config.seccomp.as_ref().map(Filter::new).transpose()?,
         })
     }
 
@@ -159,7 +159,7 @@ fn refuse_unsupported(linux: &Linux) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
-    use agent::Stdio;
+    use agent::{ContainerConfig, Stdio};
     use oci_spec::runtime::{LinuxBuilder, LinuxSeccomp, SpecBuilder};
 
     use super::*;
@@ -168,11 +168,8 @@ mod tests {
         let stdio = Stdio::Streams { stdin: None, stdout: None, stderr: None };
         let (bundle, interfaces) = ("/bundle".into(), Vec::new());
         CreateContainer {
-            container: "web".into(),
-            spec,
-            bundle,
+            config: ContainerConfig { id: "web".into(), spec, bundle, seccomp: None },
             stdio,
-            seccomp: None,
             interfaces,
             special_files: Vec::new(),
             name_server: None,

@@ -58,7 +58,7 @@ impl Connection {
             }
         }
         let mut calls = Vec::new();
-        while let Some(call) = frame::take(&mut self.received)? {
+        while let Some(call) = frame::decode(&mut self.received)? {
             calls.push(call);
         }
         Ok(calls)

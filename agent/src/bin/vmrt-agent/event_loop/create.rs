@@ -29,7 +29,7 @@ use crate::sys::files::duplicate;
 impl Agent {
     /// Makes a container. The reply follows when its first process is set up.
     pub(super) fn create(&mut self, call: u64, create: &CreateContainer) -> Result<Answer, Error> {
-        let id = &create.container;
+        let id = &create.config.id;
         if self.containers.contains_key(id) {
             return Err(Error::Exists(format!("container {id}")));
         }

@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 
-use agent::{AttachedInterface, Response};
+use agent::{AttachedInterface, InterfaceChange, Response};
 
 use super::Agent;
 use super::lookup::find_name_server;
@@ -26,6 +26,12 @@ impl Agent {
             let server = self.make_name_server(process, &container.cgroup, port)?;
             self.containers.entry(id.to_owned()).and_modify(|container| container.name_server = Some(server));
         }
+        Ok(Answer::Now(Response::Done))
+    }
+
+    /// Changes interfaces of a container.
+    pub(super) fn change_interfaces(&self, id: &str, changes: &[InterfaceChange]) -> Result<Answer, Error> {
+        interfaces::change(self.guest_fds()?.proc, self.init_of(id)?.pidfd.as_fd(), changes)?;
         Ok(Answer::Now(Response::Done))
     }
 

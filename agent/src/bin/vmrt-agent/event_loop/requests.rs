@@ -1,15 +1,12 @@
 //! Requests of the VMM: dispatch, replies, and the short ones.
 
-use std::os::fd::AsFd;
-
-use agent::{Call, Failure, FromAgent, ProcessId, Request, Response, TerminalSize};
+use agent::{Call, ContainerRequest, Failure, FromAgent, ProcessId, Request, Response, TerminalSize};
 
 use super::connection::ConnectionError;
 use super::{Agent, Fatal};
 use crate::container::process::terminal;
 use crate::error::Error;
 use crate::machine::{self, clock};
-use crate::network::interfaces;
 use crate::processes::{Phase, Process, display_name};
 
 /// The answer to a call.
@@ -28,35 +25,39 @@ impl Agent {
             Request::AddInterface { container, interface, name_server } => {
                 self.add_interface(&container, &interface, name_server)
             }
-            Request::ChangeInterfaces { container, changes } => {
-                let (guest, process) = (self.guest_fds()?, self.init_of(&container)?.pidfd.as_fd());
-                interfaces::change(guest.proc, process, &changes).map(|()| Answer::Now(Response::Done))
-            }
-            Request::RemoveInterface { container, name } => self.remove_interface(&container, &name),
-            Request::Start { container } => self.start(call.id, &container),
+            Request::Container(request) => self.handle_container_request(call.id, request),
             Request::Exec(exec) => self.exec(call.id, &exec),
-            Request::Signal { process, signal, all } => self.signal(&process, signal, all),
-            Request::Resize { process, size } => self.resize(&process, size),
-            Request::Freeze { container, frozen } => self.freeze(call.id, &container, frozen),
-            Request::Processes { container } => self.list_processes(&container),
-            Request::Statistics { container } => self.read_statistics(&container),
-            Request::Update { container, resources } => self.update(&container, &resources),
             Request::SetCpus { count } => {
                 self.cpus.request(call.id, count);
                 Ok(Answer::Later)
             }
             Request::ReadClock => Ok(Answer::Now(Response::Clock { guest_ns: clock::time_ns() })),
-            Request::AdjustClock { missing_ns, set } => {
-                clock::adjust(missing_ns, set).map(|()| Answer::Now(Response::Done))
+            Request::AdjustClock { offset_ns, set } => {
+                clock::adjust(offset_ns, set).map(|()| Answer::Now(Response::Done))
             }
-            Request::FollowMemory { plugged } => self.set_plugged_memory(plugged),
-            Request::Delete { container } => self.delete(&container),
+            Request::SetPluggedMemory { plugged } => self.set_plugged_memory(plugged),
             Request::PowerOff => machine::power_off(),
         };
         match result {
             Ok(Answer::Later) => Ok(()),
             Ok(Answer::Now(response)) => Ok(self.reply(call.id, Ok(response))?),
             Err(error) => Ok(self.reply(call.id, Err(error.into()))?),
+        }
+    }
+
+    /// Carries out a request of a client.
+    fn handle_container_request(&mut self, call: u64, request: ContainerRequest) -> Result<Answer, Error> {
+        match request {
+            ContainerRequest::Start { container } => self.start(call, &container),
+            ContainerRequest::Signal { process, signal, all } => self.signal(&process, signal, all),
+            ContainerRequest::Resize { process, size } => self.resize(&process, size),
+            ContainerRequest::Freeze { container, frozen } => self.freeze(call, &container, frozen),
+            ContainerRequest::Processes { container } => self.list_processes(&container),
+            ContainerRequest::Statistics { container } => self.read_statistics(&container),
+            ContainerRequest::Update { container, resources } => self.update(&container, &resources),
+            ContainerRequest::ChangeInterfaces { container, changes } => self.change_interfaces(&container, &changes),
+            ContainerRequest::RemoveInterface { container, name } => self.remove_interface(&container, &name),
+            ContainerRequest::Delete { container } => self.delete(&container),
         }
     }
 

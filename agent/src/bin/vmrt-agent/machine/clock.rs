@@ -11,9 +11,9 @@ pub(crate) fn time_ns() -> i64 {
     now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec)
 }
 
-/// Adds `missing_ns` to the time of day, at once (`set`) or gradually.
-pub(crate) fn adjust(missing_ns: i64, set: bool) -> Result<(), Error> {
-    let adjusted = if set { clock::step(missing_ns) } else { clock::slew(missing_ns / 1000) };
+/// Adds `offset_ns` to the time of day, at once (`set`) or gradually.
+pub(crate) fn adjust(offset_ns: i64, set: bool) -> Result<(), Error> {
+    let adjusted = if set { clock::step(offset_ns) } else { clock::slew(offset_ns / 1000) };
     adjusted.map_err(Error::at("adjust the clock"))
 }
 

@@ -40,28 +40,28 @@ pub(crate) fn attach(
 pub(crate) fn change(proc: BorrowedFd<'_>, process: BorrowedFd<'_>, changes: &[InterfaceChange]) -> Result<(), Error> {
     namespace::run_in(proc, process, || {
         let mut netlink = Netlink::open().map_err(io_error("open a netlink socket"))?;
-        for InterfaceChange { interface, lost } in changes {
+        for InterfaceChange { interface, removed } in changes {
             let index = find_named(&mut netlink, &interface.name)?;
-            remove_lost(&mut netlink, index, lost)?;
+            remove_settings(&mut netlink, index, removed)?;
         }
         // Each interface is configured completely: the removal of an address also removes the routes that depend on it.
         configure_all(proc, &mut netlink, changes.iter().map(|change| &change.interface))
     })
 }
 
-fn remove_lost(netlink: &mut Netlink, index: u32, lost: &Interface) -> Result<(), Error> {
-    let name = &lost.name;
-    for route in &lost.routes {
+fn remove_settings(netlink: &mut Netlink, index: u32, removed: &Interface) -> Result<(), Error> {
+    let name = &removed.name;
+    for route in &removed.routes {
         remove(netlink, libc::RTM_DELROUTE, &messages::route(index, route)).map_err(|error| {
             io_error(format!("remove {} from network interface {name}", messages::describe_route(route)))(error)
         })?;
     }
-    for neighbour in &lost.neighbours {
+    for neighbour in &removed.neighbours {
         let step = || format!("remove neighbour {} from network interface {name}", neighbour.address);
         let message = messages::neighbour(index, neighbour);
         remove(netlink, libc::RTM_DELNEIGH, &message).map_err(|error| io_error(step())(error))?;
     }
-    for address in &lost.addresses {
+    for address in &removed.addresses {
         let step = || format!("remove address {}/{} from network interface {name}", address.address, address.prefix);
         let message = messages::address(index, address);
         remove(netlink, libc::RTM_DELADDR, &message).map_err(|error| io_error(step())(error))?;

@@ -20,7 +20,7 @@ pub(crate) enum ChildStdio {
         /// Initial size.
         size: Option<TerminalSize>,
         /// Whether it writes lines without a carriage return.
-        bare_lines: bool,
+        no_carriage_return: bool,
     },
 }
 
@@ -60,9 +60,9 @@ pub(crate) struct HostStdio {
 pub(crate) fn make(stdio: &Stdio, null: &OwnedFd) -> Result<(ChildStdio, HostStdio), Error> {
     let mut host = HostStdio { inputs: Vec::new(), outputs: Vec::new(), terminal: None };
     let child = match *stdio {
-        Stdio::Terminal { port, size, bare_lines } => {
+        Stdio::Terminal { port, size, no_carriage_return } => {
             host.terminal = Some(connect(port)?);
-            ChildStdio::Terminal { size, bare_lines }
+            ChildStdio::Terminal { size, no_carriage_return }
         }
         Stdio::Streams { stdin, stdout, stderr } => {
             let stdin = host.add_input(stdin, null)?;

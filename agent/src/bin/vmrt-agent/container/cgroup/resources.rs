@@ -2,6 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 
+use agent::{cpu_weight, io_weight};
 use oci_spec::runtime::{
     LinuxBlockIo, LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxNetwork, LinuxPids, LinuxResources,
 };
@@ -247,17 +248,6 @@ fn swap_limit(limit: Option<i64>, total: i64) -> Result<Option<String>, Error> {
     }
 }
 
-/// Converts shares of cgroup v1 (2 to 262144) to a weight of cgroup v2 (1 to 10000), as runc does.
-fn cpu_weight(shares: u64) -> u64 {
-    let shares = shares.clamp(2, 262_144);
-    1 + (shares - 2) * 9999 / 262_142
-}
-
-/// Converts a block I/O weight of cgroup v1 (10 to 1000) to one of cgroup v2 (1 to 10000), as runc does.
-fn io_weight(weight: u16) -> u64 {
-    1 + (u64::from(weight.clamp(10, 1000)) - 10) * 9999 / 990
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
@@ -315,7 +305,6 @@ mod tests {
         assert_eq!(written(LinuxResourcesBuilder::default().cpu(idle(0))), expected);
         let cpu = LinuxCpuBuilder::default().quota(-1).period(50_000_u64).build().unwrap();
         assert_eq!(written(LinuxResourcesBuilder::default().cpu(cpu)), pairs([("cpu.max", "max 50000")]));
-        assert_eq!((cpu_weight(2), cpu_weight(262_144), cpu_weight(u64::MAX)), (1, 10_000, 10_000));
     }
 
     #[test]

@@ -22,9 +22,13 @@ pub(crate) struct Terminal {
 }
 
 impl Terminal {
-    /// Opens a new pseudo-terminal in the container whose root is `root`. With `bare_lines` the output gets no carriage
+    /// Opens a new pseudo-terminal in the container whose root is `root`. With `no_carriage_return` the output gets no carriage
     /// returns.
-    pub(crate) fn open(root: BorrowedFd<'_>, size: Option<TerminalSize>, bare_lines: bool) -> Result<Self, Error> {
+    pub(crate) fn open(
+        root: BorrowedFd<'_>,
+        size: Option<TerminalSize>,
+        no_carriage_return: bool,
+    ) -> Result<Self, Error> {
         let master = open_master(root).map_err(Error::at("open terminal /dev/ptmx"))?;
         if let Some(size) = size {
             resize(master.as_fd(), size).map_err(Error::at("set terminal size"))?;
@@ -32,7 +36,7 @@ impl Terminal {
         rustix::pty::unlockpt(&master).map_err(Error::at("unlock terminal"))?;
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags).map_err(Error::at("open terminal"))?;
-        if bare_lines {
+        if no_carriage_return {
             disable_carriage_returns(slave.as_fd()).map_err(Error::at("set the terminal's mode"))?;
         }
         Ok(Self { master, slave })

@@ -235,8 +235,8 @@ fn join_container(
 }
 
 fn open_terminal(root: BorrowedFd<'_>, stdio: &ChildStdio, process: &ProcessPlan) -> Result<Option<Terminal>, Error> {
-    let ChildStdio::Terminal { size, bare_lines } = *stdio else { return Ok(None) };
-    let terminal = Terminal::open(root, size.or(process.console_size), bare_lines)?;
+    let ChildStdio::Terminal { size, no_carriage_return } = *stdio else { return Ok(None) };
+    let terminal = Terminal::open(root, size.or(process.console_size), no_carriage_return)?;
     terminal.set_controlling()?;
     Ok(Some(terminal))
 }

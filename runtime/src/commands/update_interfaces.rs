@@ -1,4 +1,4 @@
-//! `vmrt follow-interfaces`, which a VMM runs when its network namespace has changed.
+//! `vmrt update-interfaces`, which a VMM runs when its network namespace has changed.
 
 use crate::cli::IdArgs;
 use crate::commands::error::Error;

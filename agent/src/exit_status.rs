@@ -6,7 +6,7 @@ use std::process::ExitStatus;
 
 /// The description that Go, and so runc, uses: `exit status 4`, `signal: killed`.
 #[must_use]
-pub fn describe(status: ExitStatus) -> String {
+pub fn describe_exit_status(status: ExitStatus) -> String {
     let dumped = if status.core_dumped() { " (core dumped)" } else { "" };
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit status {code}"),
@@ -31,7 +31,7 @@ mod tests {
 
     #[test]
     fn descriptions_are_those_of_go() {
-        let of = |status| describe(ExitStatus::from_raw(status));
+        let of = |status| describe_exit_status(ExitStatus::from_raw(status));
         assert_eq!([of(4 << 8), of(9), of(31)], ["exit status 4", "signal: killed", "signal: bad system call"]);
         assert_eq!(of(11 | 0x80), "signal: segmentation fault (core dumped)");
     }
