@@ -4,8 +4,7 @@
 //! ([`sandbox::store`]). To act on a running container, a command sends requests to its VMM over a control connection
 //! ([`sandbox::connection`]).
 //!
-//! The source is divided into rooms: folders in a fixed order. A room uses only rooms before it in this list. The test in
-//! `rooms` checks this.
+//! The folders are layers. Each uses only those above it in this list, which a test of `vmrt-tests` checks.
 //!
 //! 1. [`base`]: container ids, the configuration file, the log, the undo stack. It uses nothing else of this crate.
 //! 2. [`spec`]: reads and checks `config.json`, and separates the guest's settings from the host's.
@@ -21,8 +20,6 @@ mod cli;
 mod commands;
 mod files;
 mod host;
-#[cfg(test)]
-mod rooms;
 mod sandbox;
 mod spec;
 mod terminal;

@@ -8,6 +8,8 @@ pub mod caller;
 pub mod daemons;
 pub mod host_snapshot;
 pub mod installed;
+#[cfg(test)]
+mod layers;
 pub mod rootless_namespaces;
 pub mod runtime;
 pub mod terminal;

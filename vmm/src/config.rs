@@ -44,3 +44,14 @@ pub struct SandboxConfig {
     /// Id of the main container. When its first process has ended, the VMM exits with that process's status.
     pub main_container: String,
 }
+
+/// How a share is served.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct ShareOptions {
+    /// The guest cannot change anything in the share.
+    pub read_only: bool,
+    /// The share's root is in the host's own mount tree, so mounts that the host makes below it appear in the share.
+    /// (Other roots are detached copies of mounts.) On such mounts, the server keeps open only what the guest has open,
+    /// so that the host can unmount them.
+    pub follows_host: bool,
+}

@@ -1,19 +1,17 @@
 //! vmrt's virtual machine monitor. Each sandbox has one VMM process, and only this process accesses the guest.
 //!
-//! # Modules
-//! A module uses only modules above it, except for single types: [`arch`] uses the type of guest memory of [`virtio`],
-//! [`control`] the share options of [`fs`], [`virtio`] the register interface of [`machine::bus`], and [`mem`] the error of
-//! [`machine::kvm`].
+//! The modules are layers. Each uses only those of the rows above it, which a test of `vmrt-tests` checks.
 //!
 //! 1. [`config`]: the sandbox's configuration, as the runtime sends it.
-//! 2. [`control`]: the protocol of the control socket, and both of its ends. [`timeline`]: times of the start's stages.
-//! 3. [`event_loop`]: the thread that serves the control socket and the devices that never block.
-//!    [`arch`]: memory layout, boot parameters and vCPU state of x86-64.
-//! 4. [`virtio`]: devices, virtqueues and the virtio-mmio transport.
-//! 5. Devices: [`fs`] (virtio-fs), [`vsock`], [`net`] and [`mem`] (virtio-mem).
-//! 6. [`machine`]: KVM, memory, vCPUs and the bus, assembled with the devices. [`probe`] measures the host's KVM.
-//! 7. [`process`]: arguments and log of the `vmrt-vmm` program, and the OOM notifier, which is the same program.
-//! 8. [`sandbox`]: the controller that connects clients, guest and machine.
+//! 2. [`arch`]: memory layout, boot parameters and vCPU state of x86-64.
+//! 3. [`control`]: the protocol of the control socket, and both of its ends.
+//! 4. [`event_loop`], [`timeline`]: the thread that serves the control socket and the devices that never block; times of the
+//!    start's stages.
+//! 5. [`virtio`]: devices, virtqueues and the virtio-mmio transport.
+//! 6. [`fs`], [`vsock`], [`net`], [`mem`]: the devices virtio-fs, vsock, network and virtio-mem.
+//! 7. [`machine`]: KVM, memory, vCPUs and the bus, assembled with the devices; [`probe`] measures the host's KVM.
+//! 8. [`process`]: arguments and log of the `vmrt-vmm` program, and the OOM notifier, which is the same program.
+//! 9. [`sandbox`]: the controller that connects clients, guest and machine.
 
 pub mod arch;
 pub mod config;

@@ -8,7 +8,7 @@
 mod client;
 mod connection;
 
-pub use crate::fs::ShareOptions;
+pub use crate::config::ShareOptions;
 pub use client::{Client, ClientError};
 pub use connection::{Connection, ConnectionError};
 

@@ -31,6 +31,6 @@ pub use error::FsError;
 pub use protocol::buffers::Buffers;
 pub use server::state::FsState;
 pub use server::{Limits, Server};
-pub use tables::shares::{ShareError, ShareOptions, SharesHandle};
+pub use tables::shares::{ShareError, SharesHandle};
 pub use worker::Worker;
 pub use worker::proc_fds::ProcFds;

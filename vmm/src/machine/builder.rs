@@ -17,10 +17,11 @@ use super::kvm::{self, KvmError};
 use super::memory;
 use super::resources::Resources;
 use super::vcpu::{Vcpu, VcpuContext, VcpuFactory, VcpuSource, VcpuThreads};
+use crate::arch::Memory;
 use crate::arch::{self, CpuidTemplate, Firmware, layout};
 use crate::mem::{self, Pluggable, Region, Resizer};
 use crate::timeline;
-use crate::virtio::device::{Interrupt, Memory, VirtQueue, VirtioDevice};
+use crate::virtio::device::{Interrupt, VirtQueue, VirtioDevice};
 use crate::virtio::mmio::MmioTransport;
 use crate::virtio::registers::{RegisterPage, register};
 
@@ -93,7 +94,7 @@ impl MachineBuilder {
     /// No file descriptor is left.
     pub fn pluggable(&self) -> Result<(Resizer, Pluggable), MachineError> {
         let (vm, region) = (Arc::clone(&self.vm), self.region.clone());
-        let add_region = move || kvm::add_region(&vm, &region);
+        let add_region = move || kvm::add_region(&vm, &region).map_err(std::io::Error::other);
         mem::pluggable(self.region.clone(), self.memory_size, self.max_memory_size, Box::new(add_region))
             .map_err(MachineError::Event)
     }

@@ -9,9 +9,9 @@ use kvm_ioctls::{Cap, Kvm, VmFd};
 use thiserror::Error;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
+use crate::arch::Memory;
 use crate::arch::layout;
 use crate::mem::Region;
-use crate::virtio::device::Memory;
 use crate::virtio::registers::RegisterPage;
 
 /// The KVM device.

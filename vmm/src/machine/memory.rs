@@ -6,8 +6,8 @@ use std::sync::Arc;
 use thiserror::Error;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionCollectionError, GuestRegionMmap, MmapRegion};
 
+use crate::arch::Memory;
 use crate::arch::layout;
-use crate::virtio::device::Memory;
 
 /// Alignment of the mappings in bytes. Host and guest addresses then agree modulo this size, so that the host can use huge
 /// pages for the guest.

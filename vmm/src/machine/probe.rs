@@ -13,8 +13,8 @@ use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::kvm::{self, KvmError};
+use crate::arch::Memory;
 use crate::arch::{VcpuSetupError, layout, run_timing_loop, set_up_boot_vcpu, timing_loop_code};
-use crate::virtio::device::Memory;
 
 /// Turns of the loop. They take a fraction of a millisecond on hardware, and a fraction of a second in an interpreter.
 pub const TURNS: u32 = 200_000;

@@ -11,7 +11,8 @@ use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT, Reader, Writer};
 use super::blocks::State;
 use super::request::{BlockRange, RawRequest, RawResponse, Request, ResponseType};
 use super::resizer::Pluggable;
-use crate::virtio::device::{Activation, Interrupt, Memory, VirtQueue};
+use crate::arch::Memory;
+use crate::virtio::device::{Activation, Interrupt, VirtQueue};
 
 /// The active device, in the event loop.
 pub(super) struct Handler {

@@ -10,7 +10,6 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::blocks::Blocks;
 use super::region::Region;
 use super::{BLOCK_SIZE, MemState};
-use crate::machine::kvm::KvmError;
 
 const MIB: u64 = 1 << 20;
 
@@ -27,7 +26,7 @@ pub enum ResizeError {
     },
     /// The region cannot be added to the guest's memory.
     #[error(transparent)]
-    AddRegion(#[from] KvmError),
+    AddRegion(io::Error),
     /// The device's eventfd cannot be written.
     #[error("cannot wake the memory device")]
     Wake(#[source] io::Error),
@@ -67,7 +66,7 @@ impl SharedSizes {
 }
 
 /// Adds the region to KVM's memory slots.
-pub type AddRegion = Box<dyn Fn() -> Result<(), KvmError> + Send>;
+pub type AddRegion = Box<dyn Fn() -> io::Result<()> + Send>;
 
 /// The sandbox's end.
 pub struct Resizer {
@@ -124,7 +123,7 @@ impl Resizer {
         if requested > 0
             && let Some(add_region) = &self.add_region
         {
-            add_region()?;
+            add_region().map_err(ResizeError::AddRegion)?;
             self.add_region = None;
         }
         self.set_requested(requested).map_err(ResizeError::Wake)?;

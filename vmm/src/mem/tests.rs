@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestAddress, GuestRegionMmap, MemoryRegionAddress};
 
 use super::*;
-use crate::machine::kvm::KvmError;
 use crate::machine::memory::map_pluggable;
 use crate::virtio::testing::{Driver, LoopThread, life_cycle};
 
@@ -233,7 +232,7 @@ fn the_region_is_added_to_kvm_once_and_at_the_first_request() {
     let calls = Arc::new(AtomicU32::new(0));
     let counted = Arc::clone(&calls);
     let add_region = move || match counted.fetch_add(1, Ordering::SeqCst) {
-        0 => Err(KvmError::Missing("a slot")),
+        0 => Err(std::io::Error::other("no slot is free")),
         _ => Ok(()),
     };
     let (mut resizer, _pluggable) =

@@ -6,7 +6,7 @@ use virtio_queue::DescriptorChain;
 use vm_memory::{GuestMemory, Permissions, VolatileSlice};
 
 use super::header::{HEADER_LEN, MAX_FRAME};
-use crate::virtio::device::Memory;
+use crate::arch::Memory;
 
 /// The most descriptors of a chain. Linux needs 19 for the longest frame.
 const MAX_DESCRIPTORS: usize = 256;

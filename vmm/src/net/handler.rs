@@ -13,7 +13,8 @@ use super::header::{self, HEADER_LEN, MAX_FRAME};
 use super::slot::Slot;
 use super::tap::Tap;
 use super::used_ring::{self, UsedChain};
-use crate::virtio::device::{Activation, Interrupt, Memory, VirtQueue, next_chain};
+use crate::arch::Memory;
+use crate::virtio::device::{Activation, Interrupt, VirtQueue, next_chain};
 
 /// Index of the receive queue, which carries frames to the guest.
 pub(super) const RX: usize = 0;

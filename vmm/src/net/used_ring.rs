@@ -11,7 +11,7 @@ use virtio_bindings::virtio_ring::VRING_AVAIL_ALIGN_SIZE;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use crate::virtio::device::Memory;
+use crate::arch::Memory;
 
 /// Offset of a used ring's entries, and their length, in bytes (virtio 1.2, 2.7.8).
 const RING: u64 = 4;

@@ -21,13 +21,10 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
 use virtio_queue::{DescriptorChain, Queue, QueueT};
-use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::registers::{RegisterPage, register};
-
-/// The guest's memory, as devices access it.
-pub type Memory = GuestMemoryMmap<()>;
+use crate::arch::Memory;
 
 /// A virtqueue and its notification.
 #[derive(Debug)]

@@ -9,7 +9,8 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use virtio_queue::{QueueOwnedT, QueueT};
 use vm_memory::Bytes;
 
-use super::device::{ActivateError, Activation, Interrupt, Memory, VirtQueue, VirtioDevice};
+use super::device::{ActivateError, Activation, Interrupt, VirtQueue, VirtioDevice};
+use crate::arch::Memory;
 use crate::event_loop::{LoopHandle, Registration};
 
 const QUEUE_SIZES: [u16; 1] = [64];

@@ -11,11 +11,12 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VRING_DESC_F_NEXT, V
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::device::{Interrupt, Memory, VirtQueue, VirtioDevice};
+use super::device::{Interrupt, VirtQueue, VirtioDevice};
 use super::mmio::MmioTransport;
+use super::mmio::Registers;
 use super::registers::RegisterPage;
+use crate::arch::Memory;
 use crate::event_loop::{EventLoop, LoopHandle};
-use crate::machine::bus::Registers;
 
 /// How long a device may take to use a buffer.
 const TIMEOUT: Duration = Duration::from_secs(10);

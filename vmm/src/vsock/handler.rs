@@ -8,7 +8,8 @@ use vm_memory::Bytes;
 
 use super::backend::Backend;
 use super::packet::GuestPacket;
-use crate::virtio::device::{Activation, Interrupt, Memory, VirtQueue, next_chain};
+use crate::arch::Memory;
+use crate::virtio::device::{Activation, Interrupt, VirtQueue, next_chain};
 
 /// Index of the receive queue, which carries packets to the guest.
 pub(super) const RX: usize = 0;

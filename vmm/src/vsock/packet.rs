@@ -10,7 +10,7 @@ use virtio_vsock::packet::PKT_HEADER_SIZE;
 use vm_memory::{ByteValued, GuestMemory, GuestMemoryError, Le16, Le32, Permissions, VolatileSlice};
 
 use super::MAX_PAYLOAD;
-use crate::virtio::device::Memory;
+use crate::arch::Memory;
 
 /// Why a chain is not a packet.
 #[derive(Debug, Error)]

@@ -2,17 +2,17 @@
 //!
 //! The agent has only one thread, because the processes that it makes continue with a copy of its memory.
 //!
-//! Its modules, in order. A module may use only those above it; a unit test checks that.
+//! Its modules are layers. Each uses only those above it in this list, which a test of `vmrt-tests` checks.
 //!
-//! - `error`: the error of a request.
-//! - `sys`: system calls that no crate wraps, and files of kernel file systems.
-//! - `machine`: the guest as a whole: set-up, file systems, limits, CPUs, clock, devices, log.
-//! - `events`: the epoll instance and the sources of its events.
-//! - `streams`: byte streams between the guest and ports of the host.
-//! - `network`: interfaces and name server of a container.
-//! - `processes`: the state of processes, their standard streams, and their reports to the agent.
-//! - `container`: a container's namespaces, cgroup, root file system and processes.
-//! - `event_loop`: the state of the agent, and the handling of events and requests.
+//! 1. `error`: the error of a request.
+//! 2. `sys`: system calls that no crate wraps, and files of kernel file systems.
+//! 3. `machine`: the guest as a whole: set-up, file systems, limits, CPUs, clock, devices, log.
+//! 4. `events`: the epoll instance and the sources of its events.
+//! 5. `streams`: byte streams between the guest and ports of the host.
+//! 6. `network`: interfaces and name server of a container.
+//! 7. `processes`: the state of processes, their standard streams, and their reports to the agent.
+//! 8. `container`: a container's namespaces, cgroup, root file system and processes.
+//! 9. `event_loop`: the state of the agent, and the handling of events and requests.
 //!
 //! The start-up code of the Rust runtime is left out, because it needs `/dev/null`, which the agent makes first.
 #![cfg_attr(not(test), no_main)]
@@ -22,8 +22,6 @@ mod error;
 mod event_loop;
 mod events;
 mod machine;
-#[cfg(test)]
-mod module_order;
 mod network;
 mod processes;
 mod streams;

@@ -5,7 +5,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use vm_memory::VolatileSlice;
-use vmm::fs::{Buffers, Limits, Server, ShareOptions, SharesHandle, Worker};
+use vmm::config::ShareOptions;
+use vmm::fs::{Buffers, Limits, Server, SharesHandle, Worker};
 
 use crate::Backend;
 

@@ -7,7 +7,7 @@ use vm_memory::{Bytes, GuestMemoryError};
 
 use super::cpuid::CpuidTemplate;
 use super::{layout, mptable, pvh};
-use crate::virtio::device::Memory;
+use crate::arch::Memory;
 
 /// The description of a machine for its kernel.
 #[derive(Clone, Copy, Debug)]

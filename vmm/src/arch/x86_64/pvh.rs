@@ -5,7 +5,7 @@ use linux_loader::configurator::{BootConfigurator, BootParams, Error};
 use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
 
 use super::layout;
-use crate::virtio::device::Memory;
+use crate::arch::Memory;
 
 const START_MAGIC: u32 = 0x336e_c578;
 const VERSION_WITH_MEMORY_MAP: u32 = 1;

@@ -9,9 +9,10 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
 
 use super::chain::buffers;
 use super::worker_thread::spawn;
+use crate::arch::Memory;
 use crate::fs::server::Server;
 use crate::fs::worker::Worker;
-use crate::virtio::device::{ActivateError, Memory};
+use crate::virtio::device::ActivateError;
 
 /// The number of threads, and so of requests that can wait at the same time.
 const THREADS: usize = 4;

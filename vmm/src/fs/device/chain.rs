@@ -5,8 +5,8 @@ use virtio_queue::DescriptorChain;
 
 use vm_memory::{GuestMemory, Permissions, VolatileSlice};
 
+use crate::arch::Memory;
 use crate::fs::protocol::buffers::Buffers;
-use crate::virtio::device::Memory;
 
 /// The most descriptors of a chain. Linux uses one for each page, at most [`crate::fs::protocol::wire::MAX_PAGES`], and
 /// a few for headers.

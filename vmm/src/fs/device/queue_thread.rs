@@ -11,9 +11,10 @@ use vmm_sys_util::eventfd::EventFd;
 use super::blocking_pool::{Completion, Submitter};
 use super::chain::buffers;
 use super::worker_thread::spawn;
+use crate::arch::Memory;
 use crate::fs::server::Server;
 use crate::fs::worker::Worker;
-use crate::virtio::device::{ActivateError, Interrupt, Memory, VirtQueue};
+use crate::virtio::device::{ActivateError, Interrupt, VirtQueue};
 
 /// The queues of one thread, and what it needs to serve them.
 pub(super) struct QueueThread {

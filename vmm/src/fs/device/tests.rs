@@ -3,7 +3,7 @@
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::*;
-use crate::fs::ShareOptions;
+use crate::config::ShareOptions;
 use crate::fs::protocol::wire::{
     EntryOut, FsyncIn, IN_HEADER, InHeader, InitIn, MAJOR, MINOR, OpenOut, OutHeader, ROOT_ID, op,
 };

@@ -13,9 +13,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{AtFlags, FileType, StatxFlags};
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::config::ShareOptions;
 use crate::fs::protocol::wire::ROOT_ID;
 
 /// The longest name of a container or share in bytes (`NAME_MAX`).
@@ -42,17 +42,6 @@ pub enum ShareError {
     /// Its root's attributes could not be read.
     #[error("cannot read the attributes of share {0:?}")]
     Attributes(String, #[source] std::io::Error),
-}
-
-/// How a share is served.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-pub struct ShareOptions {
-    /// The guest cannot change anything in the share.
-    pub read_only: bool,
-    /// The share's root is in the host's own mount tree, so mounts that the host makes below it appear in the share.
-    /// (Other roots are detached copies of mounts.) On such mounts, the server keeps open only what the guest has open,
-    /// so that the host can unmount them.
-    pub follows_host: bool,
 }
 
 /// A directory or file of the host that the guest can use.

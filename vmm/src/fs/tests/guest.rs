@@ -9,11 +9,12 @@ use tempfile::TempDir;
 use vm_memory::VolatileSlice;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use crate::config::ShareOptions;
 use crate::fs::FsError;
 use crate::fs::protocol::buffers::Buffers;
 use crate::fs::protocol::wire::*;
 use crate::fs::server::{Limits, Server};
-use crate::fs::tables::shares::{ShareOptions, SharesHandle};
+use crate::fs::tables::shares::SharesHandle;
 use crate::fs::worker::Worker;
 
 /// A reply's body, or its error number.

@@ -5,8 +5,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use zerocopy::IntoBytes;
 
 use super::guest::{Guest, nul, open_path};
+use crate::config::ShareOptions;
 use crate::fs::protocol::wire::*;
-use crate::fs::tables::shares::ShareOptions;
 
 #[test]
 fn shares_are_listed_and_looked_up() {

@@ -8,9 +8,9 @@ use linux_loader::loader::{Error as LoaderError, KernelLoader};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
+use crate::arch::Memory;
 use crate::arch::layout;
 use crate::machine::resources::OpenFile;
-use crate::virtio::device::Memory;
 
 /// Bytes that Linux needs to boot beside its image and the initramfs, which it unpacks.
 const WORKING_MEMORY: u64 = 16 << 20;

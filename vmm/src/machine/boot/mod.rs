@@ -11,8 +11,8 @@ use std::thread::JoinHandle;
 use super::MachineError;
 use super::resources::OpenFile;
 use super::vcpu::STACK_SIZE;
+use crate::arch::Memory;
 use crate::timeline;
-use crate::virtio::device::Memory;
 
 /// Loads kernel and initramfs on a new thread, see [`load`].
 ///

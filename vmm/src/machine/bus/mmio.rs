@@ -3,12 +3,7 @@
 use std::sync::Arc;
 
 use crate::arch::layout;
-
-/// Registers of one virtio-mmio device. The guest reads them without an exit ([`crate::virtio::registers`]).
-pub trait Registers: Send + Sync {
-    /// Writes `data` at `offset` bytes from the device's first register.
-    fn write(&self, offset: u64, data: &[u8]);
-}
+use crate::virtio::mmio::Registers;
 
 /// The devices by address. It is complete before the vCPUs run, so it needs no lock.
 #[derive(Clone, Default)]

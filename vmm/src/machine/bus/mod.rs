@@ -9,4 +9,4 @@ mod mmio;
 pub use com1::Com1;
 pub use console::{Console, FatalMessage};
 pub use io_ports::{IoPorts, PortWrite};
-pub use mmio::{MmioBus, Registers};
+pub use mmio::MmioBus;

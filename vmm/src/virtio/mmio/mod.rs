@@ -17,11 +17,17 @@ use virtio_bindings::virtio_config::{
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::QueueT;
 
+use crate::arch::Memory;
 use crate::chain;
-use crate::machine::bus::Registers;
-use crate::virtio::device::{ActivateError, Activation, Interrupt, Memory, VirtQueue, VirtioDevice};
+use crate::virtio::device::{ActivateError, Activation, Interrupt, VirtQueue, VirtioDevice};
 use crate::virtio::registers::register;
 use crate::virtio::state::{self, RestoreError, SavedQueue, TransportState};
+
+/// Registers of one virtio-mmio device. The guest reads them without an exit ([`super::registers`]).
+pub trait Registers: Send + Sync {
+    /// Writes `data` at `offset` bytes from the device's first register.
+    fn write(&self, offset: u64, data: &[u8]);
+}
 
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VERSION: u32 = 2;

@@ -11,7 +11,8 @@ use super::super::backend::Backend;
 use super::super::handler::{EVENT, Handler, RX, TX};
 use super::super::header::TYPE_STREAM;
 use super::super::{GUEST_CID, HOST_CID, Ports};
-use crate::virtio::device::{Activation, Interrupt, Memory, VirtQueue};
+use crate::arch::Memory;
+use crate::virtio::device::{Activation, Interrupt, VirtQueue};
 use crate::virtio::registers::RegisterPage;
 
 pub(super) const QUEUE_SIZE: u16 = 64;
