@@ -15,11 +15,18 @@ pub mod runtime;
 pub mod terminal;
 pub mod tmpfs_mount;
 
+use std::env;
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// An operation that takes longer than this counts as hanging. Sufficient for a slow test host.
 pub const TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Whether the tests run on this machine's own KVM. Otherwise they run on a software CPU, where times mean little.
+#[must_use]
+pub fn is_hardware() -> bool {
+    env::var("VMRT_TEST_HOST").as_deref() == Ok("kvm")
+}
 
 /// Calls `answer` until it returns a value, or returns `None` after `timeout`.
 pub fn eventually<T>(timeout: Duration, mut answer: impl FnMut() -> Option<T>) -> Option<T> {

@@ -91,7 +91,7 @@ fn runs_killed_at_random_leave_nothing() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["sleep", "1000"]);
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    for cycle in 0..60 {
+    for cycle in 0..40 {
         let id = format!("cycle-{cycle}");
         let delay = Duration::from_millis(random(&mut state, 1500));
         let mut command = runtime.command(&["run", "--bundle", bundle.path().to_str().unwrap(), &id]);

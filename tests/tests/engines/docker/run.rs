@@ -29,8 +29,9 @@ fn a_terminal_is_connected_and_resized() {
     let mut terminal = Terminal::new(31, 91);
     let mut child = terminal.start(&docker.run_command(&["--rm", "-it"], &["sh"]));
     terminal.expect("# ");
-    terminal.type_in("stty size; tty\n");
-    terminal.expect("31 91");
+    // Docker sets the size after the program has begun.
+    terminal.type_in("until stty size | grep '31 91'; do sleep 0.1; done; echo si''zed; tty\n");
+    terminal.expect("sized");
     terminal.expect("/dev/pts/");
     terminal.resize(42, 101);
     terminal.type_in("until stty size | grep '42 101'; do sleep 0.1; done; echo re''sized\n");

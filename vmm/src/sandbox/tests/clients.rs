@@ -97,7 +97,7 @@ fn a_signal_is_forwarded_to_the_main_process() {
     nix::sys::pthread::pthread_kill(thread, Signal::SIGTERM).unwrap();
     match sandbox.answer(Ok(Response::Done)) {
         agent::Request::Container(agent::ContainerRequest::Signal { process, signal: 15, all: false }) => {
-            assert_eq!(process, of_main(None))
+            assert_eq!(process, of_main(None));
         }
         other => panic!("{other:?}"),
     }
