@@ -1,6 +1,6 @@
 # The build of vmrt. `make build` makes in build/stage the same tree that `make install` installs.
 #
-#   make build | run | test | test-workloads | test-intel | posix | bench | lint | install | clean | deps
+#   make build | run | test | test-workloads | test-intel | posix | bench | lint | picture | install | clean | deps
 #   PREFIX, DESTDIR   where to install           FILTER   part of the names of the end-to-end tests to run
 #   BENCH             options of the benchmarks
 
@@ -26,7 +26,7 @@ install -D -m 644 $(build)/kernel/vmlinux $(1)/lib/vmrt/vmlinux
 install -D -m 644 $(build)/initramfs.cpio $(1)/lib/vmrt/initramfs.cpio
 endef
 
-.PHONY: build deps kernel programs initramfs install run test test-workloads test-intel posix bench lint clean
+.PHONY: build deps kernel programs initramfs install run test test-workloads test-intel posix bench lint picture clean
 .NOTPARALLEL:
 
 build: deps kernel programs initramfs
@@ -79,6 +79,11 @@ posix: build
 bench: build
 	@.ci/deps tests
 	@tests/bench/run $(BENCH)
+
+# Draws the picture of docs/ARCHITECTURE.md from its text.
+picture:
+	@command -v dot >/dev/null || apt-get install -y -q graphviz
+	@dot -Tsvg -o docs/architecture.svg docs/architecture.dot
 
 lint:
 	@.ci/deps tests

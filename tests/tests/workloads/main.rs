@@ -5,7 +5,7 @@ mod machine;
 mod systemd;
 
 use std::process::{Command, ExitCode};
-use std::{env, iter};
+use std::iter;
 
 use libtest_mimic::{Arguments, Trial};
 use vmrt_tests::bundle::templates;
