@@ -4,8 +4,8 @@
 mod machine;
 mod systemd;
 
-use std::process::{Command, ExitCode};
 use std::iter;
+use std::process::{Command, ExitCode};
 
 use libtest_mimic::{Arguments, Trial};
 use vmrt_tests::bundle::templates;
