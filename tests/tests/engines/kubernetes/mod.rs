@@ -7,7 +7,8 @@ mod node;
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::{fs, iter};
+use std::time::Duration;
+use std::{fs, iter, thread};
 
 use k8s_cri::v1::{ContainerConfig, ContainerState, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig};
 use serde_json::Value;
@@ -231,7 +232,22 @@ fn the_runtime_class_overhead_is_enough(pod: &Pod<'_>, cgroup: &PodCgroup) {
         assert!(held.is_some(), "the memory is in use");
     }
     assert!(cgroup.read("memory.events").contains("\noom_kill 0\n"), "{}", cgroup.read("memory.events"));
+    let before = cpu_time(cgroup);
+    thread::sleep(Duration::from_secs(10));
+    eprintln!(
+        "overhead of a pod: memory.peak {} of memory.max {}; {} us of CPU time in 10 s of idleness",
+        cgroup.read("memory.peak").trim(),
+        cgroup.read("memory.max").trim(),
+        cpu_time(cgroup) - before
+    );
     assert_eq!(pod.cri.status(&pod.front).state(), ContainerState::ContainerRunning);
+}
+
+/// CPU time that a pod has used, in microseconds.
+fn cpu_time(cgroup: &PodCgroup) -> u64 {
+    let stat = cgroup.read("cpu.stat");
+    let usage = stat.lines().find_map(|line| line.strip_prefix("usage_usec ")).expect("the CPU time");
+    usage.parse().expect("a number")
 }
 
 fn a_container_is_stopped_and_removed(pod: &Pod<'_>) {
