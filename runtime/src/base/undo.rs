@@ -13,7 +13,7 @@ impl UndoStack {
     }
 
     /// Discards all undo steps without running them.
-    pub(crate) fn discard(mut self) {
+    pub(crate) fn discard(&mut self) {
         self.steps.clear();
     }
 }
@@ -54,6 +54,7 @@ mod tests {
         let mut undo = UndoStack::default();
         record(&mut undo, &undone, 1);
         undo.discard();
+        drop(undo);
         assert!(undone.borrow().is_empty());
     }
 }

@@ -56,7 +56,7 @@ fn a_hidden_command_is_not_suggested() {
         remove_hidden_suggestions(&mut error);
         error.to_string()
     };
-    for similar in ["vmrt foo", "vmrt follow", "vmrt follow-interface"] {
+    for similar in ["vmrt updat", "vmrt update-interface", "vmrt date-interfaces"] {
         assert!(!message(similar).contains("update-interfaces"), "{}", message(similar));
     }
     assert!(message("vmrt star").contains("'start'"), "{}", message("vmrt star"));

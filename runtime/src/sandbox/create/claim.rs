@@ -31,8 +31,8 @@ impl Claim {
         Ok(claim)
     }
 
-    /// Releases the lock without undoing anything.
-    pub(super) fn commit(self) {
+    /// Discards the undo steps: dropping the claim then only releases the lock.
+    pub(super) fn commit(&mut self) {
         self.undo.discard();
     }
 }

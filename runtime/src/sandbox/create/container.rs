@@ -104,15 +104,15 @@ impl Container {
         SandboxError::explain(error.for_program(&self.program), &mut self.vmm, &self.claim.locked.dir)
     }
 
-    /// Commits the creation and closes the connection.
-    pub(crate) fn commit(self) {
+    /// Commits the creation, closes the connection and then releases the lock.
+    pub(crate) fn commit(mut self) {
         self.claim.commit();
     }
 
     /// Commits the creation, and returns what a caller needs to wait for the container's end.
-    pub(crate) fn into_foreground(self) -> ForegroundContainer {
-        let dir = self.claim.locked.dir.clone();
+    pub(crate) fn into_foreground(mut self) -> ForegroundContainer {
         self.claim.commit();
+        let dir = self.claim.locked.dir.clone();
         ForegroundContainer { id: self.id, connection: self.connection, stdio: self.stdio, vmm: self.vmm, dir }
     }
 }
