@@ -1,4 +1,5 @@
-//! `vmrt-vmm`: runs one sandbox, from its configuration to its exit status.
+//! `vmrt-vmm`: runs one sandbox from its configuration to its exit status, or the proxy of a container in another sandbox, or the OOM
+//! notifier.
 //!
 //! The runtime starts it with one end of a socket pair as an open descriptor. [`vmm::sandbox`] describes how it ends.
 
