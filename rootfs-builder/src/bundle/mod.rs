@@ -11,11 +11,10 @@ use std::{fs, io};
 
 use thiserror::Error;
 
+use self::config::ImageDefaults;
 use crate::cli::{BundleArgs, BundleKind};
 use crate::command;
 use crate::staging::{self, Staging};
-
-use self::config::ImageDefaults;
 
 /// The reason why no bundle was created.
 #[derive(Debug, Error)]

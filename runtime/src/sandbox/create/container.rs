@@ -1,11 +1,11 @@
 //! A new container in its guest.
 
-use agent::ContainerConfig;
 use std::fs;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use agent::ContainerConfig;
 use vmm::control::{NewContainer, Reply, Request};
 
 use super::claim::Claim;

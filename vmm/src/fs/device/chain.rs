@@ -1,8 +1,8 @@
 //! Conversion of descriptor chains to the buffers of a request and its reply.
 
 use std::ops::Deref;
-use virtio_queue::DescriptorChain;
 
+use virtio_queue::DescriptorChain;
 use vm_memory::{GuestMemory, Permissions, VolatileSlice};
 
 use crate::arch::Memory;

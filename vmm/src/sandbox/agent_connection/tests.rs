@@ -2,8 +2,9 @@
 
 use std::io::{Read, Write};
 
-use super::*;
 use agent::ContainerRequest;
+
+use super::*;
 
 const HELLO: FromAgent =
     FromAgent::Hello(Hello { version: agent::VERSION, kernel: String::new(), started_ns: 1, ready_ns: 2 });

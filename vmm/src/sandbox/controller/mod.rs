@@ -41,7 +41,6 @@ use crate::machine::vcpu::VcpuSource;
 use crate::mem::Resizer;
 use crate::net::Slots;
 use crate::vsock::{Bridge, Ports};
-
 use ending::Ending;
 use watches::token;
 

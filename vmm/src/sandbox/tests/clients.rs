@@ -1,7 +1,8 @@
 //! Requests of clients and their answers.
 
-use super::*;
 use agent::ContainerRequest;
+
+use super::*;
 
 #[test]
 fn requests_may_be_sent_before_the_guest_has_booted() {

@@ -1,7 +1,8 @@
 //! The ends of processes, containers, guests and sandboxes.
 
-use super::*;
 use agent::ContainerRequest;
+
+use super::*;
 
 #[test]
 fn the_sandbox_ends_with_the_main_process() {

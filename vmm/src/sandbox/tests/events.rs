@@ -1,7 +1,8 @@
 //! Events of the agent.
 
-use super::*;
 use agent::ContainerRequest;
+
+use super::*;
 
 #[test]
 fn events_of_unknown_processes_have_no_effect() {

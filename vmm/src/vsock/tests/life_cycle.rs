@@ -3,6 +3,8 @@
 use std::io::Read;
 
 use virtio_queue::QueueT;
+use vm_memory::ByteValued;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::super::handler::{EVENT, RX, TX};
 use super::super::{GUEST_CID, Ports, Vsock, VsockState};
@@ -10,8 +12,6 @@ use super::*;
 use crate::virtio::device::{ActivateError, Activation, Interrupt, VirtQueue, VirtioDevice};
 use crate::virtio::registers::RegisterPage;
 use crate::virtio::testing::{self, LoopThread};
-use vm_memory::ByteValued;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 fn op(packet: &[u8]) -> u16 {
     Header::from_slice(packet).unwrap().op
