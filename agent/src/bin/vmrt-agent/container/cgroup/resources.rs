@@ -200,7 +200,7 @@ impl Settings {
 }
 
 fn unsupported(field: &str) -> Error {
-    Error::invalid(format!("linux.resources.{field}"), "is not supported in the guest")
+    Error::invalid(format!("linux.resources.{field}"), "cannot be set in the guest")
 }
 
 fn refuse(fields: &[(&str, bool)]) -> Result<(), Error> {
