@@ -151,8 +151,8 @@ fn without_a_cgroup_on_the_host_limits_hold_in_the_guest() {
     assert_eq!(cgroup_of(&container.pid()), cgroup_of(&"self"), "the VMM is where its caller is");
     let limits = || container.script("cd /sys/fs/cgroup; cat memory.max pids.max cpu.max").ok().text();
     assert_eq!(limits(), "67108864\n30\n50000 100000");
-    container.call("update", &["--memory", "96M", "--pids-limit", "40"]).ok();
-    assert_eq!(limits(), "100663296\n40\n50000 100000");
+    container.call("update", &["--memory", "96M", "--pids-limit", "40", "--cpu-quota", "200000"]).ok();
+    assert_eq!(limits(), "100663296\n40\n200000 100000");
     let refused = container.call("update", &["--cpu-share", "512"]);
     assert!(refused.code == 1 && refused.message().contains("cpu.shares holds on the host"), "{refused:?}");
     let allocation = container.script("head -c 120m /dev/zero | tail >/dev/null; echo end=$?").ok();
