@@ -44,7 +44,7 @@ programs:
 	@echo "programs: vmm, runtime, rootfs-builder, agent (static)" >&2
 	@RUSTFLAGS='-C target-feature=+crt-static' cargo build --locked --release -p agent --features agent \
 	  --target $(static_target) --target-dir target/static & \
-	cargo build --locked --release -p vmm -p runtime -p rootfs-builder && wait $$!
+	cargo build --locked --release -p vmm -p runtime -p rootfs-builder; status=$$?; wait $$! && exit $$status
 
 initramfs:
 	@$(rootfs_builder) initramfs --agent $(agent) --output $(build)/initramfs.cpio
@@ -82,7 +82,7 @@ bench: build
 
 # Draws the picture of docs/ARCHITECTURE.md from its text.
 picture:
-	@command -v dot >/dev/null || apt-get install -y -q graphviz
+	@.ci/deps picture
 	@dot -Tsvg -o docs/architecture.svg docs/architecture.dot
 
 lint:
