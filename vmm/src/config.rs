@@ -1,7 +1,6 @@
 //! The configuration of a sandbox, which the runtime sends in the first request.
 
-use std::ffi::OsString;
-use std::path::PathBuf;
+use std::os::fd::OwnedFd;
 
 use serde::{Deserialize, Serialize};
 
@@ -11,14 +10,10 @@ pub const MIN_MEMORY_MIB: u64 = 64;
 /// Most vCPUs of a guest. The guest kernel is built for as many (`CONFIG_NR_CPUS`).
 pub const MAX_VCPUS: u8 = 64;
 
-/// The configuration of a sandbox. Its values are not checked, and its files are not open.
+/// The configuration of a sandbox. Its values are not checked.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct SandboxConfig {
-    /// Path of the kernel: an uncompressed ELF file with a PVH entry.
-    pub kernel: PathBuf,
-    /// Path of the initramfs: an uncompressed cpio archive with the agent as `/init`.
-    pub initramfs: PathBuf,
     /// Guest memory at boot in MiB, at least [`MIN_MEMORY_MIB`].
     pub memory_mib: u64,
     /// Number of vCPUs at boot, 1 to [`MAX_VCPUS`].
@@ -26,23 +21,78 @@ pub struct SandboxConfig {
     /// Most vCPUs at run time. The guest's kernel allocates data for as many. A value less than `vcpus` means `vcpus`.
     #[serde(default)]
     pub max_vcpus: u8,
-    /// Path of the control socket, which the VMM creates. Its directory exists, belongs to the caller and has mode 0700.
-    pub control_socket: PathBuf,
-    /// File to which all messages of the guest's kernel are appended. The VMM creates it if it does not exist.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub console_log: Option<PathBuf>,
     /// Whether the VMM has a cgroup of its own, in which engines look for OOM kills.
     #[serde(default)]
     pub has_cgroup: bool,
     /// Number of network devices, at most [`crate::net::MAX_SLOTS`]. An interface can be attached to each at run time.
     #[serde(default)]
     pub network_slots: u8,
-    /// The program and its arguments that the VMM runs when interfaces of its network namespace have changed while the container
-    /// runs. Empty if interfaces are not monitored.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub interface_change_command: Vec<OsString>,
     /// Id of the main container. When its first process has ended, the VMM exits with that process's status.
     pub main_container: String,
+    /// Whether the descriptors end with one of a console log: a file to which all messages of the guest's kernel are appended.
+    #[serde(default)]
+    pub has_console_log: bool,
+    /// How the VMM confines itself.
+    pub jail: JailConfig,
+}
+
+impl SandboxConfig {
+    /// Number of descriptors that are passed with the configuration, see [`SandboxFiles`].
+    #[must_use]
+    pub fn descriptors(&self) -> usize {
+        SandboxFiles::REQUIRED + usize::from(self.has_console_log)
+    }
+}
+
+/// How a process confines itself. What the host lacks is not asked for.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct JailConfig {
+    /// Whether the process was started in a mount namespace of its own.
+    pub own_mounts: bool,
+    /// The user and group id that it assumes, which no other process has; `None` if it can have no other id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<u32>,
+}
+
+/// The open files of a sandbox, in the order in which their descriptors are passed with its configuration. The VMM is told no
+/// path and opens no file of the host itself.
+#[derive(Debug)]
+pub struct SandboxFiles {
+    /// The KVM device.
+    pub kvm: OwnedFd,
+    /// The control socket: a Unix stream socket that is bound. The VMM listens on it.
+    pub control_socket: OwnedFd,
+    /// The connection for [`crate::helper::Task`]s.
+    pub helper: OwnedFd,
+    /// The connection for [`crate::helper::MakeNode`].
+    pub node_maker: OwnedFd,
+    /// The kernel: an uncompressed ELF file with a PVH entry.
+    pub kernel: OwnedFd,
+    /// The initramfs: an uncompressed cpio archive with the agent as `/init`.
+    pub initramfs: OwnedFd,
+    /// The console log, open for appending.
+    pub console_log: Option<OwnedFd>,
+}
+
+impl SandboxFiles {
+    /// Number of descriptors without that of the console log.
+    const REQUIRED: usize = 6;
+
+    /// The files of the passed descriptors; `None` if there are too few.
+    #[must_use]
+    pub fn of(descriptors: Vec<OwnedFd>) -> Option<Self> {
+        let mut rest = descriptors.into_iter();
+        Some(Self {
+            kvm: rest.next()?,
+            control_socket: rest.next()?,
+            helper: rest.next()?,
+            node_maker: rest.next()?,
+            kernel: rest.next()?,
+            initramfs: rest.next()?,
+            console_log: rest.next(),
+        })
+    }
 }
 
 /// How a share is served.

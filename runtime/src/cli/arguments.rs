@@ -11,6 +11,8 @@ use super::options::{
 use super::update::UpdateArgs;
 use crate::base::log::Format;
 use crate::host::cgroup::placement::CgroupManager;
+use crate::host::oom_notifier;
+use crate::sandbox::helper;
 use crate::sandbox::interfaces::UPDATE_COMMAND;
 
 /// Runs OCI containers, each in a virtual machine of its own.
@@ -81,7 +83,13 @@ pub(crate) enum Command {
     Exec(Box<ExecArgs>),
     /// Print the features of this runtime
     Features,
-    /// Update the guest's interfaces from its network namespace; run by the VMM
+    /// Do for a VMM what its jail forbids; run by create and run
+    #[command(name = helper::COMMAND, hide = true)]
+    SandboxHelper(IdArgs),
+    /// Have the host count an OOM kill; run by the helper
+    #[command(name = oom_notifier::COMMAND, hide = true)]
+    OomNotifier,
+    /// Update the guest's interfaces from its network namespace; run by the helper
     #[command(name = UPDATE_COMMAND, hide = true)]
     UpdateInterfaces(IdArgs),
     /// Send a signal to a container's first process

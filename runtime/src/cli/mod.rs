@@ -18,7 +18,12 @@ pub(crate) use self::options::{
     SpecArgs,
 };
 pub(crate) use self::update::UpdateArgs;
+use crate::host::oom_notifier;
+use crate::sandbox::helper;
 use crate::sandbox::interfaces::UPDATE_COMMAND;
+
+/// Commands that only vmrt runs.
+const HIDDEN: [&str; 3] = [UPDATE_COMMAND, helper::COMMAND, oom_notifier::COMMAND];
 
 /// Parses this process's arguments. Prints the help text, the version or an error.
 ///
@@ -42,7 +47,7 @@ pub(crate) fn parse() -> Result<Arguments, ExitCode> {
 /// Removes hidden commands from the suggestions of an error: the parser suggests all commands.
 fn remove_hidden_suggestions(error: &mut clap::Error) {
     let Some(ContextValue::Strings(mut names)) = error.remove(ContextKind::SuggestedSubcommand) else { return };
-    names.retain(|name| name != UPDATE_COMMAND);
+    names.retain(|name| !HIDDEN.contains(&name.as_str()));
     if names.is_empty() {
         // An empty list of hints would still be printed as an empty line.
         error.remove(ContextKind::Suggested);

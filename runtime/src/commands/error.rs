@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use crate::base::config::ConfigError;
 use crate::base::container_id::InvalidId;
+use crate::host::oom_notifier::OomNotifierError;
 use crate::host::scm_rights::RightsError;
 use crate::host::signals::SignalError;
 use crate::sandbox::connection::RequestError;
@@ -15,6 +16,7 @@ use crate::sandbox::delete::DeleteError;
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::events::EventsError;
 use crate::sandbox::exec::ExecError;
+use crate::sandbox::helper::HelperError;
 use crate::sandbox::interfaces::InterfacesError;
 use crate::sandbox::kill::KillError;
 use crate::sandbox::pause::PauseError;
@@ -46,6 +48,10 @@ pub(crate) enum Error {
     Delete(#[from] DeleteError),
     #[error(transparent)]
     Interfaces(#[from] InterfacesError),
+    #[error(transparent)]
+    Helper(#[from] HelperError),
+    #[error(transparent)]
+    OomNotifier(#[from] OomNotifierError),
     #[error(transparent)]
     PidFile(#[from] PidFileError),
     #[error(transparent)]

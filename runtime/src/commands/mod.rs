@@ -8,6 +8,7 @@ mod events;
 mod exec;
 mod exec_process;
 mod features;
+mod helper;
 mod kill;
 mod list;
 mod output;
@@ -36,6 +37,8 @@ pub(crate) fn run(context: &mut Context, command: Command) -> Result<u8, Error> 
         Command::Exec(args) => exec::run(context, &args),
         Command::Features => features::run(),
         Command::UpdateInterfaces(args) => update_interfaces::run(context, &args),
+        Command::SandboxHelper(args) => helper::serve(context, &args),
+        Command::OomNotifier => helper::notify_of_oom_kill(),
         Command::Kill(args) => kill::run(context, &args),
         Command::List(args) => list::run(context, &args),
         Command::Pause(args) => pause::pause(context, &args),

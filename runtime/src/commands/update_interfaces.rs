@@ -1,4 +1,4 @@
-//! `vmrt update-interfaces`, which a VMM runs when its network namespace has changed.
+//! `vmrt update-interfaces`, which the helper runs when the VMM's network namespace has changed.
 
 use crate::cli::IdArgs;
 use crate::commands::error::Error;

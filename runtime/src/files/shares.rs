@@ -4,7 +4,7 @@
 //! the path of the share in the guest.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use agent::SpecialFile;
@@ -12,7 +12,6 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 use oci_spec::runtime::{Mount, Spec};
-use rustix::mount::{OpenTreeFlags, open_tree};
 use thiserror::Error;
 use vmm::control::ShareOptions;
 
@@ -20,6 +19,8 @@ use crate::base::container_id::ContainerId;
 use crate::files::device_directories::{self, Expanded};
 use crate::files::id_mapped_mounts;
 use crate::files::special;
+use crate::host::mount_trees;
+use crate::host::process::HostProcess;
 use crate::spec::bundle::Bundle;
 use crate::spec::mounts::{is_bind, options};
 
@@ -177,6 +178,19 @@ impl HostFiles {
     }
 }
 
+/// Replaces the sources that follow the host's mounts by clones in the mount namespace of `vmm`.
+///
+/// # Errors
+/// The caller may not mount.
+pub(crate) fn clone_following(shares: &mut [Share], vmm: HostProcess) -> io::Result<()> {
+    let following = || shares.iter().filter(|share| share.options.follows_host);
+    let sources: Vec<_> = following().map(|share| share.source.as_fd()).collect();
+    let Some(clones) = mount_trees::clone_into(vmm, &sources)? else { return Ok(()) };
+    let following = shares.iter_mut().filter(|share| share.options.follows_host);
+    following.zip(clones).for_each(|(share, clone)| share.source = clone);
+    Ok(())
+}
+
 /// Opens the root file system. Its share is always writable: the guest creates mount points in it and then remounts it read-only if
 /// the specification says so.
 fn open_rootfs(id: &ContainerId, bundle: &Bundle, spec: &mut Spec) -> Result<Share, ShareError> {
@@ -229,30 +243,22 @@ fn guest_source(
             let read_only = options(mount).any(|option| option == "ro" || option == "rro");
             let below = id_mapped_mounts::mounts_below(&fd, mount).map_err(failed(&path, mount))?;
             let follows_host = follows_host(mount);
-            let source = if follows_host { fd } else { clone_mount(&fd, mount).map_err(failed(&path, mount))? };
+            let clone = |fd: OwnedFd| mount_trees::clone(fd.as_fd(), is_recursive(mount));
+            let source = if follows_host { fd } else { clone(fd).map_err(failed(&path, mount))? };
             let options = ShareOptions { read_only, follows_host };
             Ok(GuestSource::Share(Share { name: format!("{id}/{name}"), options, source }, below))
         }
     }
 }
 
-/// Whether later mounts of the host below the source appear in the container. Then the VMM serves the host's own mount.
+/// Whether later mounts of the host below the source appear in the container. Then the clone that the VMM serves is made in the VMM's
+/// mount namespace, which exists later.
 fn follows_host(mount: &Mount) -> bool {
     is_recursive(mount) && !options(mount).any(|option| matches!(option, "private" | "rprivate"))
 }
 
 fn is_recursive(mount: &Mount) -> bool {
     options(mount).any(|option| option == "rbind")
-}
-
-/// Clones the mount at `source`, as a bind mount does. The clone has the mounts below only if `mount` is recursive. Later mounts of
-/// the host do not appear in it.
-fn clone_mount(source: &OwnedFd, mount: &Mount) -> io::Result<OwnedFd> {
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    if is_recursive(mount) {
-        flags |= OpenTreeFlags::AT_RECURSIVE;
-    }
-    Ok(open_tree(source, "", flags)?)
 }
 
 /// The path of the share `share` in the guest.

@@ -3,11 +3,14 @@
 pub(crate) mod caller;
 pub(crate) mod cgroup;
 pub(crate) mod hooks;
+pub(crate) mod mount_trees;
 pub(crate) mod mounts;
 pub(crate) mod network;
 pub(crate) mod network_namespace;
+pub(crate) mod oom_notifier;
 pub(crate) mod open_fds;
 pub(crate) mod process;
 pub(crate) mod scm_rights;
 pub(crate) mod signals;
+pub(crate) mod spawn;
 pub(crate) mod user_namespace;

@@ -58,8 +58,19 @@ impl NetworkNamespace {
         }
     }
 
-    /// Moves the calling process into the namespace. It makes system calls only, so it may be called between `fork` and `execve`.
-    pub(crate) fn enter(&self) -> nix::Result<()> {
+    /// Runs `work` while this process, which has one thread, is in the namespace.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered, or the own one not again.
+    pub(crate) fn within<T>(&self, work: impl FnOnce() -> T) -> io::Result<T> {
+        let own = File::open("/proc/self/ns/net")?;
+        self.enter()?;
+        let result = work();
+        setns(own, CloneFlags::CLONE_NEWNET)?;
+        Ok(result)
+    }
+
+    fn enter(&self) -> nix::Result<()> {
         match self {
             Self::New => unshare(CloneFlags::CLONE_NEWNET),
             Self::Existing(namespace) => setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET),

@@ -1,21 +1,21 @@
-//! The user namespace of a VMM whose caller is not root.
+//! The user namespace of a VMM.
+//!
+//! A VMM whose caller is root keeps all ids of its caller, with the same numbers. It has capabilities over files of these ids, and
+//! over nothing else of the host.
 //!
 //! Without root, vmrt creates a user namespace for the VMM and maps the caller to its root, as runc does for a container. The VMM
 //! has the permissions of that root on files, and a network namespace of its own. The host applies `linux.uidMappings` and
 //! `linux.gidMappings`, and the guest maps each id to itself. A caller that is already root of a user namespace needs none of this.
 
 use std::error::Error as StdError;
-use std::ffi::CStr;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::PathBuf;
 use std::process::exit;
 
-use nix::fcntl::{OFlag, open};
-use nix::sched::{CloneFlags, setns, unshare};
-use nix::sys::stat::Mode;
+use nix::sched::{CloneFlags, setns};
 use nix::sys::wait::waitpid;
-use nix::unistd::{ForkResult, fork, getegid, geteuid, write};
+use nix::unistd::{ForkResult, Pid, fork, getegid, geteuid};
 use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType, Spec};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -48,21 +48,32 @@ pub(crate) enum RootlessError {
     InNamespace(String),
 }
 
-/// The id maps of a new user namespace.
+/// The first of the ids for sandboxes of the host's root. systemd's list of ids gives no purpose to those from here to 2^31.
+const FIRST_SANDBOX_ID: u32 = 0x7000_0000;
+
+/// The id maps of the user namespace of a VMM.
 #[derive(Debug)]
-pub(crate) struct UserNamespace {
+pub(crate) struct IdMaps {
     uid_map: String,
     gid_map: String,
+    /// Whether the caller is a user whose only id is the namespace's root. Otherwise the VMM has all ids of its caller, and the same
+    /// numbers.
+    pub(crate) belong_to_user: bool,
 }
 
-impl UserNamespace {
-    /// Returns the user namespace that the VMM needs to run `spec`; `None` for a caller that is root.
+impl IdMaps {
+    /// Returns the maps for a VMM that runs `spec`.
     ///
     /// # Errors
-    /// `spec` has no user namespace, or it needs more than the caller's own id or an existing network namespace.
-    pub(crate) fn of(spec: &Spec, caller: Caller) -> Result<Option<Self>, RootlessError> {
+    /// The caller is not root, and `spec` has no user namespace, or it needs more than the caller's own id or an existing network
+    /// namespace.
+    pub(crate) fn of(spec: &Spec, caller: Caller) -> Result<Self, RootlessError> {
         if caller != Caller::User {
-            return Ok(None);
+            let read = |file| fs::read_to_string(file).map(|map| identity(&map));
+            let failed = |source| RootlessError::Helper { step: "read the id maps of this process", source };
+            let uid_map = read("/proc/self/uid_map").map_err(failed)?;
+            let gid_map = read("/proc/self/gid_map").map_err(failed)?;
+            return Ok(Self { uid_map, gid_map, belong_to_user: false });
         }
         let linux = spec.linux().as_ref();
         if !has_namespace(spec, LinuxNamespaceType::User) {
@@ -75,18 +86,48 @@ impl UserNamespace {
         let list = |list: fn(&Linux) -> &Option<Vec<LinuxIdMapping>>| linux.and_then(|linux| list(linux).as_deref());
         let uid_map = single_id_map(("uidMappings", "UID"), list(Linux::uid_mappings), geteuid().as_raw())?;
         let gid_map = single_id_map(("gidMappings", "GID"), list(Linux::gid_mappings), getegid().as_raw())?;
-        Ok(Some(Self { uid_map, gid_map }))
+        Ok(Self { uid_map, gid_map, belong_to_user: true })
     }
 
-    /// Moves the calling process into a new user namespace. It makes system calls only, so it may be called between `fork` and
-    /// `execve`.
-    pub(crate) fn enter(&self) -> nix::Result<()> {
-        unshare(CloneFlags::CLONE_NEWUSER)?;
-        // Without privileges, a gid map may be written only once setgroups(2) is denied: user_namespaces(7).
-        write_whole(c"/proc/self/setgroups", "deny")?;
-        write_whole(c"/proc/self/uid_map", &self.uid_map)?;
-        write_whole(c"/proc/self/gid_map", &self.gid_map)
+    /// Writes the maps of the user namespace of process `pid`, whose parent this process is.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub(crate) fn write(&self, pid: Pid) -> io::Result<()> {
+        if self.belong_to_user {
+            // Without privileges, a gid map may be written only once setgroups(2) is denied: user_namespaces(7).
+            fs::write(format!("/proc/{pid}/setgroups"), "deny")?;
+        }
+        fs::write(format!("/proc/{pid}/uid_map"), &self.uid_map)?;
+        fs::write(format!("/proc/{pid}/gid_map"), &self.gid_map)
     }
+
+    /// An id for the sandbox whose VMM is process `pid`, which no other running sandbox has. `None` if no id but root's is mapped.
+    pub(crate) fn sandbox_id(&self, pid: i32) -> Option<u32> {
+        let pid = pid.unsigned_abs();
+        let (first, count) = extents(&self.uid_map).max_by_key(|(_, count)| *count)?;
+        if self.belong_to_user || count < 3 {
+            return None;
+        }
+        match FIRST_SANDBOX_ID.checked_sub(first) {
+            Some(offset) if count > offset && count - offset > pid => Some(FIRST_SANDBOX_ID + pid),
+            // The upper half of a user's range, which containers use least.
+            _ => Some(first + count / 2 + pid % (count / 2)),
+        }
+    }
+}
+
+/// The extents of an id map inside the namespace: first id and count.
+fn extents(map: &str) -> impl Iterator<Item = (u32, u32)> {
+    map.lines().filter_map(|line| {
+        let mut fields = line.split_ascii_whitespace();
+        Some((fields.next()?.parse().ok()?, fields.nth(1)?.parse().ok()?))
+    })
+}
+
+/// The map that gives each id of `map` the same number in a further namespace.
+fn identity(map: &str) -> String {
+    extents(map).map(|(first, count)| format!("{first} {first} {count}\n")).collect()
 }
 
 /// Runs `work` in a child process that is root of the user namespace of `vmm`, and returns its result.
@@ -151,12 +192,6 @@ fn single_id_map(
     }
 }
 
-/// Writes `text` in one system call: the kernel accepts an id map only as a whole.
-fn write_whole(path: &CStr, text: &str) -> nix::Result<()> {
-    let file = open(path, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())?;
-    write(file, text.as_bytes()).map(drop)
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
@@ -170,13 +205,13 @@ mod tests {
     }
 
     fn refusal(spec: &Spec) -> String {
-        UserNamespace::of(spec, Caller::User).unwrap_err().to_string()
+        IdMaps::of(spec, Caller::User).unwrap_err().to_string()
     }
 
     #[test]
     fn a_caller_without_root_may_map_only_its_own_id() {
         let own = json!([{"containerID": 0, "hostID": geteuid().as_raw(), "size": 1}]);
-        let namespace = UserNamespace::of(&spec(&["mount", "user"], &own), Caller::User).unwrap().unwrap();
+        let namespace = IdMaps::of(&spec(&["mount", "user"], &own), Caller::User).unwrap();
         assert_eq!(namespace.uid_map, format!("0 {} 1", geteuid()));
         assert_eq!(namespace.gid_map, format!("0 {} 1", getegid()));
         assert_eq!(refusal(&spec(&["mount"], &own)), "rootless container requires user namespaces");
@@ -190,7 +225,17 @@ mod tests {
         let words = "cannot specify gid= mount options for unmapped gid in rootless containers";
         assert_eq!(refusal(&serde_json::from_value(terminals).unwrap()), words);
         for root in [Caller::Root, Caller::NamespaceRoot] {
-            assert!(UserNamespace::of(&spec(&["mount"], &json!([])), root).unwrap().is_none());
+            assert!(!IdMaps::of(&spec(&["mount"], &json!([])), root).unwrap().belong_to_user);
         }
+    }
+
+    #[test]
+    fn a_sandbox_has_an_id_of_its_own() {
+        let maps = |map: &str, belong_to_user| IdMaps { uid_map: map.into(), gid_map: map.into(), belong_to_user };
+        assert_eq!(identity("         0       1000          1\n 1 100000 65536\n"), "0 0 1\n1 1 65536\n");
+        assert_eq!(maps("0 0 4294967295\n", false).sandbox_id(4711), Some(0x7000_0000 + 4711));
+        assert_eq!(maps("0 0 1\n1 1 65536\n", false).sandbox_id(32769), Some(1 + 32768 + 1));
+        assert_eq!(maps("0 1000 1", true).sandbox_id(5), None);
+        assert_eq!(maps("0 0 1\n", false).sandbox_id(5), None);
     }
 }

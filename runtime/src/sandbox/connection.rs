@@ -149,8 +149,16 @@ impl Connection {
         step: &'static str,
         timeout: Duration,
     ) -> Result<Reply, RequestError> {
-        let deadline = Instant::now() + timeout;
         let id = self.client.send(request, fds)?;
+        self.wait_for(id, step, timeout)
+    }
+
+    /// Waits for the answer to the request `id`.
+    ///
+    /// # Errors
+    /// As [`Connection::call`].
+    pub(crate) fn wait_for(&mut self, id: u64, step: &'static str, timeout: Duration) -> Result<Reply, RequestError> {
+        let deadline = Instant::now() + timeout;
         loop {
             match self.next(Some(deadline))? {
                 None => return Err(RequestError::NoAnswer { step, timeout }),

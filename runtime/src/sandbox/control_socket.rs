@@ -9,8 +9,7 @@ use vmm::control::{Client, ClientError};
 
 use crate::host::process::HostProcess;
 
-/// Name of the control socket in a container's directory. The VMM binds it as a relative path in its working directory, so that it
-/// fits into a socket address even if the root's path is long.
+/// Name of the control socket in a container's directory.
 pub(crate) const CONTROL_SOCKET: &str = "control.sock";
 
 /// Size of the path in a socket address, in bytes, including the final NUL: unix(7).
@@ -35,8 +34,12 @@ pub(crate) fn listener(dir: &Path) -> Option<HostProcess> {
     if dir.join(CONTROL_SOCKET).is_symlink() {
         return None;
     }
-    let client = control(dir).ok()?;
-    let peer = getsockopt(&client, PeerCredentials).ok()?;
+    peer(&control(dir).ok()?)
+}
+
+/// Returns the process that listens on the control socket to which `client` is connected.
+pub(crate) fn peer(client: &Client) -> Option<HostProcess> {
+    let peer = getsockopt(client, PeerCredentials).ok()?;
     HostProcess::of(peer.pid()).ok()
 }
 

@@ -1,7 +1,5 @@
 //! Updates the interfaces of a guest to match those of its sandbox's network namespace.
 
-use std::ffi::{OsStr, OsString};
-use std::path::Path;
 use std::time::Duration;
 
 use agent::{ContainerRequest, InterfaceChange};
@@ -11,12 +9,12 @@ use vmm::control::{Client, Request};
 use super::connection::RequestError;
 use super::name_server;
 use super::record::Record;
-use super::store::{LockedDir, StateError, Store};
+use super::store::{LockedDir, StateError};
 use crate::host::caller::Caller;
 use crate::host::network::{self, AttachedInterface, InterfaceRecord, NetworkError, OpenNamespace};
 use crate::host::user_namespace::{self, RootlessError};
 
-/// Name of the command that a VMM runs when its network namespace has changed.
+/// Name of the command that the helper runs when its network namespace has changed.
 pub(crate) const UPDATE_COMMAND: &str = "update-interfaces";
 
 /// Time limit for the guest to add, change or remove an interface.
@@ -43,16 +41,6 @@ impl InterfacesError {
             _ => None,
         }
     }
-}
-
-/// Returns the command line that a VMM runs when its network namespace has changed; empty for a machine without network devices.
-pub(crate) fn change_command(program: &Path, store: &Store, record: &Record) -> Vec<OsString> {
-    if record.network.slots == 0 {
-        return Vec::new();
-    }
-    let root = store.root().as_os_str();
-    let words = [program.as_os_str(), "--root".as_ref(), root, UPDATE_COMMAND.as_ref(), record.id.as_ref()];
-    words.map(OsStr::to_owned).into()
 }
 
 /// Changes the guest's interfaces to the current settings of those in the network namespace, and attaches new ones.

@@ -9,6 +9,7 @@ pub(crate) mod error;
 pub(crate) mod events;
 pub(crate) mod exec;
 pub(crate) mod foreground;
+pub(crate) mod helper;
 pub(crate) mod interfaces;
 pub(crate) mod kill;
 pub(crate) mod name_server;

@@ -145,7 +145,7 @@ pub(crate) fn become_proxy(
     dir: &Path,
 ) -> Result<(), RequestError> {
     let mut proxy = Client::from_stream(vmm.control.try_clone().map_err(RequestError::Wait)?);
-    let request = Request::BecomeProxy { container: id.to_string() };
+    let request = Request::BecomeProxy { container: id.to_string(), jail: vmm.jail };
     proxy.call(&request, &[connection.client.as_fd()], Some(PROXY_TIMEOUT))?;
     connection.client = control(dir)?;
     // The end of the proxy is not waited for: it may come before the shared sandbox reports the end of the container.

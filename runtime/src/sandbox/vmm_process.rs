@@ -1,23 +1,25 @@
 //! The VMM process of a sandbox. It inherits only one end of a socket pair, the control connection, from the command that starts it.
 
-use std::fs;
+use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use nix::libc;
 use thiserror::Error;
+use vmm::config::JailConfig;
 
+use crate::base::log::Log;
 use crate::host::network_namespace::NetworkNamespace;
-use crate::host::open_fds::close_all_on_exec;
 use crate::host::process::HostProcess;
-use crate::host::user_namespace::UserNamespace;
+use crate::host::spawn::{self as host_spawn, Child, ProcessLimits, Program, Started};
+use crate::host::user_namespace::IdMaps;
 
-/// Name of the VMM's log in the container's directory, which is the VMM's working directory.
+/// Name of the VMM's log in the container's directory.
 pub(crate) const LOG_FILE: &str = "vmm.log";
 
 /// Name of the file in the container's directory to which the VMM writes its exit status, which is that of its container.
@@ -39,7 +41,9 @@ pub(crate) enum VmmError {
     #[error("start {} in a user namespace of its own, which the host must allow users to create", path.display())]
     SpawnRootless { path: PathBuf, source: io::Error },
     #[error("examine the VMM process {pid}")]
-    Examine { pid: u32, source: io::Error },
+    Examine { pid: i32, source: io::Error },
+    #[error("open {}", path.display())]
+    File { path: PathBuf, source: io::Error },
     #[error("vmrt-vmm ended unexpectedly, {0}")]
     Ended(Ending),
     #[error("vmrt-vmm process {0} does not end")]
@@ -86,72 +90,89 @@ pub(crate) struct Vmm {
     pub(crate) child: Child,
     pub(crate) process: HostProcess,
     pub(crate) control: UnixStream,
+    /// How it confines itself.
+    pub(crate) jail: JailConfig,
 }
 
 /// The namespaces that a VMM is started in.
 #[derive(Debug)]
 pub(crate) struct VmmNamespaces {
-    /// The user namespace whose root the VMM is, if the caller is not root.
-    pub(crate) user: Option<UserNamespace>,
+    pub(crate) maps: IdMaps,
     pub(crate) network: NetworkNamespace,
 }
 
-impl VmmNamespaces {
-    /// Moves the calling process into the namespaces. It makes system calls only, so it may be called between `fork` and `execve`.
-    fn enter(&self) -> nix::Result<()> {
-        self.user.as_ref().map_or(Ok(()), UserNamespace::enter)?;
-        self.network.enter()
-    }
+/// What a VMM is started with.
+#[derive(Debug)]
+pub(crate) struct VmmOptions<'a> {
+    pub(crate) program: &'a Path,
+    /// The container's directory, for the log and the exit status.
+    pub(crate) dir: &'a Path,
+    /// Becomes the controlling terminal, so that the VMM gets `SIGWINCH` when its size changes.
+    pub(crate) terminal: Option<BorrowedFd<'a>>,
+    pub(crate) oom_score_adj: i32,
 }
 
-/// Starts the VMM at `program` in a new session and in `namespaces`, with `dir` as its working directory.
+/// Starts a VMM in a new session and in `namespaces`. Its standard error is the log, its standard output the file for the exit status.
 ///
-/// `terminal` becomes its controlling terminal, so that it gets `SIGWINCH` when the size changes.
-pub(crate) fn spawn(
-    program: &Path,
-    dir: &Path,
-    debug: bool,
-    terminal: Option<BorrowedFd>,
-    namespaces: VmmNamespaces,
-) -> Result<Vmm, VmmError> {
+/// # Errors
+/// A step failed. No process is left.
+pub(crate) fn spawn(options: &VmmOptions, namespaces: &VmmNamespaces, log: &Log) -> Result<Vmm, VmmError> {
+    let VmmOptions { program, dir, terminal, oom_score_adj } = *options;
     let (control, vmm_control) = UnixStream::pair().map_err(VmmError::Socket)?;
-    let control_fd = vmm_control.as_raw_fd();
-    let terminal = terminal.map(|fd| fd.as_raw_fd());
-    let rootless = namespaces.user.is_some();
-    let mut command = Command::new(program);
-    command.args(["--control-fd", &control_fd.to_string(), "--log", LOG_FILE, "--exit-file", EXIT_FILE]);
-    command.current_dir(dir);
-    command.args(debug.then_some("--debug"));
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    // SAFETY: the closure makes system calls only and takes no lock, so it is sound between `fork` and `execve`.
-    unsafe { command.pre_exec(move || prepare_child(control_fd, terminal, &namespaces)) };
-    let child = command.spawn().map_err(|source| match rootless {
+    let null = File::open("/dev/null").map_err(|source| VmmError::File { path: "/dev/null".into(), source })?;
+    let (exit_file, log_file) = (open_exit_file(dir)?, open_log(dir)?);
+    let mut arguments = vec!["--control-fd".to_owned(), vmm_control.as_raw_fd().to_string()];
+    arguments.extend(log.debug.then(|| "--debug".to_owned()));
+    let program_setup = Program {
+        path: program,
+        arguments: &arguments,
+        stdio: [null.as_fd(), exit_file.as_fd(), log_file.as_fd()],
+        inherited: vmm_control.as_fd(),
+        terminal,
+    };
+    let limits = ProcessLimits { oom_score_adj, open_files: open_files() };
+    let started = host_spawn::spawn(&program_setup, &namespaces.network, &namespaces.maps, limits);
+    let Started { mut child, own_user, own_mounts } = started.map_err(|source| match namespaces.maps.belong_to_user {
         true => VmmError::SpawnRootless { path: program.into(), source },
         false => VmmError::Spawn { path: program.into(), source },
     })?;
-    let process = identify(&child)?;
-    Ok(Vmm { child, process, control })
-}
-
-fn identify(child: &Child) -> Result<HostProcess, VmmError> {
-    let process = i32::try_from(child.id()).map_err(io::Error::other).and_then(HostProcess::of);
-    process.map_err(|source| VmmError::Examine { pid: child.id(), source })
-}
-
-/// Runs in the child between `fork` and `execve`.
-fn prepare_child(control: RawFd, terminal: Option<RawFd>, namespaces: &VmmNamespaces) -> io::Result<()> {
-    nix::unistd::setsid()?;
-    namespaces.enter()?;
-    if let Some(terminal) = terminal {
-        // SAFETY: TIOCSCTTY takes no pointer, and the descriptor is open in this process.
-        nix::errno::Errno::result(unsafe { libc::ioctl(terminal, libc::TIOCSCTTY, 0) })?;
+    if !own_user {
+        log.warn("the VMM has no user namespace of its own, because the host does not allow one");
     }
-    // All descriptors but the standard streams and the control connection close at `execve`. They are not closed here, because the
-    // standard library reports a failure of `execve` over a descriptor of its own.
-    close_all_on_exec()?;
-    // SAFETY: F_SETFD takes no pointer, and the descriptor is open in this process.
-    nix::errno::Errno::result(unsafe { libc::fcntl(control, libc::F_SETFD, 0) })?;
-    Ok(())
+    let pid = child.id();
+    let id = namespaces.maps.sandbox_id(pid);
+    match HostProcess::of(pid) {
+        Ok(process) => Ok(Vmm { child, process, control, jail: JailConfig { own_mounts, id } }),
+        Err(source) => {
+            let _ = child.kill().and_then(|()| child.wait());
+            Err(VmmError::Examine { pid, source })
+        }
+    }
+}
+
+/// Opens a file in the container's directory, which a former VMM of the same container may have left.
+fn open_in(dir: &Path, name: &str, options: &mut OpenOptions) -> Result<File, VmmError> {
+    let path = dir.join(name);
+    let opened = options.create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW).open(&path);
+    opened.map_err(|source| VmmError::File { path, source })
+}
+
+/// Opens the VMM's log for appending.
+pub(crate) fn open_log(dir: &Path) -> Result<File, VmmError> {
+    open_in(dir, LOG_FILE, OpenOptions::new().append(true))
+}
+
+fn open_exit_file(dir: &Path) -> Result<File, VmmError> {
+    open_in(dir, EXIT_FILE, OpenOptions::new().write(true).truncate(true))
+}
+
+/// Most descriptors that a VMM may have open. Each inode that its guest knows takes one. It is what the host allows a process, but at
+/// most a 16th of what the host has for all, so that a thousand sandboxes do not starve it.
+fn open_files() -> u64 {
+    let number = |path: &str| fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok());
+    let process = number("/proc/sys/fs/nr_open").unwrap_or(1 << 20);
+    let host = number("/proc/sys/fs/file-max").unwrap_or(u64::MAX);
+    process.min((host / 16).max(1 << 16))
 }
 
 impl Vmm {
@@ -193,9 +214,18 @@ mod tests {
     use std::io::Read;
     use std::os::unix::fs::PermissionsExt;
 
-    use super::*;
+    use oci_spec::runtime::Spec;
 
-    const NEW_NETWORK: VmmNamespaces = VmmNamespaces { user: None, network: NetworkNamespace::New };
+    use super::*;
+    use crate::base::log::Format;
+    use crate::host::caller::Caller;
+
+    fn start(program: &Path, dir: &Path) -> Result<Vmm, VmmError> {
+        let maps = IdMaps::of(&Spec::default(), Caller::Root).unwrap();
+        let options = VmmOptions { program, dir, terminal: None, oom_score_adj: 17 };
+        let log = Log::new(None, Format::Text, false).unwrap();
+        spawn(&options, &VmmNamespaces { maps, network: NetworkNamespace::New }, &log)
+    }
 
     fn script(dir: &Path, text: &str) -> PathBuf {
         let path = dir.join("vmm");
@@ -211,23 +241,25 @@ mod tests {
         let leak = fs::File::open("/dev/zero").unwrap();
         // The duplicate has no CLOEXEC flag, like a descriptor that vmrt inherits from its caller.
         let leak = nix::unistd::dup(&leak).unwrap();
-        let program = script(dir.path(), "exec >&$2; ls -l /proc/$$/fd; ps -o sid= -p $$; echo pid $$; pwd");
-        let mut vmm = spawn(&program, dir.path(), false, None, NEW_NETWORK).unwrap();
+        let words = "exec >&$2; ls -l /proc/self/fd; ps -o sid= -p $$; cat /proc/self/oom_score_adj; env; echo $$; ulimit -c";
+        let program = script(dir.path(), words);
+        let mut vmm = start(&program, dir.path()).unwrap();
         let mut text = String::new();
         vmm.control.read_to_string(&mut text).unwrap();
         assert!(vmm.child.wait().unwrap().success());
-        let (_, pid) = text.split_once("pid ").unwrap();
-        let pid = pid.lines().next().unwrap();
-        assert!(text.lines().any(|line| line.trim() == pid), "not the leader of a session: {text}");
         assert!(!text.contains("/dev/zero"), "{text}");
-        assert!(text.ends_with(&format!("{}\n", dir.path().canonicalize().unwrap().display())));
+        for inherited in ["vmm.log", "exit", "/dev/null"] {
+            assert!(text.contains(inherited), "{text}");
+        }
+        assert!(text.contains("\n17\n"), "{text}");
+        assert!(text.ends_with("\n1\n0\n"), "it is the first process of its namespace, without core dumps: {text}");
         drop(leak);
     }
 
     #[test]
     fn a_failure_to_start_a_vmm_names_the_program() {
         let dir = tempfile::tempdir().unwrap();
-        let error = spawn(Path::new("/nonexistent"), dir.path(), false, None, NEW_NETWORK).unwrap_err();
+        let error = start(Path::new("/nonexistent"), dir.path()).unwrap_err();
         assert_eq!(error.to_string(), "start /nonexistent");
     }
 
@@ -235,8 +267,8 @@ mod tests {
     fn an_ending_has_the_status_and_the_last_error() {
         let dir = tempfile::tempdir().unwrap();
         let program =
-            script(dir.path(), "echo 'then ERROR no memory' >vmm.log; echo 'then  INFO bye' >>vmm.log; exit 3");
-        let mut vmm = spawn(&program, dir.path(), true, None, NEW_NETWORK).unwrap();
+            script(dir.path(), "echo 'then ERROR no memory' >&2; echo 'then  INFO bye' >&2; exit 3");
+        let mut vmm = start(&program, dir.path()).unwrap();
         let ending = vmm.ending(dir.path(), Duration::from_secs(20));
         assert_eq!(ending.to_string(), "exit status: 3: no memory");
     }
@@ -255,7 +287,7 @@ mod tests {
     fn a_vmm_that_does_not_end_is_killed() {
         let dir = tempfile::tempdir().unwrap();
         let program = script(dir.path(), "exec sleep 100");
-        let mut vmm = spawn(&program, dir.path(), false, None, NEW_NETWORK).unwrap();
+        let mut vmm = start(&program, dir.path()).unwrap();
         let ending = vmm.ending(dir.path(), Duration::from_millis(50));
         assert!(ending.to_string().starts_with("signal: 9"), "{ending}");
     }

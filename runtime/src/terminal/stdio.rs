@@ -5,11 +5,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use agent::TerminalSize;
+use nix::fcntl::OFlag;
 use oci_spec::runtime::Process;
 use thiserror::Error;
 use vmm::control::StdioFds;
 
 use crate::terminal::console::{self, ConsoleError};
+use crate::terminal::own_description::own_description;
 use crate::terminal::tty::{RawTerminal, TerminalError};
 
 /// Why the standard streams cannot be opened. Messages that runc has are worded as in runc.
@@ -81,7 +83,7 @@ impl ProcessStdio {
     }
 
     fn from_caller_terminal(size: Option<TerminalSize>) -> Result<Self, StdioError> {
-        let fds = duplicate([io::stdin().as_fd(), io::stdout().as_fd()])?;
+        let fds = open_again([io::stdin().as_fd(), io::stdout().as_fd()])?;
         let terminal = RawTerminal::acquire()?;
         // As with runc, no carriage returns are added if the output goes to a pipe or a file.
         let kind =
@@ -90,20 +92,22 @@ impl ProcessStdio {
     }
 
     fn inherit() -> Result<Self, StdioError> {
-        let fds = duplicate([io::stdin().as_fd(), io::stdout().as_fd(), io::stderr().as_fd()])?;
+        let fds = open_again([io::stdin().as_fd(), io::stdout().as_fd(), io::stderr().as_fd()])?;
         let kind = StdioFds::Streams { stdin: true, stdout: true, stderr: true };
         Ok(Self { kind, fds, terminal: None, is_console: false })
     }
 
     fn from_console(slave: &OwnedFd, size: Option<TerminalSize>) -> Result<Self, StdioError> {
-        let fds = duplicate([slave.as_fd(), slave.as_fd()])?;
+        let fds = open_again([slave.as_fd(), slave.as_fd()])?;
         Ok(Self { kind: StdioFds::Terminal { size, no_carriage_return: false }, fds, terminal: None, is_console: true })
     }
 }
 
-fn duplicate<const N: usize>(fds: [BorrowedFd; N]) -> Result<Vec<OwnedFd>, StdioError> {
-    let copies = fds.iter().map(BorrowedFd::try_clone_to_owned);
-    copies.collect::<io::Result<_>>().map_err(StdioError::Duplicate)
+/// Opens the first descriptor again for input, and the others for output.
+fn open_again<const N: usize>(fds: [BorrowedFd; N]) -> Result<Vec<OwnedFd>, StdioError> {
+    let access = std::iter::once(OFlag::O_RDONLY).chain(std::iter::repeat(OFlag::O_WRONLY));
+    let opened = fds.into_iter().zip(access).map(|(fd, access)| own_description(fd, access));
+    opened.collect::<io::Result<_>>().map_err(StdioError::Duplicate)
 }
 
 /// The size of the terminal in the specification of a process. A size of zero counts as none.

@@ -22,7 +22,7 @@ use agent::{
 use oci_spec::runtime::Process;
 use serde::{Deserialize, Serialize};
 
-use crate::config::SandboxConfig;
+use crate::config::{JailConfig, SandboxConfig};
 
 /// The descriptors of a process's standard streams, in the order in which they are passed.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -88,7 +88,8 @@ impl NewContainer {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
-    /// Build and start the machine. Only valid as the first request of the inherited connection. Answered when the vCPUs run.
+    /// Build and start the machine. Only valid as the first request of the inherited connection. Answered when the vCPUs run. Passes
+    /// the descriptors of [`crate::config::SandboxFiles`].
     Configure(SandboxConfig),
     /// Be the proxy of a container in another sandbox: forward signals to it, and end with its exit status when it ends. Only
     /// valid as the first request of the inherited connection. Passes the connection to that sandbox over which the container
@@ -96,6 +97,8 @@ pub enum Request {
     BecomeProxy {
         /// The container's id.
         container: String,
+        /// How the process confines itself.
+        jail: JailConfig,
     },
     /// Share a directory or file with the guest. Passes an `O_PATH` descriptor of it.
     AddShare {

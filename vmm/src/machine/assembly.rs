@@ -10,7 +10,7 @@ use super::resources::Resources;
 use super::vcpu::VcpuSource;
 use super::{Machine, MachineBuilder, MachineError};
 use crate::event_loop::LoopHandle;
-use crate::fs::{FsDevice, FsError, SharesHandle};
+use crate::fs::{FsDevice, FsError, Server};
 use crate::mem::{Mem, Resizer};
 use crate::net::{self, Net, Slots};
 use crate::virtio::rng::Rng;
@@ -50,21 +50,21 @@ pub struct AssembledMachine {
     pub resizer: Resizer,
 }
 
-/// Builds a machine with virtio-fs, vsock, entropy, network and memory devices. The guest mounts `shares` and connects to
-/// `ports`.
+/// Builds a machine with virtio-fs, vsock, entropy, network and memory devices. The guest mounts the shares of `file_server` and
+/// connects to `ports`.
 ///
 /// # Errors
 /// KVM, the kernel or a device is unusable. Everything that was created is released.
 pub fn assemble(
     resources: Resources,
     event_loop: &LoopHandle,
-    shares: SharesHandle,
+    file_server: Server,
     ports: Ports,
 ) -> Result<AssembledMachine, AssemblyError> {
     let network_slots = resources.network_slots;
     let request_queues = u16::from(resources.vcpus.min(MAX_REQUEST_QUEUES));
     let mut builder = MachineBuilder::new(resources)?;
-    builder.add_device(FsDevice::new(SHARES_TAG, shares, None)?.with_request_queues(request_queues))?;
+    builder.add_device(FsDevice::new(SHARES_TAG, file_server, request_queues, None)?)?;
     builder.add_device(Vsock::new(ports, event_loop.clone(), None).map_err(AssemblyError::Vsock)?)?;
     builder.add_device(Rng::new(event_loop.clone(), None))?;
     let mut slots = Vec::new();

@@ -57,7 +57,7 @@ impl MachineBuilder {
     /// # Errors
     /// KVM is unusable, memory cannot be mapped, or the thread cannot be created.
     pub fn new(resources: Resources) -> Result<Self, MachineError> {
-        let kvm = kvm::open(resources.vcpus)?;
+        let kvm = kvm::check(resources.kvm, resources.vcpus)?;
         let max_vcpus =
             u8::try_from(kvm.get_max_vcpus()).map_or(resources.max_vcpus, |max| max.min(resources.max_vcpus));
         timeline::mark("KVM opened");

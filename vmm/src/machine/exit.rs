@@ -32,6 +32,9 @@ pub enum MachineExit {
 /// Why a vCPU cannot continue.
 #[derive(Debug, Error)]
 pub enum VcpuError {
+    /// The system calls of its thread cannot be limited.
+    #[error("the system calls of its thread cannot be limited")]
+    Confine(#[source] io::Error),
     /// `KVM_RUN` failed.
     #[error("KVM cannot run it")]
     Run(#[source] kvm_ioctls::Error),

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{FromRawFd, IntoRawFd};
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 
 use kvm_bindings::{KVM_API_VERSION, kvm_pit_config, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, Kvm, VmFd};
@@ -62,17 +62,25 @@ pub enum KvmError {
     Refused(&'static str, #[source] kvm_ioctls::Error),
 }
 
-/// Opens KVM and checks that it can run a machine with `vcpus` vCPUs. The caller owns the returned descriptor.
+/// Opens the KVM device.
 ///
 /// # Errors
-/// KVM is absent, may not be used, or lacks a capability.
-pub fn open(vcpus: u8) -> Result<Kvm, KvmError> {
-    let device = File::options().read(true).write(true).open(KVM_DEVICE).map_err(|error| match error.kind() {
+/// KVM is absent or may not be used.
+pub fn open_device() -> Result<OwnedFd, KvmError> {
+    let device = File::options().read(true).write(true).open(KVM_DEVICE);
+    device.map(OwnedFd::from).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => KvmError::Absent,
         io::ErrorKind::PermissionDenied => KvmError::Denied,
         _ => KvmError::Open(error),
-    })?;
-    // SAFETY: the descriptor refers to the KVM device, and `into_raw_fd` has released it to `Kvm`.
+    })
+}
+
+/// Checks that the KVM device `device` can run a machine with `vcpus` vCPUs.
+///
+/// # Errors
+/// KVM lacks a capability.
+pub fn check(device: OwnedFd, vcpus: u8) -> Result<Kvm, KvmError> {
+    // SAFETY: `into_raw_fd` has released the descriptor to `Kvm`. Requests to a descriptor of another device fail.
     let kvm = unsafe { Kvm::from_raw_fd(device.into_raw_fd()) };
     let version = kvm.get_api_version();
     if u32::try_from(version) != Ok(KVM_API_VERSION) {

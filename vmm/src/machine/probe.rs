@@ -85,7 +85,7 @@ impl Measurement {
 /// # Errors
 /// KVM is absent, lacks a capability, or does not run the loop to its end.
 pub fn measure() -> Result<Measurement, ProbeError> {
-    let kvm = kvm::open(1)?;
+    let kvm = kvm::check(kvm::open_device()?, 1)?;
     let memory = Memory::from_ranges(&[(GuestAddress(0), MEMORY_SIZE)]).map_err(|_| ProbeError::Memory)?;
     memory.write_slice(&timing_loop_code(TURNS), GuestAddress(0)).map_err(|_| ProbeError::Memory)?;
     let vm = create_vm(&kvm, &memory)?;

@@ -2,7 +2,8 @@
 
 use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
 
 use thiserror::Error;
 
@@ -14,6 +15,8 @@ const MIB: u64 = 1 << 20;
 /// The resources that a machine is built from.
 #[derive(Debug)]
 pub struct Resources {
+    /// The KVM device.
+    pub kvm: OwnedFd,
     /// The kernel, an uncompressed ELF file.
     pub kernel: OpenFile,
     /// The initramfs, an uncompressed cpio archive.
@@ -65,22 +68,22 @@ pub enum ResourcesError {
         /// The host's memory in MiB.
         host: u64,
     },
-    /// A file cannot be opened.
-    #[error("cannot open the {kind} {}", path.display())]
-    Open {
+    /// The attributes of a file cannot be read.
+    #[error("cannot examine the {kind} {}", path.display())]
+    Examine {
         /// The kind of the file.
         kind: &'static str,
-        /// The configured path.
+        /// Its path.
         path: PathBuf,
         /// The cause.
         source: io::Error,
     },
-    /// A path leads to something else than a regular file.
+    /// A descriptor refers to something else than a regular file.
     #[error("the {kind} {} is not a regular file", path.display())]
     NotAFile {
         /// The kind of the file.
         kind: &'static str,
-        /// The configured path.
+        /// Its path.
         path: PathBuf,
     },
     /// A file is empty.
@@ -88,7 +91,7 @@ pub enum ResourcesError {
     Empty {
         /// The kind of the file.
         kind: &'static str,
-        /// The configured path.
+        /// Its path.
         path: PathBuf,
     },
     /// `sysinfo` failed.
@@ -97,11 +100,11 @@ pub enum ResourcesError {
 }
 
 impl Resources {
-    /// Checks `config` and opens its files.
+    /// Checks `config` and `files`. Only the files that a machine is built from are taken.
     ///
     /// # Errors
-    /// The first invalid value, or the first file that cannot be opened, with its path and the cause.
-    pub fn open(config: &SandboxConfig) -> Result<Self, ResourcesError> {
+    /// The first invalid value, or the first file that is unusable, with its path.
+    pub fn of(config: &SandboxConfig, files: MachineFiles) -> Result<Self, ResourcesError> {
         if !(1..=MAX_VCPUS).contains(&config.vcpus) {
             return Err(ResourcesError::Vcpus(config.vcpus));
         }
@@ -117,31 +120,44 @@ impl Resources {
             vcpus: config.vcpus,
             max_vcpus: config.max_vcpus.clamp(config.vcpus, MAX_VCPUS),
             network_slots: config.network_slots,
-            kernel: OpenFile::open("guest kernel", &config.kernel)?,
-            initramfs: OpenFile::open("initramfs", &config.initramfs)?,
-            console_log: config.console_log.as_deref().map(open_console_log).transpose()?,
+            kvm: files.kvm,
+            kernel: OpenFile::of("guest kernel", files.kernel)?,
+            initramfs: OpenFile::of("initramfs", files.initramfs)?,
+            console_log: files.console_log.map(File::from),
         })
     }
 }
 
-impl OpenFile {
-    fn open(kind: &'static str, path: &Path) -> Result<Self, ResourcesError> {
-        let fail = |source| ResourcesError::Open { kind, path: path.to_owned(), source };
-        let file = File::open(path).map_err(fail)?;
-        let metadata = file.metadata().map_err(fail)?;
-        if !metadata.is_file() {
-            return Err(ResourcesError::NotAFile { kind, path: path.to_owned() });
-        }
-        if metadata.len() == 0 {
-            return Err(ResourcesError::Empty { kind, path: path.to_owned() });
-        }
-        Ok(Self { path: path.to_owned(), file, length: metadata.len() })
-    }
+/// The open files that a machine is built from, see [`crate::config::SandboxFiles`].
+#[derive(Debug)]
+pub struct MachineFiles {
+    /// The KVM device.
+    pub kvm: OwnedFd,
+    /// The kernel.
+    pub kernel: OwnedFd,
+    /// The initramfs.
+    pub initramfs: OwnedFd,
+    /// The console log.
+    pub console_log: Option<OwnedFd>,
 }
 
-fn open_console_log(path: &Path) -> Result<File, ResourcesError> {
-    let open = File::options().append(true).create(true).open(path);
-    open.map_err(|source| ResourcesError::Open { kind: "console log", path: path.to_owned(), source })
+impl OpenFile {
+    fn of(kind: &'static str, file: OwnedFd) -> Result<Self, ResourcesError> {
+        // Errors name the file. Without procfs they do not.
+        let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap_or_default();
+        let file = File::from(file);
+        let metadata = match file.metadata() {
+            Ok(metadata) => metadata,
+            Err(source) => return Err(ResourcesError::Examine { kind, path, source }),
+        };
+        if !metadata.is_file() {
+            return Err(ResourcesError::NotAFile { kind, path });
+        }
+        if metadata.len() == 0 {
+            return Err(ResourcesError::Empty { kind, path });
+        }
+        Ok(Self { path, file, length: metadata.len() })
+    }
 }
 
 fn memory_size(asked: u64, host: u64) -> Result<u64, ResourcesError> {
@@ -153,72 +169,78 @@ fn memory_size(asked: u64, host: u64) -> Result<u64, ResourcesError> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::fs;
 
-    fn config(directory: &Path) -> SandboxConfig {
-        let file = |name: &str| {
-            let path = directory.join(name);
-            std::fs::write(&path, name).unwrap();
-            path
-        };
+    use super::*;
+    use crate::config::JailConfig;
+
+    fn config() -> SandboxConfig {
         SandboxConfig {
-            kernel: file("vmlinux"),
-            initramfs: file("initramfs.cpio"),
             memory_mib: 64,
             vcpus: 1,
             max_vcpus: 3,
             has_cgroup: false,
             network_slots: 0,
-            interface_change_command: Vec::new(),
-            control_socket: directory.join("control.sock"),
-            console_log: Some(directory.join("console")),
             main_container: "web".to_owned(),
+            has_console_log: true,
+            jail: JailConfig::default(),
         }
     }
 
-    fn error(change: impl FnOnce(&Path, &mut SandboxConfig)) -> String {
+    /// Files with the given contents in `directory`.
+    fn files(directory: &std::path::Path, kernel: &str, initramfs: &str) -> MachineFiles {
+        let open = |name: &str, text: &str| {
+            let path = directory.join(name);
+            fs::write(&path, text).unwrap();
+            OwnedFd::from(File::open(path).unwrap())
+        };
+        MachineFiles {
+            kvm: open("kvm", ""),
+            kernel: open("vmlinux", kernel),
+            initramfs: open("initramfs.cpio", initramfs),
+            console_log: None,
+        }
+    }
+
+    fn error(change: impl FnOnce(&mut SandboxConfig, &mut MachineFiles)) -> String {
         let directory = tempfile::tempdir().unwrap();
-        let mut config = config(directory.path());
-        change(directory.path(), &mut config);
-        let text = Resources::open(&config).unwrap_err().to_string();
+        let (mut config, mut files) = (config(), files(directory.path(), "kernel", "initramfs"));
+        change(&mut config, &mut files);
+        let text = Resources::of(&config, files).unwrap_err().to_string();
         text.replace(directory.path().to_str().unwrap(), "DIR")
     }
 
     #[test]
-    fn a_valid_configuration_opens_every_file() {
+    fn a_valid_configuration_becomes_resources() {
         let directory = tempfile::tempdir().unwrap();
-        let resources = Resources::open(&config(directory.path())).unwrap();
+        let resources = Resources::of(&config(), files(directory.path(), "kernel", "initramfs")).unwrap();
         assert!(resources.max_memory_size > resources.memory_size);
-        assert_eq!((resources.memory_size, resources.kernel.length, resources.initramfs.length), (64 << 20, 7, 14));
+        assert_eq!((resources.memory_size, resources.kernel.length, resources.initramfs.length), (64 << 20, 6, 9));
         assert_eq!((resources.vcpus, resources.max_vcpus), (1, 3));
-        assert!(resources.console_log.is_some() && directory.path().join("console").exists());
     }
 
     #[test]
     fn the_maximum_of_vcpus_is_between_those_at_boot_and_the_limit() {
         let directory = tempfile::tempdir().unwrap();
         let max_vcpus = |vcpus, max_vcpus| {
-            let config = SandboxConfig { vcpus, max_vcpus, ..config(directory.path()) };
-            Resources::open(&config).unwrap().max_vcpus
+            let config = SandboxConfig { vcpus, max_vcpus, ..config() };
+            Resources::of(&config, files(directory.path(), "kernel", "initramfs")).unwrap().max_vcpus
         };
         assert_eq!((max_vcpus(2, 0), max_vcpus(2, 8), max_vcpus(1, 200)), (2, 8, 64));
     }
 
     #[test]
     fn errors_name_the_invalid_value() {
-        assert_eq!(error(|_, config| config.vcpus = 0), "a guest has 1 to 64 vCPUs, not 0");
-        assert_eq!(error(|_, config| config.vcpus = 65), "a guest has 1 to 64 vCPUs, not 65");
-        let small = error(|_, config| config.memory_mib = 63);
+        assert_eq!(error(|config, _| config.vcpus = 0), "a guest has 1 to 64 vCPUs, not 0");
+        assert_eq!(error(|config, _| config.vcpus = 65), "a guest has 1 to 64 vCPUs, not 65");
+        let small = error(|config, _| config.memory_mib = 63);
         assert_eq!(small, "a guest needs at least 64 MiB of memory, 63 MiB were asked for");
-        let large = error(|_, config| config.memory_mib = u64::MAX);
+        let large = error(|config, _| config.memory_mib = u64::MAX);
         assert!(large.starts_with("18446744073709551615 MiB of guest memory were asked for, this host has"), "{large}");
-        let missing = error(|directory, config| config.kernel = directory.join("none"));
-        assert_eq!(missing, "cannot open the guest kernel DIR/none");
-        let directory = error(|directory, config| directory.clone_into(&mut config.initramfs));
-        assert_eq!(directory, "the initramfs DIR is not a regular file");
-        let empty = error(|_, config| std::fs::write(&config.initramfs, "").unwrap());
-        assert_eq!(empty, "the initramfs DIR/initramfs.cpio is empty");
-        let log = error(|directory, config| config.console_log = Some(directory.join("no/log")));
-        assert_eq!(log, "cannot open the console log DIR/no/log");
+        let directory = error(|_, files| files.initramfs = File::open("/").unwrap().into());
+        assert_eq!(directory, "the initramfs / is not a regular file");
+        let directory = tempfile::tempdir().unwrap();
+        let empty = Resources::of(&config(), files(directory.path(), "kernel", "")).unwrap_err().to_string();
+        assert!(empty.ends_with("initramfs.cpio is empty"), "{empty}");
     }
 }

@@ -1,31 +1,25 @@
-//! What the runtime starts `vmrt-vmm` with: its arguments, the inherited control connection, and its log.
+//! What the runtime starts `vmrt-vmm` with: its arguments, the inherited control connection, and its standard streams. Standard error
+//! is the log, and standard output takes the exit status, for readers that are not the parent process.
 
 use std::ffi::OsString;
-use std::fs::File;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use thiserror::Error;
 use tracing::level_filters::LevelFilter;
 
 /// The usage line.
-pub const USAGE: &str =
-    "usage: vmrt-vmm --control-fd FD [--log FILE] [--log-format text|json] [--exit-file FILE] [--debug]";
+pub const USAGE: &str = "usage: vmrt-vmm --control-fd FD [--log-format text|json] [--debug] 2>>LOG >EXIT_STATUS";
 
 /// The program's arguments.
 #[derive(Debug, Eq, PartialEq)]
 pub struct Options {
     /// The inherited end of the control connection.
     pub control_fd: RawFd,
-    /// File that the log is appended to; standard error without one.
-    pub log: Option<PathBuf>,
     /// Format of the log's lines.
     pub log_format: LogFormat,
-    /// File that receives the exit status, for readers that are not the parent process.
-    pub exit_file: Option<PathBuf>,
     /// Whether to log messages of level `DEBUG`.
     pub debug: bool,
 }
@@ -55,9 +49,6 @@ pub enum ProcessError {
     /// The descriptor is not a Unix stream socket.
     #[error("descriptor {0} is not a control connection")]
     ControlFd(RawFd, #[source] io::Error),
-    /// The log cannot be opened.
-    #[error("cannot open the log {}", .0.display())]
-    Log(PathBuf, #[source] io::Error),
 }
 
 impl Options {
@@ -67,14 +58,11 @@ impl Options {
     /// The first invalid argument.
     pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, ProcessError> {
         let mut control_fd = None;
-        let mut options =
-            Self { control_fd: -1, log: None, log_format: LogFormat::Text, exit_file: None, debug: false };
+        let mut options = Self { control_fd: -1, log_format: LogFormat::Text, debug: false };
         let mut arguments = arguments.into_iter();
         while let Some(argument) = arguments.next() {
             match argument.to_str() {
                 Some("--control-fd") => control_fd = Some(descriptor(arguments.next().as_ref())?),
-                Some("--log") => options.log = Some(file("--log", arguments.next())?),
-                Some("--exit-file") => options.exit_file = Some(file("--exit-file", arguments.next())?),
                 Some("--log-format") => options.log_format = log_format(arguments.next().as_ref())?,
                 Some("--debug") => options.debug = true,
                 _ => return Err(ProcessError::Unknown(argument)),
@@ -84,30 +72,14 @@ impl Options {
         Ok(options)
     }
 
-    /// Initializes logging.
-    ///
-    /// # Errors
-    /// The log cannot be opened.
-    pub fn start_log(&self) -> Result<(), ProcessError> {
-        let open = |path: &PathBuf| File::options().append(true).create(true).open(path);
-        let file = self.log.as_ref().map(|path| open(path).map_err(|error| ProcessError::Log(path.clone(), error)));
+    /// Initializes logging. The log goes to standard error.
+    pub fn start_log(&self) {
         let level = if self.debug { LevelFilter::DEBUG } else { LevelFilter::INFO };
         let builder = tracing_subscriber::fmt().with_max_level(level).with_target(false).with_ansi(false);
-        match (file.transpose()?, self.log_format) {
-            (Some(file), LogFormat::Text) => builder.with_writer(file).init(),
-            (Some(file), LogFormat::Json) => builder.json().with_writer(file).init(),
-            (None, LogFormat::Text) => builder.with_writer(io::stderr).init(),
-            (None, LogFormat::Json) => builder.json().with_writer(io::stderr).init(),
+        match self.log_format {
+            LogFormat::Text => builder.with_writer(io::stderr).init(),
+            LogFormat::Json => builder.json().with_writer(io::stderr).init(),
         }
-        Ok(())
-    }
-
-    /// Writes the exit status to the exit file as a decimal number, if there is such a file.
-    ///
-    /// # Errors
-    /// The file cannot be written.
-    pub fn write_exit_status(&self, status: u8) -> io::Result<()> {
-        self.exit_file.as_ref().map_or(Ok(()), |path| std::fs::write(path, status.to_string()))
     }
 
     /// Takes ownership of the inherited connection, and makes it close on `exec`.
@@ -137,10 +109,6 @@ fn descriptor(value: Option<&OsString>) -> Result<RawFd, ProcessError> {
     number.filter(|fd| *fd > 2).ok_or(ProcessError::Value("--control-fd", "the number of an open descriptor"))
 }
 
-fn file(option: &'static str, value: Option<OsString>) -> Result<PathBuf, ProcessError> {
-    value.map(PathBuf::from).ok_or(ProcessError::Value(option, "a file"))
-}
-
 fn log_format(value: Option<&OsString>) -> Result<LogFormat, ProcessError> {
     match value.and_then(|value| value.to_str()) {
         Some("text") => Ok(LogFormat::Text),
@@ -161,11 +129,8 @@ mod tests {
 
     #[test]
     fn every_option_is_parsed() {
-        let options =
-            parse(&["--control-fd", "3", "--log", "vmm.log", "--log-format", "json", "--exit-file", "exit", "--debug"])
-                .unwrap();
-        let (log, exit_file) = (Some(PathBuf::from("vmm.log")), Some(PathBuf::from("exit")));
-        assert_eq!(options, Options { control_fd: 3, log, log_format: LogFormat::Json, exit_file, debug: true });
+        let options = parse(&["--control-fd", "3", "--log-format", "json", "--debug"]).unwrap();
+        assert_eq!(options, Options { control_fd: 3, log_format: LogFormat::Json, debug: true });
     }
 
     #[test]
@@ -178,19 +143,8 @@ mod tests {
     }
 
     #[test]
-    fn the_exit_status_is_written_to_the_exit_file() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("exit");
-        let options = parse(&["--control-fd", "3", "--exit-file", path.to_str().unwrap()]).unwrap();
-        options.write_exit_status(137).unwrap();
-        assert_eq!(std::fs::read_to_string(path).unwrap(), "137");
-        parse(&["--control-fd", "3"]).unwrap().write_exit_status(1).unwrap();
-    }
-
-    #[test]
     fn only_a_socket_is_taken() {
-        let options =
-            |control_fd| Options { control_fd, log: None, log_format: LogFormat::Text, exit_file: None, debug: false };
+        let options = |control_fd| Options { control_fd, log_format: LogFormat::Text, debug: false };
         let (ours, theirs) = UnixStream::pair().unwrap();
         let fd = theirs.into_raw_fd();
         // SAFETY: `into_raw_fd` has just released the descriptor.

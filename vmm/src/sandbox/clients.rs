@@ -188,14 +188,3 @@ impl Client {
         }
     }
 }
-
-/// Creates the control socket at `path` with mode 0600 and listens on it.
-///
-/// # Errors
-/// `path` exists, is too long for a socket address, or cannot be created.
-pub fn listen(path: &std::path::Path) -> io::Result<UnixListener> {
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
-}

@@ -16,7 +16,10 @@ use thiserror::Error;
 use super::containers::{first_process, window_size};
 use super::failures::GUEST_DIED;
 use super::signals::Signals;
+use crate::config::JailConfig;
 use crate::control::{Answer, Client, ClientError, Connection, ConnectionError, Reply, Request};
+use crate::jail::seccomp::{self, ThreadClass};
+use crate::jail::{self, JailError};
 
 /// Why a process cannot be a container's proxy.
 #[derive(Debug, Error)]
@@ -30,6 +33,12 @@ pub enum ProxyError {
     /// The connection to the container's sandbox failed.
     #[error("cannot talk to the container's sandbox")]
     Sandbox(#[from] ClientError),
+    /// The process cannot confine itself.
+    #[error("the container's process cannot confine itself")]
+    Jail(#[from] JailError),
+    /// The system calls of the process cannot be limited.
+    #[error("cannot limit the system calls of the container's process")]
+    Seccomp(#[source] io::Error),
     /// `poll` failed.
     #[error("cannot wait for the container")]
     Poll(#[source] io::Error),
@@ -43,8 +52,17 @@ pub enum ProxyError {
 ///
 /// # Errors
 /// The connection to the sandbox is missing or refuses the first requests, or a system call failed.
-pub(super) fn run(mut creator: Connection, id: u64, container: &str, mut signals: Signals) -> Result<u8, ProxyError> {
+pub(super) fn run(
+    mut creator: Connection,
+    (id, container): (u64, &str),
+    jail: &JailConfig,
+    mut signals: Signals,
+) -> Result<u8, ProxyError> {
+    let terminal = controlling_terminal();
     let sandbox = creator.take_fds(1).and_then(|mut fds| fds.pop()).ok_or(ProxyError::NoSandbox)?;
+    jail::enter(jail)?;
+    jail::drop_capabilities()?;
+    seccomp::confine(ThreadClass::EventLoop).map_err(ProxyError::Seccomp)?;
     let mut client = Client::from_stream(UnixStream::from(sandbox));
     let process = first_process(container);
     let wait = client.send(&Request::Wait { process: process.clone() }, &[])?;
@@ -57,7 +75,7 @@ pub(super) fn run(mut creator: Connection, id: u64, container: &str, mut signals
             Err(error) => return Ok(connection_lost(&error)),
         }
         while let Some(signal) = signals.next() {
-            forward(&mut client, &process, signal)?;
+            forward(&mut client, &process, terminal.as_ref(), signal)?;
         }
         let mut ready = [&client.as_fd(), &signals.as_fd()].map(|fd| PollFd::new(*fd, PollFlags::POLLIN));
         match poll(&mut ready, PollTimeout::NONE) {
@@ -81,10 +99,15 @@ fn connection_lost(error: &(dyn std::error::Error + 'static)) -> u8 {
 }
 
 /// Forwards a signal. `SIGWINCH` becomes the new size of the terminal.
-fn forward(client: &mut Client, process: &ProcessId, signal: Signal) -> Result<(), ClientError> {
+fn forward(
+    client: &mut Client,
+    process: &ProcessId,
+    terminal: Option<&OwnedFd>,
+    signal: Signal,
+) -> Result<(), ClientError> {
     let process = process.clone();
     let request = match signal {
-        Signal::SIGWINCH => match controlling_terminal().as_ref().and_then(window_size) {
+        Signal::SIGWINCH => match terminal.and_then(window_size) {
             Some(size) => Request::Container(ContainerRequest::Resize { process, size }),
             None => return Ok(()),
         },

@@ -1,26 +1,29 @@
 //! The life of the VMM's process: from the first request to the exit status.
 
 use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc::Receiver;
 
 use agent::{Failure, FailureKind};
 use event_manager::SubscriberOps;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::Backlog;
 use thiserror::Error;
 
-use super::clients::listen;
 use super::container_proxy::{self, ProxyError};
 use super::controller::{Controller, Parts};
+use super::host_sockets::Connector;
+use super::interface_monitor::open_changes;
 use super::signals::Signals;
-use crate::config::SandboxConfig;
+use crate::config::{SandboxConfig, SandboxFiles};
 use crate::control::{Answer, Call, Connection, ConnectionError, Reply, Request};
 use crate::event_loop::{EventLoop, LoopHandle};
-use crate::fs::SharesHandle;
+use crate::fs::{FsError, Limits, ProcFds, Server, SharesHandle};
+use crate::jail::seccomp::{self, ThreadClass};
+use crate::jail::{self, JailError};
 use crate::machine::assembly::{AssemblyError, assemble};
-use crate::machine::resources::{Resources, ResourcesError};
+use crate::machine::resources::{MachineFiles, Resources, ResourcesError};
 use crate::machine::{MachineError, RunningMachine};
 use crate::timeline;
 use crate::vsock::Ports;
@@ -43,14 +46,12 @@ pub enum LaunchError {
     /// The vCPUs cannot be started.
     #[error("cannot start the machine")]
     Machine(#[from] MachineError),
-    /// The control socket cannot be created.
-    #[error("cannot listen on {}", path.display())]
-    Listen {
-        /// The control socket.
-        path: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
+    /// The process cannot confine itself.
+    #[error("the VMM cannot confine itself")]
+    Jail(#[from] JailError),
+    /// The file server cannot be made.
+    #[error("cannot make the file server")]
+    FileServer(#[from] FsError),
     /// This process cannot be the proxy of a container in another sandbox.
     #[error(transparent)]
     Proxy(#[from] ProxyError),
@@ -85,7 +86,9 @@ pub fn run(control: UnixStream) -> Result<u8, LaunchError> {
     timeline::mark("configuration received");
     let result = match request {
         Request::Configure(config) => launch(&config, client, signals),
-        Request::BecomeProxy { container } => return Ok(container_proxy::run(client, id, &container, signals)?),
+        Request::BecomeProxy { container, jail } => {
+            return Ok(container_proxy::run(client, (id, &container), &jail, signals)?);
+        }
         _ => return Err(LaunchError::NotConfigured),
     };
     let answer = match &result {
@@ -113,14 +116,26 @@ fn receive_first_call(client: &mut Connection) -> Result<Call, LaunchError> {
     }
 }
 
-fn launch(config: &SandboxConfig, client: Connection, signals: Signals) -> Result<RunningSandbox, LaunchError> {
+fn launch(config: &SandboxConfig, mut client: Connection, signals: Signals) -> Result<RunningSandbox, LaunchError> {
+    let files = client.take_fds(config.descriptors()).and_then(SandboxFiles::of).ok_or(LaunchError::NotConfigured)?;
+    let SandboxFiles { kvm, control_socket, helper, node_maker, kernel, initramfs, console_log } = files;
+    let listener = listen(control_socket).map_err(|error| LaunchError::System("listen on the control socket", error))?;
+    let resources = Resources::of(config, MachineFiles { kvm, kernel, initramfs, console_log })?;
+    let interface_changes = (config.network_slots > 0).then(open_changes).transpose();
+    let interface_changes =
+        interface_changes.map_err(|error| LaunchError::System("monitor network interfaces", error))?;
+    let proc_fds = ProcFds::open()?;
+    jail::enter(&config.jail)?;
+    timeline::mark("VMM confined");
     let mut event_loop = EventLoop::new()?;
     let shares = SharesHandle::new();
     let ports = Ports::new().map_err(|error| LaunchError::System("create an event descriptor", error))?;
-    let resources = Resources::open(config)?;
-    let assembled = assemble(resources, &LoopHandle::new(&event_loop), shares.clone(), ports.clone())?;
-    let path = &config.control_socket;
-    let listener = listen(path).map_err(|source| LaunchError::Listen { path: path.clone(), source })?;
+    let connector = Connector::start(proc_fds.clone())
+        .map_err(|error| LaunchError::System("start the thread that connects to sockets", error))?;
+    let limits = Limits::of_process()?;
+    let file_server = Server::new(shares.clone(), limits, proc_fds, Some(node_maker));
+    let assembled = assemble(resources, &LoopHandle::new(&event_loop), file_server, ports.clone())?;
+    jail::drop_capabilities()?;
     let parts = Parts {
         client,
         listener,
@@ -132,13 +147,25 @@ fn launch(config: &SandboxConfig, client: Connection, signals: Signals) -> Resul
         resizer: assembled.resizer,
         vcpus: assembled.vcpus,
         main_container: config.main_container.clone(),
-        oom_notifier: config.has_cgroup.then(|| "/proc/self/exe".into()),
-        interface_change_command: config.interface_change_command.clone(),
+        has_cgroup: config.has_cgroup,
+        helper,
+        connector,
+        interface_changes,
     };
     let (controller, exit_status) =
         Controller::new(parts).map_err(|error| LaunchError::System("create the sandbox's descriptors", error))?;
     event_loop.add_subscriber(Box::new(controller));
+    seccomp::confine(ThreadClass::EventLoop)
+        .map_err(|error| LaunchError::System("limit the system calls of the event loop", error))?;
     Ok(RunningSandbox { _machine: assembled.machine.start()?, event_loop, exit_status })
+}
+
+/// Listens on the bound control socket.
+fn listen(socket: OwnedFd) -> io::Result<UnixListener> {
+    nix::sys::socket::listen(&socket, Backlog::MAXALLOWABLE)?;
+    let listener = UnixListener::from(socket);
+    listener.set_nonblocking(true)?;
+    Ok(listener)
 }
 
 impl RunningSandbox {

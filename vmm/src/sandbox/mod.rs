@@ -8,7 +8,7 @@
 //! 2. `containers`: processes, streams, owners and OOM kills of the containers.
 //! 3. `failures`: failures that clients receive.
 //! 4. `memory_resize`: a pending change of the machine's memory. `clock`: comparison of the guest's clock with the host's.
-//!    `host_processes`: programs that the VMM runs on the host.
+//!    `helper_tasks`: what the helper does for the VMM. `interface_monitor`: changes of the network namespace.
 //! 5. `controller`: the event loop's subscriber, which connects all of them. `container_proxy`: the host process of a
 //!    container that runs in another container's machine.
 //! 6. `launch`: from the first request to the exit status.
@@ -35,8 +35,9 @@ mod container_proxy;
 mod containers;
 mod controller;
 mod failures;
-mod host_processes;
+mod helper_tasks;
 mod host_sockets;
+mod interface_monitor;
 mod launch;
 mod memory_resize;
 mod signals;
@@ -44,9 +45,10 @@ mod signals;
 mod tests;
 
 pub use agent_connection::AgentError;
-pub use clients::listen;
 pub use container_proxy::ProxyError;
 pub use controller::{Controller, Parts};
 pub use failures::GUEST_DIED;
+pub use host_sockets::Connector;
+pub use interface_monitor::open_changes;
 pub use launch::{LaunchError, run};
 pub use signals::Signals;

@@ -2,20 +2,20 @@
 //! descriptors' flags.
 //!
 //! The open file description behind a passed descriptor is shared with other processes (a shell's terminal, an engine's
-//! log pipe), so `O_NONBLOCK` must not be set on it. Pipes and pseudo-terminals are opened again through
-//! `/proc/self/fd`, which creates a separate non-blocking description. Sockets are used with `MSG_DONTWAIT`. Regular
-//! files are always ready. Other files are polled before each small transfer.
+//! log pipe), so `O_NONBLOCK` must not be set on it. The runtime therefore opens pipes and pseudo-terminals again, which creates a
+//! separate non-blocking description. Sockets are used with `MSG_DONTWAIT`. Regular files are always ready. Other files are
+//! polled before each small transfer.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::socket::{Shutdown, shutdown};
-use nix::sys::stat::{Mode, SFlag, fstat, major};
+use nix::sys::stat::{SFlag, fstat, major};
 
 /// The number of bytes that a pipe or terminal takes without blocking after it polls as writable (`PIPE_BUF`).
 const POLLED_TRANSFER: usize = 4096;
@@ -33,13 +33,6 @@ pub(super) enum Direction {
 }
 
 impl Direction {
-    fn access(self) -> OFlag {
-        match self {
-            Self::Read => OFlag::O_RDONLY,
-            Self::Write => OFlag::O_WRONLY,
-        }
-    }
-
     fn epoll(self) -> EpollFlags {
         match self {
             Self::Read => EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP,
@@ -55,19 +48,15 @@ impl Direction {
     }
 }
 
-/// Reports when descriptors become ready (edge-triggered epoll), and opens descriptors again.
+/// Reports when descriptors become ready (edge-triggered epoll).
 #[derive(Debug)]
 pub(super) struct Watcher {
     epoll: Epoll,
-    /// `/proc/self/fd`. It is opened once, so that it works after the VMM has confined itself. `None` without procfs.
-    proc_fds: Option<OwnedFd>,
 }
 
 impl Watcher {
     pub(super) fn new() -> io::Result<Self> {
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let proc_fds = nix::fcntl::open("/proc/self/fd", flags, Mode::empty()).ok();
-        Ok(Self { epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?, proc_fds })
+        Ok(Self { epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)? })
     }
 
     /// Calls `ready` with the token and the events of each descriptor whose readiness changed.
@@ -85,12 +74,6 @@ impl Watcher {
                 return Ok(());
             }
         }
-    }
-
-    fn reopen(&self, fd: &OwnedFd, direction: Direction) -> Option<OwnedFd> {
-        let flags = direction.access() | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-        let name = fd.as_raw_fd().to_string();
-        openat(self.proc_fds.as_ref()?, name.as_str(), flags, Mode::empty()).ok()
     }
 }
 
@@ -120,10 +103,26 @@ pub(super) struct HostFd {
     watcher: Arc<Watcher>,
 }
 
+fn classify(fd: &OwnedFd) -> io::Result<Kind> {
+    let stat = fstat(fd)?;
+    let is_non_blocking = || {
+        let flags = fcntl(fd, FcntlArg::F_GETFL)?;
+        Ok::<_, io::Error>(OFlag::from_bits_retain(flags).contains(OFlag::O_NONBLOCK))
+    };
+    Ok(match SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) {
+        SFlag::S_IFREG | SFlag::S_IFDIR | SFlag::S_IFBLK => Kind::Ready,
+        SFlag::S_IFSOCK => Kind::Socket,
+        // Only these can be opened again without side effects, so another file's flags are those of a shared description.
+        SFlag::S_IFIFO if is_non_blocking()? => Kind::NonBlocking,
+        SFlag::S_IFCHR if PTS_MAJORS.contains(&major(stat.st_rdev)) && is_non_blocking()? => Kind::NonBlocking,
+        _ => Kind::Polled,
+    })
+}
+
 impl HostFd {
     /// Takes ownership of a descriptor. The watcher reports its readiness under `token`.
     pub(super) fn new(fd: OwnedFd, direction: Direction, token: u64, watcher: &Arc<Watcher>) -> io::Result<Self> {
-        let (fd, mut kind) = Self::classify(fd, direction, watcher)?;
+        let mut kind = classify(&fd)?;
         if kind != Kind::Ready {
             let event = EpollEvent::new(direction.epoll() | EpollFlags::EPOLLET, token);
             match watcher.epoll.add(&fd, event) {
@@ -132,22 +131,6 @@ impl HostFd {
             }
         }
         Ok(Self { fd, kind, direction, watcher: Arc::clone(watcher) })
-    }
-
-    fn classify(fd: OwnedFd, direction: Direction, watcher: &Watcher) -> io::Result<(OwnedFd, Kind)> {
-        let stat = fstat(&fd)?;
-        let file_type = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits());
-        let again = match file_type {
-            SFlag::S_IFREG | SFlag::S_IFDIR | SFlag::S_IFBLK => return Ok((fd, Kind::Ready)),
-            SFlag::S_IFSOCK => return Ok((fd, Kind::Socket)),
-            // Opening other devices again may have side effects: a new terminal pair, a rewound tape.
-            SFlag::S_IFCHR if !PTS_MAJORS.contains(&major(stat.st_rdev)) => None,
-            _ => watcher.reopen(&fd, direction),
-        };
-        Ok(match again {
-            Some(own) => (own, Kind::NonBlocking),
-            None => (fd, Kind::Polled),
-        })
     }
 
     /// Reads up to `len` bytes to `to`. 0 is the end of file. `WouldBlock` means that the watcher will report

@@ -55,9 +55,10 @@ impl Container {
         mut machine: Machine,
         mut connection: Connection,
         request: &CreateRequest,
-        guest: GuestPlan,
+        mut guest: GuestPlan,
         interfaces: Vec<AttachedInterface>,
     ) -> Result<Self, CreateError> {
+        machine.clone_mounts(&mut connection, &mut guest.files.shares)?;
         let setup = Setup {
             id: &request.id,
             bundle: &request.bundle,

@@ -13,8 +13,10 @@ use crate::host::network::NetworkError;
 use crate::host::network_namespace::NetworkNamespaceError;
 use crate::host::scm_rights::RightsError;
 use crate::host::user_namespace::RootlessError;
+use super::files::MachineFilesError;
 use crate::sandbox::connection::RequestError;
 use crate::sandbox::error::SandboxError;
+use crate::sandbox::helper::HelperError;
 use crate::sandbox::interfaces::InterfacesError;
 use crate::sandbox::pid_file::PidFileError;
 use crate::sandbox::shared::JoinError;
@@ -65,6 +67,12 @@ pub(crate) enum CreateError {
     Signals(#[source] nix::Error),
     #[error(transparent)]
     Placement(#[from] PlacementError),
+    #[error(transparent)]
+    MachineFiles(#[from] MachineFilesError),
+    #[error(transparent)]
+    Helper(#[from] HelperError),
+    #[error("mount the container's files for the VMM")]
+    Mounts(#[source] io::Error),
     #[error(transparent)]
     Vmm(#[from] VmmError),
     #[error(transparent)]

@@ -10,6 +10,7 @@ use vmm::control::{Client, Request};
 
 use super::claim::Claim;
 use super::error::CreateError;
+use super::files::MachineFiles;
 use super::network;
 use super::plan::MachinePlan;
 use super::request::CreateRequest;
@@ -17,6 +18,7 @@ use crate::base::config::Config;
 use crate::base::log::Log;
 use crate::base::timestamp;
 use crate::base::undo::UndoStack;
+use crate::files::shares::{Share, clone_following};
 use crate::host::cgroup::Cgroup;
 use crate::host::cgroup::placement::{self, Placement};
 use crate::host::hooks::{self, HookError};
@@ -25,13 +27,13 @@ use crate::host::process::{HostProcess, boot_id};
 use crate::host::signals::Signals;
 use crate::sandbox::connection::{Connection, RequestError};
 use crate::sandbox::context::Context;
-use crate::sandbox::control_socket::{CONTROL_SOCKET, control};
+use crate::sandbox::control_socket::{control, peer};
 use crate::sandbox::error::SandboxError;
-use crate::sandbox::interfaces;
+use crate::sandbox::helper;
 use crate::sandbox::record::{Phase, Record};
 use crate::sandbox::shared::SharedSandbox;
 use crate::sandbox::store::Store;
-use crate::sandbox::vmm_process::{END_TIMEOUT, Vmm, VmmError, spawn};
+use crate::sandbox::vmm_process::{END_TIMEOUT, Vmm, VmmError, VmmOptions, spawn};
 use crate::spec::sizing::{Size, host_cpus};
 use crate::terminal::stdio::{ProcessStdio, StdioOptions, console_size};
 
@@ -45,6 +47,8 @@ pub(super) struct Machine {
     pub(super) shared: Option<SharedSandbox>,
     /// Name of the container's program.
     pub(super) program: String,
+    /// The request that configures the VMM, while its answer was not waited for.
+    configured: Option<u64>,
     pub(super) stdio: ProcessStdio,
     // The last field: the claim holds the container's lock while the other fields are dropped.
     pub(super) claim: Claim,
@@ -77,18 +81,18 @@ impl Machine {
         let (placement, cgroup) = Placement::plan(policy, context.caller, &request.id, path, limits)?;
         let mut record = record(request, cgroup, size, network)?;
         record.scope = placement.scope().cloned();
-        record.user_namespace = namespaces.user.is_some();
+        record.user_namespace = namespaces.maps.belong_to_user;
         // The record is written before the cgroup and the VMM exist, so that `delete` finds both if this process is killed.
         claim.locked.write(&record)?;
         push_poststop(&mut claim.undo, &record, &context.log);
         placement::push_removal(&mut claim.undo, record.cgroup.clone(), record.scope.clone());
-        let vmm = spawn(&config.vmm, &claim.locked.dir, context.log.debug, stdio.console(), namespaces)?;
+        let vmm = spawn(&vmm_options(&config, &claim, &stdio, request)?, &namespaces, &context.log)?;
         push_kill(&mut claim.undo, vmm.process);
         record.vmm = vmm.process;
         claim.locked.write(&record)?;
         record.cgroup = placement.enter(std::mem::take(&mut record.cgroup), vmm.process.pid, &context.log)?;
         context.log.debug(&format!("{} runs as process {}", config.vmm.display(), vmm.process.pid));
-        Ok(Self { vmm, record, placement, config, shared, program, stdio, claim })
+        Ok(Self { vmm, record, placement, config, shared, program, configured: None, stdio, claim })
     }
 
     /// Runs the hooks that come before the guest boots.
@@ -114,9 +118,13 @@ impl Machine {
         store: &Store,
     ) -> Result<Vec<AttachedInterface>, CreateError> {
         if self.shared.is_none() {
-            let configure = Request::Configure(self.sandbox_config(request, store));
-            let sent = connection.client.send(&configure, &[]);
-            sent.map_err(|error| self.explain(error.into()))?;
+            let dir = &self.claim.locked.dir;
+            let helper = helper::start(&self.config.program, store, &self.record, dir)?;
+            let console_log = request.bundle.console_log();
+            let files = MachineFiles::open(&self.config, console_log.as_deref(), dir, helper)?;
+            let configure = Request::Configure(self.sandbox_config(request, console_log.is_some()));
+            let sent = connection.client.send(&configure, &files.descriptors());
+            self.configured = Some(sent.map_err(|error| self.explain(error.into()))?);
         }
         network::attach(&self.vmm, &mut self.record, &mut self.claim)
     }
@@ -126,22 +134,49 @@ impl Machine {
         SandboxError::explain(error.for_program(&self.program), &mut self.vmm, &self.claim.locked.dir)
     }
 
-    fn sandbox_config(&self, request: &CreateRequest, store: &Store) -> SandboxConfig {
+    /// Clones the mounts that follow the host's into the mount namespace of the VMM that serves the container. A VMM of its own has
+    /// left the host's mounts when it is configured. A user may not clone mounts.
+    pub(super) fn clone_mounts(
+        &mut self,
+        connection: &mut Connection,
+        shares: &mut [Share],
+    ) -> Result<(), CreateError> {
+        if self.record.user_namespace {
+            return Ok(());
+        }
+        if let Some(id) = self.configured.take() {
+            let answer = connection.wait_for(id, "start the virtual machine", self.config.start_timeout);
+            answer.map_err(|error| self.explain(error))?;
+        }
+        let vmm = if self.shared.is_some() { peer(&connection.client) } else { Some(self.vmm.process) };
+        vmm.map_or(Ok(()), |vmm| clone_following(shares, vmm)).map_err(CreateError::Mounts)
+    }
+
+    fn sandbox_config(&self, request: &CreateRequest, has_console_log: bool) -> SandboxConfig {
         let (config, record) = (&self.config, &self.record);
         SandboxConfig {
-            kernel: config.kernel.clone(),
-            initramfs: config.initramfs.clone(),
             memory_mib: record.machine.memory_mib,
             vcpus: record.machine.vcpus,
             max_vcpus: host_cpus().min(config.max_vcpus),
-            control_socket: CONTROL_SOCKET.into(),
-            console_log: request.bundle.console_log(),
             has_cgroup: !record.cgroup.is_none(),
             network_slots: record.network.slots,
-            interface_change_command: interfaces::change_command(&config.program, store, record),
             main_container: request.id.to_string(),
+            has_console_log,
+            jail: self.vmm.jail,
         }
     }
+}
+
+fn vmm_options<'a>(
+    config: &'a Config,
+    claim: &'a Claim,
+    stdio: &'a ProcessStdio,
+    request: &CreateRequest,
+) -> Result<VmmOptions<'a>, CreateError> {
+    // The host's OOM killer is to treat the VMM as it would treat the container. A score that is inherited from an engine, which
+    // protects itself, is not.
+    let oom_score_adj = request.bundle.process()?.oom_score_adj().unwrap_or_default();
+    Ok(VmmOptions { program: &config.vmm, dir: &claim.locked.dir, terminal: stdio.console(), oom_score_adj })
 }
 
 fn record(

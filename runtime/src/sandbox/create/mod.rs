@@ -6,6 +6,7 @@
 mod claim;
 mod container;
 mod error;
+mod files;
 mod machine;
 mod network;
 mod plan;

@@ -12,7 +12,7 @@ use crate::base::log::Log;
 use crate::files::shares::{self, HostFiles};
 use crate::host::network::NetworkRecord;
 use crate::host::network_namespace::NetworkNamespace;
-use crate::host::user_namespace::UserNamespace;
+use crate::host::user_namespace::IdMaps;
 use crate::sandbox::context::Context;
 use crate::sandbox::shared::SharedSandbox;
 use crate::sandbox::vmm_process::VmmNamespaces;
@@ -57,9 +57,9 @@ impl Plan {
             shared.set_id_mappings(&mut request.bundle.spec, &context.store, &context.log)?;
         }
         let size = if shared.is_some() { Size::NONE } else { Size::of(&request.bundle.spec, &config)? };
-        let user = UserNamespace::of(&request.bundle.spec, context.caller)?;
+        let maps = IdMaps::of(&request.bundle.spec, context.caller)?;
         context.caller.check_kvm()?;
-        let namespaces = VmmNamespaces { user, network: NetworkNamespace::of(&request.bundle.spec)? };
+        let namespaces = VmmNamespaces { maps, network: NetworkNamespace::of(&request.bundle.spec)? };
         let network = network::plan(&request, &namespaces, shared.as_ref())?;
         request.bundle.normalize_deprecated(&context.log);
         let guest = GuestPlan::of(&request, &namespaces, shared.as_ref(), &context.log)?;
@@ -91,7 +91,7 @@ impl GuestPlan {
             // single container may limit its block I/O.
             None => block_io::remove_host_limits(spec),
         }
-        if namespaces.user.is_some() {
+        if namespaces.maps.belong_to_user {
             id_mappings::map_to_identity(spec);
         }
         let seccomp = guest::take_seccomp(spec).map(|profile| seccomp::compile(&profile)).transpose()?;

@@ -10,17 +10,22 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
 use super::chain::buffers;
 use super::worker_thread::spawn;
 use crate::arch::Memory;
+use crate::fs::error::FsError;
 use crate::fs::server::Server;
 use crate::fs::worker::Worker;
-use crate::virtio::device::ActivateError;
 
 /// The number of threads, and so of requests that can wait at the same time.
 const THREADS: usize = 4;
+
+/// Most requests of one queue thread that wait or are served. A driver that follows the specification has no more, because a queue
+/// has no more descriptors. It bounds the memory of one that uses its descriptors again before they are used.
+const MAX_OUTSTANDING: usize = super::QUEUE_SIZE as usize;
 
 /// A descriptor chain to be served, and where its completion is reported.
 struct Job {
     queue: usize,
     chain: DescriptorChain<Arc<Memory>>,
+    memory: Arc<Memory>,
     completions: Arc<Completions>,
 }
 
@@ -49,22 +54,21 @@ pub(super) struct BlockingPool {
 
 impl BlockingPool {
     /// Starts the threads.
-    pub(super) fn start(server: &Arc<Server>, memory: &Arc<Memory>) -> Result<Self, ActivateError> {
+    pub(super) fn start(server: &Arc<Server>) -> Result<Self, FsError> {
         let (sender, receiver) = channel();
         let receiver = Arc::new(Mutex::new(receiver));
         let mut pool = Self { jobs: Some(sender), threads: Vec::new() };
         for number in 0..THREADS {
-            let (receiver, memory) = (Arc::clone(&receiver), Arc::clone(memory));
-            let thread_server = Arc::clone(server);
-            let run = move |mut worker: Worker| serve(&thread_server, &memory, &receiver, &mut worker);
+            let (receiver, thread_server) = (Arc::clone(&receiver), Arc::clone(server));
+            let run = move |mut worker: Worker| serve(&thread_server, &receiver, &mut worker);
             pool.threads.push(spawn(format!("fs-blocking{number}"), server, run)?);
         }
         Ok(pool)
     }
 
     /// A submitter for one queue thread.
-    pub(super) fn submitter(&self) -> Result<Submitter, ActivateError> {
-        let event = EventFd::new(EFD_CLOEXEC).map_err(|error| ActivateError::System("make an eventfd", error))?;
+    pub(super) fn submitter(&self) -> Result<Submitter, FsError> {
+        let event = EventFd::new(EFD_CLOEXEC).map_err(|error| FsError::System("make an eventfd", error))?;
         let completions = Arc::new(Completions { list: Mutex::default(), event });
         Ok(Submitter { jobs: self.jobs.clone(), completions, outstanding: 0 })
     }
@@ -81,12 +85,12 @@ impl Drop for BlockingPool {
     }
 }
 
-fn serve(server: &Server, memory: &Memory, jobs: &Mutex<Receiver<Job>>, worker: &mut Worker) {
+fn serve(server: &Server, jobs: &Mutex<Receiver<Job>>, worker: &mut Worker) {
     loop {
         let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(Job { queue, chain, completions }) = job else { return };
+        let Ok(Job { queue, chain, memory, completions }) = job else { return };
         let head = chain.head_index();
-        let length = match buffers(chain, memory) {
+        let length = match buffers(chain, &memory) {
             Some((request, reply)) => server.handle(worker, request, reply),
             None => 0,
         };
@@ -107,13 +111,18 @@ pub(super) struct Submitter {
 
 impl Submitter {
     /// Submits a chain of queue number `queue`.
-    pub(super) fn submit(&mut self, queue: usize, chain: DescriptorChain<Arc<Memory>>) {
-        let job = Job { queue, chain, completions: Arc::clone(&self.completions) };
+    pub(super) fn submit(&mut self, queue: usize, chain: DescriptorChain<Arc<Memory>>, memory: &Arc<Memory>) {
+        let job = Job { queue, chain, memory: Arc::clone(memory), completions: Arc::clone(&self.completions) };
         if self.jobs.as_ref().is_some_and(|jobs| jobs.send(job).is_ok()) {
             self.outstanding += 1;
         } else {
             tracing::error!("the file server's threads for blocking requests have ended");
         }
+    }
+
+    /// Whether no further chain may be submitted before a request is completed.
+    pub(super) fn is_full(&self) -> bool {
+        self.outstanding >= MAX_OUTSTANDING
     }
 
     /// Readable after a request was completed.

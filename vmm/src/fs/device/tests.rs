@@ -4,6 +4,9 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::*;
 use crate::config::ShareOptions;
+use crate::fs::server::Limits;
+use crate::fs::tables::shares::SharesHandle;
+use crate::fs::worker::proc_fds::ProcFds;
 use crate::fs::protocol::wire::{
     EntryOut, FsyncIn, IN_HEADER, InHeader, InitIn, MAJOR, MINOR, OpenOut, OutHeader, ROOT_ID, op,
 };
@@ -33,10 +36,15 @@ fn shares() -> (tempfile::TempDir, SharesHandle) {
     (directory, shares)
 }
 
+fn server(shares: SharesHandle) -> Server {
+    let limits = Limits { inodes: 1000, handles: 100 };
+    Server::new(shares, limits, ProcFds::open().unwrap(), None)
+}
+
 #[test]
 fn the_device_passes_the_life_cycle_test() {
     let (_directory, shares) = shares();
-    let make = |state| FsDevice::new("vmrt", shares.clone(), state).unwrap();
+    let make = |state| FsDevice::new("vmrt", server(shares.clone()), 1, state).unwrap();
     let mut inode = None;
     let mut lives = 0;
     life_cycle(make, |driver| {
@@ -64,7 +72,7 @@ fn the_device_passes_the_life_cycle_test() {
 #[test]
 fn requests_before_init_fail_and_forgets_have_no_reply() {
     let (_directory, shares) = shares();
-    let mut driver = Driver::new(FsDevice::new("vmrt", shares, None).unwrap());
+    let mut driver = Driver::new(FsDevice::new("vmrt", server(shares), 1, None).unwrap());
     driver.set_up();
     assert_eq!(call(&mut driver, op::LOOKUP, ROOT_ID, b"c\0").0.error, -libc::EIO);
     assert!(driver.request(0, &[header(op::FORGET, 9, 8).as_bytes(), &[0; 8]], &[]).is_empty());
@@ -75,7 +83,7 @@ fn requests_before_init_fail_and_forgets_have_no_reply() {
 #[test]
 fn blocking_requests_are_completed_before_the_device_is_deactivated() {
     let (directory, shares) = shares();
-    let mut driver = Driver::new(FsDevice::new("vmrt", shares, None).unwrap());
+    let mut driver = Driver::new(FsDevice::new("vmrt", server(shares), 1, None).unwrap());
     driver.set_up();
     init(&mut driver);
     let container = call(&mut driver, op::LOOKUP, ROOT_ID, b"c\0").1;
@@ -104,12 +112,12 @@ fn blocking_requests_are_completed_before_the_device_is_deactivated() {
 #[test]
 fn the_configuration_space_holds_tag_and_queue_count() {
     let (_directory, shares) = shares();
-    let device = FsDevice::new("vmrt", shares.clone(), None).unwrap().with_request_queues(3);
+    let device = FsDevice::new("vmrt", server(shares.clone()), 3, None).unwrap();
     let config = device.config();
     assert_eq!(&config[..6], b"vmrt\0\0");
     assert_eq!(config[36..], [3, 0, 0, 0]);
     assert_eq!(device.queue_sizes(), [1024; 4]);
     for tag in ["", &"x".repeat(37)] {
-        assert!(matches!(FsDevice::new(tag, shares.clone(), None), Err(FsError::Tag(_))));
+        assert!(matches!(FsDevice::new(tag, server(shares.clone()), 1, None), Err(FsError::Tag(_))));
     }
 }

@@ -4,15 +4,19 @@ mod attributes;
 mod directories;
 mod files;
 mod names;
+mod node_maker;
 mod open;
 mod session;
 pub(super) mod state;
 mod xattrs;
 
+use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicU64;
 
 use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit};
 
+use self::node_maker::NodeMaker;
 use crate::fs::error::FsError;
 use crate::fs::protocol::buffers::Buffers;
 use crate::fs::protocol::reply::{Payload, Reply};
@@ -40,6 +44,21 @@ pub struct Limits {
     pub handles: usize,
 }
 
+impl Limits {
+    /// Divides the process's limit of open file descriptors, which is first raised to its maximum, between inodes and file
+    /// handles. An eighth is left to the rest of the process.
+    ///
+    /// # Errors
+    /// The limit does not fit in an address.
+    pub fn of_process() -> Result<Self, FsError> {
+        let Rlimit { maximum, .. } = rustix::process::getrlimit(Resource::Nofile);
+        rustix::process::setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
+            .map_err(|errno| FsError::System("raise its limit of open files", errno.into()))?;
+        let limit = usize::try_from(maximum.unwrap_or(1 << 20)).map_err(|_| FsError::FdLimit)?;
+        Ok(Self { inodes: limit / 4 * 3, handles: limit / 8 })
+    }
+}
+
 /// Serves a tree of shares over FUSE. Several [`Worker`]s can call [`Server::handle`] at the same time.
 #[derive(Debug)]
 pub struct Server {
@@ -47,6 +66,7 @@ pub struct Server {
     inodes: Inodes,
     handles: Handles,
     proc_fds: ProcFds,
+    node_maker: Option<NodeMaker>,
     session: AtomicU64,
 }
 
@@ -55,18 +75,18 @@ pub struct Server {
 const CACHE_SECONDS: u64 = 1;
 
 impl Server {
-    /// A server of `shares` without a FUSE session.
-    ///
-    /// # Errors
-    /// `/proc` is not mounted.
-    pub fn new(shares: SharesHandle, limits: Limits) -> Result<Self, FsError> {
-        Ok(Self {
+    /// A server of `shares` without a FUSE session. It has device nodes created over `node_maker`, a connection to the helper
+    /// ([`crate::helper::MakeNode`]), if it may not create them itself.
+    #[must_use]
+    pub fn new(shares: SharesHandle, limits: Limits, proc_fds: ProcFds, node_maker: Option<OwnedFd>) -> Self {
+        Self {
             shares,
             inodes: Inodes::new(limits.inodes),
             handles: Handles::new(limits.handles),
-            proc_fds: ProcFds::open()?,
+            proc_fds,
+            node_maker: node_maker.map(NodeMaker::new),
             session: AtomicU64::new(0),
-        })
+        }
     }
 
     /// The process's open file descriptors, which workers need.

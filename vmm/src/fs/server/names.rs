@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use super::CACHE_SECONDS;
 use super::Server;
 use super::attributes::{attr_of, synthetic_attr};
+use super::node_maker::is_device;
 use crate::fs::protocol::reply::Reply;
 use crate::fs::protocol::request::Owner;
 use crate::fs::protocol::request::Request;
@@ -18,6 +19,7 @@ use crate::fs::tables::inode::{FoundInode, Inode, InodeFd, InodeKey, file_type, 
 use crate::fs::tables::shares::is_synthetic;
 use crate::fs::worker::Worker;
 use crate::fs::worker::proc_fds::fd_name;
+use crate::helper::MakeNode;
 
 impl Server {
     pub(super) fn lookup(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
@@ -113,8 +115,17 @@ impl Server {
         }
         let mode = creation_mode(&self.writable_inode(request.header.nodeid)?, mode, &request.owner()?)?;
         let device = rustix::fs::makedev((rdev >> 8) & 0xfff, (rdev & 0xff) | ((rdev >> 12) & 0xf_ff00));
+        let owner = request.owner()?;
         self.create_entry(worker, request, (name, umask), reply, |parent| {
-            rustix::fs::mknodat(parent, name, kind, mode, device)
+            match (rustix::fs::mknodat(parent, name, kind, mode, device), &self.node_maker) {
+                (Err(Errno::PERM), Some(maker)) if is_device(kind, device) => {
+                    let (uid, gid) = (owner.uid, owner.gid);
+                    let mode = kind.as_raw_mode() | mode.bits();
+                    let name = name.to_bytes().to_vec();
+                    maker.make(&MakeNode { uid, gid, umask, mode, device: rdev, name }, parent)
+                }
+                (result, _) => result,
+            }
         })
     }
 

@@ -14,6 +14,7 @@ use crate::fs::FsError;
 use crate::fs::protocol::buffers::Buffers;
 use crate::fs::protocol::wire::*;
 use crate::fs::server::{Limits, Server};
+use crate::fs::worker::proc_fds::ProcFds;
 use crate::fs::tables::shares::SharesHandle;
 use crate::fs::worker::Worker;
 
@@ -53,7 +54,7 @@ impl Guest {
         shares
             .add("c/share", open_path(directory.path()), ShareOptions { read_only, ..ShareOptions::default() })
             .unwrap();
-        let server = Server::new(shares.clone(), limits).unwrap();
+        let server = Server::new(shares.clone(), limits, ProcFds::open().unwrap(), None);
         Self::of(server, shares, directory)
     }
 
@@ -70,7 +71,8 @@ impl Guest {
     pub(super) fn restored(self) -> Result<Self, FsError> {
         let saved = serde_json::to_string(&self.server.save()).unwrap();
         let Self { shares, directory, root, .. } = self;
-        let server = Server::new(shares.clone(), Limits { inodes: 1000, handles: 100 }).unwrap();
+        let limits = Limits { inodes: 1000, handles: 100 };
+        let server = Server::new(shares.clone(), limits, ProcFds::open().unwrap(), None);
         server.restore(&serde_json::from_str(&saved).unwrap())?;
         let worker = Worker::for_current_thread(server.proc_fds())?;
         Ok(Self { server, shares, worker, root, uid: 0, gid: 0, extensions: Vec::new(), unique: 0, directory })

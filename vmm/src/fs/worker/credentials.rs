@@ -1,4 +1,4 @@
-//! File-system ids, capabilities and supplementary groups of the calling thread.
+//! File-system ids and capabilities of the calling thread.
 
 use nix::unistd::{Gid, Uid};
 use rustix::io::Errno;
@@ -68,24 +68,4 @@ impl Drop for DroppedFsetid {
             tracing::error!("cannot restore CAP_FSETID: {errno}");
         }
     }
-}
-
-/// Clears the calling thread's supplementary groups. In a user namespace that an unprivileged user created, the kernel
-/// does not allow this, because it could give access to files that are closed to a group. There the thread keeps the
-/// groups of the user, as all of the user's programs do.
-pub(super) fn drop_groups() -> Result<(), Errno> {
-    match set_groups(&[]) {
-        Err(Errno::PERM) if std::fs::read("/proc/self/setgroups").is_ok_and(|word| word == b"deny\n") => Ok(()),
-        result => result,
-    }
-}
-
-/// Sets the supplementary groups of the calling thread only. The C library's function would set those of all threads.
-fn set_groups(groups: &[libc::gid_t]) -> Result<(), Errno> {
-    // SAFETY: the kernel reads `groups.len()` ids from a live slice and changes only this thread's credentials.
-    let result = unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) };
-    if result == 0 {
-        return Ok(());
-    }
-    Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::PERM))
 }

@@ -16,12 +16,13 @@ use std::marker::PhantomData;
 use nix::sched::CloneFlags;
 use rustix::fs::Mode;
 use rustix::io::Errno;
-use rustix::thread::CapabilitiesSecureBits;
 
-use self::credentials::{DroppedFsetid, drop_groups};
+use self::credentials::DroppedFsetid;
 use self::proc_fds::ProcFds;
 use crate::fs::error::FsError;
 use crate::fs::protocol::request::Owner;
+use crate::jail::assume_files_owner;
+use crate::jail::seccomp::{self, ThreadClass};
 
 /// A thread that may serve requests. It is neither `Send` nor `Sync`, because it represents the thread's credentials
 /// and working directory.
@@ -37,7 +38,7 @@ pub struct Worker {
 
 impl Worker {
     /// Makes the calling thread a worker for the rest of its life. The thread gets its own umask, working directory,
-    /// supplementary groups and secure bits. The working directory becomes `/proc/self/fd`, so that the relative path
+    /// file-system ids and system call filter. The working directory becomes `/proc/self/fd`, so that the relative path
     /// `"7"` refers to the file behind descriptor 7 (`fd_name`).
     ///
     /// # Errors
@@ -47,10 +48,10 @@ impl Worker {
         nix::sched::unshare(CloneFlags::CLONE_FS)
             .map_err(|errno| system("give a thread its own umask", errno.into()))?;
         rustix::process::fchdir(proc_fds).map_err(|errno| system("enter /proc/self/fd", errno.into()))?;
-        rustix::thread::set_capabilities_secure_bits(CapabilitiesSecureBits::NO_SETUID_FIXUP)
-            .map_err(|errno| system("keep capabilities across users", errno.into()))?;
-        drop_groups().map_err(|errno| system("drop supplementary groups", errno.into()))?;
+        assume_files_owner().map_err(|error| system("keep capabilities across users", error))?;
         rustix::process::umask(Mode::empty());
+        seccomp::confine(ThreadClass::FileServer)
+            .map_err(|error| system("limit the system calls of a thread", error))?;
         Ok(Self { umask: Mode::empty(), args: Vec::new(), scratch: Vec::new(), thread: PhantomData })
     }
 

@@ -3,8 +3,9 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
+use rustix::mount::OpenTreeFlags;
 use rustix::path::DecInt;
 
 use crate::fs::error::FsError;
@@ -20,13 +21,15 @@ impl AsFd for ProcFds {
 }
 
 impl ProcFds {
-    /// Opens the directory.
+    /// Opens the directory: as a mount of its own, from which `..` leads nowhere, if the process may make one.
     ///
     /// # Errors
     /// `/proc` is not mounted.
     pub fn open() -> Result<Self, FsError> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = rustix::fs::open("/proc/self/fd", flags, Mode::empty());
+        let directory = clone_directory().or_else(|_| {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            rustix::fs::open("/proc/self/fd", flags, Mode::empty())
+        });
         directory.map(|fd| Self(Arc::new(fd))).map_err(|errno| FsError::System("open /proc/self/fd", errno.into()))
     }
 
@@ -34,6 +37,10 @@ impl ProcFds {
     pub(crate) fn target(&self, fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
         rustix::fs::readlinkat(&self.0, DecInt::from_fd(fd), Vec::new()).map(std::ffi::CString::into_bytes)
     }
+}
+
+fn clone_directory() -> Result<OwnedFd, Errno> {
+    rustix::mount::open_tree(CWD, "/proc/self/fd", OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
 }
 
 /// The name of `fd` in [`ProcFds`], which is a worker's working directory.

@@ -13,6 +13,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::STACK_SIZE;
 use super::kick::{KickTarget, install_kick_handler};
+use crate::jail::seccomp::{self, ThreadClass};
 use crate::machine::bus::{FatalMessage, IoPorts, MmioBus, PortWrite};
 use crate::machine::exit::{ExitSender, MachineExit, VcpuError};
 
@@ -49,6 +50,9 @@ impl Vcpu {
 
     /// Runs until the machine ends or is stopped.
     fn run(mut self) {
+        if let Err(error) = seccomp::confine(ThreadClass::Vcpu) {
+            return self.context.exit.report(MachineExit::Vcpu { id: self.id, source: VcpuError::Confine(error) });
+        }
         let kick = KickTarget::new(&mut self.fd);
         while !self.context.stop.load(Ordering::SeqCst) {
             if let Next::End(exit) = self.run_once() {

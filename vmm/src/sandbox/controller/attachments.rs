@@ -1,6 +1,7 @@
 //! Resources of the host that containers use: network interfaces through taps, sockets through vsock ports.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use agent::{AttachedFile, AttachedInterface, Failure, FailureKind, Interface, ProcessId, SpecialFile, SpecialKind};
 
@@ -10,7 +11,7 @@ use crate::net::Tap;
 use crate::sandbox::clients::Caller;
 use crate::sandbox::containers::first_process;
 use crate::sandbox::failures::{absent_failure, failure};
-use crate::sandbox::host_sockets::{connect_to, connect_to_name_server};
+use crate::sandbox::host_sockets::HostSocket;
 
 impl Controller {
     /// Attaches each interface's tap to a free network device.
@@ -64,12 +65,12 @@ impl Controller {
         sockets: Vec<OwnedFd>,
     ) -> Vec<AttachedFile> {
         let mut sockets = sockets.into_iter();
-        let mut attach = |file: SpecialFile| {
+        let attach = |file: SpecialFile| {
             let socket = if file.kind == SpecialKind::Socket { sockets.next() } else { None };
-            let port = socket.map(|socket| self.ports.serve(Box::new(move || connect_to(&socket))));
+            let port = socket.map(|socket| self.serve_socket(HostSocket::Unix(Arc::new(socket))));
             AttachedFile { file, port }
         };
-        let attached: Vec<_> = files.into_iter().map(&mut attach).collect();
+        let attached: Vec<_> = files.into_iter().map(attach).collect();
         self.processes.add_ports(process, attached.iter().filter_map(|file| file.port));
         attached
     }
@@ -77,8 +78,14 @@ impl Controller {
     /// Opens a port to the name server of the VMM's network namespace. It closes with the container whose first process is
     /// `process`.
     pub(super) fn attach_name_server(&mut self, process: &ProcessId) -> u32 {
-        let port = self.ports.serve(Box::new(connect_to_name_server));
+        let port = self.serve_socket(HostSocket::NameServer);
         self.processes.add_ports(process, [port].into_iter());
         port
+    }
+
+    /// Opens a port whose connections go to `socket`.
+    fn serve_socket(&self, socket: HostSocket) -> u32 {
+        let connector = self.connector.clone();
+        self.ports.serve(Box::new(move || connector.connect(socket.clone())))
     }
 }

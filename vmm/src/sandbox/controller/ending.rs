@@ -11,6 +11,7 @@ use nix::sys::signal::Signal;
 
 use super::Controller;
 use crate::control::Reply;
+use crate::helper::Task;
 use crate::sandbox::clients::Caller;
 use crate::sandbox::failures::{GUEST_DIED, failure};
 
@@ -108,7 +109,7 @@ impl Controller {
     /// Goes to the next state if its condition is met or the deadline has passed.
     pub(super) fn advance_ending(&mut self, now: Instant) {
         if let Ending::Draining { code, deadline } = self.ending
-            && (now >= deadline || !(self.processes.is_draining() || self.oom_notifier.is_running()))
+            && (now >= deadline || !(self.processes.is_draining() || self.helper.is_running(Task::CountOomKill)))
         {
             self.start_flush(code, &main_ended());
         }

@@ -1,4 +1,4 @@
-//! Runs the runtime when the interfaces of the sandbox's network namespace have changed.
+//! Has the helper run the runtime when the interfaces of the sandbox's network namespace have changed.
 
 use std::time::Instant;
 
@@ -6,43 +6,36 @@ use event_manager::EventOps;
 
 use super::Controller;
 use super::watches::token;
+use crate::helper::Task;
 
 impl Controller {
-    /// Called before the main container starts.
-    pub(super) fn start_interface_monitor(&mut self) {
-        if let Err(error) = self.interface_monitor.start() {
-            tracing::warn!(%error, "cannot monitor network interfaces");
-        }
-    }
-
-    /// Runs the runtime if it is due, and watches new descriptors of the monitor.
+    /// Has the runtime run if it is due, and watches for changes once the main container was started.
     pub(super) fn run_interface_monitor(&mut self, ops: &mut EventOps) {
-        if let Err(error) = self.interface_monitor.watch_changes(token::INTERFACE_CHANGES, ops) {
+        if self.is_started
+            && let Err(error) = self.interface_monitor.watch(token::INTERFACE_CHANGES, ops)
+        {
             tracing::warn!(%error, "cannot watch for new network interfaces");
         }
-        if self.interface_monitor.is_due(Instant::now())
-            && self.closed.is_none()
-            && let Err(error) = self.interface_monitor.run_command()
-        {
-            tracing::warn!(%error, "cannot run the runtime for a change of network interfaces");
-        }
-        if let Err(error) = self.interface_monitor.watch_child(token::INTERFACE_COMMAND, ops) {
-            tracing::warn!(%error, "cannot watch the runtime");
+        let is_due = self.interface_monitor.is_due(Instant::now());
+        if is_due && self.closed.is_none() && !self.helper.is_running(Task::UpdateInterfaces) {
+            self.interface_monitor.clear_due();
+            if let Err(error) = self.helper.start(Task::UpdateInterfaces) {
+                tracing::warn!(%error, "cannot apply a change of network interfaces to the guest");
+            }
         }
     }
 
-    /// The runtime ended. Its output says why it failed.
-    pub(super) fn reap_interface_command(&mut self, ops: &mut EventOps) {
-        let Some(child) = self.interface_monitor.take_child() else { return };
-        match child.reap(ops) {
-            Ok((status, _)) if status.success() => self.interface_monitor.reset_delay(),
-            Ok((_, output)) => {
-                self.interface_monitor.double_delay();
-                tracing::warn!("cannot apply a change of network interfaces to the guest: {}", output.trim_end());
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot determine whether a change of network interfaces was applied");
-            }
+    /// The time at which the runtime has to be run; `None` while it runs.
+    pub(super) fn interface_deadline(&self) -> Option<Instant> {
+        let may_run = self.closed.is_none() && !self.helper.is_running(Task::UpdateInterfaces);
+        self.interface_monitor.deadline().filter(|_| may_run)
+    }
+
+    /// The runtime ended.
+    pub(super) fn on_interfaces_updated(&mut self, is_done: bool) {
+        match is_done {
+            true => self.interface_monitor.reset_delay(),
+            false => self.interface_monitor.double_delay(),
         }
     }
 }

@@ -9,6 +9,7 @@ mod clock;
 mod container_requests;
 mod ending;
 mod further_containers;
+mod helper;
 mod interfaces;
 mod oom_kills;
 mod relayed_requests;
@@ -17,8 +18,8 @@ mod resize;
 mod signals;
 mod watches;
 
-use std::ffi::OsString;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Instant;
@@ -31,7 +32,9 @@ use super::agent_connection::AgentConnection;
 use super::clients::{Caller, Clients, FIRST_CLIENT_TOKEN};
 use super::clock::{Clock, ClockReading};
 use super::containers::{FurtherContainers, OomKills, ProcessTable, first_process};
-use super::host_processes::{InterfaceMonitor, OomNotifier};
+use super::helper_tasks::HelperTasks;
+use super::host_sockets::Connector;
+use super::interface_monitor::InterfaceMonitor;
 use super::memory_resize::MemoryResize;
 use super::signals::Signals;
 use crate::control::Connection;
@@ -67,10 +70,14 @@ pub struct Parts {
     pub vcpus: VcpuSource,
     /// Id of the container whose end ends the sandbox.
     pub main_container: String,
-    /// The program of the OOM notifier, see [`crate::process::oom_notifier`]. `None` if the VMM has no cgroup of its own.
-    pub oom_notifier: Option<OsString>,
-    /// The command of the interface monitor, see [`crate::config::SandboxConfig::interface_change_command`].
-    pub interface_change_command: Vec<OsString>,
+    /// Whether the VMM has a cgroup of its own, in which the host counts OOM kills.
+    pub has_cgroup: bool,
+    /// The connection to the helper.
+    pub helper: OwnedFd,
+    /// Connects to sockets of the host.
+    pub connector: Connector,
+    /// The netlink socket of the interface monitor, see [`super::open_changes`]. `None` if interfaces are not monitored.
+    pub interface_changes: Option<OwnedFd>,
 }
 
 /// The purpose of a request to the agent, which decides what happens with the reply.
@@ -101,7 +108,9 @@ pub struct Controller {
     clients: Clients,
     processes: ProcessTable,
     oom_kills: OomKills,
-    oom_notifier: OomNotifier,
+    helper: HelperTasks,
+    connector: Connector,
+    has_cgroup: bool,
     interface_monitor: InterfaceMonitor,
     further_containers: FurtherContainers,
     listener: UnixListener,
@@ -121,6 +130,8 @@ pub struct Controller {
     main: ProcessId,
     /// Whether the main container was created. The sandbox then no longer needs the inherited client.
     is_created: bool,
+    /// Whether the start of the main container was requested.
+    is_started: bool,
     ending: Ending,
     /// Why the guest is no longer usable. New requests to the agent fail with it.
     closed: Option<Failure>,
@@ -143,8 +154,10 @@ impl Controller {
             clients: Clients::new(parts.client, &parts.listener),
             processes: ProcessTable::default(),
             oom_kills: OomKills::default(),
-            oom_notifier: OomNotifier::new(parts.oom_notifier),
-            interface_monitor: InterfaceMonitor::new(parts.interface_change_command),
+            helper: HelperTasks::new(parts.helper),
+            connector: parts.connector,
+            has_cgroup: parts.has_cgroup,
+            interface_monitor: InterfaceMonitor::new(parts.interface_changes),
             further_containers: FurtherContainers::default(),
             listener: parts.listener,
             signals: parts.signals,
@@ -159,6 +172,7 @@ impl Controller {
             armed: None,
             main: first_process(&parts.main_container),
             is_created: false,
+            is_started: false,
             ending: Ending::default(),
             closed: None,
             exit_status,
@@ -180,7 +194,6 @@ impl Controller {
         }
         self.remove_ended_containers();
         self.update_agent_watch(ops);
-        self.watch_oom_notifier(ops);
         self.run_interface_monitor(ops);
         self.advance_ending(Instant::now());
         self.arm_timer();
@@ -212,9 +225,8 @@ impl MutEventSubscriber for Controller {
             token::SIGNALS => self.forward_signals(),
             token::MACHINE => self.check_machine_exit(),
             token::DRAINED => drop(self.ports.drained().read()),
-            token::OOM_NOTIFIER => self.reap_oom_notifier(ops),
+            token::HELPER => self.read_helper(ops),
             token::INTERFACE_CHANGES => self.interface_monitor.on_change(),
-            token::INTERFACE_COMMAND => self.reap_interface_command(ops),
             token::MEMORY => self.memory_resize.clear_event(),
             token::HOST_CLOCK => self.on_host_clock_set(),
             client => self.serve_client(client, events.event_set()),

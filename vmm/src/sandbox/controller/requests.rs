@@ -69,7 +69,7 @@ impl Controller {
             }
             Request::Container(request) => {
                 if matches!(request, ContainerRequest::Start { .. }) {
-                    self.start_interface_monitor();
+                    self.is_started = true;
                 }
                 self.relay(caller, request)
             }

@@ -17,15 +17,14 @@ pub(super) mod token {
     pub(in super::super) const SIGNALS: u32 = 3;
     pub(in super::super) const MACHINE: u32 = 4;
     pub(in super::super) const DRAINED: u32 = 5;
-    pub(in super::super) const OOM_NOTIFIER: u32 = 6;
+    pub(in super::super) const HELPER: u32 = 6;
     pub(in super::super) const INTERFACE_CHANGES: u32 = 7;
-    pub(in super::super) const INTERFACE_COMMAND: u32 = 8;
-    pub(in super::super) const MEMORY: u32 = 9;
-    pub(in super::super) const HOST_CLOCK: u32 = 10;
+    pub(in super::super) const MEMORY: u32 = 8;
+    pub(in super::super) const HOST_CLOCK: u32 = 9;
 }
 
 impl Controller {
-    fn watched_fds(&self) -> [(u32, RawFd); 8] {
+    fn watched_fds(&self) -> [(u32, RawFd); 9] {
         [
             (token::LISTENER, self.listener.as_raw_fd()),
             (token::AGENT, self.agent.as_fd().as_raw_fd()),
@@ -33,6 +32,7 @@ impl Controller {
             (token::SIGNALS, self.signals.as_fd().as_raw_fd()),
             (token::MACHINE, self.machine.as_raw_fd()),
             (token::DRAINED, self.ports.drained().as_raw_fd()),
+            (token::HELPER, self.helper.as_raw_fd()),
             (token::MEMORY, self.memory_resize.as_raw_fd()),
             (token::HOST_CLOCK, self.clock.as_raw_fd()),
         ]
@@ -74,7 +74,7 @@ impl Controller {
         let deadlines = [
             self.agent.deadline().filter(|_| is_open),
             self.ending.deadline(),
-            self.interface_monitor.deadline().filter(|_| is_open),
+            self.interface_deadline(),
             self.memory_resize.deadline(),
             self.clock.deadline(),
         ];

@@ -3,6 +3,7 @@
 use agent::ContainerRequest;
 
 use super::*;
+use crate::helper::{Task, TaskResult};
 
 #[test]
 fn the_sandbox_ends_with_the_main_process() {
@@ -23,12 +24,14 @@ fn the_sandbox_ends_with_the_main_process() {
 #[test]
 fn an_oom_kill_is_reported_to_the_host_before_the_sandbox_ends() {
     let (mut sandbox, _output) = TestSandbox::running();
-    let oom_kill = sandbox.directory.path().join("oom-kill");
     sandbox.send(&FromAgent::Event(Event::OutOfMemory { container: "nobody".into() }));
     sandbox.send(&FromAgent::Event(Event::OutOfMemory { container: "main".into() }));
     sandbox.send_exit(None, ExitStatus::Signaled(9));
+    assert_eq!(helper::receive_task(sandbox.helper.as_fd()).unwrap(), Some(Task::CountOomKill));
+    assert!(sandbox.exit_status.recv_timeout(Duration::from_millis(200)).is_err(), "it waits for the host");
+    let result = TaskResult { task: Task::CountOomKill, is_done: true };
+    helper::send_result(sandbox.helper.as_fd(), result).unwrap();
     assert_eq!(sandbox.exit_status(), 137);
-    assert_eq!(std::fs::read_to_string(oom_kill).unwrap(), format!("{}\n", crate::process::oom_notifier::ARGUMENT));
 }
 
 #[test]

@@ -6,11 +6,10 @@ mod ending;
 mod events;
 mod resize;
 
-use std::ffi::OsString;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::thread::JoinHandleExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, mpsc};
@@ -25,12 +24,13 @@ use nix::sys::signal::Signal;
 use oci_spec::runtime::Spec;
 use vm_memory::GuestAddress;
 
-use super::{Controller, GUEST_DIED, Parts, Signals, failures, listen};
+use super::{Connector, Controller, GUEST_DIED, Parts, Signals, failures};
 use crate::control::{
     Answer, Client, ClientError, Connection, NewContainer, Reply, Request, ShareOptions, Status, StdioFds,
 };
 use crate::event_loop::{BoxedSubscriber, EventLoop};
-use crate::fs::SharesHandle;
+use crate::fs::{ProcFds, SharesHandle};
+use crate::helper;
 use crate::machine::exit::{self, ExitSender, MachineExit};
 use crate::machine::memory::map_pluggable;
 use crate::machine::vcpu::VcpuSource;
@@ -72,6 +72,8 @@ struct TestSandbox {
     machine: ExitSender,
     exit_status: Receiver<u8>,
     directory: tempfile::TempDir,
+    /// The other end of the connection to the helper.
+    helper: OwnedFd,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -79,8 +81,9 @@ struct TestSandbox {
 impl TestSandbox {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let listener = listen(&directory.path().join("control.sock")).unwrap();
-        let oom_notifier = oom_notifier_in(directory.path());
+        let listener = UnixListener::bind(directory.path().join("control.sock")).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let (helper, vmm_helper) = helper::connection().unwrap();
         let (client, theirs) = UnixStream::pair().unwrap();
         let (machine, exit) = exit::channel().unwrap();
         let (ports, stop) = (Ports::new().unwrap(), Arc::new(AtomicBool::new(false)));
@@ -99,8 +102,10 @@ impl TestSandbox {
                 resizer,
                 vcpus: VcpuSource::with(1, 3, Box::new(|_| Ok(()))),
                 main_container: "main".into(),
-                oom_notifier: Some(oom_notifier),
-                interface_change_command: Vec::new(),
+                has_cgroup: true,
+                helper: vmm_helper,
+                connector: Connector::start(ProcFds::open().unwrap()).unwrap(),
+                interface_changes: None,
             };
             let (controller, exit_status) = Controller::new(parts).unwrap();
             let mut event_loop = EventLoop::new().unwrap();
@@ -115,7 +120,8 @@ impl TestSandbox {
         agent.set_read_timeout(Some(LONG)).unwrap();
         let client = Some(Client::from_stream(client));
         let pluggable = Some(pluggable);
-        Self { client, agent, ports, pluggable, machine, exit_status, directory, stop, thread: Some(thread) }
+        let thread = Some(thread);
+        Self { client, agent, ports, pluggable, machine, exit_status, helper, directory, stop, thread }
     }
 
     /// A sandbox whose agent has sent `Hello` and whose main container runs with a pipe as its standard output.
@@ -243,15 +249,6 @@ impl Drop for TestSandbox {
         let panicked = self.thread.take().is_some_and(|thread| thread.join().is_err());
         assert!(!panicked || std::thread::panicking(), "the event loop panicked");
     }
-}
-
-/// Creates a program to run as the OOM notifier: it takes 0.2 s and writes its arguments to the file `oom-kill`.
-fn oom_notifier_in(directory: &Path) -> OsString {
-    let program = directory.join("oom-notifier");
-    std::fs::write(&program, format!("#!/bin/sh\nsleep 0.2\necho \"$@\" >{}\n", directory.join("oom-kill").display()))
-        .unwrap();
-    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    program.into()
 }
 
 /// The read end of a process's output.

@@ -2,21 +2,21 @@
 //!
 //! Engines detect that a container ran out of memory by the counter `oom_kill` of its cgroup on the host (cgroup v1: by the
 //! cgroup's notification). The VMM is in that cgroup, but the host does not count OOM kills of the guest's kernel. For each of
-//! them the VMM therefore starts this process. It allocates all memory that the cgroup's limit leaves and is the OOM killer's
+//! them the VMM's helper, which is in that cgroup too, therefore starts this process. It allocates all memory that the cgroup's limit leaves and is the OOM killer's
 //! preferred choice. Its memory is free again as soon as the host has counted the kill.
 
 use std::fs;
 use std::io;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use thiserror::Error;
-use vm_memory::MmapRegion;
-use vm_memory::mmap::MmapRegionError;
 
-/// The argument with which `vmrt-vmm` runs the OOM notifier.
-pub const ARGUMENT: &str = "--oom-notifier";
+/// Name of the command that runs the OOM notifier.
+pub(crate) const COMMAND: &str = "oom-notifier";
 
 /// The process's name, which the kernel's log names. At most 15 bytes.
 const NAME: &str = "vmrt-oom-notify";
@@ -25,7 +25,7 @@ const NAME: &str = "vmrt-oom-notify";
 const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// Bytes allocated at a time.
-const CHUNK: usize = 4 << 20;
+const CHUNK: NonZeroUsize = NonZeroUsize::new(4 << 20).unwrap();
 
 /// Bytes that other processes of the cgroup may free meanwhile, and that have to stay free outside of the cgroup.
 const MARGIN: u64 = 64 << 20;
@@ -33,12 +33,10 @@ const MARGIN: u64 = 64 << 20;
 /// A limit of at least this many bytes means no limit: cgroup v1 has no other value for it.
 const UNLIMITED: u64 = 1 << 60;
 
-const PROTECTION: i32 = libc::PROT_READ | libc::PROT_WRITE;
-const FLAGS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE | libc::MAP_LOCKED;
 
 /// Why the process was not killed.
 #[derive(Debug, Error)]
-pub enum OomNotifierError {
+pub(crate) enum OomNotifierError {
     /// A system call or a file of `/proc` failed.
     #[error("cannot {0}")]
     System(&'static str, #[source] io::Error),
@@ -47,29 +45,31 @@ pub enum OomNotifierError {
     NoLimit,
     /// The memory cannot be mapped.
     #[error("cannot map memory")]
-    Map(#[from] MmapRegionError),
+    Map(#[source] nix::Error),
     /// The limit was raised meanwhile.
     #[error("the process reached the limit of the cgroup's memory and was not killed")]
     NotKilled,
 }
 
-/// Allocates memory until the kernel kills the process. The process also ends when the VMM does.
+/// Allocates memory until the kernel kills the process. The process also ends when the helper does.
 ///
 /// # Errors
 /// The process was not killed.
-pub fn run() -> Result<(), OomNotifierError> {
+pub(crate) fn run() -> Result<(), OomNotifierError> {
     let system = |step| move |error| OomNotifierError::System(step, error);
     prctl::set_pdeathsig(Signal::SIGKILL)
-        .map_err(|error| OomNotifierError::System("request to be killed when the VMM ends", error.into()))?;
+        .map_err(|error| OomNotifierError::System("request to be killed when the helper ends", error.into()))?;
     fs::write("/proc/self/comm", NAME).map_err(system("set the process's name"))?;
     fs::write("/proc/self/oom_score_adj", "1000").map_err(system("become the OOM killer's first choice"))?;
     let read = |path| fs::read_to_string(path).map_err(system("read the cgroup's memory limit"));
     let available = available_memory(&read("/proc/meminfo")?);
     let room =
         cgroup_room(&read("/proc/self/cgroup")?, Path::new(CGROUPS), available).ok_or(OomNotifierError::NoLimit)?;
-    let mut allocated = Vec::new();
-    for _ in 0..(room + MARGIN).div_ceil(CHUNK as u64) {
-        allocated.push(MmapRegion::<()>::build(None, CHUNK, PROTECTION, FLAGS)?);
+    let (protection, flags) = (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE);
+    for _ in 0..(room + MARGIN).div_ceil(CHUNK.get() as u64) {
+        // SAFETY: a new mapping at an address of the kernel's choice affects no other memory. It stays until the process ends.
+        unsafe { mmap_anonymous(None, CHUNK, protection, flags | MapFlags::MAP_POPULATE | MapFlags::MAP_LOCKED) }
+            .map_err(OomNotifierError::Map)?;
     }
     Err(OomNotifierError::NotKilled)
 }

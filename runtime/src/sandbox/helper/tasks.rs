@@ -1,0 +1,80 @@
+//! The tasks of the helper. Each runs a command of this program, one at a time.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use vmm::helper::{Task, TaskResult, receive_task, send_result};
+
+use super::quiet;
+use crate::host::oom_notifier;
+use crate::sandbox::interfaces::UPDATE_COMMAND;
+
+/// Time between the starts of two tasks of one kind, so that a VMM that was taken over cannot keep the host busy.
+const INTERVAL: Duration = Duration::from_millis(500);
+
+/// This program.
+const PROGRAM: &str = "/proc/self/exe";
+
+/// What the helper needs to do tasks for one container.
+pub(super) struct Tasks {
+    root: PathBuf,
+    id: String,
+    /// When the last task of each kind was started: of OOM kills and of interfaces.
+    last: [Option<Instant>; 2],
+}
+
+impl Tasks {
+    pub(super) fn new(root: PathBuf, id: String) -> Self {
+        Self { root, id, last: [None; 2] }
+    }
+
+    /// Does the tasks that come over `connection`, until the VMM ends.
+    pub(super) fn serve(&mut self, connection: &OwnedFd) -> io::Result<()> {
+        while let Some(task) = receive_task(connection.as_fd())? {
+            self.wait_for_turn(task);
+            let is_done = match self.command(task).status() {
+                // The OOM notifier has done its work when the kernel has killed it.
+                Ok(status) if task == Task::CountOomKill => status.code().is_none(),
+                Ok(status) => status.success(),
+                Err(error) => {
+                    eprintln!(" WARN cannot run a command for the VMM: {error}");
+                    false
+                }
+            };
+            // If the VMM has ended, the next message says so.
+            let _ = send_result(connection.as_fd(), TaskResult { task, is_done });
+        }
+        Ok(())
+    }
+
+    fn wait_for_turn(&mut self, task: Task) {
+        let last = match task {
+            Task::CountOomKill => &mut self.last[0],
+            Task::UpdateInterfaces => &mut self.last[1],
+        };
+        if let Some(last) = last {
+            sleep(INTERVAL.saturating_sub(last.elapsed()));
+        }
+        *last = Some(Instant::now());
+    }
+
+    fn command(&self, task: Task) -> Command {
+        let mut command = Command::new(PROGRAM);
+        match task {
+            Task::CountOomKill => command.arg(oom_notifier::COMMAND),
+            Task::UpdateInterfaces => command.args([
+                OsStr::new("--root"),
+                self.root.as_os_str(),
+                UPDATE_COMMAND.as_ref(),
+                Path::new(&self.id).as_os_str(),
+            ]),
+        };
+        quiet(&mut command);
+        command
+    }
+}

@@ -1,0 +1,170 @@
+//! The system calls that each class of threads may make (`seccomp(2)`).
+//!
+//! The policies are in `vmm/seccomp/`, one file a class, and are compiled by `vmm/build.rs`. Any other call ends the process, and the
+//! log says which. `clone3` fails with `ENOSYS`, so that the C library uses `clone`.
+
+use std::cell::Cell;
+use std::io;
+use std::sync::OnceLock;
+
+use seccompiler::{BpfProgram, sock_filter};
+use syscalls::Sysno;
+use vmm_sys_util::signal::register_signal_handler;
+
+/// The process id in the policies. [`arm`] replaces it.
+const PROCESS_ID: u32 = 0x7fff_fff1;
+
+/// Exit status of a process that made a forbidden call: that of one that `SIGSYS` ended.
+const EXIT_STATUS: i32 = 128 + libc::SIGSYS;
+
+/// A class of threads.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum ThreadClass {
+    /// The thread that serves the control socket and the devices that never block. It also adds vCPUs.
+    EventLoop,
+    /// A thread that serves files.
+    FileServer,
+    /// The thread that connects to sockets of the host.
+    HostSockets,
+    /// A thread that runs a vCPU.
+    Vcpu,
+}
+
+impl ThreadClass {
+    const ALL: [Self; 4] = [Self::EventLoop, Self::FileServer, Self::HostSockets, Self::Vcpu];
+
+    /// The compiled policy: instructions of 8 bytes.
+    fn policy(self) -> &'static [u8] {
+        match self {
+            Self::EventLoop => include_bytes!(concat!(env!("OUT_DIR"), "/event-loop.bpf")),
+            Self::FileServer => include_bytes!(concat!(env!("OUT_DIR"), "/file-server.bpf")),
+            Self::HostSockets => include_bytes!(concat!(env!("OUT_DIR"), "/host-sockets.bpf")),
+            Self::Vcpu => include_bytes!(concat!(env!("OUT_DIR"), "/vcpu.bpf")),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::EventLoop => "event loop",
+            Self::FileServer => "file server",
+            Self::HostSockets => "host sockets",
+            Self::Vcpu => "vCPU",
+        }
+    }
+}
+
+/// The filters of this process, in the order of [`ThreadClass::ALL`].
+static FILTERS: OnceLock<[BpfProgram; 4]> = OnceLock::new();
+
+thread_local! {
+    /// The class of this thread, for the signal handler.
+    static CLASS: Cell<&'static str> = const { Cell::new("unconfined") };
+}
+
+/// Prepares the filters for this process. Without this call, [`confine`] does nothing.
+///
+/// # Errors
+/// The signal handler cannot be installed.
+pub(super) fn arm() -> io::Result<()> {
+    register_signal_handler(libc::SIGSYS, on_forbidden_call)?;
+    let process = std::process::id();
+    // A second call keeps the same filters.
+    let _ = FILTERS.set(ThreadClass::ALL.map(|class| parse(class.policy(), process)));
+    Ok(())
+}
+
+/// Confines the calling thread, and those that it starts later, to the calls of its class. A filter that it has already applies as
+/// well.
+///
+/// # Errors
+/// The kernel refuses the filter.
+pub fn confine(class: ThreadClass) -> io::Result<()> {
+    let Some(filters) = FILTERS.get() else { return Ok(()) };
+    CLASS.set(class.name());
+    let filter = ThreadClass::ALL.iter().zip(filters).find(|(other, _)| **other == class);
+    filter.map_or(Ok(()), |(_, filter)| seccompiler::apply_filter(filter).map_err(io::Error::other))
+}
+
+fn parse(policy: &[u8], process: u32) -> BpfProgram {
+    policy.chunks_exact(8).map(|instruction| parse_instruction(instruction, process)).collect()
+}
+
+fn parse_instruction(bytes: &[u8], process: u32) -> sock_filter {
+    let [c0, c1, jt, jf, k0, k1, k2, k3] = *bytes else { unreachable!("chunks of 8 bytes") };
+    let k = u32::from_ne_bytes([k0, k1, k2, k3]);
+    let k = if k == PROCESS_ID { process } else { k };
+    sock_filter { code: u16::from_ne_bytes([c0, c1]), jt, jf, k }
+}
+
+/// Writes which call was refused to the log, and ends the process.
+extern "C" fn on_forbidden_call(_signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
+    // SAFETY: the kernel passes a valid `siginfo_t`. For SIGSYS, the number of the call is the `int` at byte 24, which is in it.
+    let number = unsafe { info.cast::<u8>().add(24).cast::<libc::c_int>().read_unaligned() };
+    let mut line = Line::default();
+    line.add("ERROR the jail ended the VMM: a thread of class ");
+    line.add(CLASS.get());
+    line.add(" made system call ");
+    line.add_number(number.unsigned_abs());
+    line.add(" (");
+    line.add(usize::try_from(number).ok().and_then(Sysno::new).map_or("unknown", |call| call.name()));
+    line.add(")\n");
+    // SAFETY: pointer and length are those of the buffer. Both calls may be made in a signal handler.
+    unsafe {
+        libc::write(libc::STDERR_FILENO, line.bytes.as_ptr().cast(), line.length);
+        libc::_exit(EXIT_STATUS)
+    }
+}
+
+/// A line of text, without allocation.
+struct Line {
+    bytes: [u8; 160],
+    length: usize,
+}
+
+impl Default for Line {
+    fn default() -> Self {
+        Self { bytes: [0; 160], length: 0 }
+    }
+}
+
+impl Line {
+    /// Appends what fits.
+    fn add(&mut self, text: &str) {
+        for (to, from) in self.bytes[self.length..].iter_mut().zip(text.bytes()) {
+            *to = from;
+            self.length += 1;
+        }
+    }
+
+    fn add_number(&mut self, number: u32) {
+        if number >= 10 {
+            self.add_number(number / 10);
+        }
+        let digit = [b'0' + u8::try_from(number % 10).unwrap_or_default()];
+        self.add(str::from_utf8(&digit).unwrap_or_default());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_filters_hold_this_process() {
+        for class in ThreadClass::ALL {
+            let filter = parse(class.policy(), 42);
+            assert!(filter.len() > 20 && filter.iter().all(|instruction| instruction.k != PROCESS_ID));
+            assert!(filter.iter().any(|instruction| instruction.k == 42), "{class:?}");
+        }
+    }
+
+    #[test]
+    fn a_line_takes_what_fits() {
+        let mut line = Line::default();
+        line.add_number(1905);
+        line.add(" x");
+        assert_eq!(&line.bytes[..line.length], b"1905 x");
+        line.add(&"y".repeat(1000));
+        assert_eq!(line.length, 160);
+    }
+}
