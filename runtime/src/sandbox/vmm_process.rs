@@ -241,18 +241,20 @@ mod tests {
         let leak = fs::File::open("/dev/zero").unwrap();
         // The duplicate has no CLOEXEC flag, like a descriptor that vmrt inherits from its caller.
         let leak = nix::unistd::dup(&leak).unwrap();
-        let words = "exec >&$2; ls -l /proc/self/fd; ps -o sid= -p $$; cat /proc/self/oom_score_adj; env; echo $$; ulimit -c";
+        let words = "echo 5; exec >&$2; ls -l /proc/self/fd; ps -o sid= -p $$; cat /proc/self/oom_score_adj; env; echo $$; ulimit -c";
         let program = script(dir.path(), words);
         let mut vmm = start(&program, dir.path()).unwrap();
         let mut text = String::new();
         vmm.control.read_to_string(&mut text).unwrap();
         assert!(vmm.child.wait().unwrap().success());
         assert!(!text.contains("/dev/zero"), "{text}");
-        for inherited in ["vmm.log", "exit", "/dev/null"] {
+        for inherited in ["vmm.log", "/dev/null"] {
             assert!(text.contains(inherited), "{text}");
         }
         assert!(text.contains("\n17\n"), "{text}");
         assert!(text.ends_with("\n1\n0\n"), "it is the first process of its namespace, without core dumps: {text}");
+        assert_eq!(exit_status(dir.path()), None, "a status ends without a newline");
+        assert_eq!(fs::read_to_string(dir.path().join(EXIT_FILE)).unwrap(), "5\n");
         drop(leak);
     }
 
