@@ -1,6 +1,5 @@
 //! The VMM process of a sandbox. It inherits only one end of a socket pair, the control connection, from the command that starts it.
 
-use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -12,6 +11,7 @@ use std::time::Duration;
 use nix::libc;
 use thiserror::Error;
 
+use crate::base::state_file;
 use crate::host::network_namespace::NetworkNamespace;
 use crate::host::open_fds::close_all_on_exec;
 use crate::host::process::HostProcess;
@@ -172,7 +172,7 @@ impl Vmm {
 
 /// Reads the exit status that a VMM wrote to the container's directory; `None` if it was killed or still runs.
 pub(crate) fn exit_status(dir: &Path) -> Option<u8> {
-    fs::read_to_string(dir.join(EXIT_FILE)).ok()?.parse().ok()
+    String::from_utf8(state_file::read(&dir.join(EXIT_FILE), 16).ok()?).ok()?.parse().ok()
 }
 
 /// Kills a VMM and waits until it has ended.
@@ -180,9 +180,9 @@ pub(crate) fn kill(vmm: HostProcess) -> Result<(), VmmError> {
     if vmm.kill_and_wait(END_TIMEOUT) { Ok(()) } else { Err(VmmError::NotEnded(vmm.pid)) }
 }
 
-/// Returns the last error in a VMM's log, without its time.
+/// Returns the last error in the last 64 KiB of a VMM's log, without its time.
 pub(crate) fn last_error(dir: &Path) -> Option<String> {
-    let text = fs::read(dir.join(LOG_FILE)).ok()?;
+    let text = state_file::read_end(&dir.join(LOG_FILE), 64 << 10).ok()?;
     let text = String::from_utf8_lossy(&text);
     let error = text.lines().rev().find_map(|line| line.split_once("ERROR "))?;
     Some(error.1.trim().to_owned())
@@ -190,6 +190,7 @@ pub(crate) fn last_error(dir: &Path) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::io::Read;
     use std::os::unix::fs::PermissionsExt;
 
@@ -249,6 +250,20 @@ mod tests {
         assert_eq!(exit_status(dir.path()), Some(143));
         fs::write(dir.path().join(EXIT_FILE), "").unwrap();
         assert_eq!(exit_status(dir.path()), None);
+    }
+
+    #[test]
+    fn only_the_end_of_a_regular_log_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join(LOG_FILE);
+        let line = format!("then  INFO {}\n", "x".repeat(1000));
+        fs::write(&log, format!("then ERROR first\n{}", line.repeat(100))).unwrap();
+        assert_eq!(last_error(dir.path()), None);
+        fs::write(&log, format!("{}then ERROR last\n{line}", line.repeat(100))).unwrap();
+        assert_eq!(last_error(dir.path()).as_deref(), Some("last"));
+        fs::rename(&log, dir.path().join("other")).unwrap();
+        std::os::unix::fs::symlink(dir.path().join("other"), &log).unwrap();
+        assert_eq!(last_error(dir.path()), None);
     }
 
     #[test]

@@ -3,13 +3,14 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use thiserror::Error;
-use tracing::level_filters::LevelFilter;
+
+use super::log;
 
 /// The usage line.
 pub const USAGE: &str =
@@ -58,6 +59,9 @@ pub enum ProcessError {
     /// The log cannot be opened.
     #[error("cannot open the log {}", .0.display())]
     Log(PathBuf, #[source] io::Error),
+    /// The process has no standard error, or no descriptor is left.
+    #[error("cannot log to standard error")]
+    StandardError(#[source] io::Error),
 }
 
 impl Options {
@@ -89,16 +93,10 @@ impl Options {
     /// # Errors
     /// The log cannot be opened.
     pub fn start_log(&self) -> Result<(), ProcessError> {
-        let open = |path: &PathBuf| File::options().append(true).create(true).open(path);
-        let file = self.log.as_ref().map(|path| open(path).map_err(|error| ProcessError::Log(path.clone(), error)));
-        let level = if self.debug { LevelFilter::DEBUG } else { LevelFilter::INFO };
-        let builder = tracing_subscriber::fmt().with_max_level(level).with_target(false).with_ansi(false);
-        match (file.transpose()?, self.log_format) {
-            (Some(file), LogFormat::Text) => builder.with_writer(file).init(),
-            (Some(file), LogFormat::Json) => builder.json().with_writer(file).init(),
-            (None, LogFormat::Text) => builder.with_writer(io::stderr).init(),
-            (None, LogFormat::Json) => builder.json().with_writer(io::stderr).init(),
-        }
+        let open = |path: &PathBuf| log::open(path).map_err(|error| ProcessError::Log(path.clone(), error));
+        let stderr = || io::stderr().as_fd().try_clone_to_owned().map(File::from).map_err(ProcessError::StandardError);
+        let file = self.log.as_ref().map_or_else(stderr, open)?;
+        log::start(file, self.log_format, self.debug);
         Ok(())
     }
 
