@@ -23,8 +23,8 @@ const DEFAULT_START_TIMEOUT_SECONDS: u64 = 120;
 pub(crate) enum ConfigError {
     #[error("read {}", path.display())]
     Read { path: PathBuf, source: io::Error },
-    #[error("{}", path.display())]
-    Parse { path: PathBuf, source: Box<toml::de::Error> },
+    #[error("{}: {reason}", path.display())]
+    Parse { path: PathBuf, reason: String },
     #[error("find out where vmrt is installed")]
     ProgramPath(#[source] io::Error),
     #[error("{name} must be an absolute path, not `{}`", path.display())]
@@ -91,7 +91,14 @@ impl Config {
 
 fn read(path: &Path) -> Result<File, ConfigError> {
     let text = fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
-    toml::from_str(&text).map_err(|source| ConfigError::Parse { path: path.into(), source: Box::new(source) })
+    toml::from_str(&text).map_err(|error| ConfigError::Parse { path: path.into(), reason: on_one_line(&error) })
+}
+
+/// The place and the cause of an error. Its text has the lines of the file between them.
+fn on_one_line(error: &toml::de::Error) -> String {
+    let text = error.to_string();
+    let (place, cause) = text.trim_end().split_once('\n').unwrap_or(("", text.trim_end()));
+    format!("{place}: {}", cause.lines().last().unwrap_or_default())
 }
 
 /// `../lib/vmrt` relative to the directory of `program`.
@@ -136,6 +143,9 @@ mod tests {
     #[test]
     fn an_invalid_file_is_refused() {
         assert!(matches!(load("kernal = '/k'"), Err(ConfigError::Parse { .. })));
+        let text = load("memory = 1\nkernal = '/k'").unwrap_err().to_string();
+        assert!(text.contains("config.toml: TOML parse error at line 2, column 1: unknown field `kernal`"), "{text}");
+        assert_eq!(text.lines().count(), 1, "{text}");
         assert!(matches!(load("kernel = 'k'"), Err(ConfigError::Relative { .. })));
         assert!(matches!(Config::load(Some(Path::new("/nonexistent"))), Err(ConfigError::Read { .. })));
     }

@@ -1,4 +1,7 @@
 //! Messages for the user and the log file, in the formats that engines parse.
+//!
+//! Guests choose parts of the texts, such as the cause of a failure. Engines print a decoded `msg` on the user's terminal. So control
+//! characters are escaped in every format, before the format's own escapes.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
@@ -7,6 +10,7 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 use thiserror::Error;
+use vmm::escape_control_characters;
 
 use crate::base::timestamp;
 
@@ -56,7 +60,7 @@ impl Log {
     pub(crate) fn error(&self, message: &str) {
         self.write("error", message);
         if self.file.is_some() {
-            eprintln!("{message}");
+            eprintln!("{}", escape_control_characters(message.trim_end()));
         }
     }
 
@@ -86,6 +90,7 @@ impl Log {
     }
 
     fn line(&self, level: &str, message: &str, terminal: bool) -> String {
+        let message = &escape_control_characters(message.trim_end());
         let time = timestamp::rfc3339_seconds(SystemTime::now());
         match self.format {
             Format::Json => {
@@ -115,7 +120,7 @@ mod tests {
         let line = std::fs::read_to_string(path).unwrap();
         let value: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert_eq!(value["level"], "warning");
-        assert_eq!(value["msg"], "a \"b\"\n");
+        assert_eq!(value["msg"], "a \"b\"");
         assert!(value["time"].as_str().unwrap().ends_with('Z'));
         assert!(line.ends_with('\n') && line.starts_with("{\"level\""));
     }
@@ -130,6 +135,19 @@ mod tests {
         let text = std::fs::read_to_string(path).unwrap();
         assert!(text.ends_with("level=warning msg=\"say \\\"x\\\"\"\n"), "{text}");
         assert!(!text.contains("hidden"));
+    }
+
+    #[test]
+    fn no_format_passes_control_characters_on() {
+        let hostile = "cause\u{1b}]0;owned\u{7}\u{9b}2J\u{7f}\r\nlevel=error";
+        let safe = r"cause\u001b]0;owned\u0007\u009b2J\u007f\r\nlevel=error";
+        for (format, terminal) in [(Format::Text, true), (Format::Text, false), (Format::Json, false)] {
+            let line = Log::new(None, format, false).unwrap().line("error", hostile, terminal);
+            assert!(!line.trim_end_matches('\n').contains(char::is_control), "{line:?}");
+            if format == Format::Json {
+                assert_eq!(serde_json::from_str::<serde_json::Value>(&line).unwrap()["msg"], safe);
+            }
+        }
     }
 
     #[test]
