@@ -184,8 +184,9 @@ pub(crate) fn kill(vmm: HostProcess) -> Result<(), VmmError> {
 pub(crate) fn last_error(dir: &Path) -> Option<String> {
     let text = state_file::read_end(&dir.join(LOG_FILE), 64 << 10).ok()?;
     let text = String::from_utf8_lossy(&text);
-    let error = text.lines().rev().find_map(|line| line.split_once("ERROR "))?;
-    Some(error.1.trim().to_owned())
+    // The level is the second word. Later ones may be the guest's.
+    let error = text.lines().rev().find_map(|line| line.split_once(' ')?.1.strip_prefix("ERROR "))?;
+    Some(error.trim().to_owned())
 }
 
 #[cfg(test)]
@@ -259,7 +260,8 @@ mod tests {
         let line = format!("then  INFO {}\n", "x".repeat(1000));
         fs::write(&log, format!("then ERROR first\n{}", line.repeat(100))).unwrap();
         assert_eq!(last_error(dir.path()), None);
-        fs::write(&log, format!("{}then ERROR last\n{line}", line.repeat(100))).unwrap();
+        let forged = "then  WARN guest: ERROR forged\n";
+        fs::write(&log, format!("{}then ERROR last\n{line}{forged}", line.repeat(100))).unwrap();
         assert_eq!(last_error(dir.path()).as_deref(), Some("last"));
         fs::rename(&log, dir.path().join("other")).unwrap();
         std::os::unix::fs::symlink(dir.path().join("other"), &log).unwrap();

@@ -82,7 +82,7 @@ impl PluggedBlocks {
         let Some(last) = offset.checked_add((count as u64).max(1) - 1) else { return false };
         let index = |offset: u64| usize::try_from(offset / self.size).unwrap_or(usize::MAX);
         // The driver learns of a plugged block by a response, which is written after the change.
-        let blocks = self.plugged.get(index(offset)..=index(last).min(usize::MAX - 1));
+        let blocks = self.plugged.get(index(offset)..=index(last));
         blocks.is_some_and(|blocks| blocks.iter().all(|plugged| plugged.load(Ordering::Acquire)))
     }
 }

@@ -152,7 +152,7 @@ mod tests {
         before.set(5..8, true);
         let ranges: Vec<_> = before.save().into_iter().map(|run| blocks().saved_range(run)).collect();
         assert_eq!(ranges, [0..2, 5..8]);
-        assert_eq!(before.runs(false), [2..5]);
+        assert_eq!(before.runs(false).first(), Some(&(2..5)));
         let small = Blocks::new(START, 6 * BLOCK_SIZE);
         assert_eq!(small.saved_range(PluggedRun { first: 5, count: usize::MAX }), 5..6);
         assert!(small.saved_range(PluggedRun { first: usize::MAX, count: 2 }).is_empty());

@@ -44,11 +44,11 @@ link.bind(("eth0", 0))
 link.send(to_mac + from_mac + struct.pack("!H", protocol) + payload)
 "#;
 
-const OWN: &str = "02:99:00:00:00:1e";
 const OTHER: &str = "02:99:00:00:00:77";
 
-/// A guest in the network 30 that can send any frame, and the host's sockets.
+/// A guest in the network NUMBER that can send any frame, and the host's sockets.
 struct Guest<'a> {
+    number: u8,
     runtime: &'a Runtime,
     id: String,
     host_mac: String,
@@ -56,34 +56,48 @@ struct Guest<'a> {
 }
 
 impl<'a> Guest<'a> {
-    fn start(runtime: &'a Runtime, bundle: &Bundle, config: &str) -> Self {
+    fn start(number: u8, runtime: &'a Runtime, bundle: &Bundle, config: &str) -> Self {
         let file = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(file.path(), config).expect("the configuration");
         let id = new_id();
         let mut command = runtime.command(&["--config"]);
         command.arg(file.path()).args(["run", "--detach", "--bundle"]).arg(bundle.path()).arg(&id);
         RunningCommand::start(&mut command, None).end().ok();
-        let bind = |address: &str| {
+        let bind = |address: String| {
             let socket = UdpSocket::bind(address).expect("the host listens");
             socket.set_read_timeout(Some(TIMEOUT)).expect("a timeout");
             socket
         };
-        let host_mac = std::fs::read_to_string("/sys/class/net/vh30/address").expect("the host's interface");
-        let sockets = [bind("10.99.30.1:7002"), bind("[fd99:30::1]:7002")];
-        Self { runtime, id, host_mac: host_mac.trim().to_owned(), sockets }
+        let host_mac = std::fs::read_to_string(format!("/sys/class/net/vh{number}/address"));
+        let host_mac = host_mac.expect("the host's interface");
+        let sockets = [bind(format!("10.99.{number}.1:7002")), bind(format!("[fd99:{number}::1]:7002"))];
+        Self { number, runtime, id, host_mac: host_mac.trim().to_owned(), sockets }
+    }
+
+    /// The hardware address of the guest's interface.
+    fn own(&self) -> String {
+        format!("02:99:00:00:00:{:02x}", self.number)
+    }
+
+    fn ipv4(&self, last: u8) -> String {
+        format!("10.99.{}.{last}", self.number)
+    }
+
+    fn ipv6(&self, last: u8) -> String {
+        format!("fd99:{}::{last}", self.number)
     }
 
     fn send(&self, kind: &str, hardware: &str, source: &str, text: &str) {
-        let to = if source.contains(':') { "fd99:30::1" } else { "10.99.30.1" };
-        let arguments = [kind, &self.host_mac, hardware, to, source, text];
+        let to = if source.contains(':') { self.ipv6(1) } else { self.ipv4(1) };
+        let arguments = [kind, &self.host_mac, hardware, &to, source, text];
         let python = ["exec", &self.id, "python3", "-c", SENDER];
         self.runtime.call(&[&python[..], &arguments[..]].concat()).ok();
     }
 
     /// The texts that the host receives up to the packets that the guest may send, which follow the others.
     fn received(&self) -> BTreeSet<String> {
-        self.send("udp", OWN, "10.99.30.2", "end");
-        self.send("udp", OWN, "fd99:30::2", "end");
+        self.send("udp", &self.own(), &self.ipv4(2), "end");
+        self.send("udp", &self.own(), &self.ipv6(2), "end");
         let mut all = BTreeSet::new();
         for socket in &self.sockets {
             loop {
@@ -113,27 +127,34 @@ fn bundle(network: &Network) -> Bundle {
 
 /// Sends each kind of frame with an address that is not the guest's.
 fn spoof(guest: &Guest<'_>) {
-    guest.send("udp", OWN, "10.99.30.77", "IPv4");
-    guest.send("udp", OTHER, "10.99.30.2", "IPv4 with another MAC");
-    guest.send("udp", OWN, "fd99:30::77", "IPv6");
-    guest.send("udp", OTHER, "fd99:30::2", "IPv6 with another MAC");
-    guest.send("arp", OWN, "10.99.30.78", "");
+    guest.send("udp", &guest.own(), &guest.ipv4(77), "IPv4");
+    guest.send("udp", OTHER, &guest.ipv4(2), "IPv4 with another MAC");
+    guest.send("udp", &guest.own(), &guest.ipv6(77), "IPv6");
+    guest.send("udp", OTHER, &guest.ipv6(2), "IPv6 with another MAC");
+    guest.send("arp", &guest.own(), &guest.ipv4(78), "");
 }
 
 /// The host's neighbour that a spoofed ARP request makes it learn.
-fn neighbour() -> String {
-    tool("ip neighbour show 10.99.30.78 dev vh30")
+fn neighbour(guest: &Guest<'_>) -> String {
+    tool(&format!("ip neighbour show {} dev vh{}", guest.ipv4(78), guest.number))
 }
 
 #[test]
 fn a_guest_sends_with_any_address_by_default() {
+    if !is_vmrt() {
+        return;
+    }
     let network = Network::new(30);
     let runtime = Runtime::new();
     let bundle = bundle(&network);
-    let guest = Guest::start(&runtime, &bundle, "");
+    let guest = Guest::start(30, &runtime, &bundle, "");
     spoof(&guest);
     assert_eq!(guest.received().len(), 4);
-    assert!(eventually(TIMEOUT, || neighbour().contains(OWN).then_some(())).is_some(), "{}", neighbour());
+    assert!(
+        eventually(TIMEOUT, || neighbour(&guest).contains(&guest.own()).then_some(())).is_some(),
+        "{}",
+        neighbour(&guest)
+    );
 }
 
 #[test]
@@ -141,25 +162,25 @@ fn with_anti_spoofing_a_guest_sends_with_its_own_addresses_only() {
     if !is_vmrt() {
         return;
     }
-    let network = Network::new(30);
+    let network = Network::new(31);
     let runtime = Runtime::new();
     let before = network.inventory();
     let bundle = bundle(&network);
-    let guest = Guest::start(&runtime, &bundle, "[network]\nanti_spoofing = true\n");
+    let guest = Guest::start(31, &runtime, &bundle, "[network]\nanti_spoofing = true\n");
     spoof(&guest);
     assert_eq!(guest.received(), BTreeSet::new());
-    assert_eq!(neighbour(), "");
+    assert_eq!(neighbour(&guest), "");
     let arrives = |text: &'static str| {
-        guest.send("udp", OWN, "10.99.30.3", text);
+        guest.send("udp", &guest.own(), &guest.ipv4(3), text);
         guest.received().contains(text)
     };
     assert!(!arrives("not an address yet"));
     for _ in 0..3 {
-        network.ip("address add 10.99.30.3/24 dev eth0");
+        network.ip("address add 10.99.31.3/24 dev eth0");
         assert!(eventually(TIMEOUT, || arrives("a new address").then_some(())).is_some());
         spoof(&guest);
         assert_eq!(guest.received(), BTreeSet::new(), "after a change");
-        network.ip("address delete 10.99.30.3/24 dev eth0");
+        network.ip("address delete 10.99.31.3/24 dev eth0");
         assert!(eventually(TIMEOUT, || (!arrives("an old address")).then_some(())).is_some());
     }
     drop(guest);
