@@ -14,6 +14,9 @@ use vmm::escape_control_characters;
 
 use crate::base::timestamp;
 
+/// Most bytes of a message. A guest's failure may have megabytes.
+const MAX_MESSAGE: usize = 16 << 10;
+
 /// Format of a log line.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
 pub(crate) enum Format {
@@ -60,7 +63,7 @@ impl Log {
     pub(crate) fn error(&self, message: &str) {
         self.write("error", message);
         if self.file.is_some() {
-            eprintln!("{}", escape_control_characters(message.trim_end()));
+            eprintln!("{}", printable(message));
         }
     }
 
@@ -90,7 +93,7 @@ impl Log {
     }
 
     fn line(&self, level: &str, message: &str, terminal: bool) -> String {
-        let message = &escape_control_characters(message.trim_end());
+        let message = &printable(message);
         let time = timestamp::rfc3339_seconds(SystemTime::now());
         match self.format {
             Format::Json => {
@@ -101,6 +104,14 @@ impl Log {
             Format::Text => format!("time=\"{time}\" level={level} msg={message:?}\n"),
         }
     }
+}
+
+/// A message without control characters, cut off after [`MAX_MESSAGE`] bytes.
+fn printable(message: &str) -> String {
+    let message = message.trim_end();
+    let end = (0..=message.len().min(MAX_MESSAGE)).rev().find(|end| message.is_char_boundary(*end)).unwrap_or_default();
+    let escaped = escape_control_characters(&message[..end]);
+    if end < message.len() { escaped + "..." } else { escaped }
 }
 
 fn open(path: &Path) -> Result<File, LogError> {
@@ -148,6 +159,14 @@ mod tests {
                 assert_eq!(serde_json::from_str::<serde_json::Value>(&line).unwrap()["msg"], safe);
             }
         }
+    }
+
+    #[test]
+    fn a_long_message_is_cut_off() {
+        let long = format!("x{}", "ä".repeat(MAX_MESSAGE));
+        let cut = printable(&long);
+        assert_eq!(cut.len(), MAX_MESSAGE - 1 + "...".len());
+        assert!(long.starts_with(cut.trim_end_matches('.')) && cut.ends_with("ä..."));
     }
 
     #[test]
