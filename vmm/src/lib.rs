@@ -44,3 +44,33 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     }
     text
 }
+
+/// A text without control characters (C0, DEL and C1). Each becomes an escape sequence that is valid in a JSON string as well, so
+/// that a text of the guest cannot control the terminal on which it is shown, or start a new line.
+#[must_use]
+pub fn escape_control_characters(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '\n' => escaped.push_str("\\n"),
+            '\r' => escaped.push_str("\\r"),
+            '\t' => escaped.push_str("\\t"),
+            control if control.is_control() => escaped.push_str(&format!("\\u{:04x}", u32::from(control))),
+            other => escaped.push(other),
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::escape_control_characters;
+
+    #[test]
+    fn control_characters_become_escape_sequences_of_json() {
+        let hostile = "a\u{1b}]0;title\u{7}\n\r\t\0\u{7f}\u{9b}31mä";
+        let escaped = escape_control_characters(hostile);
+        assert_eq!(escaped, r"a\u001b]0;title\u0007\n\r\t\u0000\u007f\u009b31mä");
+        assert_eq!(serde_json::from_str::<String>(&format!("\"{escaped}\"")).unwrap(), hostile);
+    }
+}

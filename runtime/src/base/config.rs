@@ -23,8 +23,8 @@ const DEFAULT_START_TIMEOUT_SECONDS: u64 = 120;
 pub(crate) enum ConfigError {
     #[error("read {}", path.display())]
     Read { path: PathBuf, source: io::Error },
-    #[error("{}", path.display())]
-    Parse { path: PathBuf, source: Box<toml::de::Error> },
+    #[error("{}: {reason}", path.display())]
+    Parse { path: PathBuf, reason: String },
     #[error("find out where vmrt is installed")]
     ProgramPath(#[source] io::Error),
     #[error("{name} must be an absolute path, not `{}`", path.display())]
@@ -44,6 +44,15 @@ struct File {
     max_vcpus: Option<u8>,
     /// Seconds from the start of the VMM until the container must exist in the guest.
     start_timeout: Option<u64>,
+    #[serde(default)]
+    network: Network,
+}
+
+/// The table `[network]` of the file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Network {
+    anti_spoofing: bool,
 }
 
 /// The configuration with defaults filled in. Every path is absolute. None of the files has been opened.
@@ -59,6 +68,8 @@ pub(crate) struct Config {
     /// Most vCPUs that a running machine can get. The number of CPUs of the host limits it further.
     pub(crate) max_vcpus: u8,
     pub(crate) start_timeout: Duration,
+    /// Whether guests may send only with the addresses of their interfaces.
+    pub(crate) anti_spoofing: bool,
 }
 
 impl Config {
@@ -85,13 +96,21 @@ impl Config {
             vcpus: file.vcpus.unwrap_or(1),
             max_vcpus: file.max_vcpus.unwrap_or(DEFAULT_MAX_VCPUS),
             start_timeout: Duration::from_secs(file.start_timeout.unwrap_or(DEFAULT_START_TIMEOUT_SECONDS)),
+            anti_spoofing: file.network.anti_spoofing,
         })
     }
 }
 
 fn read(path: &Path) -> Result<File, ConfigError> {
     let text = fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
-    toml::from_str(&text).map_err(|source| ConfigError::Parse { path: path.into(), source: Box::new(source) })
+    toml::from_str(&text).map_err(|error| ConfigError::Parse { path: path.into(), reason: on_one_line(&error) })
+}
+
+/// The place and the cause of an error. Its text has the lines of the file between them.
+fn on_one_line(error: &toml::de::Error) -> String {
+    let text = error.to_string();
+    let (place, cause) = text.trim_end().split_once('\n').unwrap_or(("", text.trim_end()));
+    format!("{place}: {}", cause.lines().last().unwrap_or_default())
 }
 
 /// `../lib/vmrt` relative to the directory of `program`.
@@ -122,7 +141,7 @@ mod tests {
         assert!(config.vmm.ends_with("lib/vmrt/vmrt-vmm"));
         assert!(config.kernel.ends_with("lib/vmrt/vmlinux"));
         assert_eq!((config.memory_mib, config.vcpus, config.max_vcpus), (512, 1, 16));
-        assert_eq!(config.start_timeout, Duration::from_secs(120));
+        assert_eq!((config.start_timeout, config.anti_spoofing), (Duration::from_secs(120), false));
     }
 
     #[test]
@@ -131,11 +150,16 @@ mod tests {
         assert_eq!(config.kernel, Path::new("/k"));
         assert_eq!((config.memory_mib, config.vcpus, config.max_vcpus), (256, 4, 8));
         assert_eq!(config.start_timeout, Duration::from_secs(3));
+        assert!(load("[network]\nanti_spoofing = true").unwrap().anti_spoofing);
     }
 
     #[test]
     fn an_invalid_file_is_refused() {
         assert!(matches!(load("kernal = '/k'"), Err(ConfigError::Parse { .. })));
+        assert!(matches!(load("[network]\nanti_spofing = true"), Err(ConfigError::Parse { .. })));
+        let text = load("memory = 1\nkernal = '/k'").unwrap_err().to_string();
+        assert!(text.contains("config.toml: TOML parse error at line 2, column 1: unknown field `kernal`"), "{text}");
+        assert_eq!(text.lines().count(), 1, "{text}");
         assert!(matches!(load("kernel = 'k'"), Err(ConfigError::Relative { .. })));
         assert!(matches!(Config::load(Some(Path::new("/nonexistent"))), Err(ConfigError::Read { .. })));
     }

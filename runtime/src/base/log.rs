@@ -1,4 +1,7 @@
 //! Messages for the user and the log file, in the formats that engines parse.
+//!
+//! Guests choose parts of the texts, such as the cause of a failure. Engines print a decoded `msg` on the user's terminal. So control
+//! characters are escaped in every format, before the format's own escapes.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
@@ -7,8 +10,12 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 use thiserror::Error;
+use vmm::escape_control_characters;
 
 use crate::base::timestamp;
+
+/// Most bytes of a message. A guest's failure may have megabytes.
+const MAX_MESSAGE: usize = 16 << 10;
 
 /// Format of a log line.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
@@ -56,7 +63,7 @@ impl Log {
     pub(crate) fn error(&self, message: &str) {
         self.write("error", message);
         if self.file.is_some() {
-            eprintln!("{message}");
+            eprintln!("{}", printable(message));
         }
     }
 
@@ -86,6 +93,7 @@ impl Log {
     }
 
     fn line(&self, level: &str, message: &str, terminal: bool) -> String {
+        let message = &printable(message);
         let time = timestamp::rfc3339_seconds(SystemTime::now());
         match self.format {
             Format::Json => {
@@ -96,6 +104,14 @@ impl Log {
             Format::Text => format!("time=\"{time}\" level={level} msg={message:?}\n"),
         }
     }
+}
+
+/// A message without control characters, cut off after [`MAX_MESSAGE`] bytes.
+fn printable(message: &str) -> String {
+    let message = message.trim_end();
+    let end = (0..=message.len().min(MAX_MESSAGE)).rev().find(|end| message.is_char_boundary(*end)).unwrap_or_default();
+    let escaped = escape_control_characters(&message[..end]);
+    if end < message.len() { escaped + "..." } else { escaped }
 }
 
 fn open(path: &Path) -> Result<File, LogError> {
@@ -115,7 +131,7 @@ mod tests {
         let line = std::fs::read_to_string(path).unwrap();
         let value: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert_eq!(value["level"], "warning");
-        assert_eq!(value["msg"], "a \"b\"\n");
+        assert_eq!(value["msg"], "a \"b\"");
         assert!(value["time"].as_str().unwrap().ends_with('Z'));
         assert!(line.ends_with('\n') && line.starts_with("{\"level\""));
     }
@@ -130,6 +146,27 @@ mod tests {
         let text = std::fs::read_to_string(path).unwrap();
         assert!(text.ends_with("level=warning msg=\"say \\\"x\\\"\"\n"), "{text}");
         assert!(!text.contains("hidden"));
+    }
+
+    #[test]
+    fn no_format_passes_control_characters_on() {
+        let hostile = "cause\u{1b}]0;owned\u{7}\u{9b}2J\u{7f}\r\nlevel=error";
+        let safe = r"cause\u001b]0;owned\u0007\u009b2J\u007f\r\nlevel=error";
+        for (format, terminal) in [(Format::Text, true), (Format::Text, false), (Format::Json, false)] {
+            let line = Log::new(None, format, false).unwrap().line("error", hostile, terminal);
+            assert!(!line.trim_end_matches('\n').contains(char::is_control), "{line:?}");
+            if format == Format::Json {
+                assert_eq!(serde_json::from_str::<serde_json::Value>(&line).unwrap()["msg"], safe);
+            }
+        }
+    }
+
+    #[test]
+    fn a_long_message_is_cut_off() {
+        let long = format!("x{}", "ä".repeat(MAX_MESSAGE));
+        let cut = printable(&long);
+        assert_eq!(cut.len(), MAX_MESSAGE - 1 + "...".len());
+        assert!(long.starts_with(cut.trim_end_matches('.')) && cut.ends_with("ä..."));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::unistd::{Uid, User};
+use vmm::escape_control_characters;
 
 use super::output::{print, print_json};
 use super::state::State;
@@ -60,8 +61,8 @@ fn row(state: &State) -> [String; 6] {
         state.id.to_owned(),
         state.pid.to_string(),
         state.status.name().to_owned(),
-        state.bundle.display().to_string(),
-        state.created.to_owned(),
+        escape_control_characters(&state.bundle.to_string_lossy()),
+        escape_control_characters(state.created),
         state.owner.clone(),
     ]
 }

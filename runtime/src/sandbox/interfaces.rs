@@ -66,7 +66,8 @@ fn update_all(client: &mut Client, locked: &LockedDir, record: &mut Record) -> R
     let namespace = OpenNamespace::of_process(record.vmm)?;
     let changed = network::list_changed(&namespace, &record.network)?;
     if !changed.is_empty() {
-        changed.iter().try_for_each(|interface| network::update_tap(&namespace, interface))?;
+        let restricted = record.network.anti_spoofing;
+        changed.iter().try_for_each(|interface| network::update_tap(&namespace, interface, restricted))?;
         change(client, record, &changed)?;
         locked.write(record)?;
     }

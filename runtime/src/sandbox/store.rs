@@ -16,7 +16,7 @@ use oci_spec::runtime::Spec;
 use thiserror::Error;
 
 use crate::base::container_id::ContainerId;
-use crate::base::timestamp;
+use crate::base::{state_file, timestamp};
 use crate::host::cgroup::Cgroup;
 use crate::host::network::NetworkRecord;
 use crate::host::process::HostProcess;
@@ -27,6 +27,9 @@ const STATE_FILE: &str = "state.json";
 /// A copy of the specification, since the bundle may change or be removed.
 const SPEC_FILE: &str = "config.json";
 const LOCK_FILE: &str = "lock";
+
+/// Most bytes of the record and of the specification. The guest gets no specification larger than a fourth of it.
+const MAX_FILE: u64 = 16 << 20;
 
 /// The reason why a container's state cannot be read or changed.
 #[derive(Debug, Error)]
@@ -116,12 +119,13 @@ impl Store {
     /// Reads the state that is stored for a container.
     pub(crate) fn find(&self, id: &ContainerId) -> Result<StoredState, StateError> {
         let path = self.dir(id).join(STATE_FILE);
-        match fs::read(&path) {
+        match state_file::read(&path, MAX_FILE) {
             Ok(bytes) => Ok(match serde_json::from_slice::<Record>(&bytes) {
                 Ok(record) if record.id == id.as_str() => StoredState::Record(Box::new(record)),
                 _ => StoredState::Damaged,
             }),
             Err(error) if is_absent(&error) => Err(StateError::NotFound),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(StoredState::Damaged),
             Err(error) => Err(io_error("read", &path)(error)),
         }
     }
@@ -137,7 +141,7 @@ impl Store {
     /// Reads the specification that a container was created from.
     pub(crate) fn spec(&self, id: &ContainerId) -> Result<Spec, StateError> {
         let path = self.dir(id).join(SPEC_FILE);
-        let text = fs::read(&path).map_err(io_error("read", &path))?;
+        let text = state_file::read(&path, MAX_FILE).map_err(io_error("read", &path))?;
         serde_json::from_slice(&text).map_err(|source| StateError::Spec { path, source })
     }
 
@@ -148,7 +152,7 @@ impl Store {
             result => result.map_err(io_error("list", &self.root))?,
         };
         let ids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<ContainerId>().ok());
-        let mut ids: Vec<_> = ids.filter(|id| self.dir(id).join(STATE_FILE).is_file()).collect();
+        let mut ids: Vec<_> = ids.filter(|id| self.dir(id).join(STATE_FILE).symlink_metadata().is_ok()).collect();
         ids.sort_by(|a, b| a.as_str().cmp(b.as_str()));
         Ok(ids)
     }
@@ -158,9 +162,7 @@ impl LockedDir {
     /// Locks `dir`; `None` if the container does not exist or was removed while this waited. `create` creates a missing lock file.
     fn acquire(dir: &Path, create: bool) -> Result<Option<Self>, StateError> {
         let path = dir.join(LOCK_FILE);
-        let flags = nix::libc::O_NOFOLLOW | nix::libc::O_CLOEXEC;
-        let file = OpenOptions::new().write(true).create(create).mode(0o600).custom_flags(flags).open(&path);
-        let mut file = match file {
+        let mut file = match state_file::open(&path, OpenOptions::new().write(true).create(create).mode(0o600)) {
             Err(error) if is_absent(&error) => return Ok(None),
             result => result.map_err(io_error("open", &path))?,
         };
@@ -179,7 +181,7 @@ impl LockedDir {
     pub(crate) fn write_spec(&self, spec: &Spec) -> Result<(), StateError> {
         let path = self.dir.join(SPEC_FILE);
         let bytes = serde_json::to_vec(spec).map_err(|source| StateError::Encode { path: path.clone(), source })?;
-        fs::write(&path, bytes).map_err(io_error("write", &path))
+        state_file::write_new(&path, 0o600, &bytes).map_err(io_error("write", &path))
     }
 
     /// Replaces the record.
@@ -187,8 +189,7 @@ impl LockedDir {
         let path = self.dir.join(STATE_FILE);
         let bytes = serde_json::to_vec(record).map_err(|source| StateError::Encode { path: path.clone(), source })?;
         let temporary = self.dir.join("state.json.new");
-        fs::write(&temporary, bytes).map_err(io_error("write", &temporary))?;
-        fs::rename(&temporary, &path).map_err(io_error("replace", &path))
+        state_file::replace(&path, &temporary, 0o600, &bytes).map_err(io_error("replace", &path))
     }
 
     /// Removes the container's directory with its content, and releases the lock.

@@ -121,3 +121,37 @@ fn a_root_that_cannot_be_created_is_an_error_with_its_path() {
     let error = Store::new(file.join("root")).claim(&id).unwrap_err();
     assert!(error.to_string().starts_with("create "), "{error}");
 }
+
+#[test]
+fn state_that_is_no_regular_file_is_damaged_and_can_be_removed() {
+    let (guard, store, id) = store();
+    let locked = store.claim(&id).unwrap();
+    let state = store.dir(&id).join(STATE_FILE);
+    nix::unistd::mkfifo(&state, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    assert!(matches!(store.find(&id), Ok(StoredState::Damaged)), "a FIFO is read");
+    fs::remove_file(&state).unwrap();
+    let other = guard.path().join("other");
+    fs::write(&other, serde_json::to_vec(&record()).unwrap()).unwrap();
+    symlink(&other, &state).unwrap();
+    assert!(matches!(store.find(&id), Ok(StoredState::Damaged)), "a link is followed");
+    assert_eq!(store.ids().unwrap(), std::slice::from_ref(&id));
+    locked.remove().unwrap();
+    assert!(other.exists() && !store.dir(&id).exists());
+}
+
+#[test]
+fn nothing_is_written_or_locked_through_a_link_in_the_directory() {
+    let (guard, store, id) = store();
+    let locked = store.claim(&id).unwrap();
+    let other = guard.path().join("other");
+    fs::write(&other, "mine").unwrap();
+    symlink(&other, store.dir(&id).join("state.json.new")).unwrap();
+    symlink(&other, store.dir(&id).join(SPEC_FILE)).unwrap();
+    locked.write(&record()).unwrap();
+    locked.write_spec(&Spec::default()).unwrap();
+    assert_eq!(fs::read_to_string(&other).unwrap(), "mine");
+    assert!(store.spec(&id).is_ok() && matches!(store.find(&id), Ok(StoredState::Record(_))));
+    fs::remove_file(store.dir(&id).join(LOCK_FILE)).unwrap();
+    nix::unistd::mkfifo(&store.dir(&id).join(LOCK_FILE), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    assert!(store.lock(&id).is_err(), "a FIFO is locked");
+}

@@ -14,6 +14,7 @@ use thiserror::Error;
 use vmm::config::JailConfig;
 
 use crate::base::log::Log;
+use crate::base::state_file;
 use crate::host::network_namespace::NetworkNamespace;
 use crate::host::process::HostProcess;
 use crate::host::spawn::{self as host_spawn, Child, ProcessLimits, Program, Started};
@@ -153,7 +154,7 @@ pub(crate) fn spawn(options: &VmmOptions, namespaces: &VmmNamespaces, log: &Log)
 /// Opens a file in the container's directory, which a former VMM of the same container may have left.
 fn open_in(dir: &Path, name: &str, options: &mut OpenOptions) -> Result<File, VmmError> {
     let path = dir.join(name);
-    let opened = options.create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW).open(&path);
+    let opened = options.create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(&path);
     opened.map_err(|source| VmmError::File { path, source })
 }
 
@@ -193,7 +194,7 @@ impl Vmm {
 
 /// Reads the exit status that a VMM wrote to the container's directory; `None` if it was killed or still runs.
 pub(crate) fn exit_status(dir: &Path) -> Option<u8> {
-    fs::read_to_string(dir.join(EXIT_FILE)).ok()?.parse().ok()
+    String::from_utf8(state_file::read(&dir.join(EXIT_FILE), 16).ok()?).ok()?.parse().ok()
 }
 
 /// Kills a VMM and waits until it has ended.
@@ -201,16 +202,18 @@ pub(crate) fn kill(vmm: HostProcess) -> Result<(), VmmError> {
     if vmm.kill_and_wait(END_TIMEOUT) { Ok(()) } else { Err(VmmError::NotEnded(vmm.pid)) }
 }
 
-/// Returns the last error in a VMM's log, without its time.
+/// Returns the last error in the last 64 KiB of a VMM's log, without its time.
 pub(crate) fn last_error(dir: &Path) -> Option<String> {
-    let text = fs::read(dir.join(LOG_FILE)).ok()?;
+    let text = state_file::read_end(&dir.join(LOG_FILE), 64 << 10).ok()?;
     let text = String::from_utf8_lossy(&text);
-    let error = text.lines().rev().find_map(|line| line.split_once("ERROR "))?;
-    Some(error.1.trim().to_owned())
+    // The level is the second word. Later ones may be the guest's.
+    let error = text.lines().rev().find_map(|line| line.split_once(' ')?.1.strip_prefix("ERROR "))?;
+    Some(error.trim().to_owned())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::io::Read;
     use std::os::unix::fs::PermissionsExt;
 
@@ -259,6 +262,13 @@ mod tests {
     }
 
     #[test]
+    fn the_log_is_not_opened_through_a_symbolic_link() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/dev/null", dir.path().join(LOG_FILE)).unwrap();
+        assert!(open_log(dir.path()).is_err());
+    }
+
+    #[test]
     fn a_failure_to_start_a_vmm_names_the_program() {
         let dir = tempfile::tempdir().unwrap();
         let error = start(Path::new("/nonexistent"), dir.path()).unwrap_err();
@@ -283,6 +293,21 @@ mod tests {
         assert_eq!(exit_status(dir.path()), Some(143));
         fs::write(dir.path().join(EXIT_FILE), "").unwrap();
         assert_eq!(exit_status(dir.path()), None);
+    }
+
+    #[test]
+    fn only_the_end_of_a_regular_log_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join(LOG_FILE);
+        let line = format!("then  INFO {}\n", "x".repeat(1000));
+        fs::write(&log, format!("then ERROR first\n{}", line.repeat(100))).unwrap();
+        assert_eq!(last_error(dir.path()), None);
+        let forged = "then  WARN guest: ERROR forged\n";
+        fs::write(&log, format!("{}then ERROR last\n{line}{forged}", line.repeat(100))).unwrap();
+        assert_eq!(last_error(dir.path()).as_deref(), Some("last"));
+        fs::rename(&log, dir.path().join("other")).unwrap();
+        std::os::unix::fs::symlink(dir.path().join("other"), &log).unwrap();
+        assert_eq!(last_error(dir.path()), None);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Limits of a VMM on the host: the container's limits plus the overhead of the virtual machine.
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxMemory, Spec};
 
 use crate::spec::block_io::BlockIo;
 use crate::spec::sizing::{Size, cpu_quota};
@@ -24,6 +24,8 @@ const VMM_MIN_QUOTA_DIVISOR: u64 = 10;
 pub(crate) struct Limits {
     /// Memory in bytes.
     pub(crate) memory: u64,
+    /// Swap in bytes, in addition to the memory; `None` for no limit.
+    pub(crate) swap: Option<u64>,
     /// Number of threads.
     pub(crate) pids: u64,
     /// CPU time per period, and the period, both in microseconds.
@@ -57,6 +59,7 @@ impl Limits {
         let cpu = resources.and_then(|resources| resources.cpu().as_ref());
         Self {
             memory: (size.memory_mib + VMM_MEMORY_MIB) << 20,
+            swap: swap(resources.and_then(|resources| resources.memory().as_ref())),
             pids: u64::from(size.vcpus) + VMM_THREADS,
             cpu_quota: cpu_quota(spec).map(|(quota, period)| {
                 (quota + (quota / VMM_QUOTA_DIVISOR).max(period / VMM_MIN_QUOTA_DIVISOR), period)
@@ -67,6 +70,17 @@ impl Limits {
             mems: cpu.and_then(|cpu| cpu.mems().clone()).filter(|list| !list.is_empty()),
             block_io: BlockIo::of(resources),
         }
+    }
+}
+
+/// The swap that a container may use: what its limit of memory and swap together leaves beside its memory limit. If it has only the
+/// memory limit, the same amount again, which is Docker's default; otherwise the host would swap its machine out without a bound.
+fn swap(memory: Option<&LinuxMemory>) -> Option<u64> {
+    let limit = u64::try_from(memory?.limit()?).ok().filter(|limit| *limit > 0)?;
+    match memory?.swap().unwrap_or_default() {
+        0 => Some(limit),
+        // -1 is no limit. The guest refuses a total that is below the memory limit.
+        total => Some(u64::try_from(total).ok()?.saturating_sub(limit)),
     }
 }
 
@@ -83,6 +97,22 @@ mod tests {
         assert_eq!(limits.pids, 66);
         assert_eq!(limits.cpu_quota, Some((62_500, 100_000)));
         assert_eq!((limits.cpu_shares, limits.cpus.as_deref(), limits.mems), (Some(512), Some("0-1"), None));
+    }
+
+    #[test]
+    fn swap_is_limited_to_what_the_total_leaves() {
+        let swap = |memory| {
+            let spec = serde_json::json!({"linux": {"resources": {"memory": memory}}});
+            Limits::of(&serde_json::from_value(spec).unwrap(), Size { memory_mib: 512, vcpus: 1 }).swap
+        };
+        assert_eq!(swap(serde_json::json!({"limit": 300, "swap": 500})), Some(200));
+        assert_eq!(swap(serde_json::json!({"limit": 300, "swap": 300})), Some(0));
+        assert_eq!(swap(serde_json::json!({"limit": 300})), Some(300));
+        assert_eq!(swap(serde_json::json!({"limit": 300, "swap": 0})), Some(300));
+        for unlimited in [serde_json::json!({"limit": 300, "swap": -1}), serde_json::json!({"limit": -1, "swap": -1})] {
+            assert_eq!(swap(unlimited), None);
+        }
+        assert_eq!(swap(serde_json::json!({})), None);
     }
 
     #[test]

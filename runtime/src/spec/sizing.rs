@@ -184,6 +184,7 @@ mod tests {
             vcpus: 1,
             max_vcpus: 1,
             start_timeout: Duration::ZERO,
+            anti_spoofing: false,
         };
         Size::of(&serde_json::from_value(json).unwrap(), &config)
     }

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use vmrt_tests::bundle::Bundle;
-use vmrt_tests::runtime::{Runtime, is_vmrt};
+use vmrt_tests::runtime::{Container, Runtime, is_vmrt};
 
 const MIB: u64 = 1 << 20;
 
@@ -151,4 +151,30 @@ fn an_exec_uses_the_first_processs_cgroup_when_its_own_takes_no_processes() {
     let container = runtime.start_container(&bundle);
     bundle.await_file("moved");
     assert_eq!(container.exec(&["cat", "/proc/self/cgroup"]).ok().text(), "0::/inner");
+}
+
+/// The limit of swap of the VMM's cgroup on the host. Hosts without swap accounting have none.
+fn swap_on_host(container: &Container<'_>) -> Option<String> {
+    let path = format!("/sys/fs/cgroup/vmrt-{}/memory.swap.max", container.id);
+    Some(std::fs::read_to_string(path).ok()?.trim().to_owned())
+}
+
+#[test]
+fn swap_is_limited_on_the_host_and_follows_update() {
+    let runtime = Runtime::new();
+    let update = |container: &Container<'_>, options: &[&str]| {
+        runtime.call(&[&["update"], options, &[&container.id]].concat()).ok();
+    };
+    let bundle = limited(Bundle::busybox(["sleep", "1000"]));
+    let container = runtime.start_container(&bundle);
+    let Some(swap) = swap_on_host(&container) else { return };
+    assert_eq!(swap, "0");
+    update(&container, &["--memory", "48M", "--memory-swap", "64M"]);
+    assert_eq!(swap_on_host(&container), Some((16 * MIB).to_string()));
+    update(&container, &["--memory-swap", "-1"]);
+    assert_eq!(swap_on_host(&container).as_deref(), Some("max"));
+    drop(container);
+    let bundle = Bundle::busybox(["sleep", "1000"]).with("/linux/resources/memory", json!({"limit": 64 * MIB}));
+    let container = runtime.start_container(&bundle);
+    assert_eq!(swap_on_host(&container), Some((64 * MIB).to_string()));
 }

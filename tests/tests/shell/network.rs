@@ -1,5 +1,6 @@
 //! The network of a container: the interfaces of its network namespace.
 
+mod anti_spoofing;
 mod namespace;
 
 use std::io::{Read, Write};

@@ -15,7 +15,7 @@ fn start() -> Result<UnixStream, ProcessError> {
     let options = Options::parse(std::env::args_os().skip(1))?;
     // SAFETY: the process has just started and uses no descriptors but the standard streams.
     let control = unsafe { options.take_control() }?;
-    options.start_log();
+    options.start_log()?;
     std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
     Ok(control)
 }

@@ -67,7 +67,8 @@ impl MachineBuilder {
         let registers = RegisterPage::map(layout::MAX_VIRTIO_DEVICES.into()).map_err(MachineError::Registers)?;
         let vm = kvm::create_vm(&kvm, &memory, &registers)?;
         timeline::mark("virtual machine created");
-        let (memory, region) = add_pluggable(&memory, memory_size, resources.max_memory_size)?;
+        let pluggable = resources.max_memory_size.saturating_sub(memory_size).min(kvm::max_pluggable(&kvm));
+        let (memory, region) = add_pluggable(&memory, memory_size, pluggable)?;
         let refused = |error| KvmError::Refused("report the CPUID that it supports", error);
         let cpuid = CpuidTemplate::new(&kvm, max_vcpus).map_err(refused)?;
         Ok(Self {
@@ -94,8 +95,9 @@ impl MachineBuilder {
     /// No file descriptor is left.
     pub fn pluggable(&self) -> Result<(Resizer, Pluggable), MachineError> {
         let (vm, region) = (Arc::clone(&self.vm), self.region.clone());
-        let add_region = move || kvm::add_region(&vm, &region).map_err(std::io::Error::other);
-        mem::pluggable(self.region.clone(), self.memory_size, self.max_memory_size, Box::new(add_region))
+        let set_block =
+            move |block, plugged| kvm::set_block(&vm, &region, block, plugged).map_err(std::io::Error::other);
+        mem::pluggable(self.region.clone(), self.memory_size, self.max_memory_size, Box::new(set_block))
             .map_err(MachineError::Event)
     }
 
@@ -159,12 +161,10 @@ impl MachineBuilder {
     }
 }
 
-/// Adds a region of pluggable memory after `memory`, which has `size` bytes, for up to `max_size` bytes in total. Returns all of
-/// the memory, and the region.
-fn add_pluggable(memory: &Memory, size: u64, max_size: u64) -> Result<(Memory, Region), MachineError> {
+/// Adds a region of `pluggable` bytes after `memory`, which has `size` bytes. Returns all of the memory, and the region.
+fn add_pluggable(memory: &Memory, size: u64, pluggable: u64) -> Result<(Memory, Region), MachineError> {
     let start = layout::pluggable_start(size);
-    let mapping = memory::map_pluggable(start, max_size.saturating_sub(size), layout::PLUGGABLE_UNIT)
-        .map_err(MachineError::Pluggable)?;
+    let mapping = memory::map_pluggable(start, pluggable, layout::PLUGGABLE_UNIT).map_err(MachineError::Pluggable)?;
     let memory = memory.insert_region(Arc::clone(&mapping)).map_err(|error| MachineError::Pluggable(error.into()))?;
     let region = Region::new(mapping).expect("it consists of units, which are whole blocks");
     Ok((memory, region))

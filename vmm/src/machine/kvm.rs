@@ -11,7 +11,7 @@ use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::arch::Memory;
 use crate::arch::layout;
-use crate::mem::Region;
+use crate::mem::{BLOCK_SIZE, Region};
 use crate::virtio::registers::RegisterPage;
 
 /// The KVM device.
@@ -114,22 +114,34 @@ pub fn create_vm(kvm: &Kvm, memory: &Memory, registers: &[RegisterPage]) -> Resu
     Ok(vm)
 }
 
-/// The slot of pluggable memory. It is greater than those of the memory at boot.
-const PLUGGABLE_SLOT: u32 = 8;
+/// The slot of the first block of pluggable memory. It is greater than those of the memory at boot.
+const FIRST_BLOCK_SLOT: u32 = 8;
 
-/// Adds `region` to the memory of a virtual machine, which may be running.
+/// Bytes of pluggable memory that a virtual machine can have: each block takes a slot, because a slot cannot be divided while vCPUs use
+/// it. Linux 5.12 and later have slots for almost 64 GiB, earlier ones for almost 1 GiB. A multiple of the layout's unit.
+#[must_use]
+pub fn max_pluggable(kvm: &Kvm) -> u64 {
+    let slots = kvm.get_nr_memslots().saturating_sub(FIRST_BLOCK_SLOT as usize);
+    let bytes = BLOCK_SIZE * slots as u64;
+    bytes - bytes % layout::PLUGGABLE_UNIT
+}
+
+/// Adds a block of `region` to the memory of a virtual machine, which may be running, or removes it.
 ///
 /// # Errors
 /// KVM refused.
-pub fn add_region(vm: &VmFd, region: &Region) -> Result<(), KvmError> {
+pub fn set_block(vm: &VmFd, region: &Region, block: usize, plugged: bool) -> Result<(), KvmError> {
+    let slot = u32::try_from(block).ok().and_then(|block| block.checked_add(FIRST_BLOCK_SLOT));
+    let offset = BLOCK_SIZE * block as u64;
     let range = kvm_userspace_memory_region {
-        slot: PLUGGABLE_SLOT,
-        guest_phys_addr: region.start().raw_value(),
-        memory_size: region.length(),
-        userspace_addr: region.host_address(),
+        slot: slot.expect("the region has as many blocks as there are slots"),
+        guest_phys_addr: region.start().raw_value() + offset,
+        // KVM removes a slot that gets no memory.
+        memory_size: if plugged { BLOCK_SIZE } else { 0 },
+        userspace_addr: region.host_address() + offset,
         ..Default::default()
     };
-    // SAFETY: the region is a mapping of that length. It lives as long as the process and does not overlap other memory.
+    // SAFETY: the block is within the region, a mapping that lives as long as the process and does not overlap other memory.
     unsafe { vm.set_user_memory_region(range) }.map_err(|error| KvmError::Refused("map memory for the guest", error))
 }
 
@@ -137,7 +149,7 @@ fn add_memory(vm: &VmFd, memory: &Memory, registers: &[RegisterPage]) -> Result<
     let ram = memory.iter().map(|region| kvm_userspace_memory_region {
         guest_phys_addr: region.start_addr().raw_value(),
         memory_size: region.len(),
-        userspace_addr: region.as_ptr() as u64,
+        userspace_addr: region.host_address() as u64,
         ..Default::default()
     });
     let registers = registers.first().map(|first| kvm_userspace_memory_region {

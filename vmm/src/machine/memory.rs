@@ -4,10 +4,10 @@ use std::io;
 use std::sync::Arc;
 
 use thiserror::Error;
-use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionCollectionError, GuestRegionMmap, MmapRegion};
+use vm_memory::{GuestAddress, GuestRegionCollectionError, GuestRegionMmap, MmapRegion};
 
-use crate::arch::Memory;
-use crate::arch::layout;
+use crate::arch::{Memory, MemoryRegion, layout};
+use crate::mem::BLOCK_SIZE;
 
 /// Alignment of the mappings in bytes. Host and guest addresses then agree modulo this size, so that the host can use huge
 /// pages for the guest.
@@ -40,16 +40,17 @@ pub enum MemoryError {
 /// # Errors
 /// The address space is too small.
 pub fn map(size: u64) -> Result<Memory, MemoryError> {
-    let regions = layout::memory_ranges(size).into_iter().map(|(start, length)| map_region(start, length));
-    Ok(GuestMemoryMmap::from_regions(regions.collect::<Result<_, _>>()?)?)
+    let map = |(start, length)| map_region(start, length).map(MemoryRegion::new);
+    let regions = layout::memory_ranges(size).into_iter().map(map);
+    Ok(Memory::from_regions(regions.collect::<Result<_, _>>()?)?)
 }
 
-/// Maps a region at `start` for pluggable memory. Its size is `length` bytes, rounded up to a multiple of `unit`. On a host
+/// Maps a region at `start` for pluggable memory, of which no block is plugged. Its size is `length` bytes, rounded up to a multiple of `unit`. On a host
 /// without memory overcommit it may be smaller, down to one `unit`.
 ///
 /// # Errors
 /// Not even one `unit` can be mapped.
-pub fn map_pluggable(start: GuestAddress, length: u64, unit: u64) -> Result<Arc<GuestRegionMmap<()>>, MemoryError> {
+pub fn map_pluggable(start: GuestAddress, length: u64, unit: u64) -> Result<Arc<MemoryRegion>, MemoryError> {
     let mut length = length.next_multiple_of(unit).max(unit);
     loop {
         match map_region(start, length) {
@@ -57,7 +58,7 @@ pub fn map_pluggable(start: GuestAddress, length: u64, unit: u64) -> Result<Arc<
                 tracing::debug!(%error, length, "the host does not overcommit that much memory");
                 length = (length / 2).next_multiple_of(unit);
             }
-            result => return result.map(Arc::new),
+            result => return result.map(|mapping| Arc::new(MemoryRegion::pluggable(mapping, BLOCK_SIZE))),
         }
     }
 }
@@ -139,7 +140,7 @@ mod tests {
     #[test]
     fn host_and_guest_addresses_agree_modulo_a_huge_page() {
         for region in map((4 << 30) + (6 << 20)).unwrap().iter() {
-            assert!(region.as_ptr().cast::<u8>().align_offset(HUGE_PAGE) == 0);
+            assert!(region.host_address().align_offset(HUGE_PAGE) == 0);
         }
     }
 

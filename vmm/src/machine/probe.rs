@@ -86,7 +86,7 @@ impl Measurement {
 /// KVM is absent, lacks a capability, or does not run the loop to its end.
 pub fn measure() -> Result<Measurement, ProbeError> {
     let kvm = kvm::check(kvm::open_device()?, 1)?;
-    let memory = Memory::from_ranges(&[(GuestAddress(0), MEMORY_SIZE)]).map_err(|_| ProbeError::Memory)?;
+    let memory = Memory::from_ranges(&[(GuestAddress(0), MEMORY_SIZE)]).ok_or(ProbeError::Memory)?;
     memory.write_slice(&timing_loop_code(TURNS), GuestAddress(0)).map_err(|_| ProbeError::Memory)?;
     let vm = create_vm(&kvm, &memory)?;
     let mut vcpu = vm.create_vcpu(0).map_err(ProbeError::Create)?;
@@ -107,7 +107,7 @@ fn create_vm(kvm: &Kvm, memory: &Memory) -> Result<VmFd, ProbeError> {
         flags: 0,
         guest_phys_addr: 0,
         memory_size: region.len(),
-        userspace_addr: region.as_ptr() as u64,
+        userspace_addr: region.host_address() as u64,
     };
     // SAFETY: the range is a mapping of that length, and the caller keeps it until the machine is destroyed.
     unsafe { vm.set_user_memory_region(range) }.map_err(ProbeError::Create)?;

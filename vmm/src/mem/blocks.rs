@@ -72,24 +72,32 @@ impl Blocks {
         self.count * BLOCK_SIZE
     }
 
-    pub(super) fn save(&self) -> Vec<PluggedRun> {
+    /// Whether the block is plugged.
+    pub(super) fn is_plugged(&self, block: usize) -> bool {
+        self.plugged[block]
+    }
+
+    /// The longest ranges of blocks that are all plugged, or all unplugged.
+    pub(super) fn runs(&self, plugged: bool) -> Vec<Range<usize>> {
         let mut first = 0;
         let mut runs = Vec::new();
         for same in self.plugged.chunk_by(|one, next| one == next) {
-            if same[0] {
-                runs.push(PluggedRun { first, count: same.len() });
+            if same[0] == plugged {
+                runs.push(first..first + same.len());
             }
             first += same.len();
         }
         runs
     }
 
-    /// Plugs the blocks of the saved `runs`, as far as the region has them.
-    pub(super) fn restore(&mut self, runs: &[PluggedRun]) {
+    pub(super) fn save(&self) -> Vec<PluggedRun> {
+        self.runs(true).into_iter().map(|run| PluggedRun { first: run.start, count: run.len() }).collect()
+    }
+
+    /// The blocks of a saved run, as far as the region has them.
+    pub(super) fn saved_range(&self, run: PluggedRun) -> Range<usize> {
         let max = self.plugged.len();
-        for run in runs {
-            self.set(run.first.min(max)..run.first.saturating_add(run.count).min(max), true);
-        }
+        run.first.min(max)..run.first.saturating_add(run.count).min(max)
     }
 }
 
@@ -142,11 +150,11 @@ mod tests {
         let mut before = blocks();
         before.set(0..2, true);
         before.set(5..8, true);
-        let mut after = blocks();
-        after.restore(&before.save());
-        assert_eq!((after.plugged, after.count), (before.plugged, 5));
-        let mut small = Blocks::new(START, 6 * BLOCK_SIZE);
-        small.restore(&[PluggedRun { first: 5, count: usize::MAX }, PluggedRun { first: usize::MAX, count: 2 }]);
-        assert_eq!(small.save(), [PluggedRun { first: 5, count: 1 }]);
+        let ranges: Vec<_> = before.save().into_iter().map(|run| blocks().saved_range(run)).collect();
+        assert_eq!(ranges, [0..2, 5..8]);
+        assert_eq!(before.runs(false).first(), Some(&(2..5)));
+        let small = Blocks::new(START, 6 * BLOCK_SIZE);
+        assert_eq!(small.saved_range(PluggedRun { first: 5, count: usize::MAX }), 5..6);
+        assert!(small.saved_range(PluggedRun { first: usize::MAX, count: 2 }).is_empty());
     }
 }

@@ -128,8 +128,13 @@ impl Pluggable {
         if self.blocks.plugged() + more > self.sizes.requested() {
             return ResponseType::Nack;
         }
-        self.blocks.set(range, true);
-        ResponseType::Ack
+        match self.add(range) {
+            Ok(()) => ResponseType::Ack,
+            Err(error) => {
+                tracing::error!(%error, "cannot map memory for the guest");
+                ResponseType::Nack
+            }
+        }
     }
 
     fn unplug_range(&mut self, (address, count): BlockRange) -> ResponseType {
@@ -141,12 +146,11 @@ impl Pluggable {
     }
 
     fn unplug(&mut self, range: Range<usize>) -> ResponseType {
-        if let Err(error) = self.region.discard(range.clone()) {
+        let result = self.remove(range);
+        if let Err(error) = &result {
             tracing::error!(%error, "cannot return memory of the guest to the host");
-            return ResponseType::Error;
         }
-        self.blocks.set(range, false);
-        ResponseType::Ack
+        result.map_or(ResponseType::Error, |()| ResponseType::Ack)
     }
 }
 

@@ -9,8 +9,8 @@
 //! Resizer::size  ◄──event──── Handler              ◄──PLUG, UNPLUG──── driver
 //! ```
 //!
-//! The region is part of the guest memory that devices access from the start. It becomes a KVM memory slot with the
-//! first request for memory.
+//! The region is part of the guest memory that devices access from the start, but they reach plugged blocks only
+//! ([`crate::arch::MemoryRegion`]). Each plugged block is a KVM memory slot, so vCPUs reach no others either.
 
 mod blocks;
 mod device;
@@ -23,7 +23,7 @@ mod tests;
 
 pub use device::{Mem, MemState};
 pub use region::{Region, RegionError};
-pub use resizer::{AddRegion, Pluggable, ResizeError, Resizer, pluggable};
+pub use resizer::{Pluggable, ResizeError, Resizer, SetBlock, pluggable};
 
 /// Size of a block in bytes: a huge page, the unit in which both kernels manage memory.
 pub const BLOCK_SIZE: u64 = 2 << 20;

@@ -5,9 +5,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use thiserror::Error;
-use vm_memory::{GuestAddress, GuestMemoryRegion, GuestRegionMmap};
+use vm_memory::{GuestAddress, GuestMemoryRegion};
 
 use super::BLOCK_SIZE;
+use crate::arch::MemoryRegion;
 
 /// The mapping cannot be the device's region.
 #[derive(Debug, Error)]
@@ -19,14 +20,14 @@ pub struct RegionError {
 
 /// A private anonymous mapping of whole blocks. Only this device discards its pages.
 #[derive(Clone, Debug)]
-pub struct Region(Arc<GuestRegionMmap<()>>);
+pub struct Region(Arc<MemoryRegion>);
 
 impl Region {
-    /// The region in `mapping`, which is private and anonymous.
+    /// The region in `mapping`, which is private and anonymous and has blocks of [`BLOCK_SIZE`].
     ///
     /// # Errors
     /// The mapping does not start and end at a block boundary.
-    pub fn new(mapping: Arc<GuestRegionMmap<()>>) -> Result<Self, RegionError> {
+    pub fn new(mapping: Arc<MemoryRegion>) -> Result<Self, RegionError> {
         let (start, length) = (mapping.start_addr().0, mapping.len());
         match (start | length) % BLOCK_SIZE {
             0 => Ok(Self(mapping)),
@@ -49,7 +50,15 @@ impl Region {
     /// The address of the region in this process.
     #[must_use]
     pub fn host_address(&self) -> u64 {
-        self.0.as_ptr() as u64
+        self.0.host_address() as u64
+    }
+
+    /// Lets devices access a block, or no longer.
+    ///
+    /// # Panics
+    /// The region has no such block.
+    pub(super) fn set_plugged(&self, block: usize, plugged: bool) {
+        self.0.set_plugged(block..block + 1, plugged);
     }
 
     /// Returns the memory of these blocks to the host. From then on they read as zeros.
@@ -64,7 +73,7 @@ impl Region {
         // SAFETY: the assertion above keeps the range within the mapping, which `self` owns. The mapping is guest
         // memory: no Rust reference to its contents exists, and all code that copies from or to it allows it to change
         // at any time.
-        let result = unsafe { libc::madvise(self.0.as_ptr().add(offset).cast(), length, libc::MADV_DONTNEED) };
+        let result = unsafe { libc::madvise(self.0.host_address().add(offset).cast(), length, libc::MADV_DONTNEED) };
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 }

@@ -1,6 +1,7 @@
 //! The two ends of the device: the sandbox's [`Resizer`], and the device's [`Pluggable`].
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -24,9 +25,6 @@ pub enum ResizeError {
         /// Maximum size in bytes.
         max: u64,
     },
-    /// The region cannot be added to the guest's memory.
-    #[error(transparent)]
-    AddRegion(io::Error),
     /// The device's eventfd cannot be written.
     #[error("cannot wake the memory device")]
     Wake(#[source] io::Error),
@@ -65,36 +63,36 @@ impl SharedSizes {
     }
 }
 
-/// Adds the region to KVM's memory slots.
-pub type AddRegion = Box<dyn Fn() -> io::Result<()> + Send>;
+/// Adds the block with this number to the memory that vCPUs see, or removes it.
+pub type SetBlock = Box<dyn Fn(usize, bool) -> io::Result<()> + Send>;
 
 /// The sandbox's end.
+#[derive(Debug)]
 pub struct Resizer {
     sizes: Arc<SharedSizes>,
     boot_size: u64,
     max: u64,
-    add_region: Option<AddRegion>,
-}
-
-impl std::fmt::Debug for Resizer {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Resizer").field("boot_size", &self.boot_size).field("max", &self.max).finish_non_exhaustive()
-    }
 }
 
 /// The device's end: the region's blocks.
-#[derive(Debug)]
 pub struct Pluggable {
     pub(super) blocks: Blocks,
-    pub(super) region: Region,
+    region: Region,
     pub(super) sizes: Arc<SharedSizes>,
+    set_block: SetBlock,
+}
+
+impl std::fmt::Debug for Pluggable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pluggable").field("blocks", &self.blocks).field("sizes", &self.sizes).finish_non_exhaustive()
+    }
 }
 
 /// Both ends of the memory device of a machine that boots with `boot_size` bytes and can have `max` bytes.
 ///
 /// # Errors
 /// The process has no free file descriptor.
-pub fn pluggable(region: Region, boot_size: u64, max: u64, add_region: AddRegion) -> io::Result<(Resizer, Pluggable)> {
+pub fn pluggable(region: Region, boot_size: u64, max: u64, set_block: SetBlock) -> io::Result<(Resizer, Pluggable)> {
     let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
     let sizes = Arc::new(SharedSizes {
         region: region.clone(),
@@ -105,8 +103,8 @@ pub fn pluggable(region: Region, boot_size: u64, max: u64, add_region: AddRegion
     });
     let max = max.min(boot_size + region.length());
     let blocks = Blocks::new(region.start().0, region.length());
-    let resizer = Resizer { sizes: Arc::clone(&sizes), boot_size, max, add_region: Some(add_region) };
-    Ok((resizer, Pluggable { blocks, region, sizes }))
+    let resizer = Resizer { sizes: Arc::clone(&sizes), boot_size, max };
+    Ok((resizer, Pluggable { blocks, region, sizes, set_block }))
 }
 
 impl Resizer {
@@ -114,18 +112,12 @@ impl Resizer {
     /// bytes: whole blocks, and not less than the boot size.
     ///
     /// # Errors
-    /// `size` exceeds the maximum, or the region cannot be added to the guest's memory.
-    pub fn request(&mut self, size: u64) -> Result<u64, ResizeError> {
+    /// `size` exceeds the maximum, or the device's eventfd cannot be written.
+    pub fn request(&self, size: u64) -> Result<u64, ResizeError> {
         if size > self.max {
             return Err(ResizeError::TooLarge { requested: size, max: self.max });
         }
         let requested = size.saturating_sub(self.boot_size).next_multiple_of(BLOCK_SIZE);
-        if requested > 0
-            && let Some(add_region) = &self.add_region
-        {
-            add_region().map_err(ResizeError::AddRegion)?;
-            self.add_region = None;
-        }
         self.set_requested(requested).map_err(ResizeError::Wake)?;
         Ok(self.boot_size + requested)
     }
@@ -170,8 +162,47 @@ impl Pluggable {
 
     /// Restores the saved state. The blocks' contents are restored with the rest of guest memory.
     pub(super) fn restore(&mut self, state: &MemState) {
-        self.blocks.restore(&state.plugged);
+        for run in &state.plugged {
+            if let Err(error) = self.add(self.blocks.saved_range(*run)) {
+                tracing::error!(%error, "cannot restore memory of the guest");
+            }
+        }
         self.sizes.requested.store(state.requested, Ordering::SeqCst);
         self.sizes.plugged.store(self.blocks.plugged(), Ordering::SeqCst);
+    }
+
+    /// Plugs unplugged blocks: gives them to vCPUs and devices.
+    ///
+    /// # Errors
+    /// KVM refused. All of the blocks are then unplugged.
+    pub(super) fn add(&mut self, blocks: Range<usize>) -> io::Result<()> {
+        for block in blocks.clone() {
+            if let Err(error) = self.set(block, true) {
+                (blocks.start..block).for_each(|block| drop(self.set(block, false)));
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Unplugs those of the blocks that are plugged, and returns the memory of all unplugged blocks to the host. Among them may be
+    /// blocks that were unplugged before: a request that a device had begun may have written to them since.
+    ///
+    /// # Errors
+    /// The host refused. Blocks that it did not refuse to unplug are unplugged.
+    pub(super) fn remove(&mut self, blocks: Range<usize>) -> io::Result<()> {
+        for block in blocks {
+            if self.blocks.is_plugged(block) {
+                self.set(block, false)?;
+            }
+        }
+        self.blocks.runs(false).into_iter().try_for_each(|run| self.region.discard(run))
+    }
+
+    fn set(&mut self, block: usize, plugged: bool) -> io::Result<()> {
+        (self.set_block)(block, plugged)?;
+        self.region.set_plugged(block, plugged);
+        self.blocks.set(block..block + 1, plugged);
+        Ok(())
     }
 }

@@ -1,13 +1,14 @@
 //! Tests of the device with valid and invalid requests.
 
 use std::cell::{Cell, RefCell};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use vm_memory::{Bytes, GuestAddress, GuestRegionMmap, MemoryRegionAddress};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
+use crate::arch::{Memory, MemoryRegion};
 use crate::machine::memory::map_pluggable;
 use crate::virtio::testing::{Driver, LoopThread, life_cycle};
 
@@ -24,12 +25,12 @@ const ACK: u16 = 0;
 const NACK: u16 = 1;
 const ERROR: u16 = 3;
 
-fn mapping() -> Arc<GuestRegionMmap<()>> {
+fn mapping() -> Arc<MemoryRegion> {
     map_pluggable(GuestAddress(START), BLOCKS * BLOCK_SIZE, BLOCK_SIZE).unwrap()
 }
 
-fn resizer_and_pluggable(mapping: Arc<GuestRegionMmap<()>>) -> (Resizer, Pluggable) {
-    pluggable(Region::new(mapping).unwrap(), BOOT_SIZE, 1 << 40, Box::new(|| Ok(()))).unwrap()
+fn resizer_and_pluggable(mapping: Arc<MemoryRegion>) -> (Resizer, Pluggable) {
+    pluggable(Region::new(mapping).unwrap(), BOOT_SIZE, 1 << 40, Box::new(|_, _| Ok(()))).unwrap()
 }
 
 /// An active driver, and the resizer that requests memory of it.
@@ -81,7 +82,7 @@ fn await_requested(driver: &Driver<Mem>, bytes: u64) {
 }
 
 /// Requests a machine with this many plugged blocks, and waits until the driver can read the request.
-fn grow(driver: &Driver<Mem>, resizer: &mut Resizer, blocks: u64) {
+fn grow(driver: &Driver<Mem>, resizer: &Resizer, blocks: u64) {
     assert_eq!(resizer.request(BOOT_SIZE + blocks * BLOCK_SIZE).unwrap(), BOOT_SIZE + blocks * BLOCK_SIZE);
     await_requested(driver, blocks * BLOCK_SIZE);
 }
@@ -97,8 +98,8 @@ fn the_device_passes_the_life_cycle_test() {
     };
     let blocks = Cell::new(0);
     life_cycle(make, |driver| {
-        let mut resizer = resizer.borrow_mut();
-        let resizer = resizer.as_mut().unwrap();
+        let resizer = resizer.borrow();
+        let resizer = resizer.as_ref().unwrap();
         let plugged = blocks.replace(blocks.get() + 2);
         assert_eq!(resizer.size(), BOOT_SIZE + plugged * BLOCK_SIZE, "plugged blocks stay plugged");
         grow(driver, resizer, plugged + 2);
@@ -112,13 +113,13 @@ fn the_device_passes_the_life_cycle_test() {
 #[test]
 fn the_configuration_space_describes_the_region_and_the_requested_size() {
     let event_loop = LoopThread::start();
-    let (driver, mut resizer) = set_up_driver(&event_loop);
+    let (driver, resizer) = set_up_driver(&event_loop);
     let (generation, length) = (driver.register(0xfc), BLOCKS * BLOCK_SIZE);
     assert_eq!(
         [0, 1, 2, 3, 4, 5, 6].map(|number| field(&driver, number)),
         [BLOCK_SIZE, 0, START, length, length, 0, 0]
     );
-    grow(&driver, &mut resizer, 3);
+    grow(&driver, &resizer, 3);
     let deadline = Instant::now() + Duration::from_secs(10);
     while !driver.interrupted() {
         assert!(Instant::now() < deadline, "the driver is not interrupted");
@@ -129,13 +130,13 @@ fn the_configuration_space_describes_the_region_and_the_requested_size() {
 #[test]
 fn no_more_than_the_requested_size_is_plugged() {
     let event_loop = LoopThread::start();
-    let (mut driver, mut resizer) = set_up_driver(&event_loop);
+    let (mut driver, resizer) = set_up_driver(&event_loop);
     assert_eq!(request_blocks(&mut driver, PLUG, 0, 1), NACK, "before anything was requested");
-    grow(&driver, &mut resizer, 3);
+    grow(&driver, &resizer, 3);
     assert_eq!(request_blocks(&mut driver, PLUG, 0, 4), NACK);
     assert_eq!(request_blocks(&mut driver, PLUG, 5, 3), ACK);
     assert_eq!(request_blocks(&mut driver, PLUG, 0, 1), NACK);
-    grow(&driver, &mut resizer, 1);
+    grow(&driver, &resizer, 1);
     assert_eq!(request_blocks(&mut driver, UNPLUG, 6, 2), ACK);
     assert_eq!(request_blocks(&mut driver, PLUG, 6, 1), NACK);
     assert_eq!(resizer.size(), BOOT_SIZE + BLOCK_SIZE);
@@ -144,8 +145,8 @@ fn no_more_than_the_requested_size_is_plugged() {
 #[test]
 fn invalid_requests_are_errors_and_change_nothing() {
     let event_loop = LoopThread::start();
-    let (mut driver, mut resizer) = set_up_driver(&event_loop);
-    grow(&driver, &mut resizer, BLOCKS);
+    let (mut driver, resizer) = set_up_driver(&event_loop);
+    grow(&driver, &resizer, BLOCKS);
     assert_eq!(request_blocks(&mut driver, PLUG, 2, 4), ACK);
     for (kind, block, count) in [
         (PLUG, 5, 1),
@@ -175,21 +176,27 @@ fn invalid_requests_are_errors_and_change_nothing() {
 }
 
 #[test]
-fn the_contents_of_an_unplugged_block_are_discarded() {
+fn the_contents_of_unplugged_blocks_are_discarded() {
     let event_loop = LoopThread::start();
     let mapping = mapping();
-    let (mut resizer, pluggable) = resizer_and_pluggable(Arc::clone(&mapping));
+    let (resizer, pluggable) = resizer_and_pluggable(Arc::clone(&mapping));
     let mut driver = Driver::new(Mem::new(pluggable, event_loop.handle(), None));
     driver.set_up();
-    grow(&driver, &mut resizer, 3);
+    grow(&driver, &resizer, 3);
     assert_eq!(request_blocks(&mut driver, PLUG, 0, 3), ACK);
     let places = [0, BLOCK_SIZE - 1, BLOCK_SIZE, 2 * BLOCK_SIZE - 1, 2 * BLOCK_SIZE];
-    for place in places {
-        mapping.write_obj(7_u8, MemoryRegionAddress(place)).unwrap();
-    }
+    // A device that began a request before a block was unplugged has such pointers as well.
+    let pointers = places.map(|place| mapping.host_address().wrapping_add(usize::try_from(place).unwrap()));
+    // SAFETY: the places are within the mapping, to which nothing refers.
+    let write = || pointers.iter().for_each(|pointer| unsafe { pointer.write_volatile(7) });
+    // SAFETY: as above.
+    let read = || pointers.map(|pointer| unsafe { pointer.read_volatile() });
+    write();
     assert_eq!(request_blocks(&mut driver, UNPLUG, 1, 1), ACK);
-    let read = || places.map(|place| mapping.read_obj::<u8>(MemoryRegionAddress(place)).unwrap());
     assert_eq!(read(), [7, 7, 0, 0, 7]);
+    write();
+    assert_eq!(request_blocks(&mut driver, UNPLUG, 2, 1), ACK);
+    assert_eq!(read(), [7, 7, 0, 0, 0], "what was written to an unplugged block is discarded with the next one");
     assert_eq!(request_blocks(&mut driver, UNPLUG_ALL, 0, 0), ACK);
     assert_eq!(read(), [0; 5]);
 }
@@ -197,8 +204,8 @@ fn the_contents_of_an_unplugged_block_are_discarded() {
 #[test]
 fn chains_that_are_not_requests_are_used_with_length_0() {
     let event_loop = LoopThread::start();
-    let (mut driver, mut resizer) = set_up_driver(&event_loop);
-    grow(&driver, &mut resizer, 1);
+    let (mut driver, resizer) = set_up_driver(&event_loop);
+    grow(&driver, &resizer, 1);
     let whole = request(PLUG, START, 1);
     assert!(driver.request(0, &[&whole[..23]], &[10]).is_empty());
     assert!(driver.request(0, &[&whole], &[9]).is_empty());
@@ -215,7 +222,7 @@ fn chains_that_are_not_requests_are_used_with_length_0() {
 
 #[test]
 fn a_size_is_whole_blocks_between_boot_size_and_maximum() {
-    let (mut resizer, _pluggable) = resizer_and_pluggable(mapping());
+    let (resizer, _pluggable) = resizer_and_pluggable(mapping());
     assert_eq!(resizer.request(0).unwrap(), BOOT_SIZE);
     assert_eq!(resizer.request(BOOT_SIZE + 1).unwrap(), BOOT_SIZE + BLOCK_SIZE);
     let max = BOOT_SIZE + BLOCKS * BLOCK_SIZE;
@@ -223,26 +230,63 @@ fn a_size_is_whole_blocks_between_boot_size_and_maximum() {
     let error = resizer.request(max + 1).unwrap_err().to_string();
     assert_eq!(error, "this machine can have 96 MiB at most, not 97");
     let region = Region::new(mapping()).unwrap();
-    let (mut limited, _pluggable) = pluggable(region, BOOT_SIZE, BOOT_SIZE + BLOCK_SIZE, Box::new(|| Ok(()))).unwrap();
+    let (limited, _pluggable) = pluggable(region, BOOT_SIZE, BOOT_SIZE + BLOCK_SIZE, Box::new(|_, _| Ok(()))).unwrap();
     assert!(limited.request(BOOT_SIZE + BLOCK_SIZE).is_ok() && limited.request(BOOT_SIZE + 2 * BLOCK_SIZE).is_err());
 }
 
+/// The numbers of the blocks that vCPUs can access, and of one that KVM does not map.
+#[derive(Clone, Default)]
+struct Slots(Arc<Mutex<(BTreeSet<usize>, Option<usize>)>>);
+
+impl Slots {
+    fn set(&self, block: usize, plugged: bool) -> std::io::Result<()> {
+        let (mapped, refused) = &mut *self.0.lock().unwrap();
+        if plugged && *refused == Some(block) {
+            return Err(std::io::Error::other("no slot is free"));
+        }
+        assert!(if plugged { mapped.insert(block) } else { mapped.remove(&block) }, "block {block} was so already");
+        Ok(())
+    }
+
+    fn mapped(&self) -> Vec<usize> {
+        self.0.lock().unwrap().0.iter().copied().collect()
+    }
+}
+
+/// The blocks that devices can access.
+fn accessible(memory: &Memory) -> Vec<usize> {
+    let place = |block: usize| GuestAddress(START + block as u64 * BLOCK_SIZE);
+    (0..usize::try_from(BLOCKS).unwrap()).filter(|block| memory.write_obj(1_u8, place(*block)).is_ok()).collect()
+}
+
 #[test]
-fn the_region_is_added_to_kvm_once_and_at_the_first_request() {
-    let calls = Arc::new(AtomicU32::new(0));
-    let counted = Arc::clone(&calls);
-    let add_region = move || match counted.fetch_add(1, Ordering::SeqCst) {
-        0 => Err(std::io::Error::other("no slot is free")),
-        _ => Ok(()),
+fn vcpus_and_devices_access_plugged_blocks_only() {
+    let event_loop = LoopThread::start();
+    let (mapping, slots) = (mapping(), Slots::default());
+    let memory = Memory::from_ranges(&[(GuestAddress(0), 4096)]).unwrap().insert_region(Arc::clone(&mapping)).unwrap();
+    let (region, set) = (Region::new(mapping).unwrap(), slots.clone());
+    let set_block = move |block, plugged| set.set(block, plugged);
+    let (resizer, pluggable) = pluggable(region, BOOT_SIZE, 1 << 40, Box::new(set_block)).unwrap();
+    let mut driver = Driver::new(Mem::new(pluggable, event_loop.handle(), None));
+    driver.set_up();
+    let check = |blocks: &[usize]| {
+        assert_eq!((slots.mapped(), accessible(&memory)), (blocks.to_vec(), blocks.to_vec()));
+        assert_eq!(resizer.plugged(), blocks.len() as u64 * BLOCK_SIZE);
     };
-    let (mut resizer, _pluggable) =
-        pluggable(Region::new(mapping()).unwrap(), BOOT_SIZE, 1 << 40, Box::new(add_region)).unwrap();
-    resizer.request(BOOT_SIZE).unwrap();
-    assert_eq!(calls.load(Ordering::SeqCst), 0);
-    assert!(matches!(resizer.request(BOOT_SIZE + BLOCK_SIZE), Err(ResizeError::AddRegion(_))));
-    resizer.request(BOOT_SIZE + BLOCK_SIZE).unwrap();
-    resizer.request(BOOT_SIZE + 2 * BLOCK_SIZE).unwrap();
-    assert_eq!(calls.load(Ordering::SeqCst), 2);
+    check(&[]);
+    grow(&driver, &resizer, BLOCKS);
+    check(&[]);
+    assert_eq!(request_blocks(&mut driver, PLUG, 2, 4), ACK);
+    check(&[2, 3, 4, 5]);
+    assert_eq!(request_blocks(&mut driver, UNPLUG, 3, 2), ACK);
+    check(&[2, 5]);
+    slots.0.lock().unwrap().1 = Some(10);
+    assert_eq!(request_blocks(&mut driver, PLUG, 8, 4), NACK, "KVM has no slot for one of them");
+    check(&[2, 5]);
+    assert_eq!(request_blocks(&mut driver, PLUG, 8, 2), ACK);
+    check(&[2, 5, 8, 9]);
+    assert_eq!(request_blocks(&mut driver, UNPLUG_ALL, 0, 0), ACK);
+    check(&[]);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use super::handler::{RX, TX};
 use super::header::{HEADER_LEN, MAX_FRAME};
 use super::*;
 use crate::event_loop::LoopHandle;
-use crate::virtio::testing::{Driver, LoopThread, life_cycle};
+use crate::virtio::testing::{Driver, LoopThread, PLUGGED, UNPLUGGED, life_cycle};
 
 /// The other end of the tap, where the guest's frames come out.
 struct TapPeer(OwnedFd);
@@ -157,6 +157,29 @@ fn invalid_transmit_chains_are_used_and_the_next_frame_is_sent() {
     assert!(peer.is_silent());
     driver.request(TX, &[&frame(60, 2)], &[]);
     assert_eq!(peer.receive(), frame(60, 2));
+}
+
+#[test]
+fn chains_with_unplugged_memory_are_used_without_a_frame() {
+    let event_loop = LoopThread::start();
+    let (mut driver, peer) = connected(&event_loop);
+    for address in [UNPLUGGED, UNPLUGGED - 20] {
+        let head = driver.make_available(TX, &[&frame(60, 1)], &[]);
+        driver.move_buffer(TX, head, 0, address);
+        driver.notify(TX);
+        assert_eq!(driver.wait_used(TX).head, head);
+        assert!(peer.is_silent(), "a frame was sent from {address:#x}");
+        let head = driver.make_available_at(RX, address, 2000);
+        driver.make_available(RX, &[], &[2000]);
+        driver.notify(RX);
+        peer.send(&frame(60, 4));
+        assert_eq!(driver.take_used_element(RX), (head, 0), "a frame was received at {address:#x}");
+        assert_eq!(driver.wait_used(RX).data.len(), 72);
+    }
+    let head = driver.make_available_at(RX, PLUGGED, 2000);
+    driver.notify(RX);
+    peer.send(&frame(60, 5));
+    assert_eq!(driver.take_used_element(RX), (head, 72));
 }
 
 #[test]

@@ -2,13 +2,15 @@
 //! is the log, and standard output takes the exit status, for readers that are not the parent process.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use thiserror::Error;
-use tracing::level_filters::LevelFilter;
+
+use super::log;
 
 /// The usage line.
 pub const USAGE: &str = "usage: vmrt-vmm --control-fd FD [--log-format text|json] [--debug] 2>>LOG >EXIT_STATUS";
@@ -49,6 +51,9 @@ pub enum ProcessError {
     /// The descriptor is not a Unix stream socket.
     #[error("descriptor {0} is not a control connection")]
     ControlFd(RawFd, #[source] io::Error),
+    /// The process has no standard error, or no descriptor is left.
+    #[error("cannot log to standard error")]
+    StandardError(#[source] io::Error),
 }
 
 impl Options {
@@ -73,13 +78,13 @@ impl Options {
     }
 
     /// Initializes logging. The log goes to standard error.
-    pub fn start_log(&self) {
-        let level = if self.debug { LevelFilter::DEBUG } else { LevelFilter::INFO };
-        let builder = tracing_subscriber::fmt().with_max_level(level).with_target(false).with_ansi(false);
-        match self.log_format {
-            LogFormat::Text => builder.with_writer(io::stderr).init(),
-            LogFormat::Json => builder.json().with_writer(io::stderr).init(),
-        }
+    ///
+    /// # Errors
+    /// The process has no standard error, or no descriptor is left.
+    pub fn start_log(&self) -> Result<(), ProcessError> {
+        let file = io::stderr().as_fd().try_clone_to_owned().map_err(ProcessError::StandardError)?;
+        log::start(File::from(file), self.log_format, self.debug);
+        Ok(())
     }
 
     /// Takes ownership of the inherited connection, and makes it close on `exec`.

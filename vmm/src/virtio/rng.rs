@@ -172,7 +172,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::virtio::testing::{Driver, LoopThread, life_cycle};
+    use crate::virtio::testing::{Driver, LoopThread, PLUGGED, UNPLUGGED, life_cycle};
 
     fn check(driver: &mut Driver<Rng>) {
         let first = driver.request(0, &[], &[64]);
@@ -215,6 +215,23 @@ mod tests {
         driver.reset();
         driver.set_up();
         check(&mut driver);
+    }
+
+    #[test]
+    fn only_plugged_memory_gets_random_bytes() {
+        let event_loop = LoopThread::start();
+        let mut driver = Driver::new(Rng::new(event_loop.handle(), None));
+        for address in [UNPLUGGED, UNPLUGGED - 32, UNPLUGGED + 4096 - 64] {
+            driver.set_up();
+            let plugged = driver.make_available_at(0, PLUGGED, 64);
+            driver.notify(0);
+            assert_eq!(driver.take_used_element(0), (plugged, 64));
+            driver.make_available_at(0, address, 64);
+            driver.notify(0);
+            std::thread::sleep(Duration::from_millis(50));
+            assert_eq!(driver.take_used(0), None, "{address:#x} was filled");
+            driver.reset();
+        }
     }
 
     #[test]

@@ -8,14 +8,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestRegionMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::device::{Interrupt, VirtQueue, VirtioDevice};
 use super::mmio::MmioTransport;
 use super::mmio::Registers;
 use super::registers::RegisterPage;
-use crate::arch::Memory;
+use crate::arch::{Memory, MemoryRegion};
 use crate::event_loop::{EventLoop, LoopHandle};
 
 /// How long a device may take to use a buffer.
@@ -24,6 +24,22 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// The memory for a queue's rings and, after them, its buffers, in bytes.
 const QUEUE_AREA: u64 = 1 << 20;
 const RING_AREA: u64 = 64 << 10;
+
+/// The address of a plugged block of 4 KiB of pluggable memory.
+pub(crate) const PLUGGED: u64 = 1 << 40;
+
+/// The address of the unplugged block of 4 KiB after it.
+pub(crate) const UNPLUGGED: u64 = PLUGGED + BLOCK;
+
+const BLOCK: u64 = 4096;
+
+/// `memory` and the blocks at [`PLUGGED`] and [`UNPLUGGED`].
+pub(crate) fn with_pluggable_blocks(memory: &Memory) -> Memory {
+    let mapping = GuestRegionMmap::from_range(GuestAddress(PLUGGED), 2 * usize::try_from(BLOCK).unwrap(), None);
+    let region = MemoryRegion::pluggable(mapping.unwrap(), BLOCK);
+    region.set_plugged(0..1, true);
+    memory.insert_region(Arc::new(region)).unwrap()
+}
 
 /// Checks that a device works and returns all its queues, that it works again after it was saved and restored into a
 /// new device, and again after a reset.
@@ -139,7 +155,7 @@ impl<D: VirtioDevice> Driver<D> {
     pub(crate) fn new(device: D) -> Self {
         let count = device.queue_sizes().len() as u64;
         let size = usize::try_from(QUEUE_AREA * (count + 1)).unwrap();
-        let memory = Memory::from_ranges(&[(GuestAddress(0), size)]).unwrap();
+        let memory = with_pluggable_blocks(&Memory::from_ranges(&[(GuestAddress(0), size)]).unwrap());
         let (queues, notify_events) = queues(&device);
         let line = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
         let registers = RegisterPage::map(1).unwrap()[0];
@@ -246,9 +262,15 @@ impl<D: VirtioDevice> Driver<D> {
     /// Adds a chain of one writable buffer at any `address`, even outside guest memory.
     pub(crate) fn make_available_at(&mut self, queue: usize, address: u64, length: u32) -> u16 {
         let head = self.make_available(queue, &[], &[length]);
-        let descriptor = self.rings[queue].base + 16 * u64::from(head);
-        self.memory.write_obj(address, GuestAddress(descriptor)).unwrap();
+        self.move_buffer(queue, head, 0, address);
         head
+    }
+
+    /// Changes the address of the buffer at `position` in a chain, before the device is notified of the chain.
+    pub(crate) fn move_buffer(&mut self, queue: usize, head: u16, position: u16, address: u64) {
+        let ring = &self.rings[queue];
+        let descriptor = ring.base + 16 * u64::from((head + position) % ring.size);
+        self.memory.write_obj(address, GuestAddress(descriptor)).unwrap();
     }
 
     /// Notifies the device of a queue (`QueueNotify`).

@@ -310,6 +310,8 @@ fn inherit_cpuset(parent: &Path, dir: &Path) -> Result<(), CgroupError> {
 
 fn set_v2(dir: &Path, limits: &Limits) -> Result<(), CgroupError> {
     write(&dir.join("memory.max"), &limits.memory.to_string())?;
+    let swap = limits.swap.map_or_else(|| "max".to_owned(), |bytes| bytes.to_string());
+    write_if_present(&dir.join("memory.swap.max"), &swap)?;
     write(&dir.join("pids.max"), &limits.pids.to_string())?;
     if let Some((quota, period)) = limits.cpu_quota {
         write(&dir.join("cpu.max"), &format!("{quota} {period}"))?;
@@ -326,11 +328,22 @@ fn set_v2(dir: &Path, limits: &Limits) -> Result<(), CgroupError> {
 
 fn set_v1(controller: &str, dir: &Path, limits: &Limits) -> Result<(), CgroupError> {
     match controller {
-        "memory" => write(&dir.join("memory.limit_in_bytes"), &limits.memory.to_string()),
+        "memory" => set_v1_memory(dir, limits),
         "pids" => write(&dir.join("pids.max"), &limits.pids.to_string()),
         "cpu" => set_v1_cpu(dir, limits),
         "blkio" => set_all(dir, limits.block_io.cgroup_v1_settings(|file| dir.join(file).exists())),
         _ => set_cpuset(dir, limits),
+    }
+}
+
+/// Sets the limit of memory, and that of memory and swap together, which may not be lower. So the second one is removed first.
+fn set_v1_memory(dir: &Path, limits: &Limits) -> Result<(), CgroupError> {
+    let total = dir.join("memory.memsw.limit_in_bytes");
+    write_if_present(&total, "-1")?;
+    write(&dir.join("memory.limit_in_bytes"), &limits.memory.to_string())?;
+    match limits.swap {
+        Some(swap) => write_if_present(&total, &limits.memory.saturating_add(swap).to_string()),
+        None => Ok(()),
     }
 }
 
@@ -365,6 +378,11 @@ fn write(path: &Path, value: &str) -> Result<(), CgroupError> {
     let file = fs::OpenOptions::new().write(true).open(path);
     let written = file.and_then(|mut file| io::Write::write_all(&mut file, value.as_bytes()));
     written.map_err(io_error("set", path))
+}
+
+/// Writes a limit of swap. A host without swap accounting does not have the file.
+fn write_if_present(path: &Path, value: &str) -> Result<(), CgroupError> {
+    if path.exists() { write(path, value) } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -153,12 +153,13 @@ fn is_no_such_unit(error: &zbus::Error) -> bool {
 
 /// Converts limits to systemd's properties. CPUs and memory nodes are not included: they are written to the cgroup only.
 fn limit_properties(limits: &Limits) -> Properties<'static> {
-    // systemd represents "no limit" as the largest number.
+    // systemd represents "no limit" as the largest number, and ignores the limit of swap where there is no swap accounting.
     let quota = limits
         .cpu_quota
         .map_or(u64::MAX, |(quota, period)| (quota * 1_000_000).div_ceil(period).next_multiple_of(QUOTA_UNIT));
     let mut properties: Properties = vec![
         ("MemoryMax", limits.memory.into()),
+        ("MemorySwapMax", limits.swap.unwrap_or(u64::MAX).into()),
         ("TasksMax", limits.pids.into()),
         ("CPUQuotaPerSecUSec", quota.into()),
     ];
@@ -221,6 +222,7 @@ mod tests {
     fn limits_become_systemd_properties() {
         let limits = Limits {
             memory: 1 << 30,
+            swap: Some(1 << 20),
             pids: 65,
             cpu_quota: Some((62_500, 100_000)),
             cpu_shares: Some(1024),
@@ -229,10 +231,13 @@ mod tests {
             mems: None,
             block_io: BlockIo::default(),
         };
-        let expected = [("MemoryMax", 1 << 30), ("TasksMax", 65), ("CPUQuotaPerSecUSec", 630_000), ("CPUWeight", 39)];
-        let expected: Properties = expected.map(|(name, value): (_, u64)| (name, value.into())).to_vec();
+        let memory = [("MemoryMax", 1 << 30), ("MemorySwapMax", 1 << 20)];
+        let expected = [memory, [("TasksMax", 65), ("CPUQuotaPerSecUSec", 630_000)]].concat();
+        let expected: Vec<_> = expected.into_iter().chain([("CPUWeight", 39)]).collect();
+        let expected: Properties = expected.into_iter().map(|(name, value): (_, u64)| (name, value.into())).collect();
         assert_eq!(limit_properties(&limits), expected);
-        let unlimited = Limits { cpu_quota: None, cpu_shares: None, ..limits };
-        assert_eq!(limit_properties(&unlimited)[2], ("CPUQuotaPerSecUSec", u64::MAX.into()));
+        let unlimited = Limits { swap: None, cpu_quota: None, cpu_shares: None, ..limits };
+        assert_eq!(limit_properties(&unlimited)[1], ("MemorySwapMax", u64::MAX.into()));
+        assert_eq!(limit_properties(&unlimited)[3], ("CPUQuotaPerSecUSec", u64::MAX.into()));
     }
 }

@@ -4,7 +4,8 @@ use crate::spec::block_io::BlockIo;
 fn limits() -> Limits {
     let block_io = BlockIo::default();
     let (cpu_shares, cpu_idle) = (Some(1024), None);
-    Limits { memory: 1 << 30, pids: 64, cpu_quota: None, cpu_shares, cpu_idle, cpus: None, mems: None, block_io }
+    let swap = Some(1 << 20);
+    Limits { memory: 1 << 30, swap, pids: 64, cpu_quota: None, cpu_shares, cpu_idle, cpus: None, mems: None, block_io }
 }
 
 #[test]
@@ -18,6 +19,34 @@ fn limits_are_written_to_v2_files() {
     assert_eq!(read("memory.max"), "1073741824");
     assert_eq!(read("cpu.max"), "50000 100000");
     assert_eq!(read("cpu.weight"), "39");
+}
+
+#[test]
+fn swap_is_limited_beside_memory_where_the_host_accounts_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let read = |name| fs::read_to_string(dir.path().join(name)).unwrap();
+    for name in ["memory.max", "pids.max", "cpu.weight", "memory.limit_in_bytes"] {
+        fs::write(dir.path().join(name), "").unwrap();
+    }
+    set_v2(dir.path(), &limits()).unwrap();
+    set_v1("memory", dir.path(), &limits()).unwrap();
+    assert_eq!(read("memory.limit_in_bytes"), "1073741824");
+    for name in ["memory.swap.max", "memory.memsw.limit_in_bytes"] {
+        assert!(!dir.path().join(name).exists(), "{name} was created");
+        fs::write(dir.path().join(name), "").unwrap();
+    }
+    // Unlike files of the kernel, these keep what was longer before.
+    let set = |swap| {
+        for name in ["memory.swap.max", "memory.memsw.limit_in_bytes", "memory.limit_in_bytes"] {
+            fs::write(dir.path().join(name), "").unwrap();
+        }
+        set_v2(dir.path(), &Limits { swap, ..limits() }).unwrap();
+        set_v1("memory", dir.path(), &Limits { swap, ..limits() }).unwrap();
+        [read("memory.swap.max"), read("memory.memsw.limit_in_bytes")]
+    };
+    assert_eq!(set(Some(1 << 20)), ["1048576", "1074790400"]);
+    assert_eq!(set(Some(0)), ["0", "1073741824"]);
+    assert_eq!(set(None), ["max", "-1"]);
 }
 
 #[test]

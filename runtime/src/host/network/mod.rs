@@ -9,6 +9,7 @@
 //! the namespace's own stack sees it, and every frame that the guest sends is redirected from the tap to it. The guest's interface
 //! gets the same name, addresses and routes. So engines and CNI plugins need no knowledge of the guest.
 
+mod anti_spoofing;
 mod error;
 mod interface;
 mod link;
@@ -79,7 +80,7 @@ pub(crate) fn attach(
         let mut netlink = netlink()?;
         let mut attachments = Vec::new();
         for link in link::list(&mut netlink)?.into_iter().filter(is_new) {
-            match attach_one(&mut netlink, &link, tag(vmm)) {
+            match attach_one(&mut netlink, &link, tag(vmm), record.anti_spoofing) {
                 Ok(one) => attachments.push(one),
                 Err(error) => {
                     // The caller gets the first failure. A failure to undo is ignored.
@@ -145,13 +146,23 @@ pub(crate) fn list_changed(
     })
 }
 
-/// Sets the MTU of a changed interface on its tap.
-pub(crate) fn update_tap(namespace: &OpenNamespace, changed: &InterfaceRecord) -> Result<(), NetworkError> {
-    let (index, Interface { name, mtu, .. }) = (changed.tap, &changed.interface);
+/// Sets the MTU of a changed interface on its tap, and with `anti_spoofing` the source addresses that its guest may send with.
+pub(crate) fn update_tap(
+    namespace: &OpenNamespace,
+    changed: &InterfaceRecord,
+    anti_spoofing: bool,
+) -> Result<(), NetworkError> {
+    let InterfaceRecord { index, tap, interface } = changed;
+    let failed = |step| move |source| NetworkError::Interface { step, name: interface.name.clone(), source };
     namespace.run(|| {
-        let step = "set the MTU of the tap of network interface";
-        let set = link::set_mtu(&mut netlink()?, index, *mtu);
-        set.map_err(|source| NetworkError::Interface { step, name: name.clone(), source })
+        let mut netlink = netlink()?;
+        let set = link::set_mtu(&mut netlink, *tap, interface.mtu);
+        set.map_err(failed("set the MTU of the tap of network interface"))?;
+        if anti_spoofing {
+            let replaced = anti_spoofing::replace(&mut netlink, *tap, *index, interface);
+            replaced.map_err(failed("restrict the source addresses of network interface"))?;
+        }
+        Ok(())
     })
 }
 
@@ -160,12 +171,17 @@ fn tag(vmm: HostProcess) -> u32 {
     vmm.pid.cast_unsigned()
 }
 
-fn attach_one(netlink: &mut Netlink, link: &Link, tag: u32) -> Result<AttachedInterface, NetworkError> {
+fn attach_one(
+    netlink: &mut Netlink,
+    link: &Link,
+    tag: u32,
+    anti_spoofing: bool,
+) -> Result<AttachedInterface, NetworkError> {
     let interface = interface::read(netlink, link)?;
     let device = tap::open().map_err(link.failed("open /dev/net/tun for network interface"))?;
     let tap = tap::Tap::create(device).map_err(link.failed("create a tap for network interface"))?;
     link::prepare_tap(netlink, &tap, link)?;
-    redirection::add(netlink, link, tap.index, tag)?;
+    redirection::add(netlink, link, tap.index, tag, anti_spoofing.then_some(&interface))?;
     Ok(AttachedInterface { record: InterfaceRecord { index: link.index, tap: tap.index, interface }, tap: tap.fd })
 }
 

@@ -14,6 +14,9 @@ pub(crate) struct NetworkRecord {
     pub(crate) namespace: Option<PathBuf>,
     /// Number of the machine's network devices.
     pub(crate) slots: u8,
+    /// Whether the guest may send only with the addresses of its interfaces.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) anti_spoofing: bool,
     /// The interfaces that are attached to the guest.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) interfaces: Vec<InterfaceRecord>,

@@ -3,6 +3,7 @@
 
 use std::io;
 
+use agent::Interface;
 use agent::netlink::Netlink;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, Parseable};
 use netlink_packet_route::tc::{
@@ -11,24 +12,36 @@ use netlink_packet_route::tc::{
 };
 use nix::libc;
 
+use super::anti_spoofing;
 use super::error::NetworkError;
 use super::link::Link;
 
 /// Handle of the ingress qdisc.
-const INGRESS: TcHandle = TcHandle { major: 0xffff, minor: 0 };
+pub(super) const INGRESS: TcHandle = TcHandle { major: 0xffff, minor: 0 };
 
 /// The filter's priority, the highest, and its protocol, `ETH_P_ALL` in network byte order: it matches every frame first.
 const EVERY_FRAME: u32 = 1 << 16 | (3_u16.to_be() as u32);
 
-/// Redirects the traffic between an interface and a tap. `tag` identifies the redirections of a sandbox.
+/// Redirects the traffic between an interface and a tap. `tag` identifies the redirections of a sandbox. With a `source`, frames of the
+/// guest with other source addresses than this interface's are dropped.
 ///
 /// # Errors
 /// The interface has an ingress qdisc already, or a request failed. The interface is as before; what was set on the tap ends with
 /// the tap.
-pub(super) fn add(netlink: &mut Netlink, link: &Link, tap: u32, tag: u32) -> Result<(), NetworkError> {
+pub(super) fn add(
+    netlink: &mut Netlink,
+    link: &Link,
+    tap: u32,
+    tag: u32,
+    source: Option<&Interface>,
+) -> Result<(), NetworkError> {
     add_qdisc(netlink, tap).map_err(link.failed("redirect the guest's traffic to network interface"))?;
-    add_redirection(netlink, tap, link.index, tag)
-        .map_err(link.failed("redirect the guest's traffic to network interface"))?;
+    match source {
+        None => add_redirection(netlink, tap, link.index, tag)
+            .map_err(link.failed("redirect the guest's traffic to network interface"))?,
+        Some(interface) => anti_spoofing::add(netlink, tap, link.index, interface)
+            .map_err(link.failed("restrict the source addresses of network interface"))?,
+    }
     add_qdisc(netlink, link.index).map_err(|error| match error.kind() {
         io::ErrorKind::AlreadyExists => NetworkError::Refused {
             name: link.name.clone(),
@@ -57,7 +70,7 @@ pub(super) fn remove(netlink: &mut Netlink, index: u32, tag: u32) -> io::Result<
     if filters.iter().any(is_ours) { remove_qdisc(netlink, index) } else { Ok(()) }
 }
 
-fn message(index: u32, parent: TcHandle) -> io::Result<TcMessage> {
+pub(super) fn message(index: u32, parent: TcHandle) -> io::Result<TcMessage> {
     let mut message = TcMessage::default();
     message.header.index = i32::try_from(index).map_err(io::Error::other)?;
     message.header.parent = parent;
@@ -91,7 +104,8 @@ fn add_redirection(netlink: &mut Netlink, from: u32, to: u32, tag: u32) -> io::R
     netlink.change(libc::RTM_NEWTFILTER, &filter, NLM_F_CREATE | NLM_F_EXCL)
 }
 
-fn redirection(to: u32) -> TcAction {
+/// An action that redirects a frame to the egress of the interface `to`.
+pub(super) fn redirection(to: u32) -> TcAction {
     let mut mirror = TcMirror::default();
     mirror.generic.action = TcActionType::Stolen;
     mirror.eaction = TcMirrorActionType::EgressRedir;

@@ -21,6 +21,7 @@ pub(super) fn plan(
     request: &CreateRequest,
     namespaces: &VmmNamespaces,
     shared: Option<&SharedSandbox>,
+    anti_spoofing: bool,
 ) -> Result<NetworkRecord, CreateError> {
     if shared.is_some_and(SharedSandbox::has_network) {
         return Ok(NetworkRecord::default());
@@ -29,7 +30,7 @@ pub(super) fn plan(
     let existing = existing.map_err(CreateError::NetworkDescriptor)?;
     let slots = network::count_slots(existing.as_ref(), request.detach || has_network_hooks(&request.bundle.spec))?;
     let path = network_path(&request.bundle.spec).map(Path::to_owned);
-    Ok(NetworkRecord { namespace: path, slots, ..NetworkRecord::default() })
+    Ok(NetworkRecord { namespace: path, slots, anti_spoofing, ..NetworkRecord::default() })
 }
 
 /// Whether hooks of the host run before the container starts. Engines create the interfaces in such a hook.

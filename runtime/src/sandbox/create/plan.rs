@@ -60,7 +60,7 @@ impl Plan {
         let maps = IdMaps::of(&request.bundle.spec, context.caller)?;
         context.caller.check_kvm()?;
         let namespaces = VmmNamespaces { maps, network: NetworkNamespace::of(&request.bundle.spec)? };
-        let network = network::plan(&request, &namespaces, shared.as_ref())?;
+        let network = network::plan(&request, &namespaces, shared.as_ref(), config.anti_spoofing)?;
         request.bundle.normalize_deprecated(&context.log);
         let guest = GuestPlan::of(&request, &namespaces, shared.as_ref(), &context.log)?;
         let limits = Limits::of(&request.bundle.spec, size);

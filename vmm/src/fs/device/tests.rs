@@ -10,7 +10,7 @@ use crate::fs::worker::proc_fds::ProcFds;
 use crate::fs::protocol::wire::{
     EntryOut, FsyncIn, IN_HEADER, InHeader, InitIn, MAJOR, MINOR, OpenOut, OutHeader, ROOT_ID, op,
 };
-use crate::virtio::testing::{Driver, life_cycle};
+use crate::virtio::testing::{Driver, PLUGGED, UNPLUGGED, life_cycle};
 
 fn header(opcode: u32, nodeid: u64, body: usize) -> InHeader {
     let len = u32::try_from(IN_HEADER + body).unwrap();
@@ -78,6 +78,30 @@ fn requests_before_init_fail_and_forgets_have_no_reply() {
     assert!(driver.request(0, &[header(op::FORGET, 9, 8).as_bytes(), &[0; 8]], &[]).is_empty());
     assert!(driver.request(1, &[b"short"], &[4096]).is_empty());
     assert!(driver.request(1, &[header(op::LOOKUP, ROOT_ID, 2).as_bytes(), b"c\0"], &[15]).is_empty());
+}
+
+#[test]
+fn a_chain_with_unplugged_memory_is_used_with_length_0() {
+    let (_directory, shares) = shares();
+    let mut driver = Driver::new(FsDevice::new("vmrt", server(shares), 1, None).unwrap());
+    driver.set_up();
+    init(&mut driver);
+    // Request header, name, reply header and reply, which have 40, 2, 16 and 4096 bytes.
+    for (position, address) in
+        [0, 1, 2, 3].into_iter().flat_map(|buffer| [(buffer, UNPLUGGED), (buffer, UNPLUGGED - 1)])
+    {
+        let header = header(op::LOOKUP, ROOT_ID, 2);
+        let head = driver.make_available(1, &[header.as_bytes(), b"c\0"], &[16, 4096]);
+        driver.move_buffer(1, head, position, address);
+        driver.notify(1);
+        assert_eq!(driver.take_used_element(1), (head, 0), "{position}, {address:#x}");
+    }
+    let header = header(op::LOOKUP, ROOT_ID, 2);
+    let head = driver.make_available(1, &[header.as_bytes(), b"c\0"], &[16, 4096]);
+    driver.move_buffer(1, head, 3, PLUGGED);
+    driver.notify(1);
+    let written = u32::try_from(size_of::<OutHeader>() + size_of::<EntryOut>()).unwrap();
+    assert_eq!(driver.take_used_element(1), (head, written), "plugged memory can be used");
 }
 
 #[test]

@@ -17,6 +17,9 @@ use crate::jail::seccomp::{self, ThreadClass};
 use crate::machine::bus::{FatalMessage, IoPorts, MmioBus, PortWrite};
 use crate::machine::exit::{ExitSender, MachineExit, VcpuError};
 
+/// Most lines of the guest's messages that are logged: as many as a place in the code may log at once.
+const LAST_LINES: usize = 50;
+
 /// The parts of a machine that its vCPUs share.
 #[derive(Clone)]
 pub(in crate::machine) struct VcpuContext {
@@ -126,12 +129,20 @@ impl VcpuContext {
     fn reset_reason(&self) -> MachineExit {
         self.ports.with_console(|console| match console.fatal_message() {
             Some(FatalMessage::Panic(message)) => {
-                tracing::error!("the guest's last messages:\n{}", console.tail());
+                log_last_lines(&console.tail());
                 MachineExit::Panic(message.clone())
             }
             Some(FatalMessage::Agent(message)) => MachineExit::Agent(message.clone()),
             None => MachineExit::Reset,
         })
+    }
+}
+
+/// Logs the last lines that the guest printed. Not as errors: the runtime reports the last error, which is vmrt's own.
+fn log_last_lines(text: &str) {
+    let lines: Vec<_> = text.lines().collect();
+    for line in &lines[lines.len().saturating_sub(LAST_LINES)..] {
+        tracing::warn!("guest: {line}");
     }
 }
 

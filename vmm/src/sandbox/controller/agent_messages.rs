@@ -53,10 +53,7 @@ impl Controller {
             AgentMessage::Reply { context, result: Ok(response) } => self.on_response(context, response),
             AgentMessage::Reply { context, result: Err(failure) } => self.on_failure(context, failure),
             AgentMessage::Event(Event::Exited { process, status }) => self.on_exit(&process, status),
-            AgentMessage::Event(Event::OutOfMemory { container }) => {
-                tracing::info!(container, "the guest's kernel killed a process of a container: out of memory");
-                self.on_oom_kill(&container);
-            }
+            AgentMessage::Event(Event::OutOfMemory { container }) => self.on_oom_kill(&container),
         }
     }
 

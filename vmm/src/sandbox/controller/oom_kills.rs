@@ -6,11 +6,13 @@ use crate::helper::Task;
 use crate::sandbox::containers::first_process;
 
 impl Controller {
-    /// The guest reported an OOM kill. A hostile guest may name a container that does not exist.
+    /// The guest reported an OOM kill. A hostile guest may name a container that does not exist. Its report is dropped, so names have
+    /// the bounds that requests of clients have.
     pub(super) fn on_oom_kill(&mut self, container: &str) {
         if self.processes.status(&first_process(container)).is_none() {
             return;
         }
+        tracing::info!(container, "the guest's kernel killed a process of a container: out of memory");
         if container == self.main.container {
             self.count_oom_kill();
         }

@@ -59,7 +59,7 @@ fn create_request(container: &str) -> Request {
 /// The memory control of a machine that boots with 64 MiB and may have 96 MiB.
 fn pluggable() -> (Resizer, Pluggable) {
     let mapping = map_pluggable(GuestAddress(4 << 30), 32 << 20, mem::BLOCK_SIZE).unwrap();
-    mem::pluggable(Region::new(mapping).unwrap(), 64 << 20, 1 << 40, Box::new(|| Ok(()))).unwrap()
+    mem::pluggable(Region::new(mapping).unwrap(), 64 << 20, 1 << 40, Box::new(|_, _| Ok(()))).unwrap()
 }
 
 /// A sandbox whose event loop runs on its own thread, and the other ends of its connections.

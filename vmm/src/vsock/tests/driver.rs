@@ -14,6 +14,7 @@ use super::super::{GUEST_CID, HOST_CID, Ports};
 use crate::arch::Memory;
 use crate::virtio::device::{Activation, Interrupt, VirtQueue};
 use crate::virtio::registers::RegisterPage;
+use crate::virtio::testing::with_pluggable_blocks;
 
 pub(super) const QUEUE_SIZE: u16 = 64;
 const BUFFER: u64 = 0x1_1000;
@@ -137,7 +138,7 @@ impl Driver {
     }
 
     pub(super) fn without_buffers(restored: bool) -> Self {
-        let memory = Memory::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
+        let memory = with_pluggable_blocks(&Memory::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap());
         let ports = Ports::new().unwrap();
         let rings = [RX, TX, EVENT].map(Ring::new);
         let notify = || EventFd::new(EFD_NONBLOCK).unwrap();
@@ -150,14 +151,22 @@ impl Driver {
     }
 
     pub(super) fn add_receive_buffers(&mut self, count: u16) {
-        for index in 0..count {
+        self.add_receive_buffers_from(0, count);
+    }
+
+    pub(super) fn add_receive_buffers_from(&mut self, first: u16, end: u16) {
+        for index in first..end {
             self.add_receive_buffer(index);
         }
     }
 
     fn add_receive_buffer(&mut self, index: u16) {
+        self.add_receive_buffer_at(index, Self::buffer(RX, index));
+    }
+
+    pub(super) fn add_receive_buffer_at(&mut self, index: u16, addr: u64) {
         let flags = u16::try_from(VRING_DESC_F_WRITE).unwrap();
-        let buffer = Descriptor { addr: Self::buffer(RX, index), len: 4096, flags, next: 0 };
+        let buffer = Descriptor { addr, len: 4096, flags, next: 0 };
         self.rings[RX].describe(&self.memory, index, buffer);
         self.rings[RX].make_available(&self.memory, index);
     }
@@ -232,6 +241,11 @@ impl Driver {
 
     pub(super) fn take_transmitted(&mut self) -> usize {
         std::iter::from_fn(|| self.rings[TX].take_used(&self.memory)).count()
+    }
+
+    /// Head and length of the next used receive buffer.
+    pub(super) fn take_received(&mut self) -> Option<(u16, u32)> {
+        self.rings[RX].take_used(&self.memory)
     }
 
     /// Takes the used receive buffers and makes them available again.

@@ -66,7 +66,7 @@ fn activation_fails_if_a_queue_is_not_enabled() {
     let event = || EventFd::new(EFD_NONBLOCK).unwrap();
     let mut queues: Vec<_> = device.queue_sizes().iter().map(|size| VirtQueue::new(*size, event())).collect();
     queues[RX].queue.set_ready(true);
-    let memory = vm_memory::GuestMemoryMmap::from_ranges(&[(vm_memory::GuestAddress(0), 4096)]).unwrap();
+    let memory = crate::arch::Memory::from_ranges(&[(vm_memory::GuestAddress(0), 4096)]).unwrap();
     let interrupt = Interrupt::new(RegisterPage::map(1).unwrap()[0], std::sync::Arc::new(event()));
     let result = device.activate(Activation { memory, queues, interrupt, features: 0 });
     assert!(matches!(result, Err(ActivateError::QueueDisabled(TX))));

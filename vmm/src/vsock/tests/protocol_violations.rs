@@ -1,7 +1,10 @@
 //! A guest that violates the protocol (rows 7 and 9 of the first list in the threat model).
 
+use vm_memory::{Bytes, GuestAddress};
+
 use super::driver::{Descriptor, QUEUE_SIZE};
 use super::*;
+use crate::virtio::testing::{PLUGGED, UNPLUGGED};
 
 fn ops(packets: &[(Header, Vec<u8>)]) -> Vec<u16> {
     packets.iter().map(|(header, _)| header.op).collect()
@@ -150,4 +153,35 @@ fn an_invalid_available_index_is_ignored() {
         driver.serve();
         assert!(driver.receive().is_empty());
     }
+}
+
+#[test]
+fn chains_with_unplugged_memory_are_used_without_a_packet() {
+    let mut driver = Driver::new();
+    let (port, _) = driver.ports.listen(bridge(NONE, NONE));
+    let request = Header::new(port, OP_REQUEST);
+    for addr in [UNPLUGGED, UNPLUGGED - 20] {
+        let head = driver.next_head();
+        driver.add_descriptor(head, Descriptor { addr, len: 44, flags: 0, next: 0 });
+        driver.serve();
+        assert_eq!((driver.take_transmitted(), driver.receive().len()), (1, 0), "{addr:#x}");
+    }
+    driver.memory.write_obj(request, GuestAddress(PLUGGED)).unwrap();
+    let head = driver.next_head();
+    driver.add_descriptor(head, Descriptor { addr: PLUGGED, len: 44, flags: 0, next: 0 });
+    driver.serve();
+    assert_eq!(ops(&driver.receive()), [OP_RESPONSE], "plugged memory can be used");
+}
+
+#[test]
+fn a_receive_buffer_in_unplugged_memory_gets_no_packet() {
+    let mut driver = Driver::without_buffers(false);
+    driver.add_receive_buffer_at(0, UNPLUGGED - 20);
+    driver.add_receive_buffer_at(1, UNPLUGGED);
+    driver.add_receive_buffers_from(2, QUEUE_SIZE);
+    let (port, _) = driver.ports.listen(bridge(NONE, NONE));
+    driver.send(Header::new(port, OP_REQUEST), b"");
+    driver.serve();
+    assert_eq!([driver.take_received(), driver.take_received()], [Some((0, 0)), Some((1, 0))]);
+    assert_eq!(ops(&driver.receive()), [OP_RESPONSE]);
 }
