@@ -32,8 +32,10 @@ pub(crate) struct ContainerPlan {
     pub(crate) mounts: Vec<MountPlan>,
     /// Devices to make. `None` if a mount provides `/dev`.
     pub(crate) devices: Option<Vec<DevicePlan>>,
-    /// Kernel parameters.
+    /// Kernel parameters that its first process sets.
     pub(crate) sysctls: Vec<Sysctl>,
+    /// Kernel parameters of its network namespace that the agent sets.
+    pub(crate) agent_sysctls: Vec<Sysctl>,
     /// Host name.
     pub(crate) hostname: Option<String>,
     /// NIS domain name.
@@ -56,7 +58,8 @@ pub(crate) struct ContainerPlan {
     pub(crate) seccomp: Option<Filter>,
     /// The mappings of its user namespace.
     pub(crate) id_maps: Option<IdMaps>,
-    /// Whether its first process has to wait until the agent has set its id mappings and attached its interfaces.
+    /// Whether its first process has to wait until the agent has set its id mappings, attached its interfaces and set
+    /// kernel parameters.
     pub(crate) awaits_agent: bool,
 }
 
@@ -71,6 +74,7 @@ impl ContainerPlan {
         let id_maps = IdMaps::new(linux, namespaces)?;
         let mounts = spec.mounts().iter().flatten().map(|mount| MountPlan::new(mount, id_maps.as_ref()));
         let mounts = mounts.collect::<Result<Vec<_>, _>>()?;
+        let (agent_sysctls, sysctls) = sysctls(linux, namespaces)?.into_iter().partition::<Vec<_>, _>(Sysctl::needs_agent);
         let devices = match mounts.iter().any(|mount| mount.is_bind_at("/dev")) {
             true => None,
             false => Some(DevicePlan::with_defaults(linux.devices().as_deref().unwrap_or_default())?),
@@ -82,13 +86,16 @@ impl ContainerPlan {
             rootfs: rootfs(spec, linux)?,
             mounts,
             devices,
-            sysctls: sysctls(linux, namespaces)?,
+            sysctls,
             hostname: host_name("hostname", spec.hostname(), namespaces)?,
             domainname: host_name("domainname", spec.domainname(), namespaces)?,
             personality: linux.personality().as_ref().map(personality).transpose()?,
             process: ProcessPlan::new(spec.process().as_ref().ok_or_else(|| missing("process"))?)?,
             cgroup: cgroup::path(linux.cgroups_path().as_deref(), &create.config.id),
-            awaits_agent: namespaces.owns(ThreadNameSpaceType::USER) || !create.interfaces.is_empty(),
+            awaits_agent: namespaces.owns(ThreadNameSpaceType::USER)
+                || !create.interfaces.is_empty()
+                || !agent_sysctls.is_empty(),
+            agent_sysctls,
             id_maps,
             settings: linux.resources().as_ref().map(Settings::new).transpose()?.unwrap_or_default(),
             time_offsets: linux
