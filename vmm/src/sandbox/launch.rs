@@ -116,7 +116,7 @@ fn receive_first_call(client: &mut Connection) -> Result<Call, LaunchError> {
 fn launch(config: &SandboxConfig, client: Connection, signals: Signals) -> Result<RunningSandbox, LaunchError> {
     let mut event_loop = EventLoop::new()?;
     let shares = SharesHandle::new();
-    let ports = Ports::new().map_err(|error| LaunchError::System("create an event descriptor", error))?;
+    let ports = Ports::new().map_err(|error| LaunchError::System("create the table of vsock ports", error))?;
     let resources = Resources::open(config)?;
     let assembled = assemble(resources, &LoopHandle::new(&event_loop), shares.clone(), ports.clone())?;
     let path = &config.control_socket;

@@ -74,7 +74,8 @@ impl ContainerPlan {
         let id_maps = IdMaps::new(linux, namespaces)?;
         let mounts = spec.mounts().iter().flatten().map(|mount| MountPlan::new(mount, id_maps.as_ref()));
         let mounts = mounts.collect::<Result<Vec<_>, _>>()?;
-        let (agent_sysctls, sysctls) = sysctls(linux, namespaces)?.into_iter().partition::<Vec<_>, _>(Sysctl::needs_agent);
+        let (agent_sysctls, sysctls) =
+            sysctls(linux, namespaces)?.into_iter().partition::<Vec<_>, _>(Sysctl::needs_agent);
         let devices = match mounts.iter().any(|mount| mount.is_bind_at("/dev")) {
             true => None,
             false => Some(DevicePlan::with_defaults(linux.devices().as_deref().unwrap_or_default())?),

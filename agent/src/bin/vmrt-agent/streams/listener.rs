@@ -51,13 +51,7 @@ impl Listener {
     }
 
     /// On an error the connection is closed, which the client notices.
-    fn forward(
-        &self,
-        connection: OwnedFd,
-        host: &Host,
-        poll: &Poll,
-        streams: &mut Streams,
-    ) -> Result<(), Error> {
+    fn forward(&self, connection: OwnedFd, host: &Host, poll: &Poll, streams: &mut Streams) -> Result<(), Error> {
         let step = || format!("connect to a socket of the host by port {}", self.port);
         if streams.without_process() >= 2 * MAX_CONNECTIONS {
             return Err(Error::at(step())(Errno::MFILE));
