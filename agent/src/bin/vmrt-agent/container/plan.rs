@@ -71,6 +71,10 @@ impl ContainerPlan {
         let linux = spec.linux().as_ref().ok_or_else(|| missing("linux"))?;
         refuse_unsupported(linux)?;
         let (namespaces, joins) = Namespaces::new(linux.namespaces().as_deref().unwrap_or_default())?;
+        if !namespaces.has(ThreadNameSpaceType::NETWORK) {
+            // In the guest's network namespace, which is the agent's, any process could make vsock sockets.
+            return Err(Error::invalid("linux.namespaces", "a container without a network namespace is not supported"));
+        }
         let id_maps = IdMaps::new(linux, namespaces)?;
         let mounts = spec.mounts().iter().flatten().map(|mount| MountPlan::new(mount, id_maps.as_ref()));
         let mounts = mounts.collect::<Result<Vec<_>, _>>()?;
@@ -167,8 +171,12 @@ fn refuse_unsupported(linux: &Linux) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use agent::{ContainerConfig, Stdio};
-    use oci_spec::runtime::{LinuxBuilder, LinuxSeccomp, SpecBuilder};
+    use oci_spec::runtime::{
+        LinuxBuilder, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxSeccomp, SpecBuilder, get_default_namespaces,
+    };
 
     use super::*;
 
@@ -193,6 +201,18 @@ mod tests {
     }
 
     #[test]
+    fn a_parameter_that_the_agent_sets_makes_the_process_wait_for_it() {
+        let plan = |name: &str| {
+            let sysctl = HashMap::from([(name.to_owned(), "1".to_owned())]);
+            let linux = LinuxBuilder::default().namespaces(get_default_namespaces()).sysctl(sysctl).build().unwrap();
+            ContainerPlan::new(&create(SpecBuilder::default().linux(linux).build().unwrap())).unwrap()
+        };
+        let (vsock, other) = (plan("net.vsock.enabled"), plan("net.ipv4.ip_forward"));
+        assert_eq!((vsock.sysctls.len(), vsock.agent_sysctls.len(), vsock.awaits_agent), (0, 1, true));
+        assert_eq!((other.sysctls.len(), other.agent_sysctls.len(), other.awaits_agent), (1, 0, false));
+    }
+
+    #[test]
     fn missing_and_unsupported_properties_are_named() {
         let refused = |spec| ContainerPlan::new(&create(spec)).unwrap_err().to_string();
         let mut without = Spec::default();
@@ -202,5 +222,8 @@ mod tests {
         assert!(refused(SpecBuilder::default().linux(linux).build().unwrap()).starts_with("linux.seccomp"));
         let linux = LinuxBuilder::default().namespaces(vec![]).build().unwrap();
         assert!(refused(SpecBuilder::default().linux(linux).build().unwrap()).starts_with("linux.namespaces"));
+        let mount = LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Mount).build().unwrap();
+        let linux = LinuxBuilder::default().namespaces(vec![mount]).build().unwrap();
+        assert!(refused(SpecBuilder::default().linux(linux).build().unwrap()).contains("network namespace"));
     }
 }
