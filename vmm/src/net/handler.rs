@@ -125,7 +125,8 @@ impl Handler {
         true
     }
 
-    /// Moves frames from the tap to the guest while there are receive buffers. Returns whether there may be more frames.
+    /// Moves frames from the tap to the guest while there are receive buffers. Returns whether there may be more
+    /// frames.
     fn receive(&mut self) -> bool {
         let mut buffers = 0;
         for _ in 0..BATCH {

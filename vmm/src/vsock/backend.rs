@@ -146,8 +146,8 @@ impl Backend {
     }
 
     /// Handles the request of a new connection. It is pending, except for the control connection: that port takes one
-    /// connection in its life, which the agent makes before it makes the first container, and whose first message has to
-    /// be the agent's `Hello`.
+    /// connection in its life, which the agent makes before it makes the first container, and whose first message has
+    /// to be the agent's `Hello`.
     fn request(&mut self, packet: &GuestPacket) {
         let (port, key) = (packet.dst_port(), key(packet.dst_port(), packet.src_port()));
         if self.connections.contains_key(&key) || !self.ports.is_open(port) {
