@@ -1,11 +1,12 @@
 //! The protocol between `vmrt-vmm` and `vmrt-agent`, PID 1 of every guest.
 //!
-//! The agent connects to [`CONTROL_PORT`] of the host (vsock CID 2) and sends [`Hello`]. Then the VMM sends [`Call`]s.
+//! The agent connects to [`CONTROL_PORT`] of the host (vsock CID 2) and sends [`Hello`]. Then the VMM sends [`Call`]s,
+//! the first one with a [`StreamSecret`].
 //! The agent answers each one with a [`FromAgent::Reply`] that contains the call's id; replies may come in any order.
 //! It reports [`Event`]s when they happen. Every message is one frame: see [`frame`].
 //!
-//! Standard streams use separate connections: for each, the agent connects to the host port in [`Stdio`]. They carry
-//! raw bytes.
+//! Standard streams use separate connections: for each, the agent connects to the host port in [`Stdio`]. The first
+//! bytes of such a connection are the [`StreamSecret`]. After them it carries raw bytes.
 
 use std::net::Ipv4Addr;
 
@@ -19,6 +20,7 @@ mod message;
 pub mod netlink;
 mod network;
 mod process;
+mod stream_secret;
 
 pub use cgroup_weight::{cpu_weight, io_weight};
 pub use container::*;
@@ -27,9 +29,10 @@ pub use exit_status::describe_exit_status;
 pub use message::*;
 pub use network::*;
 pub use process::*;
+pub use stream_secret::StreamSecret;
 
 /// Version of this protocol. Both sides are built from the same sources, so a difference is an installation error.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Host port of the control connection.
 pub const CONTROL_PORT: u32 = 1024;

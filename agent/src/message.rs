@@ -8,11 +8,17 @@ use crate::container::{CreateContainer, Exec};
 use crate::container_request::ContainerRequest;
 use crate::network::AttachedInterface;
 use crate::process::{ExitStatus, ProcessId, ProcessList};
+use crate::stream_secret::StreamSecret;
 
 /// A request of the VMM.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
+    /// Tells the agent the secret that its streams begin with. It is the first request, and comes once.
+    SetStreamSecret {
+        /// The secret.
+        secret: StreamSecret,
+    },
     /// Makes a container, up to the execution of its program.
     Create(Box<CreateContainer>),
     /// A request about a container that a client sent and the VMM passes on unchanged.

@@ -49,6 +49,7 @@ fn check_environment(env: &[String]) -> Result<(), BundleError> {
 }
 
 /// Namespaces that a container must have. Without one, it would share the host's namespace, which is impossible in a virtual machine.
+/// In the guest, vsock sockets are allowed in the agent's network namespace, so no container may be in that one.
 /// `uts` is last: if a user asks an engine for another namespace of the host, the engine omits `uts` as well, and the error should name
 /// what the user asked for.
 const REQUIRED_NAMESPACES: [LinuxNamespaceType; 5] = [

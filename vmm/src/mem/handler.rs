@@ -14,6 +14,9 @@ use super::resizer::Pluggable;
 use crate::arch::Memory;
 use crate::virtio::device::{Activation, Interrupt, VirtQueue};
 
+/// The most descriptors of a request. Linux needs two. A table of indirect descriptors can hold more than the queue.
+const MAX_DESCRIPTORS: usize = 64;
+
 /// The active device, in the event loop.
 pub(super) struct Handler {
     memory: Memory,
@@ -92,6 +95,10 @@ impl Pluggable {
     /// Executes the request in `chain` and writes its response. Returns the response's length in bytes: 0 if the chain
     /// is not a request.
     fn answer(&mut self, memory: &Memory, chain: &DescriptorChain<&Memory>) -> u32 {
+        if chain.clone().nth(MAX_DESCRIPTORS).is_some() {
+            tracing::debug!("the guest sent a memory request of too many descriptors");
+            return 0;
+        }
         let read = |mut reader: Reader<'_>| reader.read_obj::<RawRequest>().ok();
         let request = Reader::new(memory, chain.clone()).ok().and_then(read);
         let writer = Writer::new(memory, chain.clone()).ok();

@@ -24,6 +24,10 @@ pub(super) const TX: usize = 1;
 /// The most frames moved in each direction before the event loop serves other subscribers.
 const BATCH: usize = 256;
 
+/// The most receive buffers used before the event loop serves other subscribers. Linux uses at most 17 for a frame, but
+/// a guest can add buffers of no length.
+const MAX_BUFFERS: usize = 16 * BATCH;
+
 /// The active device, in the event loop.
 pub(super) struct Handler {
     memory: Memory,
@@ -88,9 +92,9 @@ impl Handler {
     /// Serves both queues and sends at most one used buffer notification.
     fn serve(&mut self) {
         let notified = [RX, TX].map(|index| self.queues[index].queue.next_used());
-        for (index, moved) in [(TX, self.transmit()), (RX, self.receive())] {
-            if moved == BATCH {
-                // The queue may hold more frames. The event loop calls again after it has served its other subscribers.
+        for (index, has_more) in [(TX, self.transmit()), (RX, self.receive())] {
+            if has_more {
+                // The event loop calls again after it has served its other subscribers.
                 let _ = self.queues[index].notify.write(1);
             }
         }
@@ -103,12 +107,13 @@ impl Handler {
         }
     }
 
-    /// Moves frames from the guest to the tap. Without a tap the frames are dropped, as on an unplugged cable.
-    fn transmit(&mut self) -> usize {
+    /// Moves frames from the guest to the tap. Without a tap the frames are dropped, as on an unplugged cable. Returns
+    /// whether there may be more frames.
+    fn transmit(&mut self) -> bool {
         let Self { memory, queues, slot, .. } = self;
         let queue = &mut queues[TX].queue;
-        for moved in 0..BATCH {
-            let Some(mut chain) = next_chain(queue, memory) else { return moved };
+        for _ in 0..BATCH {
+            let Some(mut chain) = next_chain(queue, memory) else { return false };
             match chain::slices(&mut chain, memory, Access::Read).filter(|frame| chain::is_frame(frame)) {
                 Some(frame) => send(slot.tap.as_ref(), &frame),
                 None => tracing::debug!("the guest sent an invalid frame"),
@@ -117,17 +122,24 @@ impl Handler {
                 tracing::debug!(%error, "cannot add a chain to the used ring");
             }
         }
-        BATCH
+        true
     }
 
-    /// Moves frames from the tap to the guest while there are receive buffers.
-    fn receive(&mut self) -> usize {
-        for moved in 0..BATCH {
-            if !self.read_frame() || !self.deliver() {
-                return moved;
+    /// Moves frames from the tap to the guest while there are receive buffers. Returns whether there may be more
+    /// frames.
+    fn receive(&mut self) -> bool {
+        let mut buffers = 0;
+        for _ in 0..BATCH {
+            if !self.read_frame() {
+                return false;
+            }
+            let Some(used) = self.deliver() else { return false };
+            buffers += used;
+            if buffers >= MAX_BUFFERS {
+                break;
             }
         }
-        BATCH
+        true
     }
 
     /// Reads a frame from the tap unless one is pending. Returns false if there is none.
@@ -149,18 +161,18 @@ impl Handler {
         true
     }
 
-    /// Copies the pending frame to receive buffers. Returns false if there are not enough yet.
-    fn deliver(&mut self) -> bool {
+    /// Copies the pending frame to receive buffers, and returns their number. `None` if there are not enough yet.
+    fn deliver(&mut self) -> Option<usize> {
         let Self { memory, queues, features, frame, pending, .. } = self;
         let queue = &mut queues[RX].queue;
         let max_chains = if *features & (1 << VIRTIO_NET_F_MRG_RXBUF) != 0 { queue.size() } else { 1 };
-        let Some(buffers) = ReceiveBuffers::find(queue, memory, *pending, max_chains) else { return false };
+        let buffers = ReceiveBuffers::find(queue, memory, *pending, max_chains)?;
         let used = buffers.fill(&mut frame[..*pending]);
         *pending = 0;
         if let Err(error) = used_ring::add_used(queue, memory, &used) {
             tracing::debug!(%error, "cannot add chains to the used ring");
         }
-        true
+        Some(used.len())
     }
 }
 

@@ -129,7 +129,7 @@ fn launch(config: &SandboxConfig, mut client: Connection, signals: Signals) -> R
     timeline::mark("VMM confined");
     let mut event_loop = EventLoop::new()?;
     let shares = SharesHandle::new();
-    let ports = Ports::new().map_err(|error| LaunchError::System("create an event descriptor", error))?;
+    let ports = Ports::new().map_err(|error| LaunchError::System("create the table of vsock ports", error))?;
     let connector = Connector::start(proc_fds.clone())
         .map_err(|error| LaunchError::System("start the thread that connects to sockets", error))?;
     let limits = Limits::of_process()?;

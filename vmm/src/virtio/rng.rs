@@ -19,6 +19,9 @@ const QUEUE_SIZES: [u16; 1] = [64];
 /// request.
 const MAX_BYTES: usize = 4096;
 
+/// The most descriptors of a request. Linux needs one. A table of indirect descriptors can hold more than the queue.
+const MAX_DESCRIPTORS: usize = 64;
+
 /// The saved state of an entropy device, which is empty: no state outlasts a request.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -92,7 +95,8 @@ impl RngHandler {
         let mut used = false;
         for _ in 0..queue.size() {
             let Some(mut chain) = queue.iter(&self.memory)?.next() else { break };
-            let written = fill(&self.memory, chain.by_ref().find(|descriptor| descriptor.is_write_only()))?;
+            let written =
+                fill(&self.memory, chain.by_ref().take(MAX_DESCRIPTORS).find(|descriptor| descriptor.is_write_only()))?;
             queue.add_used(&self.memory, chain.head_index(), written)?;
             used = true;
         }
@@ -117,7 +121,11 @@ fn fill(memory: &Memory, buffer: Option<virtio_queue::desc::split::Descriptor>) 
     Ok(u32::try_from(length).expect("at most 4096"))
 }
 
-fn random(bytes: &mut [u8]) -> std::io::Result<()> {
+/// Fills `bytes` with random bytes of the host's kernel.
+///
+/// # Errors
+/// The kernel provides none.
+pub(crate) fn random(bytes: &mut [u8]) -> std::io::Result<()> {
     let mut filled = 0;
     while filled < bytes.len() {
         let rest = &mut bytes[filled..];

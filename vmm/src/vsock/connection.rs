@@ -4,41 +4,22 @@ use std::io;
 use std::num::Wrapping;
 use std::sync::Arc;
 
+use agent::StreamSecret;
 use nix::sys::epoll::EpollFlags;
 use vm_memory::VolatileSlice;
 use vm_memory::volatile_memory::PtrGuard;
 
 use super::backlog::Backlog;
+use super::handshake::Handshake;
 use super::header::{OP_CREDIT_UPDATE, OP_RESPONSE, OP_RW, OP_SHUTDOWN, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
-use super::host_fd::{Direction, HostFd, Watcher};
+use super::host_fd::{Direction, Endpoint, Watcher};
 use super::packet::GuestPacket;
 use super::ports::{Flow, Listener};
 use super::{BUFFER_SIZE, MAX_PAYLOAD, Packet};
 
-/// The guest violated the protocol. Its connection is reset.
+/// Why the device resets a connection: the guest violated the protocol, or has no right to the connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct ProtocolViolation(pub(super) &'static str);
-
-/// A host descriptor and its readiness.
-#[derive(Debug)]
-struct Endpoint {
-    fd: HostFd,
-    /// False after a call would have blocked, until the watcher reports readiness.
-    ready: bool,
-}
-
-impl Endpoint {
-    fn new(
-        fd: Option<std::os::fd::OwnedFd>,
-        direction: Direction,
-        key: u64,
-        watcher: &Arc<Watcher>,
-    ) -> io::Result<Option<Self>> {
-        let Some(fd) = fd else { return Ok(None) };
-        let token = key << 1 | u64::from(direction == Direction::Write);
-        Ok(Some(Self { fd: HostFd::new(fd, direction, token, watcher)?, ready: true }))
-    }
-}
+pub(super) struct Refusal(pub(super) &'static str);
 
 /// Packets to be sent to the guest.
 #[derive(Debug, Default)]
@@ -51,13 +32,16 @@ struct PendingPackets {
 #[derive(Debug)]
 pub(super) struct Connection {
     guest_port: u32,
+    /// `Some` while the connection is pending.
+    handshake: Option<Handshake>,
     source: Option<Endpoint>,
     sink: Option<Endpoint>,
     /// Whether the sink is a socket of this connection only.
     exclusive_socket: bool,
     backlog: Backlog,
-    flow: Arc<Flow>,
-    pending: PendingPackets,
+    /// `None` while the connection is pending.
+    flow: Option<Arc<Flow>>,
+    output: PendingPackets,
     /// Flags of the host's last `OP_SHUTDOWN`, sent or pending.
     host_shutdown: u32,
     guest_shutdown: u32,
@@ -76,22 +60,17 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Accepts the guest's request. `key` identifies the connection, see [`super::backend::Backend`].
-    pub(super) fn accept(
-        request: &GuestPacket,
-        listener: Listener,
-        key: u64,
-        watcher: &Arc<Watcher>,
-    ) -> io::Result<Self> {
-        let Listener { bridge, flow } = listener;
-        Ok(Self {
+    /// Accepts the guest's request. The connection is pending until [`Connection::bridge`].
+    pub(super) fn accept(request: &GuestPacket) -> Self {
+        Self {
             guest_port: request.src_port(),
-            source: Endpoint::new(bridge.source, Direction::Read, key, watcher)?,
-            sink: Endpoint::new(bridge.sink, Direction::Write, key, watcher)?,
-            exclusive_socket: bridge.exclusive_socket,
+            handshake: Some(Handshake::default()),
+            source: None,
+            sink: None,
+            exclusive_socket: false,
             backlog: Backlog::default(),
-            flow,
-            pending: PendingPackets { response: true, ..PendingPackets::default() },
+            flow: None,
+            output: PendingPackets { response: true, ..PendingPackets::default() },
             host_shutdown: 0,
             guest_shutdown: 0,
             closed: false,
@@ -102,7 +81,26 @@ impl Connection {
             guest_forwarded: Wrapping(request.fwd_cnt()),
             guest_buffer: request.buf_alloc(),
             queued: false,
-        })
+        }
+    }
+
+    /// Connects a pending connection to the descriptors of `listener`. `key` identifies the connection, see
+    /// [`super::backend::Backend`].
+    pub(super) fn bridge(&mut self, listener: Listener, key: u64, watcher: &Arc<Watcher>) -> io::Result<()> {
+        let Listener { bridge, flow } = listener;
+        // A guest that receives no more has said so while the connection was pending.
+        let source = bridge.source.filter(|_| self.guest_shutdown & SHUTDOWN_RECEIVE == 0);
+        self.source = Endpoint::new(source, Direction::Read, key, watcher)?;
+        self.sink = Endpoint::new(bridge.sink, Direction::Write, key, watcher)?;
+        self.exclusive_socket = bridge.exclusive_socket;
+        self.flow = Some(flow);
+        self.handshake = None;
+        Ok(())
+    }
+
+    /// Whether the connection has no descriptors, because the guest has not shown the secret.
+    pub(super) fn is_pending(&self) -> bool {
+        self.handshake.is_some()
     }
 
     /// Whether packets from the guest can still belong to this connection.
@@ -123,27 +121,48 @@ impl Connection {
 
     /// The guest requests a credit update.
     pub(super) fn credit_request(&mut self) {
-        self.pending.credit = true;
+        self.output.credit = true;
     }
 
-    /// Handles data from the guest.
-    pub(super) fn receive(&mut self, packet: &GuestPacket) -> Result<(), ProtocolViolation> {
+    /// Counts data from the guest, which [`Connection::receive_secret`] and [`Connection::forward`] handle.
+    pub(super) fn count_received(&mut self, packet: &GuestPacket) -> Result<(), Refusal> {
         if self.guest_shutdown & SHUTDOWN_SEND != 0 {
-            return Err(ProtocolViolation("data after the end of data"));
+            return Err(Refusal("data after the end of data"));
         }
-        if packet.len() > BUFFER_SIZE - (self.received - self.forwarded).0 {
-            return Err(ProtocolViolation("more data than its credit allows"));
+        if packet.len() > BUFFER_SIZE.saturating_sub((self.received - self.forwarded).0) {
+            return Err(Refusal("more data than its credit allows"));
         }
         self.received += packet.len();
-        let written = if self.backlog.is_empty() { self.write_payload(packet.payload()) } else { 0 };
+        Ok(())
+    }
+
+    /// Takes the next bytes of a pending connection as part of the secret. Returns their number once the secret is
+    /// complete, and `None` before.
+    pub(super) fn receive_secret(
+        &mut self,
+        packet: &GuestPacket,
+        secret: &StreamSecret,
+    ) -> Result<Option<usize>, Refusal> {
+        let Some(handshake) = &mut self.handshake else { return Ok(Some(0)) };
+        let taken = handshake.take(packet.payload());
+        self.forwarded += u32::try_from(taken).unwrap_or(u32::MAX);
+        match handshake.complete() {
+            None => Ok(None),
+            Some(bytes) if secret.matches(bytes) => Ok(Some(taken)),
+            Some(_) => Err(Refusal("the first bytes are not the secret")),
+        }
+    }
+
+    /// Forwards the payload of a packet to the sink, except for its first `skipped` bytes.
+    pub(super) fn forward(&mut self, packet: &GuestPacket, skipped: usize) {
+        let end = if self.backlog.is_empty() { self.write_payload(packet.payload(), skipped) } else { skipped };
         if self.sink.is_none() {
             // The data is dropped. The guest was told that the host receives no more, or the bridge has no sink.
             self.forwarded = self.received;
-        } else if written < packet.len() as usize {
-            self.push_backlog(packet.payload(), written);
+        } else if end < packet.len() as usize {
+            self.push_backlog(packet.payload(), end);
         }
         self.schedule_credit_update();
-        Ok(())
     }
 
     /// The guest receives no more, sends no more, or both.
@@ -189,14 +208,14 @@ impl Connection {
             let Some(count) = (unsafe { self.write(&[part]) }) else { break };
             self.backlog.consume(count);
         }
-        self.flow.set_unwritten(self.backlog.len());
+        self.publish_unwritten();
         self.schedule_credit_update();
         self.close_drained_sink();
     }
 
     /// Whether [`Connection::fill`] may have a packet.
     pub(super) fn has_output(&self) -> bool {
-        let PendingPackets { response, credit, shutdown } = self.pending;
+        let PendingPackets { response, credit, shutdown } = self.output;
         let readable = self.source.as_ref().is_some_and(|source| source.ready) && self.credit() > 0;
         !self.closed && (response || credit || shutdown || readable)
     }
@@ -208,21 +227,21 @@ impl Connection {
             return false;
         }
         packet.set_flags(0).set_len(0);
-        if std::mem::take(&mut self.pending.response) {
+        if std::mem::take(&mut self.output.response) {
             packet.set_op(OP_RESPONSE);
-        } else if !self.pending.shutdown
+        } else if !self.output.shutdown
             && let Some(count) = self.read_to(packet)
         {
             packet.set_op(OP_RW).set_len(count);
-        } else if std::mem::take(&mut self.pending.shutdown) {
+        } else if std::mem::take(&mut self.output.shutdown) {
             packet.set_op(OP_SHUTDOWN).set_flags(self.host_shutdown);
-        } else if self.pending.credit {
+        } else if self.output.credit {
             packet.set_op(OP_CREDIT_UPDATE);
         } else {
             return false;
         }
         // Every packet carries the host's credit.
-        self.pending.credit = false;
+        self.output.credit = false;
         self.advertised_forwarded = self.forwarded;
         packet.set_dst_port(self.guest_port).set_buf_alloc(BUFFER_SIZE).set_fwd_cnt(self.forwarded.0);
         true
@@ -261,33 +280,40 @@ impl Connection {
         None
     }
 
-    /// Writes a payload from guest memory to the sink. Returns the number of bytes that the sink took.
-    fn write_payload(&mut self, payload: &[VolatileSlice]) -> usize {
+    /// Writes a payload from guest memory to the sink, except for its first `skipped` bytes. Returns the offset of the
+    /// first byte that the sink did not take.
+    fn write_payload(&mut self, payload: &[VolatileSlice], skipped: usize) -> usize {
         let guards: Vec<_> = payload.iter().map(VolatileSlice::ptr_guard).collect();
         let part = |guard: &PtrGuard| libc::iovec { iov_base: guard.as_ptr().cast_mut().cast(), iov_len: guard.len() };
         let mut parts: Vec<_> = guards.iter().map(part).collect();
-        let mut left = &mut parts[..];
-        let mut written = 0;
+        let mut left = skip_bytes(&mut parts, skipped);
+        let mut end = skipped;
         while !left.is_empty() {
             // SAFETY: the vectors describe guest memory, which stays mapped while the guards live, and which is only
             // read.
             let Some(count) = (unsafe { self.write(left) }) else { break };
-            written += count;
+            end += count;
             left = skip_bytes(left, count);
         }
-        written
+        end
     }
 
-    /// Copies the part of a payload that the sink did not take to the backlog.
-    fn push_backlog(&mut self, payload: &[VolatileSlice], mut written: usize) {
+    /// Copies a payload to the backlog, except for its first `skipped` bytes.
+    fn push_backlog(&mut self, payload: &[VolatileSlice], mut skipped: usize) {
         for part in payload {
-            let skipped = written.min(part.len());
-            written -= skipped;
-            if let Ok(rest) = part.offset(skipped) {
+            let before = skipped.min(part.len());
+            skipped -= before;
+            if let Ok(rest) = part.offset(before) {
                 self.backlog.push(&rest);
             }
         }
-        self.flow.set_unwritten(self.backlog.len());
+        self.publish_unwritten();
+    }
+
+    fn publish_unwritten(&self) {
+        if let Some(flow) = &self.flow {
+            flow.set_unwritten(self.backlog.len());
+        }
     }
 
     /// Writes to the sink. `None` means that the sink takes nothing now, or is closed.
@@ -324,7 +350,7 @@ impl Connection {
         self.sink = None;
         self.backlog.clear();
         self.forwarded = self.received;
-        self.flow.set_unwritten(0);
+        self.publish_unwritten();
         self.queue_shutdown(SHUTDOWN_RECEIVE);
     }
 
@@ -339,14 +365,15 @@ impl Connection {
 
     fn queue_shutdown(&mut self, flags: u32) {
         self.host_shutdown |= flags;
-        self.pending.shutdown = true;
+        self.output.shutdown = true;
     }
 
     /// Schedules a credit update before the guest runs out of credit, but not after every packet.
     fn schedule_credit_update(&mut self) {
-        let guest_sees = BUFFER_SIZE - (self.received - self.advertised_forwarded).0;
+        // A guest that takes no credit updates may send more than it knows to be allowed.
+        let guest_sees = BUFFER_SIZE.saturating_sub((self.received - self.advertised_forwarded).0);
         if guest_sees < BUFFER_SIZE / 2 && self.forwarded != self.advertised_forwarded {
-            self.pending.credit = true;
+            self.output.credit = true;
         }
     }
 }

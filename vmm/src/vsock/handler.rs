@@ -19,8 +19,8 @@ pub(super) const TX: usize = 1;
 /// Index of the event queue, which carries events to the guest.
 pub(super) const EVENT: usize = 2;
 
-/// The most packets taken from the guest before the event loop serves other subscribers.
-const BATCH: usize = 256;
+/// The most packets moved in each direction before the event loop serves other subscribers.
+pub(super) const BATCH: usize = 256;
 
 /// `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET` (virtio 1.2, 5.10.6.7) as written to an event buffer.
 const TRANSPORT_RESET: [u8; 4] = [0; 4];
@@ -68,16 +68,19 @@ impl Handler {
     pub(super) fn serve(&mut self) {
         let mut used = Used::default();
         self.send_transport_reset(&mut used);
-        let mut left = BATCH;
-        while self.transmit(&mut used, &mut left) | self.deliver(&mut used) {}
-        if left == 0 {
-            // The queue may hold more packets. The event loop calls again after it has served its other subscribers.
-            let _ = self.queues[TX].notify.write(1);
+        let (mut to_take, mut to_deliver) = (BATCH, BATCH);
+        while self.transmit(&mut used, &mut to_take) | self.deliver(&mut used, &mut to_deliver) {}
+        for (index, left) in [(TX, to_take), (RX, to_deliver)] {
+            if left == 0 {
+                // There may be more packets. The event loop calls again after it has served its other subscribers. The
+                // write fails only if the counter is full, and then it is readable.
+                let _ = self.queues[index].notify.write(1);
+            }
         }
         self.interrupt(&used);
     }
 
-    /// Takes packets from the guest while the number of pending resets is below its bound.
+    /// Takes at most `left` packets from the guest, while the number of resets that wait is below its bound.
     fn transmit(&mut self, used: &mut Used, left: &mut usize) -> bool {
         let Self { memory, queues, backend, .. } = self;
         let queue = &mut queues[TX].queue;
@@ -94,12 +97,12 @@ impl Handler {
         *left < before
     }
 
-    /// Writes packets to the guest while there are packets and receive buffers.
-    fn deliver(&mut self, used: &mut Used) -> bool {
+    /// Uses at most `left` receive buffers, while there are packets for the guest.
+    fn deliver(&mut self, used: &mut Used, left: &mut usize) -> bool {
         let Self { memory, queues, backend, .. } = self;
         let queue = &mut queues[RX].queue;
-        let mut progress = false;
-        while backend.has_output() {
+        let before = *left;
+        while *left > 0 && backend.has_output() {
             let Some(mut chain) = next_chain(queue, memory) else { break };
             let length = match VsockPacket::from_rx_virtq_chain(memory, &mut chain, u32::MAX) {
                 Ok(mut packet) => {
@@ -114,10 +117,10 @@ impl Handler {
                     0
                 }
             };
+            *left -= 1;
             used.rx |= add_used(queue, memory, chain.head_index(), length);
-            progress = true;
         }
-        progress
+        *left < before
     }
 
     fn send_transport_reset(&mut self, used: &mut Used) {

@@ -59,21 +59,18 @@ impl Watcher {
         Ok(Self { epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)? })
     }
 
-    /// Calls `ready` with the token and the events of each descriptor whose readiness changed.
+    /// Calls `ready` with the token and the events of descriptors whose readiness changed. The watcher stays readable
+    /// if there are more of them than one call handles.
     pub(super) fn dispatch(&self, mut ready: impl FnMut(u64, EpollFlags)) -> io::Result<()> {
         let mut events = [EpollEvent::empty(); 32];
-        loop {
-            let count = match self.epoll.wait(&mut events, 0_u8) {
-                Err(Errno::EINTR) => continue,
-                result => result?,
-            };
-            for event in &events[..count] {
-                ready(event.data(), event.events());
-            }
-            if count < events.len() {
-                return Ok(());
-            }
+        let count = match self.epoll.wait(&mut events, 0_u8) {
+            Err(Errno::EINTR) => 0,
+            result => result?,
+        };
+        for event in &events[..count] {
+            ready(event.data(), event.events());
         }
+        Ok(())
     }
 }
 
@@ -199,6 +196,28 @@ impl Drop for HostFd {
         // Closing the descriptor is not enough: epoll watches open file descriptions, which other processes may keep
         // open. The call fails for a descriptor that was never watched, and then there is nothing to do.
         let _ = self.watcher.epoll.delete(&self.fd);
+    }
+}
+
+/// A host descriptor and its readiness.
+#[derive(Debug)]
+pub(super) struct Endpoint {
+    pub(super) fd: HostFd,
+    /// False after a call would have blocked, until the watcher reports readiness.
+    pub(super) ready: bool,
+}
+
+impl Endpoint {
+    /// Watches `fd`. `key` identifies the connection, see [`super::backend::Backend`].
+    pub(super) fn new(
+        fd: Option<OwnedFd>,
+        direction: Direction,
+        key: u64,
+        watcher: &Arc<Watcher>,
+    ) -> io::Result<Option<Self>> {
+        let Some(fd) = fd else { return Ok(None) };
+        let token = key << 1 | u64::from(direction == Direction::Write);
+        Ok(Some(Self { fd: HostFd::new(fd, direction, token, watcher)?, ready: true }))
     }
 }
 

@@ -6,6 +6,11 @@
 //! to the sink. A port takes one connection in its life; a service's port takes a bounded number at a time. So the
 //! number of connections that the guest can keep open is bounded by what the host has allowed.
 //!
+//! Every process of the guest that may use vsock can connect to every port, but only the agent's connections are
+//! bridged. A connection is *pending* until its first bytes are the machine's secret, which only the agent got
+//! ([`agent::StreamSecret`]). A pending connection has no descriptors. It gets no data and uses up no port, and their
+//! number is bounded.
+//!
 //! ```text
 //!  guest ── tx queue ─► Handler ─► Backend ─► Connection ─► sink   ─► host descriptor
 //!        ◄─ rx queue ──         ◄─         ◄─            ◄─ source ◄─
@@ -18,6 +23,7 @@ mod backlog;
 mod connection;
 mod device;
 mod handler;
+mod handshake;
 mod host_fd;
 mod packet;
 mod ports;
@@ -38,6 +44,9 @@ const BUFFER_SIZE: u32 = 256 << 10;
 
 /// The most bytes of payload that the device takes in one packet. Linux sends at most this many.
 const MAX_PAYLOAD: u32 = 64 << 10;
+
+/// The most pending connections. One more takes the place of the oldest, so that idle ones do not keep out the agent's.
+const MAX_PENDING: usize = 128;
 
 /// Values of the packet header's fields (virtio 1.2, 5.10.6).
 mod header {

@@ -12,6 +12,10 @@ use vm_memory::{ByteValued, GuestMemory, GuestMemoryError, Le16, Le32, Permissio
 use super::MAX_PAYLOAD;
 use crate::arch::Memory;
 
+/// The most descriptors of a packet. Linux needs one for the header and one for each page of the payload. A table of
+/// indirect descriptors can hold more than the queue.
+const MAX_DESCRIPTORS: usize = 128;
+
 /// Why a chain is not a packet.
 #[derive(Debug, Error)]
 pub(super) enum PacketError {
@@ -19,6 +23,8 @@ pub(super) enum PacketError {
     Writable,
     #[error("the chain does not lie in guest memory")]
     Memory(#[from] GuestMemoryError),
+    #[error("the chain has too many descriptors")]
+    TooManyDescriptors,
     #[error("the chain is shorter than its packet")]
     Short,
     #[error("the payload of {0} bytes is longer than the limit")]
@@ -57,7 +63,10 @@ impl<'m> GuestPacket<'m> {
     /// Reads a chain of the transmit queue.
     pub(super) fn parse(memory: &'m Memory, chain: &mut DescriptorChain<&'m Memory>) -> Result<Self, PacketError> {
         let mut parts = Vec::with_capacity(2);
-        for descriptor in chain {
+        for (count, descriptor) in chain.enumerate() {
+            if count == MAX_DESCRIPTORS {
+                return Err(PacketError::TooManyDescriptors);
+            }
             if descriptor.is_write_only() {
                 return Err(PacketError::Writable);
             }

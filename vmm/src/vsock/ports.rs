@@ -6,7 +6,10 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use agent::StreamSecret;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::virtio::rng::random;
 
 /// The first port that is assigned dynamically. Lower ports are for fixed services.
 const FIRST_PORT: u32 = agent::CONTROL_PORT + 1;
@@ -109,21 +112,34 @@ impl Table {
 }
 
 /// A handle to the table of host ports. All clones refer to the same table. The sandbox adds ports, and the device
-/// takes them when the guest connects.
+/// takes them when the guest's agent connects.
 #[derive(Clone, Debug)]
 pub struct Ports {
+    secret: StreamSecret,
     table: Arc<Mutex<Table>>,
     drained: Arc<EventFd>,
 }
 
 impl Ports {
-    /// An empty table.
+    /// An empty table with a new secret.
     ///
     /// # Errors
-    /// The eventfd cannot be created.
+    /// The eventfd cannot be created, or the kernel provides no random bytes.
     pub fn new() -> io::Result<Self> {
+        let mut secret = [0; StreamSecret::LENGTH];
+        random(&mut secret)?;
         let table = Table { listeners: HashMap::new(), services: HashMap::new(), next_port: FIRST_PORT };
-        Ok(Self { table: Arc::new(Mutex::new(table)), drained: Arc::new(EventFd::new(EFD_NONBLOCK)?) })
+        Ok(Self {
+            secret: StreamSecret::new(secret),
+            table: Arc::new(Mutex::new(table)),
+            drained: Arc::new(EventFd::new(EFD_NONBLOCK)?),
+        })
+    }
+
+    /// The secret that connections to all ports but [`agent::CONTROL_PORT`] begin with.
+    #[must_use]
+    pub fn secret(&self) -> StreamSecret {
+        self.secret
     }
 
     /// Listens on a new port for one connection. Returns the port.
@@ -161,6 +177,13 @@ impl Ports {
         &self.drained
     }
 
+    /// Whether something listens on `port`.
+    pub(super) fn is_open(&self, port: u32) -> bool {
+        let table = self.lock();
+        table.listeners.contains_key(&port) || table.services.contains_key(&port)
+    }
+
+    /// Takes the listener of `port`, or connects to its service. `None` if nothing listens or the service refuses.
     pub(crate) fn take(&self, port: u32) -> Option<Listener> {
         let mut table = self.lock();
         table.listeners.remove(&port).or_else(|| self.connect(table.services.get_mut(&port)?))
@@ -169,7 +192,7 @@ impl Ports {
     fn connect(&self, service: &mut Service) -> Option<Listener> {
         service.flows.retain(|flow| flow.strong_count() > 0);
         if service.flows.len() >= MAX_CONNECTIONS {
-            tracing::warn!(
+            tracing::debug!(
                 "the guest has {MAX_CONNECTIONS} connections to one socket: a further connection was refused"
             );
             return None;

@@ -68,7 +68,7 @@ fn protocol_violations_are_errors() {
         (vec![reply.clone()], "the agent broke the protocol: it did not greet first"),
         (vec![HELLO, HELLO], "the agent broke the protocol: it greeted twice"),
         (vec![HELLO, reply], "the agent broke the protocol: it answered what was not asked"),
-        (vec![old], "the agent speaks protocol version 0, this VMM speaks 1"),
+        (vec![old], "the agent speaks protocol version 0, this VMM speaks 2"),
     ] {
         let (mut connection, mut agent) = pair();
         messages.iter().for_each(|message| send(&mut agent, message));

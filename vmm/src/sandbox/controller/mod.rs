@@ -177,8 +177,16 @@ impl Controller {
             closed: None,
             exit_status,
         };
+        controller.send_stream_secret();
         controller.request_boot_vcpus();
         Ok((controller, receiver))
+    }
+
+    /// Queues the secret of the agent's streams. The agent gets it before all other requests, because it has no stream
+    /// without it.
+    fn send_stream_secret(&mut self) {
+        let request = agent::Request::SetStreamSecret { secret: self.ports.secret() };
+        self.call_agent(request, "send the secret of the streams".to_owned(), Purpose::Internal);
     }
 
     /// The steps that follow every event.

@@ -157,9 +157,16 @@ impl TestSandbox {
         frame::write(&mut self.agent, message).unwrap();
     }
 
+    /// Sends `Hello`, and answers the first call, which is the secret of the streams.
     fn send_hello(&mut self) {
         let hello = Hello { version: agent::VERSION, kernel: "6.12".into(), started_ns: 1, ready_ns: 2 };
         self.send(&FromAgent::Hello(hello));
+        let agent::Call { id, request: agent::Request::SetStreamSecret { secret } } = self.next_call_of_any_kind()
+        else {
+            panic!("another call came first")
+        };
+        assert!(secret.matches(self.ports.secret().bytes()));
+        self.send(&FromAgent::Reply { id, result: Ok(Response::Done) });
     }
 
     /// The next call to the agent. Calls that read the clock are answered with the right time and skipped.

@@ -1,6 +1,7 @@
 //! A minimal vsock driver.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::{Queue, QueueT};
@@ -9,7 +10,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::super::backend::Backend;
 use super::super::handler::{EVENT, Handler, RX, TX};
-use super::super::header::TYPE_STREAM;
+use super::super::header::{OP_REQUEST, OP_RW, TYPE_STREAM};
 use super::super::{GUEST_CID, HOST_CID, Ports};
 use crate::arch::Memory;
 use crate::virtio::device::{Activation, Interrupt, VirtQueue};
@@ -125,6 +126,7 @@ pub(super) struct Driver {
     pub(super) ports: Ports,
     pub(super) line: Arc<EventFd>,
     rings: [Ring; 3],
+    notify: Vec<EventFd>,
     next: u16,
     handler: Handler,
 }
@@ -142,12 +144,13 @@ impl Driver {
         let ports = Ports::new().unwrap();
         let rings = [RX, TX, EVENT].map(Ring::new);
         let notify = || EventFd::new(EFD_NONBLOCK).unwrap();
-        let queues = rings.iter().map(|ring| VirtQueue { queue: ring.queue(), notify: notify() }).collect();
+        let queues: Vec<_> = rings.iter().map(|ring| VirtQueue { queue: ring.queue(), notify: notify() }).collect();
+        let notifications = queues.iter().map(|queue| queue.notify.try_clone().unwrap()).collect();
         let line = Arc::new(notify());
         let interrupt = Interrupt::new(RegisterPage::map(1).unwrap()[0], Arc::clone(&line));
         let activation = Activation { memory: memory.clone(), queues, interrupt, features: 0 };
         let handler = Handler::new(activation, Backend::new(ports.clone()).unwrap(), restored);
-        Self { memory, ports, line, rings, next: 0, handler }
+        Self { memory, ports, line, rings, notify: notifications, next: 0, handler }
     }
 
     pub(super) fn add_receive_buffers(&mut self, count: u16) {
@@ -169,6 +172,43 @@ impl Driver {
         let buffer = Descriptor { addr, len: 4096, flags, next: 0 };
         self.rings[RX].describe(&self.memory, index, buffer);
         self.rings[RX].make_available(&self.memory, index);
+    }
+
+    /// Serves the queues while another thread makes every used receive buffer available again. Returns the number of
+    /// receive buffers that were used.
+    pub(super) fn serve_and_recycle(&mut self) -> usize {
+        let Self { memory, rings, handler, .. } = self;
+        let served = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let recycler = scope.spawn(|| {
+                let mut count = 0;
+                loop {
+                    let last = served.load(Ordering::SeqCst);
+                    while let Some((head, _)) = rings[RX].take_used(memory) {
+                        rings[RX].make_available(memory, head);
+                        count += 1;
+                    }
+                    if last {
+                        return count;
+                    }
+                }
+            });
+            handler.serve();
+            served.store(true, Ordering::SeqCst);
+            recycler.join().unwrap()
+        })
+    }
+
+    pub(super) fn clear_notifications(&self) {
+        for notify in &self.notify {
+            // The read fails if there is no notification.
+            let _ = notify.read();
+        }
+    }
+
+    /// Whether the device has notified itself that it has to serve a queue again.
+    pub(super) fn is_notified(&self, queue: usize) -> bool {
+        self.notify[queue].read().is_ok()
     }
 
     pub(super) fn add_event_buffer(&mut self) {
@@ -261,6 +301,14 @@ impl Driver {
             packets.push((header, data));
             self.add_receive_buffer(head);
         }
+        packets
+    }
+
+    /// Connects to the port of `request` and sends the secret. Returns the packets that the device has sent.
+    pub(super) fn connect(&mut self, request: Header) -> Vec<(Header, Vec<u8>)> {
+        let mut packets = self.exchange(Header { op: OP_REQUEST, ..request }, b"");
+        let secret = self.ports.secret();
+        packets.extend(self.exchange(Header { op: OP_RW, ..request }, secret.bytes()));
         packets
     }
 

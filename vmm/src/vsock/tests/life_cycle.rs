@@ -24,8 +24,9 @@ fn work(ports: &Ports, driver: &mut testing::Driver<Vsock>) {
     driver.make_available(RX, &[], &[44, 100]);
     driver.request(TX, &[Header::new(port, OP_REQUEST).as_slice()], &[]);
     assert_eq!(op(&driver.wait_used(RX).data), OP_RESPONSE);
-    let line = Header { len: 5, ..Header::new(port, OP_RW) };
-    driver.request(TX, &[line.as_slice(), b"line\n"], &[]);
+    let data = [ports.secret().bytes().as_slice(), b"line\n"].concat();
+    let header = Header { len: data.len().try_into().unwrap(), ..Header::new(port, OP_RW) };
+    driver.request(TX, &[header.as_slice(), &data], &[]);
     driver.make_available(RX, &[], &[44, 100]);
     let end = Header { flags: SHUTDOWN_RECEIVE | SHUTDOWN_SEND, ..Header::new(port, OP_SHUTDOWN) };
     driver.request(TX, &[end.as_slice()], &[]);

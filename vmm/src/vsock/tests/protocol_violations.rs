@@ -103,6 +103,23 @@ fn data_beyond_the_credit_resets_the_connection() {
 }
 
 #[test]
+fn a_guest_that_takes_no_credit_updates_can_send_more_than_the_buffer() {
+    let null = std::fs::OpenOptions::new().write(true).open("/dev/null").unwrap();
+    let mut driver = Driver::without_buffers(false);
+    let (port, flow) = driver.ports.listen(bridge(NONE, Some(null)));
+    assert!(driver.connect(Header::new(port, OP_REQUEST)).is_empty());
+    for _ in 0..3 * super::super::BUFFER_SIZE / (64 << 10) {
+        driver.exchange(Header::new(port, OP_RW), &vec![1; 64 << 10]);
+    }
+    assert!(flow.is_drained());
+    driver.add_receive_buffers(QUEUE_SIZE);
+    driver.serve();
+    let answers = driver.receive();
+    assert_eq!(ops(&answers), [OP_RESPONSE], "it carries the credit");
+    assert_eq!(answers[0].0.fwd_cnt, 16 + 3 * super::super::BUFFER_SIZE);
+}
+
+#[test]
 fn false_credit_only_stops_the_device_from_sending() {
     let (reader, mut writer) = std::io::pipe().unwrap();
     std::io::Write::write_all(&mut writer, b"input").unwrap();
@@ -110,7 +127,7 @@ fn false_credit_only_stops_the_device_from_sending() {
     let (port, _) = driver.ports.listen(bridge(Some(reader), NONE));
     // The guest claims to have forwarded a byte that it never received.
     let false_credit = Header { fwd_cnt: 1, buf_alloc: 4096, ..Header::new(port, OP_REQUEST) };
-    assert_eq!(ops(&driver.exchange(false_credit, b"")), [OP_RESPONSE]);
+    assert_eq!(ops(&driver.connect(false_credit)), [OP_RESPONSE]);
     let true_credit = Header { buf_alloc: 3, ..Header::new(port, OP_CREDIT_UPDATE) };
     let answer = driver.exchange(true_credit, b"");
     assert_eq!(answer[0].1, b"inp", "never more than the guest's credit");
@@ -141,6 +158,26 @@ fn chains_that_are_not_packets_are_used_without_an_answer() {
     driver.add_descriptor(head, Descriptor { addr: 0x20_0000, len: 44, flags: 1, next: head });
     driver.serve();
     assert_eq!(driver.take_transmitted(), malformed.len() + 1);
+}
+
+#[test]
+fn a_packet_of_too_many_descriptors_is_ignored() {
+    let (table, data) = (0x20_0000, 0x30_0000);
+    for (count, answers) in [(128, 1), (129, 0), (4000, 0)] {
+        let mut driver = Driver::new();
+        let header = Header { len: u32::from(count) - 1, ..Header::new(5, OP_REQUEST) };
+        vm_memory::Bytes::write_obj(&driver.memory, header, vm_memory::GuestAddress(data)).unwrap();
+        for index in 0..count {
+            let (addr, len) = if index == 0 { (data, 44) } else { (data + 44, 1) };
+            let descriptor = Descriptor { addr, len, flags: u16::from(index + 1 < count), next: index + 1 };
+            let at = vm_memory::GuestAddress(table + u64::from(index) * 16);
+            vm_memory::Bytes::write_obj(&driver.memory, descriptor, at).unwrap();
+        }
+        let head = driver.next_head();
+        driver.add_descriptor(head, Descriptor { addr: table, len: u32::from(count) * 16, flags: 4, next: 0 });
+        driver.serve();
+        assert_eq!((driver.take_transmitted(), driver.receive().len()), (1, answers), "{count} descriptors");
+    }
 }
 
 #[test]

@@ -32,8 +32,10 @@ pub(crate) struct ContainerPlan {
     pub(crate) mounts: Vec<MountPlan>,
     /// Devices to make. `None` if a mount provides `/dev`.
     pub(crate) devices: Option<Vec<DevicePlan>>,
-    /// Kernel parameters.
+    /// Kernel parameters that its first process sets.
     pub(crate) sysctls: Vec<Sysctl>,
+    /// Kernel parameters of its network namespace that the agent sets.
+    pub(crate) agent_sysctls: Vec<Sysctl>,
     /// Host name.
     pub(crate) hostname: Option<String>,
     /// NIS domain name.
@@ -56,7 +58,8 @@ pub(crate) struct ContainerPlan {
     pub(crate) seccomp: Option<Filter>,
     /// The mappings of its user namespace.
     pub(crate) id_maps: Option<IdMaps>,
-    /// Whether its first process has to wait until the agent has set its id mappings and attached its interfaces.
+    /// Whether its first process has to wait until the agent has set its id mappings, attached its interfaces and set
+    /// kernel parameters.
     pub(crate) awaits_agent: bool,
 }
 
@@ -68,9 +71,15 @@ impl ContainerPlan {
         let linux = spec.linux().as_ref().ok_or_else(|| missing("linux"))?;
         refuse_unsupported(linux)?;
         let (namespaces, joins) = Namespaces::new(linux.namespaces().as_deref().unwrap_or_default())?;
+        if !namespaces.has(ThreadNameSpaceType::NETWORK) {
+            // In the guest's network namespace, which is the agent's, any process could make vsock sockets.
+            return Err(Error::invalid("linux.namespaces", "a container without a network namespace is not supported"));
+        }
         let id_maps = IdMaps::new(linux, namespaces)?;
         let mounts = spec.mounts().iter().flatten().map(|mount| MountPlan::new(mount, id_maps.as_ref()));
         let mounts = mounts.collect::<Result<Vec<_>, _>>()?;
+        let (agent_sysctls, sysctls) =
+            sysctls(linux, namespaces)?.into_iter().partition::<Vec<_>, _>(Sysctl::needs_agent);
         let devices = match mounts.iter().any(|mount| mount.is_bind_at("/dev")) {
             true => None,
             false => Some(DevicePlan::with_defaults(linux.devices().as_deref().unwrap_or_default())?),
@@ -82,13 +91,16 @@ impl ContainerPlan {
             rootfs: rootfs(spec, linux)?,
             mounts,
             devices,
-            sysctls: sysctls(linux, namespaces)?,
+            sysctls,
             hostname: host_name("hostname", spec.hostname(), namespaces)?,
             domainname: host_name("domainname", spec.domainname(), namespaces)?,
             personality: linux.personality().as_ref().map(personality).transpose()?,
             process: ProcessPlan::new(spec.process().as_ref().ok_or_else(|| missing("process"))?)?,
             cgroup: cgroup::path(linux.cgroups_path().as_deref(), &create.config.id),
-            awaits_agent: namespaces.owns(ThreadNameSpaceType::USER) || !create.interfaces.is_empty(),
+            awaits_agent: namespaces.owns(ThreadNameSpaceType::USER)
+                || !create.interfaces.is_empty()
+                || !agent_sysctls.is_empty(),
+            agent_sysctls,
             id_maps,
             settings: linux.resources().as_ref().map(Settings::new).transpose()?.unwrap_or_default(),
             time_offsets: linux
@@ -159,8 +171,12 @@ fn refuse_unsupported(linux: &Linux) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use agent::{ContainerConfig, Stdio};
-    use oci_spec::runtime::{LinuxBuilder, LinuxSeccomp, SpecBuilder};
+    use oci_spec::runtime::{
+        LinuxBuilder, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxSeccomp, SpecBuilder, get_default_namespaces,
+    };
 
     use super::*;
 
@@ -185,6 +201,18 @@ mod tests {
     }
 
     #[test]
+    fn a_parameter_that_the_agent_sets_makes_the_process_wait_for_it() {
+        let plan = |name: &str| {
+            let sysctl = HashMap::from([(name.to_owned(), "1".to_owned())]);
+            let linux = LinuxBuilder::default().namespaces(get_default_namespaces()).sysctl(sysctl).build().unwrap();
+            ContainerPlan::new(&create(SpecBuilder::default().linux(linux).build().unwrap())).unwrap()
+        };
+        let (vsock, other) = (plan("net.vsock.enabled"), plan("net.ipv4.ip_forward"));
+        assert_eq!((vsock.sysctls.len(), vsock.agent_sysctls.len(), vsock.awaits_agent), (0, 1, true));
+        assert_eq!((other.sysctls.len(), other.agent_sysctls.len(), other.awaits_agent), (1, 0, false));
+    }
+
+    #[test]
     fn missing_and_unsupported_properties_are_named() {
         let refused = |spec| ContainerPlan::new(&create(spec)).unwrap_err().to_string();
         let mut without = Spec::default();
@@ -194,5 +222,8 @@ mod tests {
         assert!(refused(SpecBuilder::default().linux(linux).build().unwrap()).starts_with("linux.seccomp"));
         let linux = LinuxBuilder::default().namespaces(vec![]).build().unwrap();
         assert!(refused(SpecBuilder::default().linux(linux).build().unwrap()).starts_with("linux.namespaces"));
+        let mount = LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Mount).build().unwrap();
+        let linux = LinuxBuilder::default().namespaces(vec![mount]).build().unwrap();
+        assert!(refused(SpecBuilder::default().linux(linux).build().unwrap()).contains("network namespace"));
     }
 }

@@ -36,7 +36,7 @@ pub(crate) struct Connection {
 impl Connection {
     /// Connects to the VMM. Blocks until the connection is established.
     pub(crate) fn open() -> Result<Self, ConnectionError> {
-        let socket = vsock::connect_to_host(agent::CONTROL_PORT).map_err(ConnectionError::Connect)?;
+        let socket = vsock::connect_to_host(agent::CONTROL_PORT, &[]).map_err(ConnectionError::Connect)?;
         Ok(Self::new(socket))
     }
 

@@ -20,8 +20,8 @@ use crate::container::{Container, spawn};
 use crate::error::Error;
 use crate::events::Source;
 use crate::machine::file_systems;
-use crate::network::interfaces;
 use crate::network::name_server::NameServer;
+use crate::network::{interfaces, namespace};
 use crate::processes::Spawned;
 use crate::processes::stdio::{self, ChildStdio};
 use crate::sys::files::duplicate;
@@ -40,7 +40,7 @@ impl Agent {
         plan.prepare_devices()?;
         let mut user_namespaces = UserNamespaces::new(self.files()?);
         plan.mounts.iter_mut().try_for_each(|mount| mount.prepare_id_mapping(&mut user_namespaces))?;
-        let (child, host) = stdio::make(&create.stdio, &self.null)?;
+        let (child, host) = stdio::make(&create.stdio, &self.host, &self.null)?;
         let nodes = prepare_for_users(&plan, &child)?;
         let (cgroup, spawned) = self.spawn_init(&plan, &child)?;
         let pid = spawned.pid;
@@ -111,8 +111,8 @@ impl Agent {
         duplicate(process)
     }
 
-    /// Configures what the new process waits for: the id mappings, without which it has no permissions, and the
-    /// interfaces, which its kernel parameters may name.
+    /// Configures what the new process waits for: the id mappings, without which it has no permissions, the interfaces,
+    /// which its kernel parameters may name, and those parameters that it may not set itself.
     fn configure_init(
         &self,
         spawned: &Spawned,
@@ -126,7 +126,17 @@ impl Agent {
             maps.write(self.files()?.proc(), spawned.pid, "the user namespace")?;
         }
         interfaces::attach(self.guest_fds()?.proc, (spawned.pid, spawned.pidfd.as_fd()), interfaces)?;
+        self.set_agent_sysctls(spawned, plan)?;
         spawned.channel.release().map_err(Error::at("release the new process"))
+    }
+
+    fn set_agent_sysctls(&self, spawned: &Spawned, plan: &ContainerPlan) -> Result<(), Error> {
+        if plan.agent_sysctls.is_empty() {
+            return Ok(());
+        }
+        let process = self.process_in_network(&plan.joins, spawned)?;
+        let proc = self.guest_fds()?.proc;
+        namespace::run_in(proc, process.as_fd(), || plan.agent_sysctls.iter().try_for_each(|sysctl| sysctl.set(proc)))
     }
 
     /// Gives a container access to the name server behind `port` of the host; `process` is in its network namespace.

@@ -30,7 +30,7 @@ impl Agent {
             let container = format!("container {}", exec.process.container);
             return Err(Error::WrongState { container, state: "being created" });
         }
-        let (child, host) = stdio::make(&exec.stdio, &self.null)?;
+        let (child, host) = stdio::make(&exec.stdio, &self.host, &self.null)?;
         if let Some(maps) = &container.id_maps {
             child.set_owner(maps.uid(plan.uid)?)?;
         }

@@ -44,7 +44,7 @@ impl Agent {
     /// Forwards the queries that wait at a name server's socket.
     pub(super) fn receive_queries(&mut self, id: u32) {
         if let Some(server) = find_name_server(self.containers.values(), id) {
-            self.queries.receive(server, &self.poll, &mut self.buffer);
+            self.queries.receive(server, &self.host, &self.poll, &mut self.buffer);
         }
     }
 

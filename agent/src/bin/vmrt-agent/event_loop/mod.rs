@@ -33,6 +33,7 @@ use crate::machine::{clock, log};
 use crate::network::name_server::queries::Queries;
 use crate::processes::Process;
 use crate::streams::Streams;
+use crate::streams::host::Host;
 use crate::streams::pump::CHUNK;
 use crate::sys;
 
@@ -68,6 +69,7 @@ pub(crate) struct Agent {
     containers: BTreeMap<String, Container>,
     /// By pid.
     processes: BTreeMap<i32, Process>,
+    host: Host,
     streams: Streams,
     queries: Queries,
     cpus: Cpus,
@@ -92,6 +94,7 @@ impl Agent {
             files: None,
             containers: BTreeMap::new(),
             processes: BTreeMap::new(),
+            host: Host::default(),
             streams: Streams::default(),
             queries: Queries::default(),
             cpus: Cpus::new(),

@@ -21,6 +21,10 @@ impl Agent {
     /// Handles a call, and replies unless the reply has to wait.
     pub(super) fn handle(&mut self, call: Call) -> Result<(), Fatal> {
         let result = match call.request {
+            Request::SetStreamSecret { secret } => {
+                self.host.set_secret(secret);
+                Ok(Answer::Now(Response::Done))
+            }
             Request::Create(create) => self.create(call.id, &create),
             Request::AddInterface { container, interface, name_server } => {
                 self.add_interface(&container, &interface, name_server)

@@ -45,7 +45,7 @@ impl Agent {
     /// Accepts the connections that wait at a listener.
     pub(super) fn accept(&mut self, id: u32) {
         if let Some(listener) = find_listener(self.containers.values(), id) {
-            listener.accept_pending(&self.poll, &mut self.streams);
+            listener.accept_pending(&self.host, &self.poll, &mut self.streams);
         }
     }
 }

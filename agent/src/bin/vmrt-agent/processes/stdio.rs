@@ -7,9 +7,9 @@ use rustix::fs::{FileType, Uid};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::error::Error;
+use crate::streams::host::Host;
 use crate::streams::pump::Pump;
 use crate::sys::files::duplicate;
-use crate::sys::vsock;
 
 /// The new process's end of its standard streams.
 pub(crate) enum ChildStdio {
@@ -57,39 +57,39 @@ pub(crate) struct HostStdio {
 }
 
 /// Makes both ends of a process's streams. `null`, the null device, replaces absent ones.
-pub(crate) fn make(stdio: &Stdio, null: &OwnedFd) -> Result<(ChildStdio, HostStdio), Error> {
-    let mut host = HostStdio { inputs: Vec::new(), outputs: Vec::new(), terminal: None };
+pub(crate) fn make(stdio: &Stdio, host: &Host, null: &OwnedFd) -> Result<(ChildStdio, HostStdio), Error> {
+    let mut made = HostStdio { inputs: Vec::new(), outputs: Vec::new(), terminal: None };
     let child = match *stdio {
         Stdio::Terminal { port, size, no_carriage_return } => {
-            host.terminal = Some(connect(port)?);
+            made.terminal = Some(connect(host, port)?);
             ChildStdio::Terminal { size, no_carriage_return }
         }
         Stdio::Streams { stdin, stdout, stderr } => {
-            let stdin = host.add_input(stdin, null)?;
-            ChildStdio::Streams([stdin, host.add_output(stdout, null)?, host.add_output(stderr, null)?])
+            let stdin = made.add_input(stdin, host, null)?;
+            ChildStdio::Streams([stdin, made.add_output(stdout, host, null)?, made.add_output(stderr, host, null)?])
         }
     };
-    Ok((child, host))
+    Ok((child, made))
 }
 
-fn connect(port: u32) -> Result<OwnedFd, Error> {
-    vsock::connect_to_host(port).map_err(Error::at(format!("connect a stream to host port {port}")))
+fn connect(host: &Host, port: u32) -> Result<OwnedFd, Error> {
+    host.connect(port).map_err(Error::at(format!("connect a stream to host port {port}")))
 }
 
 impl HostStdio {
-    fn add_input(&mut self, port: Option<u32>, null: &OwnedFd) -> Result<OwnedFd, Error> {
+    fn add_input(&mut self, port: Option<u32>, host: &Host, null: &OwnedFd) -> Result<OwnedFd, Error> {
         let Some(port) = port else { return duplicate(null) };
         let (read, write) = make_pipe()?;
         set_non_blocking(&write)?;
-        self.inputs.push(Pump::new(connect(port)?, write));
+        self.inputs.push(Pump::new(connect(host, port)?, write));
         Ok(read)
     }
 
-    fn add_output(&mut self, port: Option<u32>, null: &OwnedFd) -> Result<OwnedFd, Error> {
+    fn add_output(&mut self, port: Option<u32>, host: &Host, null: &OwnedFd) -> Result<OwnedFd, Error> {
         let Some(port) = port else { return duplicate(null) };
         let (read, write) = make_pipe()?;
         set_non_blocking(&read)?;
-        self.outputs.push(Pump::new(read, connect(port)?));
+        self.outputs.push(Pump::new(read, connect(host, port)?));
         Ok(write)
     }
 }

@@ -7,12 +7,12 @@ use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
 use super::Streams;
+use super::host::Host;
 use super::pump::Pump;
 use crate::error::Error;
 use crate::events::{Poll, Source};
 use crate::machine::log;
 use crate::sys::files::duplicate;
-use crate::sys::vsock;
 
 /// Upper limit of open connections of all listeners. The agent's descriptors are limited, and each connection needs
 /// four.
@@ -39,10 +39,10 @@ impl Listener {
     }
 
     /// Accepts all pending connections and forwards each to the host.
-    pub(crate) fn accept_pending(&self, poll: &Poll, streams: &mut Streams) {
+    pub(crate) fn accept_pending(&self, host: &Host, poll: &Poll, streams: &mut Streams) {
         loop {
             match rustix::net::accept_with(&self.socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-                Ok(connection) => log::warn(self.forward(connection, poll, streams)),
+                Ok(connection) => log::warn(self.forward(connection, host, poll, streams)),
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
                 Err(Errno::AGAIN) => return,
                 Err(error) => return log::warn(Err(Error::at("accept a connection to a socket of the host")(error))),
@@ -51,12 +51,12 @@ impl Listener {
     }
 
     /// On an error the connection is closed, which the client notices.
-    fn forward(&self, connection: OwnedFd, poll: &Poll, streams: &mut Streams) -> Result<(), Error> {
+    fn forward(&self, connection: OwnedFd, host: &Host, poll: &Poll, streams: &mut Streams) -> Result<(), Error> {
         let step = || format!("connect to a socket of the host by port {}", self.port);
         if streams.without_process() >= 2 * MAX_CONNECTIONS {
             return Err(Error::at(step())(Errno::MFILE));
         }
-        let host = vsock::connect_to_host(self.port).map_err(Error::at(step()))?;
+        let host = host.connect(self.port).map_err(Error::at(step()))?;
         let (connection_writer, host_writer) = (duplicate(&connection)?, duplicate(&host)?);
         streams.add(poll, Pump::new(connection, host_writer), None)?;
         streams.add(poll, Pump::new(host, connection_writer), None).map(drop)

@@ -1,5 +1,6 @@
 //! Streams between the guest and ports of the host: of processes, and of connections to sockets of the host.
 
+pub(crate) mod host;
 pub(crate) mod listener;
 pub(crate) mod pump;
 

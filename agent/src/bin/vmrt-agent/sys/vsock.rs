@@ -17,10 +17,16 @@ const CONNECT_TIMEOUT: i64 = 60;
 /// `SO_VM_SOCKETS_CONNECT_TIMEOUT` of `linux/vm_sockets.h`, which takes a `timeval`.
 const VSOCK_CONNECT_TIMEOUT: c_int = 6;
 
-/// Connects to `port` of the host. Blocks until the connection is established; the socket itself is non-blocking.
-pub(crate) fn connect_to_host(port: u32) -> Result<OwnedFd> {
+/// Connects to `port` of the host and sends `first_bytes`. Blocks until the connection is established and the bytes are
+/// buffered; the socket itself is non-blocking.
+pub(crate) fn connect_to_host(port: u32, first_bytes: &[u8]) -> Result<OwnedFd> {
     let socket = socket_with(AddressFamily::VSOCK, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     connect(&socket, &VsockAddr::new(VMADDR_CID_HOST, port), CONNECT_TIMEOUT)?;
+    let mut unsent = first_bytes;
+    while !unsent.is_empty() {
+        let sent = rustix::io::retry_on_intr(|| rustix::io::write(&socket, unsent))?;
+        unsent = &unsent[sent..];
+    }
     rustix::io::ioctl_fionbio(&socket, true)?;
     Ok(socket)
 }

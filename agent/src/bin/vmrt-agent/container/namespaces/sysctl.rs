@@ -22,6 +22,9 @@ const IPC: [&str; 10] = [
     "kernel.sem_next_id",
 ];
 
+/// The parameter that allows a network namespace the use of vsock: see `guest-kernel-config/patches`.
+const VSOCK: &str = "net/vsock/enabled";
+
 /// A parameter to set: its name, its file below `/proc/sys` and its value.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Sysctl {
@@ -62,7 +65,12 @@ impl Sysctl {
         Ok(Self { name: name.into(), file, value: value.into() })
     }
 
-    /// Sets the parameter; `proc` is any `/proc`.
+    /// Whether the agent has to set the parameter: a process in the container's user namespace may not.
+    pub(crate) fn needs_agent(&self) -> bool {
+        self.file == VSOCK
+    }
+
+    /// Sets the parameter in the caller's namespaces; `proc` is any `/proc`.
     pub(crate) fn set(&self, proc: BorrowedFd<'_>) -> Result<(), Error> {
         files::write_at(proc, &format!("sys/{}", self.file), self.value.as_bytes())
             .map_err(Error::at(format!("set sysctl {}", self.name)))
@@ -91,6 +99,14 @@ mod tests {
         assert_eq!(file("net/ipv4/ip_forward").unwrap(), "net/ipv4/ip_forward");
         assert!(file("net/../kernel/panic").is_err());
         assert!(file("net...kernel").is_err());
+    }
+
+    #[test]
+    fn only_the_agent_can_set_the_parameter_of_vsock() {
+        let namespaces = Namespaces::new(&get_default_namespaces()).unwrap().0;
+        let needs_agent = |name| Sysctl::new(name, "1", namespaces).unwrap().needs_agent();
+        assert!(needs_agent("net.vsock.enabled") && needs_agent("net/vsock/enabled"));
+        assert!(!needs_agent("net.ipv4.ip_forward"));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::{NameServer, dns};
 use crate::error::Error;
 use crate::events::{Poll, Source};
 use crate::machine::log;
-use crate::sys::vsock;
+use crate::streams::host::Host;
 
 /// Maximum number of queries of all containers that wait for an answer.
 const MAX_QUERIES: usize = 64;
@@ -36,7 +36,7 @@ struct Query {
 
 impl Queries {
     /// Receives all queries that wait at the socket of `server`, and sends each to the host. `buffer` is scratch space.
-    pub(crate) fn receive(&mut self, server: &NameServer, poll: &Poll, buffer: &mut [u8]) {
+    pub(crate) fn receive(&mut self, server: &NameServer, host: &Host, poll: &Poll, buffer: &mut [u8]) {
         loop {
             let (count, client) = match rustix::net::recvfrom(&server.datagrams, &mut *buffer, RecvFlags::empty()) {
                 Ok((count, _, client)) => (count, client.and_then(|client| SocketAddrV4::try_from(client).ok())),
@@ -45,18 +45,24 @@ impl Queries {
                 Err(error) => return log::warn(Err(Error::at("receive a query to the name server")(error))),
             };
             if let Some(client) = client {
-                log::warn(self.send(server, client, &buffer[..count], poll));
+                log::warn(self.send((server, host), client, &buffer[..count], poll));
             }
         }
     }
 
     /// On an error the query gets no answer, and the client repeats it.
-    fn send(&mut self, server: &NameServer, client: SocketAddrV4, query: &[u8], poll: &Poll) -> Result<(), Error> {
+    fn send(
+        &mut self,
+        (server, host): (&NameServer, &Host),
+        client: SocketAddrV4,
+        query: &[u8],
+        poll: &Poll,
+    ) -> Result<(), Error> {
         if self.pending.len() >= MAX_QUERIES {
             return Err(Error::at("forward a query to the name server")(Errno::MFILE));
         }
         let Ok(length) = u16::try_from(query.len()) else { return Ok(()) };
-        let stream = vsock::connect_to_host(server.port).map_err(Error::at("connect to the name server"))?;
+        let stream = host.connect(server.port).map_err(Error::at("connect to the name server"))?;
         // One write is enough: the buffer of a new connection is larger than a datagram.
         let message = [&length.to_be_bytes(), query].concat();
         rustix::io::write(&stream, &message).map_err(Error::at("send a query to the name server"))?;
