@@ -182,9 +182,20 @@ impl Server {
         }
     }
 
-    /// The inode `id` of a share. `EROFS` for a synthetic directory, which cannot be changed.
+    /// The inode `id` of a share, whose file on the host may be used. `EROFS` for a synthetic directory, and for the
+    /// empty directory in the place of a view of the host's kernel: neither can be changed.
     fn inode(&self, id: u64) -> Result<InodeFd, Errno> {
-        if is_synthetic(id) { Err(Errno::ROFS) } else { self.inodes.get_with_fd(id) }
+        if is_synthetic(id) {
+            return Err(Errno::ROFS);
+        }
+        let inode = self.inodes.get_with_fd(id)?;
+        if inode.kernel_view { Err(Errno::ROFS) } else { Ok(inode) }
+    }
+
+    /// Whether `id` is a directory that has nothing of the host: a synthetic one, or the empty one in the place of a
+    /// view of the host's kernel.
+    fn has_no_host_file(&self, id: u64) -> Result<bool, Errno> {
+        Ok(is_synthetic(id) || self.inodes.get(id)?.kernel_view)
     }
 
     /// The inode `id` of a share that the guest can change. `EROFS` if the share is read-only.
