@@ -116,7 +116,7 @@ impl Replacement {
 }
 
 /// A copy of `mount` with another source, at `path` below its destination.
-fn mount_at(mount: &Mount, path: &Path, source: PathBuf) -> Mount {
+pub(crate) fn mount_at(mount: &Mount, path: &Path, source: PathBuf) -> Mount {
     let mut other = mount.clone();
     other.set_source(Some(source));
     if !path.as_os_str().is_empty() {
