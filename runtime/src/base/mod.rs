@@ -1,5 +1,5 @@
 //! Modules that use nothing else of this crate: container ids, the configuration file, the log with its timestamps and error
-//! texts, the timeline of a start, and the undo stack.
+//! texts, the timeline of a start, the undo stack, and files that others write.
 
 pub(crate) mod config;
 pub(crate) mod container_id;
@@ -8,3 +8,4 @@ pub(crate) mod log;
 pub(crate) mod timeline;
 pub(crate) mod timestamp;
 pub(crate) mod undo;
+pub(crate) mod untrusted_file;

@@ -1,6 +1,5 @@
 //! The VMM process of a sandbox. It inherits only one end of a socket pair, the control connection, from the command that starts it.
 
-use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -12,6 +11,7 @@ use std::time::Duration;
 use nix::libc;
 use thiserror::Error;
 
+use crate::base::untrusted_file;
 use crate::host::network_namespace::NetworkNamespace;
 use crate::host::open_fds::close_all_on_exec;
 use crate::host::process::HostProcess;
@@ -172,7 +172,7 @@ impl Vmm {
 
 /// Reads the exit status that a VMM wrote to the container's directory; `None` if it was killed or still runs.
 pub(crate) fn exit_status(dir: &Path) -> Option<u8> {
-    fs::read_to_string(dir.join(EXIT_FILE)).ok()?.parse().ok()
+    String::from_utf8(untrusted_file::read_start(&dir.join(EXIT_FILE), 16).ok()?).ok()?.parse().ok()
 }
 
 /// Kills a VMM and waits until it has ended.
@@ -182,7 +182,7 @@ pub(crate) fn kill(vmm: HostProcess) -> Result<(), VmmError> {
 
 /// Returns the last error in a VMM's log, without its time.
 pub(crate) fn last_error(dir: &Path) -> Option<String> {
-    let text = fs::read(dir.join(LOG_FILE)).ok()?;
+    let text = untrusted_file::read_end(&dir.join(LOG_FILE), 64 << 10).ok()?;
     let text = String::from_utf8_lossy(&text);
     let error = text.lines().rev().find_map(|line| line.split_once("ERROR "))?;
     Some(error.1.trim().to_owned())
@@ -190,6 +190,7 @@ pub(crate) fn last_error(dir: &Path) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::io::Read;
     use std::os::unix::fs::PermissionsExt;
 
