@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use rustix::process::{Resource, Rlimit};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -45,12 +44,12 @@ impl FsDevice {
     /// A device that the guest mounts by `tag` and that serves `shares`. With a `state`, the device has the inodes and
     /// open files that the guest knows; all shares of the state must have been added.
     ///
-    /// Raises the process's limit of open file descriptors as far as it may.
+    /// Sets the process's limit of open file descriptors: see [`Limits::of_process`].
     ///
     /// # Errors
     /// The tag is empty or longer than 36 bytes, a system call fails, or an open file of `state` is not found.
     pub fn new(tag: &str, shares: SharesHandle, state: Option<FsState>) -> Result<Self, FsError> {
-        let server = Server::new(shares, limits()?)?;
+        let server = Server::new(shares, Limits::of_process())?;
         if let Some(state) = state {
             server.restore(&state)?;
         }
@@ -173,23 +172,6 @@ fn config(tag: &str) -> Result<[u8; TAG_LENGTH + 4], FsError> {
     let mut config = [0; TAG_LENGTH + 4];
     config[..tag.len()].copy_from_slice(tag.as_bytes());
     Ok(config)
-}
-
-/// Raises the limit of open file descriptors as far as possible, and divides it between inodes and file handles. An
-/// eighth is left to the rest of the process.
-fn limits() -> Result<Limits, FsError> {
-    let Rlimit { current, maximum } = rustix::process::getrlimit(Resource::Nofile);
-    let possible = std::fs::read_to_string("/proc/sys/fs/nr_open").ok().and_then(|text| text.trim().parse().ok());
-    let wanted = [possible, maximum].into_iter().flatten().max();
-    let raise = |limit| rustix::process::setrlimit(Resource::Nofile, Rlimit { current: limit, maximum: limit });
-    let limit = match wanted {
-        Some(wanted) if raise(Some(wanted)).is_ok() => Some(wanted),
-        // Only a privileged process can raise the hard limit.
-        _ if raise(maximum).is_ok() => maximum,
-        _ => current,
-    };
-    let limit = usize::try_from(limit.unwrap_or(1 << 20)).map_err(|_| FsError::FdLimit)?;
-    Ok(Limits { inodes: limit / 4 * 3, handles: limit / 8 })
 }
 
 #[cfg(test)]

@@ -74,7 +74,8 @@ impl Server {
             return Ok(Handle::Synthetic { id: inode.id, entries: Vec::new() });
         }
         let directory = self.reopen(&inode, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NONBLOCK)?;
-        Ok(Handle::Directory { inode, stream: Mutex::new(DirectoryStream::new(directory)) })
+        let stream = Mutex::new(DirectoryStream::new(directory, self.directory_blocks.clone()));
+        Ok(Handle::Directory { inode, stream })
     }
 
     pub(super) fn readdir(&self, request: &mut Request<'_>, reply: &mut Reply<'_>, plus: bool) -> Result<(), Errno> {
@@ -87,7 +88,9 @@ impl Server {
             Handle::Directory { inode, .. } => {
                 let mut stream = handle.stream()?;
                 stream.seek(offset)?;
-                self.list(inode, &mut stream, &mut listing)
+                let result = self.list(inode, &mut stream, &mut listing);
+                stream.end_request();
+                result
             }
             Handle::File { .. } => Err(Errno::NOTDIR),
         }

@@ -3,6 +3,7 @@
 mod attributes;
 mod directories;
 mod files;
+mod limits;
 mod names;
 mod open;
 mod session;
@@ -11,6 +12,7 @@ mod xattrs;
 
 use std::sync::atomic::AtomicU64;
 
+pub use self::limits::Limits;
 use rustix::io::Errno;
 
 use crate::fs::error::FsError;
@@ -18,6 +20,7 @@ use crate::fs::protocol::buffers::Buffers;
 use crate::fs::protocol::reply::{Payload, Reply};
 use crate::fs::protocol::request::Request;
 use crate::fs::protocol::wire::{IN_HEADER, InHeader, WriteIn, op};
+use crate::fs::tables::directory_stream::BlockBudget;
 use crate::fs::tables::handles::Handles;
 use crate::fs::tables::inode::InodeFd;
 use crate::fs::tables::inodes::Inodes;
@@ -28,17 +31,11 @@ use crate::fs::worker::proc_fds::ProcFds;
 /// The most bytes of arguments of a request, without the data of `WRITE`: an extended attribute with its name.
 const MAX_ARGS: usize = (64 << 10) + (4 << 10);
 
+/// The most blocks of entries, of 8 KiB each, that open directories keep between requests.
+const MAX_DIRECTORY_BLOCKS: usize = 1024;
+
 /// Requests that usually wait for a disk, or that may take long.
 const BLOCKING_OPS: [u32; 5] = [op::FSYNC, op::FSYNCDIR, op::SYNCFS, op::FALLOCATE, op::COPY_FILE_RANGE];
-
-/// The most file descriptors that a server may hold.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// The most inodes that the guest can look up without forgetting any.
-    pub inodes: usize,
-    /// The most files and directories that the guest can have open.
-    pub handles: usize,
-}
 
 /// Serves a tree of shares over FUSE. Several [`Worker`]s can call [`Server::handle`] at the same time.
 #[derive(Debug)]
@@ -46,6 +43,7 @@ pub struct Server {
     shares: SharesHandle,
     inodes: Inodes,
     handles: Handles,
+    directory_blocks: BlockBudget,
     proc_fds: ProcFds,
     session: AtomicU64,
 }
@@ -64,6 +62,7 @@ impl Server {
             shares,
             inodes: Inodes::new(limits.inodes),
             handles: Handles::new(limits.handles),
+            directory_blocks: BlockBudget::new(MAX_DIRECTORY_BLOCKS),
             proc_fds: ProcFds::open()?,
             session: AtomicU64::new(0),
         })
