@@ -9,13 +9,14 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{FileStat, Mode, SFlag};
-use oci_spec::runtime::Mount;
+use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 use vmm::fs::kernel_view;
 
 use crate::base::log::Log;
 use crate::files::device_directories::mount_at;
 use crate::host::mounts::path_of;
-use crate::spec::mounts::options;
+use crate::spec::mounts::{is_recursive, options};
+use crate::spec::namespaces::has_namespace;
 
 /// Where cgroups are mounted on a host.
 const CGROUPS: &str = "/sys/fs/cgroup";
@@ -39,7 +40,7 @@ pub(crate) enum SourceKind {
 /// # Errors
 ///
 /// Fails if the file system or the path of `source` cannot be read.
-pub(crate) fn source_kind(mount: &Mount, source: &OwnedFd, stat: &FileStat) -> io::Result<SourceKind> {
+pub(crate) fn source_kind(mount: &Mount, source: &OwnedFd, stat: &FileStat, spec: &Spec) -> io::Result<SourceKind> {
     let path = path_of(source)?;
     let kind = match kernel_view(source)? {
         Some(kind) => kind,
@@ -54,7 +55,11 @@ pub(crate) fn source_kind(mount: &Mount, source: &OwnedFd, stat: &FileStat) -> i
     let below = below
         .filter(|_| !is_id_mapped(mount))
         .and_then(|below| if kind == "proc" { in_proc(below) } else { Some(below.into()) });
-    Ok(below.map_or(SourceKind::Refused(kind), |below| SourceKind::Replaced(guest_mounts(mount, kind, &below, &path))))
+    let Some(below) = below else { return Ok(SourceKind::Refused(kind)) };
+    let whole = guest_mount(mount, Path::new(""), kind, &below);
+    let cgroups = cgroups_below(&path).filter(|_| is_recursive(mount) && may_mount_cgroups(spec));
+    let cgroups = cgroups.map(|place| guest_mount(mount, place, "cgroup2", Path::new("")));
+    Ok(SourceKind::Replaced([whole].into_iter().chain(cgroups).collect()))
 }
 
 /// Whether something is at `path` below an open directory that is a view of the host's kernel.
@@ -95,14 +100,23 @@ fn in_proc(path: &Path) -> Option<PathBuf> {
     }
 }
 
-/// The mounts of the guest's own file system of type `kind`, or of `below` in it. `path` is the path on the host. A recursive mount of
-/// a directory above the cgroups includes them, as on the host.
-fn guest_mounts(mount: &Mount, kind: &str, below: &Path, path: &Path) -> Vec<Mount> {
-    let source = |kind: &str| Path::new(agent::KERNEL_VIEWS_DIR).join(kind);
-    let whole = mount_at(mount, Path::new(""), source(kind).components().chain(below.components()).collect());
-    let cgroups = Path::new(CGROUPS).strip_prefix(path).ok().filter(|rest| !rest.as_os_str().is_empty());
-    let cgroups = cgroups.filter(|_| options(mount).any(|option| option == "rbind"));
-    [whole].into_iter().chain(cgroups.map(|rest| mount_at(mount, rest, source("cgroup2")))).collect()
+/// The mount of `below` in the guest's own file system of type `kind`, at `place` below the destination of `mount`.
+fn guest_mount(mount: &Mount, place: &Path, kind: &str, below: &Path) -> Mount {
+    mount_at(
+        mount,
+        place,
+        Path::new(agent::KERNEL_VIEWS_DIR).join(kind).components().chain(below.components()).collect(),
+    )
+}
+
+/// Where the host's cgroups are below `path`. A recursive mount includes them.
+fn cgroups_below(path: &Path) -> Option<&'static Path> {
+    Path::new(CGROUPS).strip_prefix(path).ok().filter(|place| !place.as_os_str().is_empty())
+}
+
+/// Whether the container's processes may mount cgroups: they own the namespace of these.
+fn may_mount_cgroups(spec: &Spec) -> bool {
+    !has_namespace(spec, LinuxNamespaceType::User) || has_namespace(spec, LinuxNamespaceType::Cgroup)
 }
 
 #[cfg(test)]
@@ -113,6 +127,10 @@ mod tests {
 
     use super::*;
 
+    fn spec() -> Spec {
+        serde_json::from_str(crate::spec::STARTER).unwrap()
+    }
+
     fn bind(options: &[&str]) -> Mount {
         let options = options.iter().map(|&option| option.to_owned()).collect::<Vec<_>>();
         MountBuilder::default().destination("/host").source("/s").typ("bind").options(options).build().unwrap()
@@ -120,7 +138,7 @@ mod tests {
 
     fn kind_for(mount: &Mount, path: &str) -> SourceKind {
         let source = open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).unwrap();
-        source_kind(mount, &source, &fstat(&source).unwrap()).unwrap()
+        source_kind(mount, &source, &fstat(&source).unwrap(), &spec()).unwrap()
     }
 
     /// Destination and source of each mount that stands in for `path`.
@@ -144,6 +162,17 @@ mod tests {
         assert_eq!(replacements(&["bind"], "/sys"), [one("/host", "sysfs")]);
         assert_eq!(replacements(&["rbind"], "/sys/kernel"), [one("/host", "sysfs/kernel")]);
         assert_eq!(replacements(&["rbind"], "/sys/fs/cgroup"), [one("/host", "cgroup2")], "version 1 or 2");
+    }
+
+    #[test]
+    fn cgroups_are_included_if_the_container_owns_their_namespace() {
+        let with = |kinds: &[&str]| {
+            let mut spec = serde_json::to_value(spec()).unwrap();
+            spec["linux"]["namespaces"] = kinds.iter().map(|kind| serde_json::json!({"type": kind})).collect();
+            may_mount_cgroups(&serde_json::from_value(spec).unwrap())
+        };
+        assert!(with(&["mount"]) && with(&["mount", "cgroup"]) && with(&["user", "cgroup"]));
+        assert!(!with(&["mount", "user"]));
     }
 
     #[test]

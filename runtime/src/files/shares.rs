@@ -23,7 +23,7 @@ use crate::files::id_mapped_mounts;
 use crate::files::kernel_views::{self, SourceKind};
 use crate::files::special;
 use crate::spec::bundle::Bundle;
-use crate::spec::mounts::{is_bind, options};
+use crate::spec::mounts::{is_bind, is_recursive, options};
 
 /// Why the guest cannot get a file.
 #[derive(Debug, Error)]
@@ -114,7 +114,7 @@ impl HostFiles {
                 continue;
             }
             let source = open_source(bundle, &mount)?;
-            let kind = kernel_views::source_kind(&mount, &source.fd, &source.stat);
+            let kind = kernel_views::source_kind(&mount, &source.fd, &source.stat, &self.spec);
             match kind.map_err(failed(&source.path, &mount))? {
                 SourceKind::Replaced(mounts) => {
                     self.guest_views.push((source.path, mount.destination().clone()));
@@ -261,10 +261,6 @@ fn guest_source(
 /// Whether later mounts of the host below the source appear in the container. Then the VMM serves the host's own mount.
 fn follows_host(mount: &Mount) -> bool {
     is_recursive(mount) && !options(mount).any(|option| matches!(option, "private" | "rprivate"))
-}
-
-fn is_recursive(mount: &Mount) -> bool {
-    options(mount).any(|option| option == "rbind")
 }
 
 /// Clones the mount at `source`, as a bind mount does. The clone has the mounts below only if `mount` is recursive. Later mounts of
