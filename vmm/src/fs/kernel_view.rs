@@ -45,8 +45,13 @@ const KINDS: [(u32, &str); 29] = [
 /// # Errors
 /// The error of `fstatfs(2)`.
 pub fn kernel_view(file: impl AsFd) -> Result<Option<&'static str>, Errno> {
-    // The number has 32 bits, and the field is wider.
-    let magic = rustix::fs::fstatfs(file)?.f_type & 0xffff_ffff;
+    let magic = match rustix::fs::fstatfs(file) {
+        // The number has 32 bits, and the field is wider.
+        Ok(status) => status.f_type & 0xffff_ffff,
+        // Only a file system in user space can lack the answer.
+        Err(Errno::NOSYS) => return Ok(None),
+        Err(errno) => return Err(errno),
+    };
     Ok(KINDS.iter().find(|(kind, _)| i64::from(*kind) == magic).map(|(_, name)| *name))
 }
 
