@@ -35,8 +35,12 @@ fn without_clone3() -> [sock_filter; 3] {
     let load_number = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0);
     let is_clone3 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, CLONE3);
     let not_implemented = (libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS.cast_unsigned());
-    [load_number, is_clone3, not_implemented]
-        .map(|(code, jt, jf, k)| sock_filter { code: u16::try_from(code).expect("a BPF opcode"), jt, jf, k })
+    [load_number, is_clone3, not_implemented].map(|(code, jt, jf, k)| sock_filter {
+        code: u16::try_from(code).expect("a BPF opcode"),
+        jt,
+        jf,
+        k,
+    })
 }
 
 /// The instruction as the kernel reads it (`struct sock_filter`).

@@ -54,3 +54,7 @@ pub const DEVICES_DIR: &str = "/run/vmrt/dev";
 
 /// Directory of the guest's own huge pages, which mounts may use as their source.
 pub const HUGE_PAGES_DIR: &str = "/run/vmrt/hugepages";
+
+/// Directory that stands for a container's own file systems of the guest's kernel. Sources of bind mounts are `proc`,
+/// `sysfs` and `cgroup2` in it, and paths in these.
+pub const KERNEL_VIEWS_DIR: &str = "/run/vmrt/kernel";

@@ -1,5 +1,4 @@
-//! The files in a container's directory. The VMM works in that directory and writes some of them, and a guest may have taken the VMM
-//! over. So no file is opened through a symbolic link, none that could block or is endless is read, and each has a bound.
+//! The files in a container's directory. Whoever may write in the directory may have replaced one. So no file is opened through a symbolic link, none that could block or is endless is read, and each has a bound.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};

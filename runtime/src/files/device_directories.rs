@@ -11,7 +11,7 @@ use nix::sys::statfs::{FsType, HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
 use oci_spec::runtime::{Mount, Spec};
 
 use crate::host::mounts::{HostMount, HostMounts, path_of};
-use crate::spec::mounts::options;
+use crate::spec::mounts::{is_recursive, options};
 
 /// The device directory of a host.
 const HOST_DEVICES: &str = "/dev";
@@ -44,7 +44,7 @@ pub(crate) enum Expanded {
 ///
 /// Fails if the mounts of the host or the file system of `directory` cannot be read.
 pub(crate) fn expand(mount: Mount, directory: &OwnedFd, spec: &Spec) -> io::Result<Vec<Expanded>> {
-    let recursive = options(&mount).any(|option| option == "rbind");
+    let recursive = is_recursive(&mount);
     if !recursive && !may_be_kernel_specific(directory)? {
         return Ok(vec![Expanded::Host(mount)]);
     }
@@ -116,7 +116,7 @@ impl Replacement {
 }
 
 /// A copy of `mount` with another source, at `path` below its destination.
-fn mount_at(mount: &Mount, path: &Path, source: PathBuf) -> Mount {
+pub(crate) fn mount_at(mount: &Mount, path: &Path, source: PathBuf) -> Mount {
     let mut other = mount.clone();
     other.set_source(Some(source));
     if !path.as_os_str().is_empty() {

@@ -6,17 +6,20 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Mount;
 
+use crate::files::kernel_views;
 use crate::host::mounts::HostMounts;
 use crate::spec::mounts::options;
 
 /// Lists the paths of the host's mounts below `source`, relative to it, if `mount` is recursive and maps the ids of these as well.
+/// Views of the host's kernel are left out, since the guest sees nothing of them.
 /// Each of them needs its own mount in the guest: the guest discovers them one by one on access, and does not map their ids then.
 pub(crate) fn mounts_below(source: &OwnedFd, mount: &Mount) -> io::Result<Vec<PathBuf>> {
     let mapping = options(mount).rfind(|option| matches!(*option, "idmap" | "ridmap"));
     if mapping != Some("ridmap") || !options(mount).any(|option| option == "rbind") {
         return Ok(Vec::new());
     }
-    Ok(HostMounts::read()?.below(source)?.into_iter().map(|(path, _)| path).collect())
+    let below = HostMounts::read()?.below(source)?.into_iter().map(|(path, _)| path).collect::<Vec<_>>();
+    Ok(below.into_iter().filter(|path| !kernel_views::is_at(source, path)).collect())
 }
 
 /// Returns the id-mapped mount of what the host has mounted at `path` below the source of `mount`.
@@ -48,7 +51,8 @@ mod tests {
         assert!(below(&["rbind"]).is_empty());
         assert!(below(&["rbind", "ridmap", "idmap"]).is_empty());
         assert!(below(&["bind", "ridmap"]).is_empty());
-        assert!(below(&["rbind", "ridmap"]).contains(&"proc".into()));
+        assert!(below(&["rbind", "ridmap"]).contains(&"dev".into()));
+        assert!(!below(&["rbind", "ridmap"]).contains(&"proc".into()), "a view of the host's kernel");
         let mount = mount_below(&bind(&["rbind", "ridmap", "ro"]).build().unwrap(), Path::new("a/b"));
         assert_eq!(
             (mount.destination().as_path(), mount.source().as_deref()),

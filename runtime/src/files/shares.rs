@@ -14,15 +14,17 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 use oci_spec::runtime::{Mount, Spec};
 use thiserror::Error;
 use vmm::control::ShareOptions;
+use vmm::fs::kernel_view;
 
 use crate::base::container_id::ContainerId;
 use crate::files::device_directories::{self, Expanded};
 use crate::files::id_mapped_mounts;
+use crate::files::kernel_views::{self, SourceKind};
 use crate::files::special;
 use crate::host::mount_trees;
 use crate::host::process::HostProcess;
 use crate::spec::bundle::Bundle;
-use crate::spec::mounts::{is_bind, options};
+use crate::spec::mounts::{is_bind, is_recursive, options};
 
 /// Why the guest cannot get a file.
 #[derive(Debug, Error)]
@@ -35,6 +37,8 @@ pub(crate) enum ShareError {
     NoSource(PathBuf),
     #[error("mount {} cannot be shared with a virtual machine: {reason}", path.display())]
     Special { path: PathBuf, reason: &'static str },
+    #[error("mount {} cannot be shared with a virtual machine: it is on {kind}, a view of the host's kernel", path.display())]
+    KernelView { path: PathBuf, kind: &'static str },
     #[error(
         "mount option {option} of {} is refused: what is mounted in the container's virtual machine cannot appear on the host",
         destination.display()
@@ -64,6 +68,8 @@ pub(crate) struct HostFiles {
     pub(crate) sockets: Vec<OwnedFd>,
     /// Destinations at which the guest's devices are mounted instead of the host's.
     pub(crate) guest_devices: Vec<PathBuf>,
+    /// Sources that the guest's own proc, sysfs or cgroup2 stands in for, with their destinations.
+    pub(crate) guest_views: Vec<(PathBuf, PathBuf)>,
 }
 
 /// The opened source of a bind mount.
@@ -91,7 +97,9 @@ pub(crate) fn open_all(id: &ContainerId, bundle: &Bundle) -> Result<HostFiles, S
     let mut spec = bundle.spec.clone();
     let shares = vec![open_rootfs(id, bundle, &mut spec)?];
     let mounts = spec.mounts_mut().take();
-    let mut files = HostFiles { spec, shares, special: Vec::new(), sockets: Vec::new(), guest_devices: Vec::new() };
+    let (special, sockets) = (Vec::new(), Vec::new());
+    let (guest_devices, guest_views) = (Vec::new(), Vec::new());
+    let mut files = HostFiles { spec, shares, special, sockets, guest_devices, guest_views };
     let mounts = mounts.map(|mounts| files.add_sources(id, &bundle.dir, mounts)).transpose()?;
     files.spec.set_mounts(mounts);
     Ok(files)
@@ -107,10 +115,17 @@ impl HostFiles {
                 continue;
             }
             let source = open_source(bundle, &mount)?;
-            if is_directory(&source.stat) {
-                self.add_directory(id, bundle, &mount, source, &mut guest_mounts)?;
-            } else {
-                self.add_source(id, mount, source, &mut guest_mounts)?;
+            let kind = kernel_views::source_kind(&mount, &source.fd, &source.stat, &self.spec);
+            match kind.map_err(failed(&source.path, &mount))? {
+                SourceKind::Replaced(mounts) => {
+                    self.guest_views.push((source.path, mount.destination().clone()));
+                    guest_mounts.extend(mounts);
+                }
+                SourceKind::Refused(kind) => return Err(ShareError::KernelView { path: source.path, kind }),
+                SourceKind::Files if is_directory(&source.stat) => {
+                    self.add_directory(id, bundle, &mount, source, &mut guest_mounts)?;
+                }
+                SourceKind::Files => self.add_source(id, mount, source, &mut guest_mounts)?,
             }
         }
         Ok(guest_mounts)
@@ -138,7 +153,10 @@ impl HostFiles {
                 (Expanded::Host(mount), Some(source)) => self.add_source(id, mount, source, guest_mounts)?,
                 (Expanded::Host(mount), None) => {
                     let source = open_source(bundle, &mount)?;
-                    self.add_source(id, mount, source, guest_mounts)?;
+                    // Below a share, the guest sees nothing of a view of the host's kernel.
+                    if kernel_view(&source.fd).map_err(|error| failed(&source.path, &mount)(error.into()))?.is_none() {
+                        self.add_source(id, mount, source, guest_mounts)?;
+                    }
                 }
             }
         }
@@ -196,7 +214,11 @@ pub(crate) fn clone_following(shares: &mut [Share], vmm: HostProcess) -> io::Res
 fn open_rootfs(id: &ContainerId, bundle: &Bundle, spec: &mut Spec) -> Result<Share, ShareError> {
     let path = bundle.rootfs();
     let source = open(&path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
-    let source = source.map_err(|error| ShareError::Rootfs { path, source: error.into() })?;
+    let failed = |source: io::Error| ShareError::Rootfs { path: path.clone(), source };
+    let source = source.map_err(|error| failed(error.into()))?;
+    if let Some(kind) = kernel_view(&source).map_err(|error| failed(error.into()))? {
+        return Err(ShareError::KernelView { path, kind });
+    }
     let options = ShareOptions { read_only: false, follows_host: true };
     let share = Share { name: format!("{id}/rootfs"), options, source };
     if let Some(root) = spec.root_mut() {
@@ -255,10 +277,6 @@ fn guest_source(
 /// mount namespace, which exists later.
 fn follows_host(mount: &Mount) -> bool {
     is_recursive(mount) && !options(mount).any(|option| matches!(option, "private" | "rprivate"))
-}
-
-fn is_recursive(mount: &Mount) -> bool {
-    options(mount).any(|option| option == "rbind")
 }
 
 /// The path of the share `share` in the guest.
@@ -338,6 +356,22 @@ mod tests {
         assert_eq!(source, Some("/run/vmrt/special/web/volume-0".into()));
         let error = open_one(&json!({"destination": "/x", "type": "bind", "source": "/dev/kvm"})).unwrap_err();
         assert!(error.to_string().starts_with("mount /dev/kvm cannot be shared"), "{error}");
+    }
+
+    #[test]
+    fn views_of_the_hosts_kernel_are_replaced_or_refused_by_name() {
+        let mount = |source: &str| json!({"destination": "/x", "type": "bind", "source": source, "options": ["ro"]});
+        let files = open_one(&mount("/proc")).unwrap();
+        assert_eq!((files.shares.len(), files.special.len()), (1, 0));
+        assert_eq!(files.guest_views, [("/proc".into(), "/x".into())]);
+        let error = open_one(&mount("/proc/self/ns/uts")).unwrap_err().to_string();
+        let expected = "mount /proc/self/ns/uts cannot be shared with a virtual machine: \
+            it is on nsfs, a view of the host's kernel";
+        assert_eq!(error, expected);
+        let (_guard, mut bundle) = bundle(&json!([]));
+        bundle.spec.root_mut().as_mut().unwrap().set_path("/proc".into());
+        let error = open_all(&"web".parse().unwrap(), &bundle).unwrap_err();
+        assert!(matches!(error, ShareError::KernelView { kind: "proc", .. }), "{error}");
     }
 
     #[test]

@@ -61,7 +61,8 @@ pub(crate) fn clone_into(vmm: HostProcess, sources: &[BorrowedFd]) -> io::Result
     if fs::metadata("/proc/self/ns/mnt")?.ino() == namespace.metadata()?.ino() {
         return Ok(None);
     }
-    let clones: Vec<_> = sources.iter().map(|source| clone_with(*source, true, libc::MS_SLAVE)).collect::<Result<_, _>>()?;
+    let clones: Vec<_> =
+        sources.iter().map(|source| clone_with(*source, true, libc::MS_SLAVE)).collect::<Result<_, _>>()?;
     // SAFETY: the child makes system calls only and ends with `_exit`.
     match unsafe { fork() }? {
         ForkResult::Child => {

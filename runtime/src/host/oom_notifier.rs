@@ -33,7 +33,6 @@ const MARGIN: u64 = 64 << 20;
 /// A limit of at least this many bytes means no limit: cgroup v1 has no other value for it.
 const UNLIMITED: u64 = 1 << 60;
 
-
 /// Why the process was not killed.
 #[derive(Debug, Error)]
 pub(crate) enum OomNotifierError {

@@ -16,7 +16,7 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sched::CloneFlags;
 use nix::unistd::{Pid, dup2_raw, execve};
-use rustix::process::{Resource, Rlimit, prlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
 
 use crate::host::network_namespace::NetworkNamespace;
 use crate::host::open_fds::close_all_on_exec;
@@ -207,16 +207,24 @@ fn set_up(pid: Pid, maps: &IdMaps, limits: ProcessLimits, flags: CloneFlags) -> 
     if flags.contains(CloneFlags::CLONE_NEWUSER) {
         maps.write(pid)?;
     }
-    fs::write(format!("/proc/{pid}/oom_score_adj"), limits.oom_score_adj.to_string())
-        .or_else(|error| if maps.belong_to_user { Ok(()) } else { Err(error) })?;
+    match fs::write(format!("/proc/{pid}/oom_score_adj"), limits.oom_score_adj.to_string()) {
+        // Only the host's root can lower it.
+        Err(error) if error.kind() != io::ErrorKind::PermissionDenied => return Err(error),
+        _ => {}
+    }
     let child = rustix::process::Pid::from_raw(pid.as_raw());
-    let no_core_dump = Rlimit { current: Some(0), maximum: Some(0) };
-    prlimit(child, Resource::Core, no_core_dump)?;
-    let open_files = Rlimit { current: Some(limits.open_files), maximum: Some(limits.open_files) };
-    prlimit(child, Resource::Nofile, open_files).map(drop).or_else(|errno| {
+    prlimit(child, Resource::Core, both(Some(0)))?;
+    match prlimit(child, Resource::Nofile, both(Some(limits.open_files))) {
         // Only a privileged process can raise the hard limit.
-        if errno == rustix::io::Errno::PERM { Ok(()) } else { Err(errno.into()) }
-    })
+        Err(rustix::io::Errno::PERM) => prlimit(child, Resource::Nofile, both(getrlimit(Resource::Nofile).maximum))?,
+        result => result?,
+    };
+    Ok(())
+}
+
+/// A hard limit that is also the soft one.
+fn both(limit: Option<u64>) -> Rlimit {
+    Rlimit { current: limit, maximum: limit }
 }
 
 /// Waits until the program is executed, which closes the pipe, or until the child has written why it is not.

@@ -1,10 +1,14 @@
 //! Docker's embedded name server. It listens in the network namespace of a sandbox at a loopback address, which packets of the guest
 //! do not reach.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
+
+use crate::base::untrusted_file;
+
+/// The most bytes of a resolv.conf that are read. A container may write to the file.
+const RESOLV_CONF_LIMIT: u64 = 64 << 10;
 
 /// Returns the host's file that an engine mounts as the container's `/etc/resolv.conf`.
 pub(crate) fn resolv_conf(spec: &Spec) -> Option<PathBuf> {
@@ -15,7 +19,8 @@ pub(crate) fn resolv_conf(spec: &Spec) -> Option<PathBuf> {
 
 /// Whether the current content of `resolv_conf` names Docker's name server.
 pub(crate) fn is_configured(resolv_conf: &Path) -> bool {
-    fs::read_to_string(resolv_conf).is_ok_and(|text| text.lines().any(is_name_server_line))
+    let start = untrusted_file::read_start(resolv_conf, RESOLV_CONF_LIMIT);
+    start.is_ok_and(|start| String::from_utf8_lossy(&start).lines().any(is_name_server_line))
 }
 
 /// Whether a line of resolv.conf(5) names Docker's name server.
@@ -26,6 +31,8 @@ fn is_name_server_line(line: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use oci_spec::runtime::MountBuilder;
 
     use super::*;
@@ -44,6 +51,8 @@ mod tests {
         assert!(is_configured_in("search example.org\nnameserver 127.0.0.11\noptions ndots:0\n"));
         assert!(!is_configured_in("# nameserver 127.0.0.11\nnameserver 127.0.0.1\n"));
         assert!(!is_configured_in(""));
+        assert!(!is_configured_in(&format!("{}\nnameserver 127.0.0.11\n", "#".repeat(64 << 10))), "beyond the limit");
+        assert!(!is_configured(Path::new("/dev/zero")));
         assert_eq!(resolv_conf(&Spec::default()), None);
     }
 }

@@ -133,10 +133,11 @@ pub(crate) fn spawn(options: &VmmOptions, namespaces: &VmmNamespaces, log: &Log)
     };
     let limits = ProcessLimits { oom_score_adj, open_files: open_files() };
     let started = host_spawn::spawn(&program_setup, &namespaces.network, &namespaces.maps, limits);
-    let Started { mut child, own_user, own_mounts } = started.map_err(|source| match namespaces.maps.belong_to_user {
-        true => VmmError::SpawnRootless { path: program.into(), source },
-        false => VmmError::Spawn { path: program.into(), source },
-    })?;
+    let Started { mut child, own_user, own_mounts } =
+        started.map_err(|source| match namespaces.maps.belong_to_user {
+            true => VmmError::SpawnRootless { path: program.into(), source },
+            false => VmmError::Spawn { path: program.into(), source },
+        })?;
     if !own_user {
         log.warn("the VMM has no user namespace of its own, because the host does not allow one");
     }
@@ -167,13 +168,13 @@ fn open_exit_file(dir: &Path) -> Result<File, VmmError> {
     open_in(dir, EXIT_FILE, OpenOptions::new().write(true).truncate(true))
 }
 
-/// Most descriptors that a VMM may have open. Each inode that its guest knows takes one. It is what the host allows a process, but at
-/// most a 16th of what the host has for all, so that a thousand sandboxes do not starve it.
+/// Most descriptors that a VMM may have open: what the host allows a process, but at most 2^20, and at most a 16th of what the host has
+/// for all. Each inode that the guest knows takes one.
 fn open_files() -> u64 {
-    let number = |path: &str| fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok());
-    let process = number("/proc/sys/fs/nr_open").unwrap_or(1 << 20);
-    let host = number("/proc/sys/fs/file-max").unwrap_or(u64::MAX);
-    process.min((host / 16).max(1 << 16))
+    let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse().ok();
+    let share = |all: u64| all / 16;
+    let limits = [number("/proc/sys/fs/nr_open"), number("/proc/sys/fs/file-max").map(share)];
+    limits.into_iter().flatten().fold(1 << 20, u64::min)
 }
 
 impl Vmm {
@@ -278,8 +279,7 @@ mod tests {
     #[test]
     fn an_ending_has_the_status_and_the_last_error() {
         let dir = tempfile::tempdir().unwrap();
-        let program =
-            script(dir.path(), "echo 'then ERROR no memory' >&2; echo 'then  INFO bye' >&2; exit 3");
+        let program = script(dir.path(), "echo 'then ERROR no memory' >&2; echo 'then  INFO bye' >&2; exit 3");
         let mut vmm = start(&program, dir.path()).unwrap();
         let ending = vmm.ending(dir.path(), Duration::from_secs(20));
         assert_eq!(ending.to_string(), "exit status: 3: no memory");

@@ -9,6 +9,11 @@ pub(crate) fn is_bind(mount: &Mount) -> bool {
     (has_type || has_option(&["bind", "rbind"])) && !has_option(&["remount"])
 }
 
+/// Whether a bind mount includes the mounts below its source.
+pub(crate) fn is_recursive(mount: &Mount) -> bool {
+    options(mount).any(|option| option == "rbind")
+}
+
 /// The options of a mount, in order.
 pub(crate) fn options(mount: &Mount) -> impl DoubleEndedIterator<Item = &str> {
     mount.options().iter().flatten().map(String::as_str)

@@ -12,6 +12,7 @@ mod host_mounts;
 mod id_mappings;
 mod isolation;
 mod kernel;
+mod kernel_views;
 mod lifecycle;
 mod limits;
 mod machine;

@@ -11,9 +11,6 @@ pub enum FsError {
     /// The device's tag is empty or does not fit its field.
     #[error("file system tag {0:?} is empty or longer than 36 bytes")]
     Tag(String),
-    /// The limit of open file descriptors does not fit a `usize`.
-    #[error("the limit of open descriptors does not fit in an address")]
-    FdLimit,
     /// No path leads to an inode that the guest has open.
     #[error("inode {inode}, which the guest has open, is not found in share {share:?}")]
     NoPath {

@@ -13,12 +13,14 @@
 //!   [`Server::handle`] takes the buffers of a request and of its reply.
 //! - `worker`: the thread state that a request needs: umask, file-system ids, capabilities and working directory.
 //! - `tables`: shares, inodes and file handles.
+//! - `kernel_view`: which file systems of the host are not served.
 //! - `protocol`: the layout of FUSE messages, and how they are read and written.
 //!
 //! `docs/virtio-fs.md` describes the design.
 
 mod device;
 mod error;
+mod kernel_view;
 mod protocol;
 mod server;
 mod tables;
@@ -28,6 +30,7 @@ mod worker;
 
 pub use device::FsDevice;
 pub use error::FsError;
+pub use kernel_view::kernel_view;
 pub use protocol::buffers::Buffers;
 pub use server::state::FsState;
 pub use server::{Limits, Server};

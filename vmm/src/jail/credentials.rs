@@ -101,7 +101,6 @@ fn assume_id(id: u32) -> nix::Result<()> {
 }
 
 fn set_capabilities(capabilities: CapabilitySet) -> rustix::io::Result<()> {
-    let sets =
-        CapabilitySets { effective: capabilities, permitted: capabilities, inheritable: CapabilitySet::empty() };
+    let sets = CapabilitySets { effective: capabilities, permitted: capabilities, inheritable: CapabilitySet::empty() };
     rustix::thread::set_capabilities(None, sets)
 }

@@ -119,7 +119,8 @@ fn receive_first_call(client: &mut Connection) -> Result<Call, LaunchError> {
 fn launch(config: &SandboxConfig, mut client: Connection, signals: Signals) -> Result<RunningSandbox, LaunchError> {
     let files = client.take_fds(config.descriptors()).and_then(SandboxFiles::of).ok_or(LaunchError::NotConfigured)?;
     let SandboxFiles { kvm, control_socket, helper, node_maker, kernel, initramfs, console_log } = files;
-    let listener = listen(control_socket).map_err(|error| LaunchError::System("listen on the control socket", error))?;
+    let listener =
+        listen(control_socket).map_err(|error| LaunchError::System("listen on the control socket", error))?;
     let resources = Resources::of(config, MachineFiles { kvm, kernel, initramfs, console_log })?;
     let interface_changes = (config.network_slots > 0).then(open_changes).transpose();
     let interface_changes =
@@ -132,8 +133,7 @@ fn launch(config: &SandboxConfig, mut client: Connection, signals: Signals) -> R
     let ports = Ports::new().map_err(|error| LaunchError::System("create the table of vsock ports", error))?;
     let connector = Connector::start(proc_fds.clone())
         .map_err(|error| LaunchError::System("start the thread that connects to sockets", error))?;
-    let limits = Limits::of_process()?;
-    let file_server = Server::new(shares.clone(), limits, proc_fds, Some(node_maker));
+    let file_server = Server::new(shares.clone(), Limits::of_process(), proc_fds, Some(node_maker));
     let assembled = assemble(resources, &LoopHandle::new(&event_loop), file_server, ports.clone())?;
     jail::drop_capabilities()?;
     let parts = Parts {

@@ -4,6 +4,7 @@ use std::io;
 
 use thiserror::Error;
 
+use super::files::MachineFilesError;
 use crate::base::config::ConfigError;
 use crate::files::shares::ShareError;
 use crate::host::caller::CallerError;
@@ -13,7 +14,6 @@ use crate::host::network::NetworkError;
 use crate::host::network_namespace::NetworkNamespaceError;
 use crate::host::scm_rights::RightsError;
 use crate::host::user_namespace::RootlessError;
-use super::files::MachineFilesError;
 use crate::sandbox::connection::RequestError;
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::helper::HelperError;

@@ -9,6 +9,7 @@ use super::network;
 use super::request::CreateRequest;
 use crate::base::config::Config;
 use crate::base::log::Log;
+use crate::files::kernel_views;
 use crate::files::shares::{self, HostFiles};
 use crate::host::network::NetworkRecord;
 use crate::host::network_namespace::NetworkNamespace;
@@ -81,6 +82,7 @@ impl GuestPlan {
         guest::remove_host_settings(spec);
         devices::select(spec, log)?;
         warn_of_guest_devices(&files.guest_devices, log);
+        kernel_views::warn(&files.guest_views, log);
         if let Some(process) = spec.process_mut() {
             apparmor::remove_default(process, log);
             capabilities::remove_unsupported_ambient(process, log);

@@ -16,8 +16,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use self::blocking_pool::BlockingPool;
 use self::queue_thread::{QueueThread, QueueWork, Stop};
 use crate::fs::error::FsError;
-use crate::fs::server::state::FsState;
 use crate::fs::server::Server;
+use crate::fs::server::state::FsState;
 use crate::virtio::device::{ActivateError, Activation, VirtQueue, VirtioDevice};
 
 /// Length of the tag in the device configuration space in bytes (virtio 1.2, 5.11.4).
@@ -57,7 +57,8 @@ impl FsDevice {
         let event = EventFd::new(EFD_NONBLOCK).map_err(|error| FsError::System("make an eventfd", error))?;
         let stop = Stop { is_set: Arc::default(), event: Arc::new(event) };
         let blocking_pool = BlockingPool::start(&server)?;
-        let start = |number| QueueThread::start(format!("fs{number}"), &server, stop.clone(), blocking_pool.submitter()?);
+        let start =
+            |number| QueueThread::start(format!("fs{number}"), &server, stop.clone(), blocking_pool.submitter()?);
         let threads = (0..request_queues).map(start).collect::<Result<_, FsError>>()?;
         let queue_sizes = vec![QUEUE_SIZE; usize::from(request_queues) + 1];
         Ok(Self { config, queue_sizes, server, stop, threads, _blocking_pool: blocking_pool, is_active: false })

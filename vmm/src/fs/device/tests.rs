@@ -4,12 +4,12 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::*;
 use crate::config::ShareOptions;
-use crate::fs::server::Limits;
-use crate::fs::tables::shares::SharesHandle;
-use crate::fs::worker::proc_fds::ProcFds;
 use crate::fs::protocol::wire::{
     EntryOut, FsyncIn, IN_HEADER, InHeader, InitIn, MAJOR, MINOR, OpenOut, OutHeader, ROOT_ID, op,
 };
+use crate::fs::server::Limits;
+use crate::fs::tables::shares::SharesHandle;
+use crate::fs::worker::proc_fds::ProcFds;
 use crate::virtio::testing::{Driver, PLUGGED, UNPLUGGED, life_cycle};
 
 fn header(opcode: u32, nodeid: u64, body: usize) -> InHeader {

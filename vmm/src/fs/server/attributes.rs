@@ -13,7 +13,7 @@ use crate::fs::protocol::wire::{
     ATTR_SUBMOUNT, Attr, AttrOut, GETATTR_FH, GetattrIn, ROOT_ID, SetattrIn, StatfsOut, StatxIn, StatxOut, Time, fattr,
 };
 use crate::fs::tables::handles::Handle;
-use crate::fs::tables::inode::{InodeFd, stat_fd};
+use crate::fs::tables::inode::{Inode, InodeFd, stat_fd};
 use crate::fs::tables::shares::{FIRST_CONTAINER_ID, is_synthetic};
 use crate::fs::worker::Worker;
 use crate::fs::worker::proc_fds::fd_name;
@@ -26,22 +26,26 @@ impl Server {
             return if self.shares.contains(id) { reply.put(&attr_out(synthetic_attr(id))) } else { Err(Errno::STALE) };
         }
         let (inode, stat) = self.stat_inode(id, (getattr_flags & GETATTR_FH != 0).then_some(fh))?;
-        reply.put(&attr_out(attr_of(&stat, inode.submount)))
+        reply.put(&attr_out(attr_of(&inode, &stat)))
     }
 
     pub(super) fn statx(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
         let StatxIn { getattr_flags, fh, .. } = request.take()?;
         let id = request.header.nodeid;
         if is_synthetic(id) {
-            return if self.shares.contains(id) { reply.put(&synthetic_statx(id)) } else { Err(Errno::STALE) };
+            let statx = || synthetic_statx(synthetic_attr(id));
+            return if self.shares.contains(id) { reply.put(&statx()) } else { Err(Errno::STALE) };
         }
-        let (_, stat) = self.stat_inode(id, (getattr_flags & GETATTR_FH != 0).then_some(fh))?;
+        let (inode, stat) = self.stat_inode(id, (getattr_flags & GETATTR_FH != 0).then_some(fh))?;
+        if inode.kernel_view {
+            return reply.put(&synthetic_statx(attr_of(&inode, &stat)));
+        }
         reply.put(&statx_out(&stat))
     }
 
     /// The attributes of inode `id`, read through the file handle `fh` if there is one.
     fn stat_inode(&self, id: u64, fh: Option<u64>) -> Result<(InodeFd, Statx), Errno> {
-        let inode = self.inode(id)?;
+        let inode = self.inodes.get_with_fd(id)?;
         let stat = match fh {
             Some(fh) => match &*self.handles.get(fh, id)? {
                 Handle::File { file, .. } => stat_fd(file)?,
@@ -78,12 +82,12 @@ impl Server {
             worker.without_fsetid(kill, || truncate(&inode, handle.as_deref(), args.size))??;
         }
         set_times(&inode, &args)?;
-        reply.put(&attr_out(attr_of(&inode.stat()?, inode.submount)))
+        reply.put(&attr_out(attr_of(&inode, &inode.stat()?)))
     }
 
     pub(super) fn statfs(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
         let id = request.header.nodeid;
-        if is_synthetic(id) {
+        if self.has_no_host_file(id)? {
             return reply.put(&StatfsOut { bsize: 4096, frsize: 4096, namelen: 255, ..StatfsOut::default() });
         }
         let host = rustix::fs::fstatvfs(self.inode(id)?)?;
@@ -164,8 +168,13 @@ fn attr_out(attr: Attr) -> AttrOut {
     AttrOut { attr_valid: CACHE_SECONDS, attr, ..AttrOut::default() }
 }
 
-/// The host's attributes in the protocol's format.
-pub(super) fn attr_of(stat: &Statx, submount: bool) -> Attr {
+/// The attributes of `inode` in the protocol's format. `stat` are the host's.
+pub(super) fn attr_of(inode: &Inode, stat: &Statx) -> Attr {
+    let flags = if inode.submount { ATTR_SUBMOUNT } else { 0 };
+    if inode.kernel_view {
+        // Even the host's attributes tell of its state: the links of the root of a proc are the number of processes.
+        return Attr { flags, ..empty_directory(stat.stx_ino) };
+    }
     let (major, minor) = (stat.stx_rdev_major, stat.stx_rdev_minor);
     Attr {
         ino: stat.stx_ino,
@@ -184,18 +193,22 @@ pub(super) fn attr_of(stat: &Statx, submount: bool) -> Attr {
         // The kernel's 32-bit encoding of device numbers (`new_encode_dev`).
         rdev: (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12),
         blksize: stat.stx_blksize,
-        flags: if submount { ATTR_SUBMOUNT } else { 0 },
+        flags,
     }
 }
 
 /// The attributes of the synthetic directory `id`.
 pub(super) fn synthetic_attr(id: u64) -> Attr {
     let ino = if id == ROOT_ID { ROOT_ID } else { id - FIRST_CONTAINER_ID + ROOT_ID + 1 };
+    empty_directory(ino)
+}
+
+fn empty_directory(ino: u64) -> Attr {
     Attr { ino, mode: libc::S_IFDIR | 0o555, nlink: 2, blksize: 4096, ..Attr::default() }
 }
 
-fn synthetic_statx(id: u64) -> StatxOut {
-    let Attr { ino, mode, nlink, blksize, .. } = synthetic_attr(id);
+fn synthetic_statx(attr: Attr) -> StatxOut {
+    let Attr { ino, mode, nlink, blksize, .. } = attr;
     let mode = u16::try_from(mode).unwrap_or_default();
     StatxOut {
         attr_valid: CACHE_SECONDS,

@@ -1,7 +1,6 @@
 //! Directories: `OPENDIR`, `READDIR` and `READDIRPLUS`.
 
 use std::ffi::CStr;
-use std::os::fd::OwnedFd;
 use std::sync::Mutex;
 
 use rustix::fs::{FileType, OFlags};
@@ -60,20 +59,23 @@ impl Server {
         let handle = if is_synthetic(id) {
             Handle::Synthetic { id, entries: self.shares.entries(id).ok_or(Errno::STALE)? }
         } else {
-            let inode = self.inode(id)?;
-            let stream = Mutex::new(DirectoryStream::new(self.open_directory(&inode)?));
-            Handle::Directory { inode, stream }
+            self.directory_handle(self.inodes.get_with_fd(id)?)?
         };
         let fh = self.handles.insert(handle)?;
         reply.put(&OpenOut { fh, ..OpenOut::default() })
     }
 
     /// Opens a directory of a share for reading.
-    pub(super) fn open_directory(&self, inode: &InodeFd) -> Result<OwnedFd, Errno> {
+    pub(super) fn directory_handle(&self, inode: InodeFd) -> Result<Handle, Errno> {
         if inode.kind != FileType::Directory {
             return Err(Errno::NOTDIR);
         }
-        self.reopen(inode, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NONBLOCK)
+        if inode.kernel_view {
+            return Ok(Handle::Synthetic { id: inode.id, entries: Vec::new() });
+        }
+        let directory = self.reopen(&inode, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NONBLOCK)?;
+        let stream = Mutex::new(DirectoryStream::new(directory, self.directory_blocks.clone()));
+        Ok(Handle::Directory { inode, stream })
     }
 
     pub(super) fn readdir(&self, request: &mut Request<'_>, reply: &mut Reply<'_>, plus: bool) -> Result<(), Errno> {
@@ -86,7 +88,9 @@ impl Server {
             Handle::Directory { inode, .. } => {
                 let mut stream = handle.stream()?;
                 stream.seek(offset)?;
-                self.list(inode, &mut stream, &mut listing)
+                let result = self.list(inode, &mut stream, &mut listing);
+                stream.end_request();
+                result
             }
             Handle::File { .. } => Err(Errno::NOTDIR),
         }

@@ -13,7 +13,6 @@ use crate::fs::protocol::wire::{
 };
 use crate::fs::tables::handles::Handle;
 use crate::fs::tables::inode::stat_fd;
-use crate::fs::tables::shares::is_synthetic;
 use crate::fs::worker::Worker;
 use crate::fs::worker::proc_fds::fd_name;
 
@@ -64,7 +63,7 @@ impl Server {
     }
 
     pub(super) fn syncfs(&self, request: &mut Request<'_>) -> Result<(), Errno> {
-        if is_synthetic(request.header.nodeid) {
+        if self.has_no_host_file(request.header.nodeid)? {
             return Ok(());
         }
         let inode = self.inode(request.header.nodeid)?;

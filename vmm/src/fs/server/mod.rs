@@ -3,6 +3,7 @@
 mod attributes;
 mod directories;
 mod files;
+mod limits;
 mod names;
 mod node_maker;
 mod open;
@@ -14,14 +15,14 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicU64;
 
 use rustix::io::Errno;
-use rustix::process::{Resource, Rlimit};
 
+pub use self::limits::Limits;
 use self::node_maker::NodeMaker;
-use crate::fs::error::FsError;
 use crate::fs::protocol::buffers::Buffers;
 use crate::fs::protocol::reply::{Payload, Reply};
 use crate::fs::protocol::request::Request;
 use crate::fs::protocol::wire::{IN_HEADER, InHeader, WriteIn, op};
+use crate::fs::tables::directory_stream::BlockBudget;
 use crate::fs::tables::handles::Handles;
 use crate::fs::tables::inode::InodeFd;
 use crate::fs::tables::inodes::Inodes;
@@ -32,32 +33,11 @@ use crate::fs::worker::proc_fds::ProcFds;
 /// The most bytes of arguments of a request, without the data of `WRITE`: an extended attribute with its name.
 const MAX_ARGS: usize = (64 << 10) + (4 << 10);
 
+/// The most blocks of entries, of 8 KiB each, that open directories keep between requests.
+const MAX_DIRECTORY_BLOCKS: usize = 1024;
+
 /// Requests that usually wait for a disk, or that may take long.
 const BLOCKING_OPS: [u32; 5] = [op::FSYNC, op::FSYNCDIR, op::SYNCFS, op::FALLOCATE, op::COPY_FILE_RANGE];
-
-/// The most file descriptors that a server may hold.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// The most inodes that the guest can look up without forgetting any.
-    pub inodes: usize,
-    /// The most files and directories that the guest can have open.
-    pub handles: usize,
-}
-
-impl Limits {
-    /// Divides the process's limit of open file descriptors, which is first raised to its maximum, between inodes and file
-    /// handles. An eighth is left to the rest of the process.
-    ///
-    /// # Errors
-    /// The limit does not fit in an address.
-    pub fn of_process() -> Result<Self, FsError> {
-        let Rlimit { maximum, .. } = rustix::process::getrlimit(Resource::Nofile);
-        rustix::process::setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
-            .map_err(|errno| FsError::System("raise its limit of open files", errno.into()))?;
-        let limit = usize::try_from(maximum.unwrap_or(1 << 20)).map_err(|_| FsError::FdLimit)?;
-        Ok(Self { inodes: limit / 4 * 3, handles: limit / 8 })
-    }
-}
 
 /// Serves a tree of shares over FUSE. Several [`Worker`]s can call [`Server::handle`] at the same time.
 #[derive(Debug)]
@@ -65,6 +45,7 @@ pub struct Server {
     shares: SharesHandle,
     inodes: Inodes,
     handles: Handles,
+    directory_blocks: BlockBudget,
     proc_fds: ProcFds,
     node_maker: Option<NodeMaker>,
     session: AtomicU64,
@@ -83,6 +64,7 @@ impl Server {
             shares,
             inodes: Inodes::new(limits.inodes),
             handles: Handles::new(limits.handles),
+            directory_blocks: BlockBudget::new(MAX_DIRECTORY_BLOCKS),
             proc_fds,
             node_maker: node_maker.map(NodeMaker::new),
             session: AtomicU64::new(0),
@@ -202,9 +184,20 @@ impl Server {
         }
     }
 
-    /// The inode `id` of a share. `EROFS` for a synthetic directory, which cannot be changed.
+    /// The inode `id` of a share, whose file on the host may be used. `EROFS` for a synthetic directory, and for the
+    /// empty directory in the place of a view of the host's kernel: neither can be changed.
     fn inode(&self, id: u64) -> Result<InodeFd, Errno> {
-        if is_synthetic(id) { Err(Errno::ROFS) } else { self.inodes.get_with_fd(id) }
+        if is_synthetic(id) {
+            return Err(Errno::ROFS);
+        }
+        let inode = self.inodes.get_with_fd(id)?;
+        if inode.kernel_view { Err(Errno::ROFS) } else { Ok(inode) }
+    }
+
+    /// Whether `id` is a directory that has nothing of the host: a synthetic one, or the empty one in the place of a
+    /// view of the host's kernel.
+    fn has_no_host_file(&self, id: u64) -> Result<bool, Errno> {
+        Ok(is_synthetic(id) || self.inodes.get(id)?.kernel_view)
     }
 
     /// The inode `id` of a share that the guest can change. `EROFS` if the share is read-only.

@@ -11,6 +11,7 @@ use super::CACHE_SECONDS;
 use super::Server;
 use super::attributes::{attr_of, synthetic_attr};
 use super::node_maker::is_device;
+use crate::fs::kernel_view::kernel_view;
 use crate::fs::protocol::reply::Reply;
 use crate::fs::protocol::request::Owner;
 use crate::fs::protocol::request::Request;
@@ -28,7 +29,7 @@ impl Server {
         if is_synthetic(parent) {
             return self.lookup_synthetic(parent, name, reply);
         }
-        let (inode, stat) = self.lookup_child(&self.inode(parent)?, name)?;
+        let (inode, stat) = self.lookup_child(&self.inodes.get_with_fd(parent)?, name)?;
         reply.put(&entry_of(&inode, &stat))
     }
 
@@ -47,7 +48,9 @@ impl Server {
                 let fd = share.root.try_clone().map_err(|_| Errno::NFILE)?;
                 let kind = file_type(&stat);
                 let submount = kind == FileType::Directory;
-                self.inodes.insert(FoundInode { key, fd, kind, share, submount, last_name: None })?.inode
+                // A share's root is on no view of the host's kernel: `SharesHandle::add` has checked it.
+                let kernel_view = false;
+                self.inodes.insert(FoundInode { key, fd, kind, share, submount, kernel_view, last_name: None })?.inode
             }
         };
         reply.put(&uncached(entry_of(&inode, &stat)))
@@ -57,6 +60,9 @@ impl Server {
     pub(super) fn lookup_child(&self, parent: &InodeFd, name: &CStr) -> Result<(Arc<Inode>, Statx), Errno> {
         if parent.kind != FileType::Directory {
             return Err(Errno::NOTDIR);
+        }
+        if parent.kernel_view {
+            return Err(Errno::NOENT);
         }
         // Most lookups are of inodes that the guest already knows. These do not need a descriptor.
         let stat = stat_entry(parent, name)?;
@@ -68,15 +74,18 @@ impl Server {
         self.insert_fd(fd, (parent, name)).map(|(inode, stat)| (inode.inode, stat))
     }
 
-    /// Looks up the entry `name` of a directory, whose `O_PATH` descriptor is `fd`.
+    /// Looks up the entry `name` of a directory, whose `O_PATH` descriptor is `fd`. `EACCES` for a file of a view of the
+    /// host's kernel.
     fn insert_fd(&self, fd: OwnedFd, (parent, name): (&InodeFd, &CStr)) -> Result<(InodeFd, Statx), Errno> {
         let stat = stat_fd(&fd)?;
         let key = InodeKey::new(&parent.share, &stat);
         let kind = file_type(&stat);
         let submount = kind == FileType::Directory && !key.same_mount(&parent.key);
+        // A file system can only begin where a mount begins.
+        let kernel_view = !key.same_mount_id(&parent.key) && is_kernel_view(&fd, kind)?;
         let last_name = key.is_unpinned().then(|| (parent.id, name.to_owned()));
-        let inode =
-            self.inodes.insert(FoundInode { key, fd, kind, share: Arc::clone(&parent.share), submount, last_name })?;
+        let share = Arc::clone(&parent.share);
+        let inode = self.inodes.insert(FoundInode { key, fd, kind, share, submount, kernel_view, last_name })?;
         Ok((inode, stat))
     }
 
@@ -203,6 +212,16 @@ impl Server {
     }
 }
 
+/// Whether `fd`, a file of type `kind`, is on a view of the host's kernel. Such a directory is empty for the guest. Any
+/// other file is `EACCES`.
+pub(super) fn is_kernel_view(fd: &OwnedFd, kind: FileType) -> Result<bool, Errno> {
+    match (kernel_view(fd)?, kind) {
+        (None, _) => Ok(false),
+        (Some(_), FileType::Directory) => Ok(true),
+        (Some(_), _) => Err(Errno::ACCESS),
+    }
+}
+
 /// The permissions of a file that `owner` creates in `parent`. In a setgid directory of a group that the owner is not
 /// in, only root can create a setgid file.
 pub(super) fn creation_mode(parent: &InodeFd, mode: u32, owner: &Owner) -> Result<Mode, Errno> {
@@ -218,7 +237,7 @@ pub(super) fn creation_mode(parent: &InodeFd, mode: u32, owner: &Owner) -> Resul
 
 /// The reply's entry for an inode.
 pub(super) fn entry_of(inode: &Inode, stat: &Statx) -> EntryOut {
-    entry(inode.id, attr_of(stat, inode.submount))
+    entry(inode.id, attr_of(inode, stat))
 }
 
 /// An entry whose name the guest does not cache, because the same name may be a different share at any moment.

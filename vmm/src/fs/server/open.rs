@@ -140,8 +140,11 @@ impl Server {
     }
 
     /// Opens the file of `inode` again. In a read-only share, the access time does not change, if possible: without
-    /// root on the host, `O_NOATIME` only works for the user's own files.
+    /// root on the host, `O_NOATIME` only works for the user's own files. `EACCES` for a view of the host's kernel.
     pub(super) fn reopen(&self, inode: &InodeFd, flags: OFlags) -> Result<OwnedFd, Errno> {
+        if inode.kernel_view {
+            return Err(Errno::ACCESS);
+        }
         let open = |flags| rustix::fs::openat(&self.proc_fds, fd_name(inode), flags, Mode::empty());
         if !inode.share.options.read_only {
             return open(flags);

@@ -6,15 +6,15 @@
 use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::Server;
+use super::names::is_kernel_view;
 use crate::fs::error::FsError;
-use crate::fs::tables::directory_stream::DirectoryStream;
 use crate::fs::tables::handles::Handle;
 use crate::fs::tables::inode::{FoundInode, Inode, InodeKey, file_type, stat_fd};
 use crate::fs::tables::shares::Share;
@@ -124,8 +124,10 @@ impl Server {
         let share = self.shares.share(&saved.share).ok_or(Errno::STALE)?;
         let fd = walk(&share, saved.path.as_ref().ok_or(Errno::NOENT)?)?;
         let stat = stat_fd(&fd)?;
-        let key = InodeKey::new(&share, &stat);
-        let found = FoundInode { key, fd, kind: file_type(&stat), share, submount: saved.submount, last_name: None };
+        let (key, kind) = (InodeKey::new(&share, &stat), file_type(&stat));
+        // The mounts may be others than when the state was saved, and the path may lead through several.
+        let kernel_view = stat.stx_mnt_id != share.mount && is_kernel_view(&fd, kind)?;
+        let found = FoundInode { key, fd, kind, share, submount: saved.submount, kernel_view, last_name: None };
         self.inodes.restore(found, saved.id, saved.lookups).map(drop)
     }
 
@@ -133,11 +135,7 @@ impl Server {
         let inode = |id| self.inodes.get_with_fd(id);
         let handle = match &saved.kind {
             HandleKind::Synthetic(entries) => Handle::Synthetic { id: saved.inode, entries: entries.clone() },
-            HandleKind::Directory => {
-                let inode = inode(saved.inode)?;
-                let stream = Mutex::new(DirectoryStream::new(self.open_directory(&inode)?));
-                Handle::Directory { inode, stream }
-            }
+            HandleKind::Directory => self.directory_handle(inode(saved.inode)?)?,
             HandleKind::File(flags) => {
                 let inode = inode(saved.inode)?;
                 let flags = flags & !OFlags::TRUNC.bits();

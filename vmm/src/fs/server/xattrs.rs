@@ -16,7 +16,6 @@ use crate::fs::protocol::reply::Reply;
 use crate::fs::protocol::request::Request;
 use crate::fs::protocol::wire::{GetxattrIn, GetxattrOut, SETXATTR_ACL_KILL_SGID, SetxattrIn, init};
 use crate::fs::tables::inode::InodeFd;
-use crate::fs::tables::shares::is_synthetic;
 use crate::fs::worker::Worker;
 use crate::fs::worker::proc_fds::fd_name;
 
@@ -36,7 +35,7 @@ impl Server {
     ) -> Result<(), Errno> {
         let GetxattrIn { size, .. } = request.take()?;
         let name = host_name(request.last_string()?)?;
-        if is_synthetic(request.header.nodeid) {
+        if self.has_no_host_file(request.header.nodeid)? {
             return Err(Errno::NODATA);
         }
         let inode = self.inode(request.header.nodeid)?;
@@ -56,7 +55,7 @@ impl Server {
         reply: &mut Reply<'_>,
     ) -> Result<(), Errno> {
         let GetxattrIn { size, .. } = request.take()?;
-        let names = if is_synthetic(request.header.nodeid) {
+        let names = if self.has_no_host_file(request.header.nodeid)? {
             Vec::new()
         } else {
             visible_names(&self.inode(request.header.nodeid)?, &mut worker.scratch)?

@@ -29,7 +29,8 @@ pub(crate) enum Handle {
         /// The directory's entries.
         stream: Mutex<DirectoryStream>,
     },
-    /// A synthetic directory, with the entries at the time of `OPENDIR`.
+    /// A synthetic directory, with the entries at the time of `OPENDIR`; or the empty directory that the guest sees in
+    /// the place of a view of the host's kernel.
     Synthetic {
         /// The directory's node id.
         id: u64,

@@ -10,6 +10,7 @@ use rustix::fs::{AtFlags, FileType, Statx, StatxFlags};
 use rustix::io::Errno;
 
 use super::shares::Share;
+use crate::fs::kernel_view::kernel_view;
 
 /// The identity of an inode. While a descriptor of an inode is held, the host does not reuse its number.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -35,6 +36,16 @@ impl InodeKey {
     /// descriptor.
     pub(crate) fn is_unpinned(&self) -> bool {
         self.birth_time.is_some()
+    }
+
+    /// Whether the host's file system reports birth times, for an inode whose descriptor is not held.
+    fn has_birth_time(&self) -> bool {
+        self.birth_time.is_some_and(|time| time != (0, 0))
+    }
+
+    /// Whether both inodes are on the same mount. A mount has only one file system.
+    pub(crate) fn same_mount_id(&self, other: &Self) -> bool {
+        self.mount == other.mount
     }
 
     /// Whether both inodes are on the same mount of the same file system.
@@ -67,6 +78,9 @@ pub(crate) struct Inode {
     pub(crate) kind: FileType,
     /// Whether the inode is a directory on which another file system is mounted.
     pub(crate) submount: bool,
+    /// Whether the inode is a directory on which the host has mounted a view of its kernel. The guest sees an empty
+    /// directory, and nothing in it is ever in the table.
+    pub(crate) kernel_view: bool,
     /// The version that the guest may have cached at its last `OPEN`.
     pub(crate) cached_version: Mutex<Option<ContentVersion>>,
     fd_source: FdSource,
@@ -153,6 +167,13 @@ impl Inode {
         }
     }
 
+    /// Whether `fd`, which has the inode's key, is on the file system on which the inode was found. The host may have
+    /// unmounted that one, and given the numbers of its device and its mount to another. No view of a kernel reports
+    /// birth times, so if there is one, it tells the two apart.
+    pub(super) fn is_on_same_file_system(&self, fd: &OwnedFd) -> Result<bool, Errno> {
+        Ok(self.key.has_birth_time() || kernel_view(fd)?.is_some() == self.kernel_view)
+    }
+
     /// The FUSE lookup count: lookups minus forgets.
     pub(crate) fn lookups(&self) -> u64 {
         self.lookups.load(Ordering::Relaxed)
@@ -181,6 +202,8 @@ pub(crate) struct FoundInode {
     pub(crate) share: Arc<Share>,
     /// Whether the inode is a directory on which another file system is mounted.
     pub(crate) submount: bool,
+    /// Whether a view of the host's kernel is mounted on the directory.
+    pub(crate) kernel_view: bool,
     /// The node id of the directory and the name in it, if the table must not hold the descriptor.
     pub(crate) last_name: Option<(u64, CString)>,
 }
@@ -188,16 +211,16 @@ pub(crate) struct FoundInode {
 impl FoundInode {
     /// The table's entry for this inode under node id `id`, with the lookup count `lookups`.
     pub(super) fn into_inode(self, id: u64, lookups: u64) -> InodeFd {
-        let Self { key, fd, kind, share, submount, last_name } = self;
+        let Self { key, fd, kind, share, submount, kernel_view, last_name } = self;
         let fd = Arc::new(fd);
         let fd_source = match last_name {
             None => FdSource::Held(Arc::clone(&fd)),
             Some((parent, name)) => FdSource::ByName(Mutex::new(LastName { parent, name, fd: Arc::downgrade(&fd) })),
         };
         let lookups = AtomicU64::new(lookups);
-        let inode =
-            Arc::new(Inode { id, key, share, kind, submount, cached_version: Mutex::default(), fd_source, lookups });
-        InodeFd { inode, fd }
+        let cached_version = Mutex::default();
+        let inode = Inode { id, key, share, kind, submount, kernel_view, cached_version, fd_source, lookups };
+        InodeFd { inode: Arc::new(inode), fd }
     }
 }
 

@@ -81,9 +81,12 @@ impl Inodes {
         for name in names.iter().rev() {
             let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let next = rustix::fs::openat(&fd, name, flags, Mode::empty());
-            fd = Arc::new(next.map_err(|errno| if errno == Errno::NFILE { errno } else { Errno::STALE })?);
+            fd = Arc::new(next.map_err(|errno| match errno {
+                Errno::NFILE | Errno::MFILE => errno,
+                _ => Errno::STALE,
+            })?);
         }
-        if InodeKey::new(&inode.share, &stat_fd(&fd)?) != inode.key {
+        if InodeKey::new(&inode.share, &stat_fd(&fd)?) != inode.key || !inode.is_on_same_file_system(&fd)? {
             return Err(Errno::STALE);
         }
         inode.cache_fd(&fd);

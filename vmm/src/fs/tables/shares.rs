@@ -13,9 +13,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{AtFlags, FileType, StatxFlags};
+use rustix::io::Errno;
 use thiserror::Error;
 
 use crate::config::ShareOptions;
+use crate::fs::kernel_view::kernel_view;
 use crate::fs::protocol::wire::ROOT_ID;
 
 /// The longest name of a container or share in bytes (`NAME_MAX`).
@@ -39,6 +41,9 @@ pub enum ShareError {
     /// Its root cannot be shared.
     #[error("share {0:?} is neither a directory nor a regular file")]
     Kind(String),
+    /// Its root is on a file system that is a view of the host's kernel.
+    #[error("share {0:?} is on {1}, a view of the host's kernel")]
+    KernelView(String, &'static str),
     /// Its root's attributes could not be read.
     #[error("cannot read the attributes of share {0:?}")]
     Attributes(String, #[source] std::io::Error),
@@ -103,7 +108,8 @@ impl SharesHandle {
     /// Adds `root`, a directory or regular file, as `name` (`CONTAINER/SHARE`). The guest sees it immediately.
     ///
     /// # Errors
-    /// The name is malformed or in use, or `root` is neither a directory nor a regular file.
+    /// The name is malformed or in use, or `root` is neither a directory nor a regular file, or it is on a view of the
+    /// host's kernel.
     pub fn add(&self, name: &str, root: OwnedFd, options: ShareOptions) -> Result<(), ShareError> {
         let (container, leaf) = split(name)?;
         let mount = check_root(name, &root)?;
@@ -219,10 +225,14 @@ fn split(name: &str) -> Result<(&str, &str), ShareError> {
         .ok_or_else(|| ShareError::Name(name.to_owned()))
 }
 
-/// Checks that `root` is a directory or a regular file. Returns the id of the mount that it is on.
+/// Checks that `root` is a directory or a regular file, and on no view of the host's kernel. Returns the id of the mount that it is on.
 fn check_root(name: &str, root: &OwnedFd) -> Result<u64, ShareError> {
-    let stat = rustix::fs::statx(root, c"", AtFlags::EMPTY_PATH, StatxFlags::TYPE | StatxFlags::MNT_ID)
-        .map_err(|errno| ShareError::Attributes(name.to_owned(), errno.into()))?;
+    let failed = |errno: Errno| ShareError::Attributes(name.to_owned(), errno.into());
+    let stat = rustix::fs::statx(root, c"", AtFlags::EMPTY_PATH, StatxFlags::TYPE | StatxFlags::MNT_ID);
+    let stat = stat.map_err(failed)?;
+    if let Some(kind) = kernel_view(root).map_err(failed)? {
+        return Err(ShareError::KernelView(name.to_owned(), kind));
+    }
     match FileType::from_raw_mode(stat.stx_mode.into()) {
         FileType::Directory | FileType::RegularFile => Ok(stat.stx_mnt_id),
         _ => Err(ShareError::Kind(name.to_owned())),
@@ -261,6 +271,14 @@ mod tests {
         assert!(matches!(shares.remove("c/rootfs"), Err(ShareError::Missing(_))));
         shares.add("c/rootfs", root(), ShareOptions::default()).unwrap();
         assert_ne!(shares.container_id("c").unwrap(), id, "node ids are not used again");
+    }
+
+    #[test]
+    fn a_view_of_the_hosts_kernel_cannot_be_shared() {
+        for path in ["/proc", "/proc/self/status", "/sys/kernel"] {
+            let added = SharesHandle::new().add("c/view", File::open(path).unwrap().into(), ShareOptions::default());
+            assert!(matches!(added, Err(ShareError::KernelView(..))), "{path}: {added:?}");
+        }
     }
 
     #[test]

@@ -10,13 +10,13 @@ use vm_memory::VolatileSlice;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::config::ShareOptions;
-use crate::fs::FsError;
 use crate::fs::protocol::buffers::Buffers;
 use crate::fs::protocol::wire::*;
 use crate::fs::server::{Limits, Server};
-use crate::fs::worker::proc_fds::ProcFds;
 use crate::fs::tables::shares::SharesHandle;
 use crate::fs::worker::Worker;
+use crate::fs::worker::proc_fds::ProcFds;
+use crate::fs::{FsError, FsState};
 
 /// A reply's body, or its error number.
 pub(super) type Answer = Result<Vec<u8>, i32>;
@@ -69,7 +69,13 @@ impl Guest {
 
     /// The same client with a new server, restored from the first one's saved state.
     pub(super) fn restored(self) -> Result<Self, FsError> {
-        let saved = serde_json::to_string(&self.server.save()).unwrap();
+        let saved = self.server.save();
+        self.restored_from(&saved)
+    }
+
+    /// The same client with a new server, restored from `saved`.
+    pub(super) fn restored_from(self, saved: &FsState) -> Result<Self, FsError> {
+        let saved = serde_json::to_string(saved).unwrap();
         let Self { shares, directory, root, .. } = self;
         let limits = Limits { inodes: 1000, handles: 100 };
         let server = Server::new(shares.clone(), limits, ProcFds::open().unwrap(), None);

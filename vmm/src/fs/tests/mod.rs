@@ -3,5 +3,6 @@
 mod files;
 mod guest;
 mod isolation;
+mod kernel_views;
 mod names;
 mod session;

@@ -3,6 +3,7 @@
 pub(crate) mod copy_up;
 pub(crate) mod devices;
 pub(crate) mod id_mapping;
+pub(crate) mod kernel_views;
 pub(crate) mod mount_options;
 pub(crate) mod mount_trees;
 pub(crate) mod mounts;

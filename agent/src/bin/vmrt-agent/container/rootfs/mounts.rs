@@ -15,7 +15,7 @@ use crate::container::namespaces::user::{IdMaps, UserNamespaces};
 use crate::container::rootfs::id_mapping::IdMapping;
 use crate::container::rootfs::mount_options::MountOptions;
 use crate::container::rootfs::paths::{self, Missing};
-use crate::container::rootfs::{copy_up, mount_trees};
+use crate::container::rootfs::{copy_up, kernel_views, mount_trees};
 use crate::error::Error;
 use crate::machine::guest_dev;
 use crate::sys::mount::{self as sys_mount, MountAttr};
@@ -68,11 +68,13 @@ impl MountPlan {
         Ok(Self { destination, kind, source: mount.source().clone(), options, id_mapping })
     }
 
-    /// In the agent: makes the source available if it belongs to the guest's own devices.
+    /// In the agent: makes the source available if it belongs to the guest's own devices or file systems.
     pub(crate) fn prepare_source(&self) -> Result<(), Error> {
         match &self.source {
-            Some(source) if self.kind.is_none() && !self.options.remount => guest_dev::prepare_source(source),
-            _ => Ok(()),
+            Some(_) if self.kind.is_some() || self.options.remount => Ok(()),
+            Some(source) if kernel_views::is_source(source) => kernel_views::prepare(),
+            Some(source) => guest_dev::prepare_source(source),
+            None => Ok(()),
         }
     }
 
@@ -120,6 +122,7 @@ impl MountPlan {
     fn open_source(&self, source: &Path) -> Result<OwnedFd, Error> {
         match &self.id_mapping {
             Some(mapping) => mapping.tree().map_err(Error::on("use the mapped mount of", source)),
+            None if kernel_views::is_source(source) => kernel_views::open(source),
             None => mount_trees::clone_tree(source, self.options.recursive),
         }
     }
