@@ -13,6 +13,7 @@
 //! 7. [`machine`]: KVM, memory, vCPUs and the bus, assembled with the devices; [`probe`] measures the host's KVM.
 //! 8. [`process`]: arguments and log of the `vmrt-vmm` program.
 //! 9. [`sandbox`]: the controller that connects clients, guest and machine.
+//! 10. [`program`]: the `vmrt-vmm` program.
 
 pub mod arch;
 pub mod config;
@@ -25,6 +26,7 @@ pub mod machine;
 pub mod mem;
 pub mod net;
 pub mod process;
+pub mod program;
 pub mod sandbox;
 pub mod timeline;
 pub mod virtio;

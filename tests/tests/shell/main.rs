@@ -11,6 +11,7 @@ mod hooks;
 mod host_mounts;
 mod id_mappings;
 mod isolation;
+mod jail;
 mod kernel;
 mod kernel_views;
 mod lifecycle;

@@ -7,6 +7,8 @@
 mod credentials;
 mod root;
 pub mod seccomp;
+#[cfg(feature = "takeover")]
+pub mod takeover;
 
 use std::io;
 

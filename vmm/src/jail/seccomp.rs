@@ -82,7 +82,10 @@ pub fn confine(class: ThreadClass) -> io::Result<()> {
     let Some(filters) = FILTERS.get() else { return Ok(()) };
     CLASS.set(class.name());
     let filter = ThreadClass::ALL.iter().zip(filters).find(|(other, _)| **other == class);
-    filter.map_or(Ok(()), |(_, filter)| seccompiler::apply_filter(filter).map_err(io::Error::other))
+    filter.map_or(Ok(()), |(_, filter)| seccompiler::apply_filter(filter).map_err(io::Error::other))?;
+    #[cfg(feature = "takeover")]
+    super::takeover::reach(super::takeover::Point::Confined(class));
+    Ok(())
 }
 
 fn parse(policy: &[u8], process: u32) -> BpfProgram {

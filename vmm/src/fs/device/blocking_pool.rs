@@ -89,6 +89,8 @@ fn serve(server: &Server, jobs: &Mutex<Receiver<Job>>, worker: &mut Worker) {
     loop {
         let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(Job { queue, chain, memory, completions }) = job else { return };
+        #[cfg(feature = "takeover")]
+        crate::jail::takeover::reach(crate::jail::takeover::Point::BlockingRequest);
         let head = chain.head_index();
         let length = match buffers(chain, &memory) {
             Some((request, reply)) => server.handle(worker, request, reply),
