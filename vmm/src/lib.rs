@@ -12,12 +12,15 @@
 //! 7. [`machine`]: KVM, memory, vCPUs and the bus, assembled with the devices; [`probe`] measures the host's KVM.
 //! 8. [`process`]: arguments and log of the `vmrt-vmm` program, and the OOM notifier, which is the same program.
 //! 9. [`sandbox`]: the controller that connects clients, guest and machine.
+//! 10. `fuzz` (feature `fuzzing`): the targets of the fuzzer.
 
 pub mod arch;
 pub mod config;
 pub mod control;
 pub mod event_loop;
 pub mod fs;
+#[cfg(feature = "fuzzing")]
+pub mod fuzz;
 pub mod machine;
 pub mod mem;
 pub mod net;

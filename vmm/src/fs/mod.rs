@@ -19,6 +19,8 @@
 
 mod device;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 mod protocol;
 mod server;
 mod tables;

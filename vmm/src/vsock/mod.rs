@@ -17,6 +17,8 @@ mod backend;
 mod backlog;
 mod connection;
 mod device;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 mod handler;
 mod host_fd;
 mod packet;
