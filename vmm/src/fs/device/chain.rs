@@ -42,6 +42,9 @@ pub(in crate::fs) fn buffers<'m>(
 }
 
 #[cfg(test)]
+#[path = "chain_tests.rs"]
+mod property_tests;
+#[cfg(test)]
 mod tests {
     use virtio_queue::desc::{RawDescriptor, split::Descriptor};
     use virtio_queue::mock::MockSplitQueue;

@@ -307,4 +307,6 @@ fn feature_word(features: u64, selector: u32) -> u32 {
 }
 
 #[cfg(test)]
+mod hand_over_tests;
+#[cfg(test)]
 mod tests;
