@@ -11,12 +11,24 @@ use crate::virtio::fuzz::{Input, drive_registers, restore};
 use crate::virtio::rng::{Rng, RngState};
 use crate::vsock::{Ports, Vsock, VsockState};
 
+/// Ends the process when its thread panics, which nobody would notice otherwise.
+struct AbortAtPanic;
+
+impl Drop for AbortAtPanic {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
 /// A handle to an event loop on a thread of its own, which serves the devices of all runs.
 fn event_loop() -> LoopHandle {
     static HANDLE: OnceLock<LoopHandle> = OnceLock::new();
     let start = || {
         let (sender, receiver) = std::sync::mpsc::channel();
         thread::spawn(move || {
+            let _end = AbortAtPanic;
             let mut event_loop = EventLoop::new().expect("an epoll descriptor");
             sender.send(LoopHandle::new(&event_loop)).expect("the caller waits");
             while event_loop.run().is_ok() {}

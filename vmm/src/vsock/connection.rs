@@ -344,7 +344,8 @@ impl Connection {
 
     /// Schedules a credit update before the guest runs out of credit, but not after every packet.
     fn schedule_credit_update(&mut self) {
-        let guest_sees = BUFFER_SIZE - (self.received - self.advertised_forwarded).0;
+        // A guest may send more than it was told: up to the credit that it has by now.
+        let guest_sees = BUFFER_SIZE.saturating_sub((self.received - self.advertised_forwarded).0);
         if guest_sees < BUFFER_SIZE / 2 && self.forwarded != self.advertised_forwarded {
             self.pending.credit = true;
         }

@@ -154,7 +154,7 @@ impl Stream {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(100) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(50) })]
 
     #[test]
     fn all_data_arrives_and_no_side_exceeds_the_others_credit(steps in vec(step(), 1..60)) {
