@@ -95,6 +95,7 @@ picture:
 lint:
 	@.ci/deps tests
 	@cargo fmt --all --check
+	@cargo fmt --manifest-path fuzz/Cargo.toml --check
 	@cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
 
 clean:

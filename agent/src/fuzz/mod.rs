@@ -95,6 +95,28 @@ mod tests {
         run_corpus("dns", dns);
     }
 
+    /// The names in a folder of `fuzz/`, without the extension.
+    fn names(folder: &str) -> std::collections::BTreeSet<String> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz").join(folder);
+        let entries = std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        entries.map(|name| name.trim_end_matches(".rs").to_owned()).collect()
+    }
+
+    #[test]
+    fn every_target_has_inputs_a_program_and_a_description() {
+        let readme = include_str!("../../../fuzz/README.md");
+        let manifest = include_str!("../../../fuzz/Cargo.toml");
+        let targets = names("fuzz_targets");
+        assert_eq!(targets, names("corpus"));
+        for target in &targets {
+            assert!(readme.contains(&format!("| `{target}` |")), "fuzz/README.md does not describe {target}");
+            assert!(
+                manifest.contains(&format!("\"fuzz_targets/{target}.rs\"")),
+                "fuzz/Cargo.toml does not have {target}"
+            );
+        }
+    }
+
     #[test]
     fn a_line_is_a_frame_and_a_line_with_a_zero_byte_is_raw() {
         let frames: Vec<_> = frames(b"{}\n\0raw\n").collect();
