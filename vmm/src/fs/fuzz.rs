@@ -50,6 +50,11 @@ impl Host {
         Server::new(self.shares.clone(), LIMITS)
     }
 
+    /// Adds a share of the first share's directory, if there is none of this name.
+    fn add(&self, name: &str) {
+        let _ = self.shares.add(name, open_path(&self.directory.path().join("share")), ShareOptions::default());
+    }
+
     /// Nothing outside of the shares, and nothing in the read-only share, has changed.
     fn check(&self) {
         let content = |name: &str| fs::read(self.directory.path().join(name)).expect("the file exists");
@@ -74,6 +79,8 @@ pub(crate) fn requests(data: &[u8]) {
             0xff => client.restore(&host),
             // The sandbox removes a share.
             0xfe => drop(host.shares.remove("c/fixed")),
+            // It adds one.
+            0xfd => host.add("e/new"),
             _ => client.request(step, &mut input),
         }
     }
@@ -89,6 +96,7 @@ pub(crate) fn state(data: &[u8]) {
     if server.restore(&state).is_ok() {
         let mut client = requests::Client::new(server);
         client.restore(&host);
+        host.add("e/new");
         let mut input = Input::new(data.get(end + 1..).unwrap_or_default());
         while let Some(step) = input.step() {
             client.request(step, &mut input);
