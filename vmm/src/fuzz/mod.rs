@@ -57,20 +57,15 @@ mod tests {
 
     #[test]
     fn the_committed_inputs_find_no_defect() {
-        let targets: [(&str, fn(&[u8])); 10] = [
-            ("fuse", fuse),
-            ("chains", chains),
-            ("vsock", vsock),
-            ("net", net),
-            ("mem", mem),
-            ("mmio", mmio),
-            ("agent_messages", agent_messages),
-            ("control", control),
-            ("device_states", device_states),
-            ("fs_state", fs_state),
-        ];
-        for (name, target) in targets {
-            run_corpus(name, target);
-        }
+        run_corpus("fuse", fuse);
+        run_corpus("chains", chains);
+        run_corpus("vsock", vsock);
+        run_corpus("net", net);
+        run_corpus("mem", mem);
+        run_corpus("mmio", mmio);
+        run_corpus("agent_messages", agent_messages);
+        run_corpus("control", control);
+        run_corpus("device_states", device_states);
+        run_corpus("fs_state", fs_state);
     }
 }

@@ -138,9 +138,9 @@ fn taken_all(memory: &Memory, added: u16, has_event_idx: bool) -> Result<(), Tes
     let flags: u16 = memory.read_obj(GuestAddress(USED)).unwrap();
     let event: u16 = memory.read_obj(GuestAddress(USED + 4 + 8 * u64::from(SIZE))).unwrap();
     if has_event_idx {
-        prop_assert_eq!(event, added)
+        prop_assert_eq!(event, added);
     } else {
-        prop_assert_eq!(flags & 1, 0)
+        prop_assert_eq!(flags & 1, 0);
     }
     Ok(())
 }
