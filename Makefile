@@ -2,7 +2,8 @@
 #
 #   make build | run | test | test-workloads | test-intel | posix | bench | fuzz | lint | picture | install | clean | deps
 #   PREFIX, DESTDIR   where to install           FILTER   part of the names of the end-to-end tests to run
-#   BENCH             options of the benchmarks   SECONDS, TARGET   how long each fuzzing target runs (60), and which one
+#   BENCH             options of the benchmarks
+#   SECONDS, TARGET   how long each fuzzing target runs (60), and which one
 
 SHELL := /bin/bash
 PREFIX ?= /usr/local
