@@ -1,14 +1,16 @@
 # The build of vmrt. `make build` makes in build/stage the same tree that `make install` installs.
 #
-#   make build | run | test | test-workloads | test-intel | posix | bench | lint | picture | install | clean | deps
+#   make build | run | test | test-workloads | test-intel | posix | bench | fuzz | lint | picture | install | clean | deps
 #   PREFIX, DESTDIR   where to install           FILTER   part of the names of the end-to-end tests to run
 #   BENCH             options of the benchmarks
+#   SECONDS, TARGET   how long each fuzzing target runs (60), and which one
 
 SHELL := /bin/bash
 PREFIX ?= /usr/local
 DESTDIR ?=
 FILTER ?=
 BENCH ?=
+TARGET ?=
 
 build := $(CURDIR)/build
 stage := $(build)/stage
@@ -26,7 +28,7 @@ install -D -m 644 $(build)/kernel/vmlinux $(1)/lib/vmrt/vmlinux
 install -D -m 644 $(build)/initramfs.cpio $(1)/lib/vmrt/initramfs.cpio
 endef
 
-.PHONY: build deps kernel programs initramfs install run test test-workloads test-intel posix bench lint picture clean
+.PHONY: build deps kernel programs initramfs install run test test-workloads test-intel posix bench fuzz lint picture clean
 .NOTPARALLEL:
 
 build: deps kernel programs initramfs
@@ -80,6 +82,12 @@ bench: build
 	@.ci/deps tests
 	@tests/bench/run $(BENCH)
 
+# SECONDS counts only on the command line: in a shell's environment it is the age of that shell.
+fuzz: seconds := $(if $(filter command%,$(origin SECONDS)),$(SECONDS),60)
+fuzz:
+	@.ci/deps fuzz
+	@fuzz/run $(seconds) $(TARGET)
+
 # Draws the picture of docs/ARCHITECTURE.md from its text.
 picture:
 	@.ci/deps picture
@@ -88,7 +96,8 @@ picture:
 lint:
 	@.ci/deps tests
 	@cargo fmt --all --check
+	@cargo fmt --manifest-path fuzz/Cargo.toml --check
 	@cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
 
 clean:
-	rm -rf $(build) target
+	rm -rf $(build) target fuzz/target

@@ -15,6 +15,8 @@ mod container;
 mod container_request;
 mod exit_status;
 pub mod frame;
+#[cfg(feature = "fuzzing")]
+pub mod fuzz;
 mod message;
 #[cfg(feature = "netlink")]
 pub mod netlink;

@@ -14,11 +14,14 @@
 //! 6. [`sandbox`]: creates, records, controls and deletes sandboxes and their containers.
 //! 7. [`cli`]: parses the command line.
 //! 8. [`commands`]: the commands, one file each.
+//! 9. `fuzz` (feature `fuzzing`): the targets of the fuzzer.
 
 mod base;
 mod cli;
 mod commands;
 mod files;
+#[cfg(feature = "fuzzing")]
+pub mod fuzz;
 mod host;
 mod sandbox;
 mod spec;

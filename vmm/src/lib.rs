@@ -13,13 +13,15 @@
 //! 7. [`machine`]: KVM, memory, vCPUs and the bus, assembled with the devices; [`probe`] measures the host's KVM.
 //! 8. [`process`]: arguments and log of the `vmrt-vmm` program.
 //! 9. [`sandbox`]: the controller that connects clients, guest and machine.
-//! 10. [`program`]: the `vmrt-vmm` program.
+//! 10. [`program`]: the `vmrt-vmm` program. `fuzz` (feature `fuzzing`): the targets of the fuzzer.
 
 pub mod arch;
 pub mod config;
 pub mod control;
 pub mod event_loop;
 pub mod fs;
+#[cfg(feature = "fuzzing")]
+pub mod fuzz;
 pub mod helper;
 pub mod jail;
 pub mod machine;

@@ -9,6 +9,8 @@ pub(crate) mod check;
 pub(crate) mod device_numbers;
 pub(crate) mod devices;
 pub(crate) mod error;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 pub(crate) mod guest;
 pub(crate) mod hooks;
 pub(crate) mod id_mappings;

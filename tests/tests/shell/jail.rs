@@ -251,7 +251,7 @@ fn a_forbidden_system_call_ends_the_vmm_and_the_error_names_it() {
         let (mut command, _dir) = with_attack(&runtime, &["call", class, attack], &arguments);
         let done = vmrt_tests::runtime::RunningCommand::start(&mut command, None).end();
         let message = done.message();
-        assert_ne!(done.status, 0, "{attack}");
+        assert_ne!(done.code, 0, "{attack}");
         assert!(message.contains("the jail ended the VMM") && message.contains(&format!("({call})")), "{attack}: {message}");
         let words = match class {
             "file-server" => "file server",

@@ -7,6 +7,8 @@
 
 mod client;
 mod connection;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 
 pub use crate::config::ShareOptions;
 pub use client::{Client, ClientError};

@@ -20,6 +20,8 @@
 
 mod device;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 mod kernel_view;
 mod protocol;
 mod server;

@@ -14,6 +14,8 @@
 
 mod blocks;
 mod device;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 mod handler;
 mod region;
 mod request;

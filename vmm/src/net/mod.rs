@@ -13,6 +13,8 @@
 
 mod chain;
 mod device;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 mod handler;
 mod header;
 mod slot;

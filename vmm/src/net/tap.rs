@@ -62,9 +62,9 @@ impl Tap {
     }
 
     /// A socket that preserves message boundaries, in place of a tap.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn of_socket(fd: OwnedFd) -> Self {
-        rustix::io::ioctl_fionbio(&fd, true).unwrap();
+        rustix::io::ioctl_fionbio(&fd, true).expect("a socket");
         Self(fd)
     }
 

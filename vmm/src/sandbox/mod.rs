@@ -28,7 +28,7 @@
 //! process. Before the container is created, each of the first four ends the sandbox with 128 plus the signal's number.
 //! On `SIGWINCH` the guest's terminal gets the size of the host's.
 
-mod agent_connection;
+pub(crate) mod agent_connection;
 mod clients;
 mod clock;
 mod container_proxy;

@@ -2,6 +2,8 @@
 
 pub mod device;
 pub(crate) mod event_loop_backend;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 pub mod mmio;
 pub mod registers;
 pub mod rng;

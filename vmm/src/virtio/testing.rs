@@ -165,7 +165,7 @@ impl<D: VirtioDevice> Driver<D> {
     }
 
     /// The same driver after the machine was restored.
-    fn restored(self, device: D, state: &super::state::TransportState<D::State>) -> Self {
+    pub(crate) fn restored(self, device: D, state: &super::state::TransportState<D::State>) -> Self {
         let (queues, notify_events) = queues(&device);
         let registers = RegisterPage::map(1).unwrap()[0];
         let interrupt = Interrupt::new(registers, Arc::clone(&self.line));

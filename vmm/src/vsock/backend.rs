@@ -127,7 +127,9 @@ impl Backend {
             packet.set_len(0).set_flags(0).set_buf_alloc(0).set_fwd_cnt(0);
             return true;
         }
-        while let Some(key) = self.send_queue.pop_front() {
+        // Each connection gets one turn: one with data stays in the queue if the receive buffer has no space for data.
+        for _ in 0..self.send_queue.len() {
+            let Some(key) = self.send_queue.pop_front() else { break };
             let Some(connection) = self.connections.get_mut(&key) else { continue };
             connection.queued = false;
             let filled = connection.fill(packet.set_src_port(host_port(key)));

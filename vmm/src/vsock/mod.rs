@@ -22,6 +22,8 @@ mod backend;
 mod backlog;
 mod connection;
 mod device;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 mod handler;
 mod handshake;
 mod host_fd;

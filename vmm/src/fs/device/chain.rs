@@ -15,7 +15,7 @@ const MAX_DESCRIPTORS: usize = 1024;
 /// The readable and the writable buffers of `chain`: the request, and the space for its reply. `None` if the chain is
 /// malformed (virtio 1.2, 2.7.4 and 2.7.5): it is cut short, it has a readable descriptor after a writable one, it is
 /// too long, or it leaves guest memory.
-pub(super) fn buffers<'m>(
+pub(in crate::fs) fn buffers<'m>(
     chain: DescriptorChain<impl Deref<Target = Memory>>,
     memory: &'m Memory,
 ) -> Option<(Buffers<'m>, Buffers<'m>)> {
@@ -41,6 +41,9 @@ pub(super) fn buffers<'m>(
     (!more).then(|| (readable.into_iter().collect(), writable.into_iter().collect()))
 }
 
+#[cfg(test)]
+#[path = "chain_tests.rs"]
+mod property_tests;
 #[cfg(test)]
 mod tests {
     use virtio_queue::desc::{RawDescriptor, split::Descriptor};

@@ -1,7 +1,7 @@
 //! The virtio-fs device: its virtqueues, and the threads that serve them.
 
 mod blocking_pool;
-mod chain;
+pub(super) mod chain;
 mod queue_thread;
 mod worker_thread;
 

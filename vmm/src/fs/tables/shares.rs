@@ -185,11 +185,11 @@ impl SharesHandle {
         self.lock().containers.iter().map(|(name, container)| (name.clone(), container.id)).collect()
     }
 
-    /// Gives the containers' directories their saved node ids.
+    /// Gives the containers' directories their saved node ids. Ignores ids that no container can have had.
     pub(crate) fn restore_ids(&self, ids: &[(String, u64)]) {
         let mut tree = self.lock();
-        for (name, id) in ids {
-            tree.next_container = tree.next_container.max(id.saturating_add(1));
+        for (name, id) in ids.iter().filter(|(_, id)| (FIRST_CONTAINER_ID..u64::MAX).contains(id)) {
+            tree.next_container = tree.next_container.max(id + 1);
             if let Some(container) = tree.containers.get_mut(name) {
                 container.id = *id;
             }
@@ -279,6 +279,19 @@ mod tests {
             let added = SharesHandle::new().add("c/view", File::open(path).unwrap().into(), ShareOptions::default());
             assert!(matches!(added, Err(ShareError::KernelView(..))), "{path}: {added:?}");
         }
+    }
+
+    #[test]
+    fn saved_node_ids_that_no_container_can_have_are_ignored() {
+        let shares = SharesHandle::new();
+        shares.add("a/rootfs", root(), ShareOptions::default()).unwrap();
+        for id in [0, ROOT_ID, FIRST_CONTAINER_ID - 1, u64::MAX] {
+            shares.restore_ids(&[("a".into(), id)]);
+            assert_eq!(shares.container_id("a"), Some(FIRST_CONTAINER_ID));
+        }
+        shares.restore_ids(&[("a".into(), FIRST_CONTAINER_ID + 7)]);
+        shares.add("b/rootfs", root(), ShareOptions::default()).unwrap();
+        assert_eq!(shares.container_id("b"), Some(FIRST_CONTAINER_ID + 8));
     }
 
     #[test]

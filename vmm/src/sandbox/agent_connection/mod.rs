@@ -3,6 +3,8 @@
 //! The guest may be hostile. The size of a frame is bounded, a reply must belong to a call, control characters in text are
 //! replaced and long text is cut. A violation of the protocol ends the sandbox.
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests;
 

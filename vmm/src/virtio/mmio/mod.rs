@@ -276,12 +276,25 @@ impl<D: VirtioDevice> Inner<D> {
             }
             queue.queue.set_event_idx(self.driver_features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0);
         }
-        self.device.activate(Activation {
+        let spare = self.spare_queues()?;
+        let result = self.device.activate(Activation {
             memory: self.memory.clone(),
             queues: std::mem::take(&mut self.queues),
             interrupt: self.interrupt.clone(),
             features: self.driver_features,
-        })
+        });
+        if result.is_err() {
+            self.queues = spare;
+        }
+        result
+    }
+
+    /// Queues that the driver has not set up, with the notifications of the present ones. A device that cannot be
+    /// activated drops its queues, and the driver must be able to set it up again after a reset.
+    fn spare_queues(&self) -> Result<Vec<VirtQueue>, ActivateError> {
+        let spare = |(queue, size): (&VirtQueue, &u16)| Ok(VirtQueue::new(*size, queue.notify.try_clone()?));
+        let spare: std::io::Result<_> = self.queues.iter().zip(self.device.queue_sizes()).map(spare).collect();
+        spare.map_err(|error| ActivateError::System("duplicate a queue's eventfd", error))
     }
 
     fn reset(&mut self) {
@@ -306,5 +319,7 @@ fn feature_word(features: u64, selector: u32) -> u32 {
     }
 }
 
+#[cfg(test)]
+mod hand_over_tests;
 #[cfg(test)]
 mod tests;

@@ -211,6 +211,17 @@ impl Driver {
         self.notify[queue].read().is_ok()
     }
 
+    /// Adds a receive buffer whose descriptor for data, the one after `index`, is empty.
+    pub(super) fn add_receive_buffer_without_space(&mut self, index: u16) {
+        let (write, next) = (VRING_DESC_F_WRITE, VRING_DESC_F_WRITE | VRING_DESC_F_NEXT);
+        for (index, len, flags) in [(index, 44, next), (index + 1, 0, write)] {
+            let flags = u16::try_from(flags).unwrap();
+            let buffer = Descriptor { addr: Self::buffer(RX, index), len, flags, next: index + 1 };
+            self.rings[RX].describe(&self.memory, index, buffer);
+        }
+        self.rings[RX].make_available(&self.memory, index);
+    }
+
     pub(super) fn add_event_buffer(&mut self) {
         let flags = u16::try_from(VRING_DESC_F_WRITE).unwrap();
         let buffer = Descriptor { addr: Self::buffer(EVENT, 0), len: 4, flags, next: 0 };

@@ -1,5 +1,6 @@
 //! Tests of the device with a raw driver. No kernel is involved, so the driver can violate the protocol.
 
+mod credit;
 mod driver;
 mod handshake;
 mod life_cycle;

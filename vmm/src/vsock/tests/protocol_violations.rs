@@ -136,6 +136,24 @@ fn false_credit_only_stops_the_device_from_sending() {
 }
 
 #[test]
+fn a_receive_buffer_without_space_for_data_is_kept_for_a_packet_without_data() {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    std::io::Write::write_all(&mut writer, b"input").unwrap();
+    let mut driver = Driver::without_buffers(false);
+    let (port, _) = driver.ports.listen(bridge(Some(reader), NONE));
+    driver.add_receive_buffer_without_space(0);
+    driver.add_receive_buffer_without_space(2);
+    driver.send(Header::new(port, OP_REQUEST), b"");
+    driver.serve();
+    driver.send(Header::new(port + 1, OP_REQUEST), b"");
+    driver.serve();
+    assert_eq!(ops(&driver.receive()), [OP_RESPONSE, OP_RST]);
+    // Received buffers are added again with space for data.
+    driver.serve();
+    assert_eq!(driver.receive()[0].1, b"input");
+}
+
+#[test]
 fn chains_that_are_not_packets_are_used_without_an_answer() {
     let mut driver = Driver::new();
     let malformed = [

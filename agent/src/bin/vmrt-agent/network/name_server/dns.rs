@@ -40,6 +40,9 @@ pub(crate) fn max_size(query: &[u8]) -> usize {
     }
 }
 
+/// Maximum length of a name in bytes, with the lengths of its labels (RFC 1035, section 2.3.4).
+const MAX_NAME: usize = 255;
+
 /// Offset of the end of a message's only question, which has labels, a terminator, a type and a class.
 fn question_end(message: &[u8]) -> Option<usize> {
     let mut at = HEADER;
@@ -52,7 +55,7 @@ fn question_end(message: &[u8]) -> Option<usize> {
         }
     }
     let end = at + 5;
-    (end <= message.len()).then_some(end)
+    (at < HEADER + MAX_NAME && end <= message.len()).then_some(end)
 }
 
 #[cfg(test)]
@@ -101,5 +104,8 @@ mod tests {
         // An answer that is not a DNS message.
         let short = fit(max_size(&query), &[0xff; 2000]);
         assert_eq!((short.len(), &short[4..]), (HEADER, &[0; 8][..]));
+        // An answer whose question has a longer name than any.
+        let name = [&[63], &[b'a'; 63][..]].concat().repeat(12);
+        assert_eq!(fit(512, &self::query(&name, &[7; 100])).len(), HEADER);
     }
 }

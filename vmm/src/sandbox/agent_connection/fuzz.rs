@@ -1,0 +1,50 @@
+//! The fuzzing target of the agent's messages, which a hostile guest can send.
+
+use agent::fuzz::frames;
+
+use super::*;
+
+/// Sends frames of the input (see [`frames`]) after some calls, and receives all messages until the connection fails.
+pub(crate) fn agent_messages(data: &[u8]) {
+    let (ours, theirs) = UnixStream::pair().expect("two descriptors");
+    let mut connection = AgentConnection::new(ours);
+    for context in 0..4_u32 {
+        connection.call(Request::ReadClock, format!("step {context}"), context).expect("few bytes wait");
+    }
+    for bytes in frames(data) {
+        // A connection that takes no more bytes at once would take them later.
+        if socket::send(theirs.as_raw_fd(), &bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL).is_err() {
+            break;
+        }
+        if receive_all(&mut connection).is_err() {
+            break;
+        }
+    }
+    let later = Instant::now() + BOOT_TIMEOUT + CALL_TIMEOUT;
+    if connection.is_ready {
+        connection.take_expired(later).expect("the agent has booted");
+        assert!(connection.take_pending().is_empty() && connection.deadline().is_none(), "a call has no end");
+    }
+}
+
+fn receive_all(connection: &mut AgentConnection<u32>) -> Result<(), AgentError> {
+    while let Some(message) = connection.next_message()? {
+        connection.flush()?;
+        match message {
+            AgentMessage::Hello(hello) => assert_printable(&hello.kernel),
+            AgentMessage::Reply { context, result } => {
+                assert!(context < 4, "a context that no call had");
+                if let Err(failure) = result {
+                    [&failure.step, &failure.cause].into_iter().for_each(|text| assert_printable(text));
+                }
+            }
+            AgentMessage::Event(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Text of the guest that reaches terminals and logs is short and has no control characters.
+fn assert_printable(text: &str) {
+    assert!(text.chars().count() <= MAX_TEXT && !text.contains(char::is_control), "{text:?}");
+}
