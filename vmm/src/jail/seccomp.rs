@@ -104,7 +104,10 @@ extern "C" fn on_forbidden_call(_signal: libc::c_int, info: *mut libc::siginfo_t
     // SAFETY: the kernel passes a valid `siginfo_t`. For SIGSYS, the number of the call is the `int` at byte 24, which is in it.
     let number = unsafe { info.cast::<u8>().add(24).cast::<libc::c_int>().read_unaligned() };
     let mut line = Line::default();
-    line.add("ERROR the jail ended the VMM: a thread of class ");
+    // SAFETY: `time` may be called in a signal handler, and a null pointer asks for the result only.
+    let seconds = unsafe { libc::time(std::ptr::null_mut()) };
+    line.add_number(u32::try_from(seconds).unwrap_or_default());
+    line.add(" ERROR the jail ended the VMM: a thread of class ");
     line.add(CLASS.get());
     line.add(" made system call ");
     line.add_number(number.unsigned_abs());

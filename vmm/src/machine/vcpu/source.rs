@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 
 use kvm_ioctls::VmFd;
 
-use super::kick::kick;
+use super::kick::{install_kick_handler, kick};
 use super::thread::{Vcpu, VcpuContext};
 use crate::arch::{self, CpuidTemplate};
 use crate::machine::MachineError;
@@ -21,6 +21,8 @@ pub(in crate::machine) struct VcpuFactory {
 impl VcpuFactory {
     /// The vCPU with APIC id `id`. Every vCPU but the first waits until the guest starts it.
     pub(in crate::machine) fn create(&self, id: u8) -> Result<Vcpu, MachineError> {
+        // Here and not on the thread, because the threads that start one later may install no handler.
+        install_kick_handler();
         let fd = self.vm.create_vcpu(u64::from(id)).map_err(|error| MachineError::CreateVcpu(id, error))?;
         arch::set_up_vcpu(&fd, id, &self.cpuid).map_err(|error| MachineError::SetUpVcpu(id, error))?;
         Ok(Vcpu { id, fd, context: self.context.clone() })

@@ -12,7 +12,7 @@ use kvm_bindings::{
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::STACK_SIZE;
-use super::kick::{KickTarget, install_kick_handler};
+use super::kick::KickTarget;
 use crate::jail::seccomp::{self, ThreadClass};
 use crate::machine::bus::{FatalMessage, IoPorts, MmioBus, PortWrite};
 use crate::machine::exit::{ExitSender, MachineExit, VcpuError};
@@ -46,7 +46,6 @@ enum Next {
 impl Vcpu {
     /// Runs the vCPU on a new thread.
     pub(super) fn spawn(self) -> io::Result<JoinHandle<()>> {
-        install_kick_handler();
         let thread = std::thread::Builder::new().name(format!("vcpu{}", self.id)).stack_size(STACK_SIZE);
         thread.spawn(move || self.run())
     }
