@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::sys::statfs::{PROC_SUPER_MAGIC, statfs};
 use serde_json::json;
 use vmrt_tests::bundle::Bundle;
 use vmrt_tests::runtime::{Runtime, is_vmrt};
@@ -69,35 +70,33 @@ fn check_thread(path: &Path) {
     assert_eq!((status.field("NoNewPrivs"), status.field("Seccomp")), ("1", "2"), "{name}");
 }
 
-/// The kinds of what the VMM's descriptors refer to. A share is known by the device of its root.
-fn kinds(pid: i32, rootfs: &Path) -> BTreeSet<String> {
-    let log = "vmm.log";
-    let kind = |target: String| match target {
-        target if target.contains(log) => "log".to_owned(),
+/// The ids of the mounts of shares that a process has: all but its root, a tmpfs.
+fn mounts_of_shares(process: &Path) -> BTreeSet<String> {
+    let mounts = fs::read_to_string(process.join("mountinfo")).unwrap();
+    let shares = mounts.lines().filter(|line| !line.contains(" - tmpfs "));
+    shares.filter_map(|line| Some(line.split_once(' ')?.0.to_owned())).collect()
+}
+
+/// What the descriptor `number` of a process refers to.
+fn kind(process: &Path, number: &str, shares: &BTreeSet<String>) -> Option<String> {
+    let path = process.join("fd").join(number);
+    let target = fs::read_link(&path).ok()?.display().to_string();
+    let info = fs::read_to_string(process.join("fdinfo").join(number)).ok()?;
+    let mount = info.lines().find_map(|line| line.strip_prefix("mnt_id:")).unwrap_or_default().trim();
+    let is_proc = statfs(&path).is_ok_and(|fs| fs.filesystem_type() == PROC_SUPER_MAGIC);
+    Some(match target {
+        _ if shares.contains(mount) => "file of a share".to_owned(),
+        target if target.ends_with("/vmm.log") => "log".to_owned(),
         target if target.ends_with("/exit") => "exit status".to_owned(),
-        target if target == "/dev/null" || target == "/dev/kvm" => target,
-        target if target.starts_with("anon_inode:") => target,
         target if target.starts_with("socket:") || target.starts_with("pipe:") => {
             target.split(':').next().unwrap().to_owned()
         }
         target if target.ends_with("vmlinux") || target.ends_with("initramfs.cpio") => "boot file".to_owned(),
-        target if target.ends_with("/fd") => "descriptors".to_owned(),
-        target if target == "/dev/net/tun" => "tap".to_owned(),
-        target => format!("file {target}"),
-    };
-    let mut kinds = BTreeSet::new();
-    for entry in fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
-        let path = entry.unwrap().path();
-        let Ok(target) = fs::read_link(&path) else { continue };
-        let shared = fs::metadata(&path).ok().zip(fs::metadata(rootfs).ok());
-        let is_of_share = shared.is_some_and(|(file, root)| {
-            use std::os::unix::fs::MetadataExt;
-            file.dev() == root.dev()
-        });
-        let known = kind(target.display().to_string());
-        kinds.insert(if known.starts_with("file ") && is_of_share { "file of a share".to_owned() } else { known });
-    }
-    kinds
+        // Standard streams of the test.
+        target if target.ends_with(" (deleted)") => "deleted file".to_owned(),
+        target if target == "/" && is_proc => "descriptors".to_owned(),
+        target => target,
+    })
 }
 
 #[test]
@@ -117,7 +116,8 @@ fn a_running_vmm_has_only_what_it_needs() {
     threads.iter().for_each(|thread| check_thread(thread));
     let names: BTreeSet<String> =
         threads.iter().map(|thread| fs::read_to_string(thread.join("comm")).unwrap().trim().to_owned()).collect();
-    let expected = ["fs-blocking0", "fs-blocking1", "fs-blocking2", "fs-blocking3", "fs0", "sockets", "vcpu0", "vmrt-vmm"];
+    let expected =
+        ["fs-blocking0", "fs-blocking1", "fs-blocking2", "fs-blocking3", "fs0", "sockets", "vcpu0", "vmrt-vmm"];
     assert_eq!(names.iter().map(String::as_str).collect::<Vec<_>>(), expected);
 
     for kind in ["user", "mnt", "pid", "ipc", "uts", "cgroup", "net"] {
@@ -137,9 +137,14 @@ fn a_running_vmm_has_only_what_it_needs() {
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
     assert_eq!(core.split_whitespace().collect::<Vec<_>>()[4..6], ["0", "0"], "{core}");
 
-    let kinds = kinds(pid, &bundle.file("/"));
+    let shares = mounts_of_shares(&process);
+    assert_eq!(shares.len(), 1, "the root file system");
+    let numbers = fs::read_dir(process.join("fd")).unwrap();
+    let numbers = numbers.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let kinds: BTreeSet<String> = numbers.filter_map(|number| kind(&process, &number, &shares)).collect();
     let expected = [
         "/dev/kvm",
+        "/dev/net/tun",
         "/dev/null",
         "anon_inode:[eventfd]",
         "anon_inode:[eventpoll]",
@@ -148,13 +153,13 @@ fn a_running_vmm_has_only_what_it_needs() {
         "anon_inode:kvm-vcpu:0",
         "anon_inode:kvm-vm",
         "boot file",
+        "deleted file",
         "descriptors",
         "exit status",
         "file of a share",
         "log",
         "pipe",
         "socket",
-        "tap",
     ];
     let unexpected: Vec<_> = kinds.iter().filter(|kind| !expected.contains(&kind.as_str())).collect();
     assert!(unexpected.is_empty(), "{unexpected:?}");
@@ -252,7 +257,10 @@ fn a_forbidden_system_call_ends_the_vmm_and_the_error_names_it() {
         let done = vmrt_tests::runtime::RunningCommand::start(&mut command, None).end();
         let message = done.message();
         assert_ne!(done.code, 0, "{attack}");
-        assert!(message.contains("the jail ended the VMM") && message.contains(&format!("({call})")), "{attack}: {message}");
+        assert!(
+            message.contains("the jail ended the VMM") && message.contains(&format!("({call})")),
+            "{attack}: {message}"
+        );
         let words = match class {
             "file-server" => "file server",
             "vcpu" => "vCPU",
@@ -279,7 +287,7 @@ fn a_vmm_that_was_taken_over_reaches_no_file_of_the_host() {
         "/etc/shadow".to_owned(),
         secret.path().display().to_string(),
         state.display().to_string(),
-        other_bundle.file("/bin/busybox").display().to_string(),
+        other_bundle.path().join("config.json").display().to_string(),
         format!("/proc/{other_pid}/mem"),
         format!("/proc/{other_pid}/environ"),
         "/proc/1/status".to_owned(),
