@@ -117,7 +117,8 @@ fn a_running_vmm_has_only_what_it_needs() {
     threads.iter().for_each(|thread| check_thread(thread));
     let names: BTreeSet<String> =
         threads.iter().map(|thread| fs::read_to_string(thread.join("comm")).unwrap().trim().to_owned()).collect();
-    let expected = ["fs-blocking0", "fs-blocking1", "fs-blocking2", "fs-blocking3", "fs0", "sockets", "vcpu0", "vmrt-vmm"];
+    let expected =
+        ["fs-blocking0", "fs-blocking1", "fs-blocking2", "fs-blocking3", "fs0", "sockets", "vcpu0", "vmrt-vmm"];
     assert_eq!(names.iter().map(String::as_str).collect::<Vec<_>>(), expected);
 
     for kind in ["user", "mnt", "pid", "ipc", "uts", "cgroup", "net"] {
@@ -252,7 +253,10 @@ fn a_forbidden_system_call_ends_the_vmm_and_the_error_names_it() {
         let done = vmrt_tests::runtime::RunningCommand::start(&mut command, None).end();
         let message = done.message();
         assert_ne!(done.code, 0, "{attack}");
-        assert!(message.contains("the jail ended the VMM") && message.contains(&format!("({call})")), "{attack}: {message}");
+        assert!(
+            message.contains("the jail ended the VMM") && message.contains(&format!("({call})")),
+            "{attack}: {message}"
+        );
         let words = match class {
             "file-server" => "file server",
             "vcpu" => "vCPU",
