@@ -24,7 +24,8 @@ fn main() {
         let mut programs: HashMap<String, BpfProgram> =
             compile_from_json(policy, arch).unwrap_or_else(|error| panic!("compile {path}: {error}"));
         let program = programs.remove("thread").unwrap_or_else(|| panic!("{path} has no policy \"thread\""));
-        let bytes: Vec<u8> = without_clone3().into_iter().chain(program).flat_map(bytes).collect();
+        let bytes: Vec<u8> =
+            without_clone3().into_iter().chain(program).flat_map(|instruction| bytes(&instruction)).collect();
         fs::write(Path::new(&out).join(format!("{name}.bpf")), bytes).expect("the output directory is writable");
     }
 }
@@ -44,8 +45,8 @@ fn without_clone3() -> [sock_filter; 3] {
 }
 
 /// The instruction as the kernel reads it (`struct sock_filter`).
-fn bytes(instruction: sock_filter) -> [u8; 8] {
-    let sock_filter { code, jt, jf, k } = instruction;
+fn bytes(instruction: &sock_filter) -> [u8; 8] {
+    let &sock_filter { code, jt, jf, k } = instruction;
     let ([c0, c1], [k0, k1, k2, k3]) = (code.to_ne_bytes(), k.to_ne_bytes());
     [c0, c1, jt, jf, k0, k1, k2, k3]
 }

@@ -35,8 +35,7 @@ fn clone_with(source: BorrowedFd, recursive: bool, propagation: libc::c_ulong) -
         recursion = libc::AT_RECURSIVE;
     }
     let tree = open_tree(source, "", flags)?;
-    let attributes =
-        libc::mount_attr { attr_set: RESTRICTIONS, attr_clr: 0, propagation: propagation.into(), userns_fd: 0 };
+    let attributes = libc::mount_attr { attr_set: RESTRICTIONS, attr_clr: 0, propagation, userns_fd: 0 };
     // SAFETY: the path is a string with a NUL at its end, and the kernel reads `size_of_val` bytes of live attributes.
     Errno::result(unsafe {
         libc::syscall(

@@ -67,7 +67,7 @@ impl Stream {
             driver,
             port,
             host,
-            guest_sent: StreamSecret::LENGTH as u32,
+            guest_sent: u32::try_from(StreamSecret::LENGTH).unwrap(),
             host_forwarded: 0,
             guest_received: 0,
             guest_read: 0,
