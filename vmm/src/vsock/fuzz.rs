@@ -105,8 +105,8 @@ fn send_packet(driver: &mut RawDriver, input: &mut Input<'_>, start: &[u8]) {
 }
 
 impl Host {
-    /// Listens for connections of each kind: to a socket, from a pipe, to a pipe, to files that never block, to nothing,
-    /// to a service. The socket of the control port is the last one that is made here.
+    /// Listens for connections of each kind: to a socket, from a pipe, to a pipe, to files that never block, to
+    /// nothing, to a service. The socket of the control port is the last one that is made here.
     fn listen(ports: &Ports) -> Self {
         let mut peers = Vec::new();
         let mut end = || -> OwnedFd {

@@ -135,8 +135,8 @@ fn false_credit_only_stops_the_device_from_sending() {
     assert!(driver.exchange(shrunk, b"").is_empty());
 }
 
-/// A driver with `count` receive buffers without space for data. The first is used by the response to a connection whose
-/// host has data to send. Returns the port.
+/// A driver with `count` receive buffers without space for data. The first is used by the response to a connection
+/// whose host has data to send. Returns the port.
 fn connected_without_space(count: u16) -> (Driver, u32) {
     let (reader, mut writer) = std::io::pipe().unwrap();
     std::io::Write::write_all(&mut writer, b"input").unwrap();

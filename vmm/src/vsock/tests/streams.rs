@@ -208,7 +208,7 @@ fn a_guest_that_recycles_buffers_without_end_does_not_hold_the_event_loop() {
     driver.connect(Header { buf_alloc: 0, ..Header::new(port, OP_REQUEST) });
     driver.send(Header { buf_alloc: u32::MAX, ..Header::new(port, OP_CREDIT_UPDATE) }, b"");
     let (mut whole_batches, end) = (0, Instant::now() + Duration::from_secs(60));
-    while whole_batches < 10 {
+    while whole_batches < 3 {
         assert!(Instant::now() < end, "the other thread never recycled buffers in time");
         driver.clear_notifications();
         let count = driver.serve_and_recycle();
