@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 
+use agent::StreamSecret;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -42,7 +43,7 @@ fn bytes(from: usize, count: usize) -> Vec<u8> {
     (from..from + count).map(byte).collect()
 }
 
-/// A stream and what each side knows of it.
+/// A stream and what each side knows of it. Positions of the guest's data count from the secret, as credit does.
 struct Stream {
     driver: Driver,
     port: u32,
@@ -66,13 +67,13 @@ impl Stream {
             driver,
             port,
             host,
-            guest_sent: 0,
+            guest_sent: u32::try_from(StreamSecret::LENGTH).unwrap(),
             host_forwarded: 0,
             guest_received: 0,
             guest_read: 0,
             guest_buffer: 64 << 10,
             host_written: 0,
-            host_read: 0,
+            host_read: StreamSecret::LENGTH,
         }
     }
 

@@ -1,7 +1,7 @@
 //! A minimal vsock driver.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier};
 
 use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::{Queue, QueueT};
@@ -178,10 +178,11 @@ impl Driver {
     /// receive buffers that were used.
     pub(super) fn serve_and_recycle(&mut self) -> usize {
         let Self { memory, rings, handler, .. } = self;
-        let served = AtomicBool::new(false);
+        let (started, served) = (Barrier::new(2), AtomicBool::new(false));
         std::thread::scope(|scope| {
             let recycler = scope.spawn(|| {
                 let mut count = 0;
+                started.wait();
                 loop {
                     let last = served.load(Ordering::SeqCst);
                     while let Some((head, _)) = rings[RX].take_used(memory) {
@@ -193,6 +194,7 @@ impl Driver {
                     }
                 }
             });
+            started.wait();
             handler.serve();
             served.store(true, Ordering::SeqCst);
             recycler.join().unwrap()

@@ -135,20 +135,47 @@ fn false_credit_only_stops_the_device_from_sending() {
     assert!(driver.exchange(shrunk, b"").is_empty());
 }
 
-#[test]
-fn a_receive_buffer_without_space_for_data_is_kept_for_a_packet_without_data() {
+/// A driver with `count` receive buffers without space for data. The first is used by the response to a connection
+/// whose host has data to send. Returns the port.
+fn connected_without_space(count: u16) -> (Driver, u32) {
     let (reader, mut writer) = std::io::pipe().unwrap();
     std::io::Write::write_all(&mut writer, b"input").unwrap();
     let mut driver = Driver::without_buffers(false);
     let (port, _) = driver.ports.listen(bridge(Some(reader), NONE));
-    driver.add_receive_buffer_without_space(0);
-    driver.add_receive_buffer_without_space(2);
-    driver.send(Header::new(port, OP_REQUEST), b"");
+    (0..count).for_each(|buffer| driver.add_receive_buffer_without_space(2 * buffer));
+    connect_and_keep_buffers(&mut driver, Header::new(port, OP_REQUEST));
+    (driver, port)
+}
+
+/// Connects, but does not take the used receive buffers, which would be added again with space for data.
+fn connect_and_keep_buffers(driver: &mut Driver, request: Header) {
+    let secret = driver.ports.secret();
+    driver.send(request, b"");
+    driver.send(Header { op: OP_RW, ..request }, secret.bytes());
     driver.serve();
+}
+
+#[test]
+fn a_receive_buffer_without_space_for_data_is_kept_for_a_packet_without_data() {
+    let (mut driver, port) = connected_without_space(2);
     driver.send(Header::new(port + 1, OP_REQUEST), b"");
     driver.serve();
     assert_eq!(ops(&driver.receive()), [OP_RESPONSE, OP_RST]);
     // Received buffers are added again with space for data.
+    driver.serve();
+    assert_eq!(driver.receive()[0].1, b"input");
+}
+
+#[test]
+fn a_connection_with_data_does_not_keep_a_receive_buffer_without_space_from_the_others() {
+    let (mut driver, _) = connected_without_space(3);
+    let (other, _) = driver.ports.listen(bridge(NONE, NONE));
+    connect_and_keep_buffers(&mut driver, Header::new(other, OP_REQUEST));
+    driver.send(Header::new(other, OP_CREDIT_REQUEST), b"");
+    driver.serve();
+    let packets = driver.receive();
+    assert_eq!(ops(&packets), [OP_RESPONSE, OP_RESPONSE, OP_CREDIT_UPDATE]);
+    assert_eq!((packets[2].0.src_port, packets[2].0.fwd_cnt), (other, 16), "credit counts the secret");
     driver.serve();
     assert_eq!(driver.receive()[0].1, b"input");
 }
