@@ -10,8 +10,12 @@ use nix::libc;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork};
-use rustix::fs::CWD;
-use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsmount, fsopen,
+    move_mount, open_tree,
+};
+use rustix::path::DecInt;
 
 use crate::host::process::HostProcess;
 
@@ -62,7 +66,7 @@ pub(crate) fn clone_into(vmm: HostProcess, sources: &[BorrowedFd]) -> io::Result
     }
     let clones: Vec<_> =
         sources.iter().map(|source| clone_with(*source, true, libc::MS_SLAVE)).collect::<Result<_, _>>()?;
-    // SAFETY: the child makes system calls only and ends with `_exit`.
+    // SAFETY: this process has one thread, so the child may run any code. It ends with `_exit`.
     match unsafe { fork() }? {
         ForkResult::Child => {
             let errno = attach(&namespace, &clones).err().map_or(0, |errno| errno as i32);
@@ -77,12 +81,26 @@ pub(crate) fn clone_into(vmm: HostProcess, sources: &[BorrowedFd]) -> io::Result
     }
 }
 
-/// Mounts the trees on the root of a mount namespace, one over the other. The process in it has a root directory below them.
+/// Mounts the trees in a mount namespace, each on an entry of a new file system. That is mounted over the namespace's root directory;
+/// the process in the namespace has a root directory below it. (Another tree's root would not do: a directory that was removed on the
+/// host takes no mount.)
 fn attach(namespace: &File, trees: &[OwnedFd]) -> Result<(), Errno> {
     setns(namespace, CloneFlags::CLONE_NEWNS)?;
-    for tree in trees {
-        move_mount(tree.as_fd(), "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-            .map_err(|errno| Errno::from_raw(errno.raw_os_error()))?;
+    attach_here(trees).map_err(|errno| Errno::from_raw(errno.raw_os_error()))
+}
+
+fn attach_here(trees: &[OwnedFd]) -> rustix::io::Result<()> {
+    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(&context)?;
+    let places = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+    move_mount(&places, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    for (number, tree) in trees.iter().enumerate() {
+        let name = DecInt::new(number);
+        match FileType::from_raw_mode(rustix::fs::fstat(tree)?.st_mode) {
+            FileType::Directory => rustix::fs::mkdirat(&places, name, Mode::RWXU)?,
+            _ => drop(rustix::fs::openat(&places, name, OFlags::CREATE | OFlags::CLOEXEC, Mode::RUSR)?),
+        }
+        move_mount(tree, "", &places, name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ use rustix::io::Errno;
 
 use super::CACHE_SECONDS;
 use super::Server;
+use super::contents::change_contents;
 use crate::fs::protocol::reply::Reply;
 use crate::fs::protocol::request::Request;
 use crate::fs::protocol::wire::{
@@ -79,7 +80,7 @@ impl Server {
         }
         if args.valid & fattr::SIZE != 0 {
             let kill = args.valid & fattr::KILL_SUIDGID != 0;
-            worker.without_fsetid(kill, || truncate(&inode, handle.as_deref(), args.size))??;
+            change_contents(worker, kill, &inode, || truncate(&inode, handle.as_deref(), args.size))?;
         }
         set_times(&inode, &args)?;
         reply.put(&attr_out(attr_of(&inode, &inode.stat()?)))

@@ -4,6 +4,7 @@ use rustix::fs::{CWD, FallocateFlags, FileType, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::Server;
+use super::contents::change_contents;
 use super::open::guest_flags;
 use crate::fs::protocol::reply::{Payload, Reply};
 use crate::fs::protocol::request::Request;
@@ -12,7 +13,6 @@ use crate::fs::protocol::wire::{
     WriteIn, WriteOut, op,
 };
 use crate::fs::tables::handles::Handle;
-use crate::fs::tables::inode::stat_fd;
 use crate::fs::worker::Worker;
 use crate::fs::worker::proc_fds::fd_name;
 
@@ -43,10 +43,8 @@ impl Server {
         // Each write says whether it appends, because the guest can change the flag with `fcntl`.
         let append = guest_flags(args.flags).contains(OFlags::APPEND);
         let flags = if append { libc::RWF_APPEND } else { 0 };
-        let privileged = Mode::SUID | Mode::SGID;
-        let kill = args.write_flags & WRITE_KILL_SUIDGID != 0
-            && Mode::from_raw_mode(stat_fd(file)?.stx_mode.into()).intersects(privileged);
-        let written = worker.without_fsetid(kill, || payload.write_to(file, args.offset, flags))??;
+        let kill = args.write_flags & WRITE_KILL_SUIDGID != 0;
+        let written = change_contents(worker, kill, &file, || payload.write_to(file, args.offset, flags))?;
         let size = u32::try_from(written).map_err(|_| Errno::IO)?;
         reply.put(&WriteOut { size, padding: 0 })
     }
@@ -78,10 +76,11 @@ impl Server {
 
     /// The guest's kernel has setuid and setgid cleared with a separate request before this one: see
     /// [`Server::setattr`].
-    pub(super) fn fallocate(&self, request: &mut Request<'_>) -> Result<(), Errno> {
+    pub(super) fn fallocate(&self, worker: &mut Worker, request: &mut Request<'_>) -> Result<(), Errno> {
         let FallocateIn { fh, offset, length, mode, .. } = request.take()?;
         let handle = self.handles.get(fh, request.header.nodeid)?;
-        rustix::fs::fallocate(handle.file()?, FallocateFlags::from_bits_retain(mode), offset, length)
+        let (file, mode) = (handle.file()?, FallocateFlags::from_bits_retain(mode));
+        change_contents(worker, false, &file, || rustix::fs::fallocate(file, mode, offset, length))
     }
 
     pub(super) fn lseek(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
@@ -98,7 +97,12 @@ impl Server {
     }
 
     /// As for [`Server::fallocate`], setuid and setgid were cleared before.
-    pub(super) fn copy_file_range(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
+    pub(super) fn copy_file_range(
+        &self,
+        worker: &mut Worker,
+        request: &mut Request<'_>,
+        reply: &mut Reply<'_>,
+    ) -> Result<(), Errno> {
         let args: CopyFileRangeIn = request.take()?;
         let source = self.handles.get(args.fh_in, request.header.nodeid)?;
         let target = self.handles.get(args.fh_out, args.nodeid_out)?;
@@ -109,7 +113,9 @@ impl Server {
         // The reply's size has 32 bits.
         let length = usize::try_from(args.len.min(1 << 30)).map_err(|_| Errno::INVAL)?;
         let (from_file, to_file) = (source.file()?, target.file()?);
-        let copied = rustix::fs::copy_file_range(from_file, Some(&mut from), to_file, Some(&mut to), length)?;
+        let copied = change_contents(worker, false, &to_file, || {
+            rustix::fs::copy_file_range(from_file, Some(&mut from), to_file, Some(&mut to), length)
+        })?;
         let size = u32::try_from(copied).map_err(|_| Errno::IO)?;
         reply.put(&WriteOut { size, padding: 0 })
     }

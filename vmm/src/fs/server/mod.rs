@@ -1,6 +1,7 @@
 //! The FUSE server. A request has at most one reply.
 
 mod attributes;
+mod contents;
 mod directories;
 mod files;
 mod limits;
@@ -168,9 +169,9 @@ impl Server {
             op::READ => self.read(request, reply),
             op::RELEASE | op::RELEASEDIR => self.release(request),
             op::FSYNC | op::FSYNCDIR => self.fsync(request),
-            op::FALLOCATE => self.fallocate(request),
+            op::FALLOCATE => self.fallocate(worker, request),
             op::LSEEK => self.lseek(request, reply),
-            op::COPY_FILE_RANGE => self.copy_file_range(request, reply),
+            op::COPY_FILE_RANGE => self.copy_file_range(worker, request, reply),
             op::SYNCFS => self.syncfs(request),
             op::OPENDIR => self.opendir(request, reply),
             op::READDIR => self.readdir(request, reply, false),

@@ -9,6 +9,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, Statx};
 use rustix::io::Errno;
 
 use super::Server;
+use super::contents::change_contents;
 use super::names::{creation_mode, entry_of};
 use crate::fs::protocol::reply::Reply;
 use crate::fs::protocol::request::Request;
@@ -32,7 +33,7 @@ impl Server {
         let OpenIn { flags, open_flags } = request.take()?;
         let inode = self.inode(request.header.nodeid)?;
         let kill = open_flags & OPEN_KILL_SUIDGID != 0;
-        let file = worker.without_fsetid(kill, || self.open_file(&inode, flags))??;
+        let file = self.open_contents(worker, kill, &inode, flags)?;
         let out = self.insert_file_handle(inode, file, flags)?;
         reply.put(&out)
     }
@@ -57,12 +58,20 @@ impl Server {
                 let (inode, stat) = self.lookup_child(&parent, name)?;
                 let kill = open_flags & OPEN_KILL_SUIDGID != 0;
                 let opened = self.inodes.with_fd(inode.clone()).and_then(|inode| {
-                    let file = worker.without_fsetid(kill, || self.open_file(&inode, flags))??;
+                    let file = self.open_contents(worker, kill, &inode, flags)?;
                     self.insert_file_handle(inode, file, flags)
                 });
                 self.reply_created(&inode, &stat, opened, reply)
             }
             Err(errno) => Err(errno),
+        }
+    }
+
+    /// Opens a file for the guest, and truncates it if the flags say so.
+    fn open_contents(&self, worker: &mut Worker, kill: bool, inode: &InodeFd, flags: u32) -> Result<OwnedFd, Errno> {
+        match guest_flags(flags).contains(OFlags::TRUNC) {
+            true => change_contents(worker, kill, inode, || self.open_file(inode, flags)),
+            false => self.open_file(inode, flags),
         }
     }
 
