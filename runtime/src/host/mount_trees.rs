@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
 use nix::errno::Errno;
@@ -15,7 +15,6 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsmount, fsopen,
     move_mount, open_tree,
 };
-use rustix::path::DecInt;
 
 use crate::host::process::HostProcess;
 
@@ -95,12 +94,12 @@ fn attach_here(trees: &[OwnedFd]) -> rustix::io::Result<()> {
     let places = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
     move_mount(&places, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
     for (number, tree) in trees.iter().enumerate() {
-        let name = DecInt::new(number);
+        let name = number.to_string();
         match FileType::from_raw_mode(rustix::fs::fstat(tree)?.st_mode) {
-            FileType::Directory => rustix::fs::mkdirat(&places, name, Mode::RWXU)?,
-            _ => drop(rustix::fs::openat(&places, name, OFlags::CREATE | OFlags::CLOEXEC, Mode::RUSR)?),
+            FileType::Directory => rustix::fs::mkdirat(&places, name.as_str(), Mode::RWXU)?,
+            _ => drop(rustix::fs::openat(&places, name.as_str(), OFlags::CREATE | OFlags::CLOEXEC, Mode::RUSR)?),
         }
-        move_mount(tree, "", &places, name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+        move_mount(tree, "", &places, name.as_str(), MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
     }
     Ok(())
 }
