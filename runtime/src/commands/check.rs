@@ -10,7 +10,7 @@ use super::output::print;
 use crate::base::config::Config;
 use crate::base::error_chain::chain;
 use crate::commands::error::Error;
-use crate::host::cgroup;
+use crate::host::{cgroup, jail_layers};
 use crate::sandbox::context::Context;
 
 /// The result of the check.
@@ -47,6 +47,9 @@ pub(crate) fn run(context: &Context) -> Result<u8, Error> {
     let mut report = Report::default();
     describe_kvm(&mut report, &measured);
     report.line("cgroups", cgroup::describe());
+    for (name, is_present) in jail_layers::layers(context.caller) {
+        report.line("jail", format_args!("{name}: {}", if is_present { "yes" } else { "no, this host lacks it" }));
+    }
     for (name, path) in parts {
         let missing = if path.is_file() { "" } else { " (not found)" };
         report.line(name, format_args!("{}{missing}", path.display()));

@@ -3,6 +3,7 @@
 pub(crate) mod caller;
 pub(crate) mod cgroup;
 pub(crate) mod hooks;
+pub(crate) mod jail_layers;
 pub(crate) mod mount_trees;
 pub(crate) mod mounts;
 pub(crate) mod network;

@@ -176,6 +176,11 @@ fn first(
     result
 }
 
+/// Whether the host lets this process make a child in new namespaces of these kinds.
+pub(crate) fn can_clone(flags: CloneFlags) -> bool {
+    clone(flags, || ()).is_ok_and(|pid| Child { pid, status: None }.wait().is_ok())
+}
+
 /// Makes a child that runs `body` and ends.
 fn clone(flags: CloneFlags, body: impl FnOnce()) -> nix::Result<Pid> {
     let arguments = libc::clone_args {

@@ -36,7 +36,11 @@ fn check_reports_that_kvm_is_usable() {
     }
     let runtime = Runtime::new();
     let done = runtime.call(&["check"]).ok();
-    assert!(done.text().contains("usable"), "{}", done.text());
+    let report = done.text();
+    assert!(report.contains("usable"), "{report}");
+    let layers: Vec<_> = report.lines().filter(|line| line.starts_with("jail")).collect();
+    assert_eq!(layers.len(), 9, "{report}");
+    assert!(layers.iter().all(|layer| layer.ends_with(": yes")), "{report}");
 }
 
 #[test]
