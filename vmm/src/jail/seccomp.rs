@@ -61,11 +61,17 @@ thread_local! {
     static CLASS: Cell<&'static str> = const { Cell::new("unconfined") };
 }
 
+/// Most heaps of the allocator, which gives threads heaps of their own.
+const HEAPS: libc::c_int = 8;
+
 /// Prepares the filters for this process. Without this call, [`confine`] does nothing.
 ///
 /// # Errors
 /// The signal handler cannot be installed.
 pub(super) fn arm() -> io::Result<()> {
+    // SAFETY: the call sets a number of the C library's allocator. Without it, the allocator counts the CPUs in a file of sysfs when a
+    // thread needs a further heap.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, HEAPS) };
     register_signal_handler(libc::SIGSYS, on_forbidden_call)?;
     let process = std::process::id();
     // A second call keeps the same filters.
