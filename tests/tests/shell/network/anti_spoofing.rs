@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::net::UdpSocket;
+use std::process::Stdio;
 
 use vmrt_tests::bundle::Bundle;
-use vmrt_tests::runtime::{RunningCommand, Runtime, is_vmrt, new_id};
+use vmrt_tests::runtime::{Runtime, is_vmrt, new_id};
 use vmrt_tests::{TIMEOUT, eventually};
 
 use super::namespace::{Network, tool};
@@ -62,7 +63,9 @@ impl<'a> Guest<'a> {
         let id = new_id();
         let mut command = runtime.command(&["--config"]);
         command.arg(file.path()).args(["run", "--detach", "--bundle"]).arg(bundle.path()).arg(&id);
-        RunningCommand::start(&mut command, None).end().ok();
+        // The container keeps the streams of the command.
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        assert!(command.status().expect("vmrt runs").success(), "the container starts");
         let bind = |address: String| {
             let socket = UdpSocket::bind(address).expect("the host listens");
             socket.set_read_timeout(Some(TIMEOUT)).expect("a timeout");
