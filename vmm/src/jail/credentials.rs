@@ -24,7 +24,7 @@ const FILE_SERVER: CapabilitySet = CapabilitySet::CHOWN
 pub(super) fn assume(id: Option<u32>) -> Result<(), JailError> {
     lock_secure_bits().map_err(JailError::at("keep capabilities from coming back"))?;
     drop_bounding_set().map_err(JailError::at("drop capabilities from its bounding set"))?;
-    drop_groups().map_err(JailError::at("drop its supplementary groups"))?;
+    drop_groups(id).map_err(JailError::at("drop its supplementary groups"))?;
     if let Some(id) = id {
         assume_id(id).map_err(JailError::at("assume an id of its own"))?;
     }
@@ -85,11 +85,11 @@ fn drop_bounding_set() -> rustix::io::Result<()> {
     Ok(())
 }
 
-/// A user namespace that a user without privileges made does not allow this, because it could give access to files that are closed
+/// A user namespace that a user without further ids made does not allow this, because it could give access to files that are closed
 /// to a group. There the process keeps the groups of the user, as all of the user's programs do.
-fn drop_groups() -> nix::Result<()> {
+fn drop_groups(id: Option<u32>) -> nix::Result<()> {
     match setgroups(&[]) {
-        Err(Errno::EPERM) if std::fs::read("/proc/self/setgroups").is_ok_and(|word| word == b"deny\n") => Ok(()),
+        Err(Errno::EPERM) if id.is_none() => Ok(()),
         result => result,
     }
 }
