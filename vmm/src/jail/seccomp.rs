@@ -61,16 +61,16 @@ thread_local! {
     static CLASS: Cell<&'static str> = const { Cell::new("unconfined") };
 }
 
-/// Most heaps of the allocator, which gives threads heaps of their own.
-const HEAPS: libc::c_int = 8;
+/// Number of heaps of the allocator. With more than one, it reads files of procfs and sysfs: to count the CPUs before it makes a heap,
+/// and for the host's overcommit policy before it shrinks one.
+const HEAPS: libc::c_int = 1;
 
 /// Prepares the filters for this process. Without this call, [`confine`] does nothing.
 ///
 /// # Errors
 /// The signal handler cannot be installed.
 pub(super) fn arm() -> io::Result<()> {
-    // SAFETY: the call sets a number of the C library's allocator. Without it, the allocator counts the CPUs in a file of sysfs when a
-    // thread needs a further heap.
+    // SAFETY: the call sets a number of the C library's allocator.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, HEAPS) };
     register_signal_handler(libc::SIGSYS, on_forbidden_call)?;
     let process = std::process::id();
