@@ -9,6 +9,7 @@ use agent::{Failure, FailureKind};
 use event_manager::SubscriberOps;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::Backlog;
+use oci_spec::runtime::ExecCPUAffinity;
 use thiserror::Error;
 
 use super::container_proxy::{self, ProxyError};
@@ -126,6 +127,7 @@ fn launch(config: &SandboxConfig, mut client: Connection, signals: Signals) -> R
     let interface_changes =
         interface_changes.map_err(|error| LaunchError::System("monitor network interfaces", error))?;
     let proc_fds = ProcFds::open()?;
+    prepare_parser();
     jail::enter(&config.jail)?;
     timeline::mark("VMM confined");
     let mut event_loop = EventLoop::new()?;
@@ -158,6 +160,13 @@ fn launch(config: &SandboxConfig, mut client: Connection, signals: Signals) -> R
     seccomp::confine(ThreadClass::EventLoop)
         .map_err(|error| LaunchError::System("limit the system calls of the event loop", error))?;
     Ok(RunningSandbox { _machine: assembled.machine.start()?, event_loop, exit_status })
+}
+
+/// Parses a specification's only field that is checked by a regular expression. Before its first use, the library counts the CPUs in a
+/// file of procfs, which a confined thread may not open.
+fn prepare_parser() {
+    let parsed = serde_json::from_str::<ExecCPUAffinity>(r#"{"initial": "0"}"#);
+    debug_assert!(parsed.is_ok());
 }
 
 /// Listens on the bound control socket.
