@@ -16,7 +16,6 @@ pub(crate) fn run(context: &Context, args: &IdArgs) -> Result<u8, Error> {
         return Ok(0);
     }
     let mut client = control(&locked.dir).map_err(RequestError::from)?;
-    interfaces::detach_removed(&mut client, &locked, &mut record)?;
-    interfaces::update(&mut client, &locked, &mut record)?;
+    interfaces::follow(&mut client, &locked, &mut record)?;
     Ok(0)
 }

@@ -48,18 +48,39 @@ impl InterfacesError {
 /// # Errors
 /// An interface cannot be changed or attached. The interfaces before it are updated; it and those after it are not.
 pub(crate) fn update(client: &mut Client, locked: &LockedDir, record: &mut Record) -> Result<(), InterfacesError> {
+    as_root(client, locked, record, update_all)
+}
+
+/// Removes interfaces from the guest that are no longer in the network namespace, and updates the others as [`update`] does.
+///
+/// # Errors
+/// An interface cannot be removed, changed or attached. Those before it are up to date.
+pub(crate) fn follow(client: &mut Client, locked: &LockedDir, record: &mut Record) -> Result<(), InterfacesError> {
+    as_root(client, locked, record, |client, locked, record| {
+        detach_removed(client, locked, record)?;
+        update_all(client, locked, record)
+    })
+}
+
+/// Runs `work` as root of the network namespace, in another process if this one is not.
+fn as_root(
+    client: &mut Client,
+    locked: &LockedDir,
+    record: &mut Record,
+    work: impl FnOnce(&mut Client, &LockedDir, &mut Record) -> Result<(), InterfacesError>,
+) -> Result<(), InterfacesError> {
     if record.network.slots == 0 {
         return Ok(());
     }
     if record.user_namespace && Caller::find() == Caller::User {
         // The namespace belongs to the caller, but only its root may change its interfaces.
         record.network = user_namespace::run_as_root_of(record.vmm, || {
-            update_all(client, locked, record)?;
+            work(client, locked, record)?;
             Ok::<_, InterfacesError>(record.network.clone())
         })?;
         return Ok(());
     }
-    update_all(client, locked, record)
+    work(client, locked, record)
 }
 
 fn update_all(client: &mut Client, locked: &LockedDir, record: &mut Record) -> Result<(), InterfacesError> {
@@ -111,12 +132,7 @@ fn add(client: &mut Client, record: &mut Record, attached: &AttachedInterface) -
     Ok(())
 }
 
-/// Removes interfaces from the guest that are no longer in the network namespace.
-pub(crate) fn detach_removed(
-    client: &mut Client,
-    locked: &LockedDir,
-    record: &mut Record,
-) -> Result<(), InterfacesError> {
+fn detach_removed(client: &mut Client, locked: &LockedDir, record: &mut Record) -> Result<(), InterfacesError> {
     let namespace = OpenNamespace::of_process(record.vmm)?;
     for attached in network::list_removed(&namespace, &record.network)? {
         let request = Request::Container(ContainerRequest::RemoveInterface {
