@@ -113,6 +113,12 @@ pub struct MakeNode {
     pub name: Vec<u8>,
 }
 
+/// The device that Linux encodes in 32 bits as `encoded` (`new_decode_dev`), as FUSE and [`MakeNode`] have it.
+#[must_use]
+pub fn decode_device(encoded: u32) -> u64 {
+    rustix::fs::makedev((encoded >> 8) & 0xfff, (encoded & 0xff) | ((encoded >> 12) & 0xf_ff00))
+}
+
 impl MakeNode {
     /// Has the helper create the node in `directory`, and waits for it.
     ///

@@ -107,8 +107,8 @@ fn retry(mut call: impl FnMut() -> nix::Result<libc::pid_t>) -> nix::Result<libc
 }
 
 /// Starts `program` in a new session, in `network`, and in namespaces of its own: user (with `maps`), mount, pid, ipc, uts and cgroup.
-/// Where the host does not allow all of them and they are not `required`, the process gets none but the network namespace, and the
-/// result says so.
+/// A host that allows no user namespace gives root's process the others, and a host that allows none of them only the network
+/// namespace. The result says what the process got.
 ///
 /// # Errors
 /// A step failed. No process is left.

@@ -4,10 +4,10 @@ mod node_maker;
 mod tasks;
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use thiserror::Error;
 use vmm::helper::connection;
@@ -66,7 +66,7 @@ pub(crate) fn start(
     // SAFETY: the closure makes system calls only and takes no lock, so it is sound between `fork` and `execve`.
     unsafe { command.pre_exec(prepare) };
     let helper = command.spawn().map_err(failed("execute it"))?;
-    record.cgroup.add(i32::try_from(helper.id()).unwrap_or_default())?;
+    record.cgroup.add(helper.id().cast_signed())?;
     Ok(HelperConnections { tasks, node_maker })
 }
 
@@ -76,15 +76,10 @@ pub(crate) fn start(
 /// A connection failed, or the VMM sent something else than a request.
 pub(crate) fn serve(root: PathBuf, id: &str) -> Result<(), HelperError> {
     let failed = |step| move |source| HelperError::Serve { step, source };
-    let take = |fd: &dyn Fn() -> io::Result<OwnedFd>| fd().map_err(failed("duplicate a connection"));
-    let tasks = take(&|| io::stdin().as_fd().try_clone_to_owned())?;
-    let node_maker = take(&|| io::stdout().as_fd().try_clone_to_owned())?;
+    let duplicate = |fd: BorrowedFd| fd.try_clone_to_owned().map_err(failed("duplicate a connection"));
+    let tasks = duplicate(io::stdin().as_fd())?;
+    let node_maker = duplicate(io::stdout().as_fd())?;
     let nodes = std::thread::Builder::new().name("nodes".to_owned());
     nodes.spawn(move || node_maker::serve(&node_maker)).map_err(failed("start a thread"))?;
     tasks::Tasks::new(root, id.to_owned()).serve(&tasks).map_err(failed("serve the VMM's tasks"))
-}
-
-/// Standard streams of the programs that the helper runs: messages go to the log.
-fn quiet(command: &mut Command) -> &mut Command {
-    command.stdin(Stdio::null()).stdout(Stdio::null())
 }

@@ -7,7 +7,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, SFlag, mknodat, umask};
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 use rustix::thread::CapabilitiesSecureBits;
-use vmm::helper::{MakeNode, send_errno};
+use vmm::helper::{MakeNode, decode_device, send_errno};
 
 /// Serves requests until the VMM ends.
 pub(super) fn serve(connection: &OwnedFd) {
@@ -45,12 +45,7 @@ fn make(node: &MakeNode, directory: &OwnedFd) -> Result<(), Errno> {
     let _ids = FsIds::assume(node);
     umask(Mode::from_bits_truncate(node.umask));
     let mode = Mode::from_bits_truncate(node.mode);
-    mknodat(directory, node.name.as_slice(), kind, mode, device(node.device))
-}
-
-/// The device that Linux encodes as `encoded` (`new_decode_dev`).
-fn device(encoded: u32) -> u64 {
-    rustix::fs::makedev((encoded >> 8) & 0xfff, (encoded & 0xff) | ((encoded >> 12) & 0xf_ff00))
+    mknodat(directory, node.name.as_slice(), kind, mode, decode_device(node.device))
 }
 
 /// The file-system ids of a node's owner. Dropping it restores root's.
@@ -97,6 +92,6 @@ mod tests {
         .unwrap();
         let made = fs::metadata(directory.path().join("null")).unwrap();
         assert!(made.file_type().is_char_device());
-        assert_eq!((made.uid(), made.gid(), made.mode() & 0o777, made.rdev()), (7, 8, 0o644, device(0x103)));
+        assert_eq!((made.uid(), made.gid(), made.mode() & 0o777, made.rdev()), (7, 8, 0o644, decode_device(0x103)));
     }
 }

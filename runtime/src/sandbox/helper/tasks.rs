@@ -4,18 +4,20 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use vmm::helper::{Task, TaskResult, receive_task, send_result};
 
-use super::quiet;
 use crate::host::oom_notifier;
 use crate::sandbox::interfaces::UPDATE_COMMAND;
 
 /// Time between the starts of two tasks of one kind, so that a VMM that was taken over cannot keep the host busy.
 const INTERVAL: Duration = Duration::from_millis(500);
+
+/// Most messages that the helper writes to the log, which it shares with the VMM.
+const MAX_MESSAGES: usize = 100;
 
 /// This program.
 const PROGRAM: &str = "/proc/self/exe";
@@ -26,30 +28,49 @@ pub(super) struct Tasks {
     id: String,
     /// When the last task of each kind was started: of OOM kills and of interfaces.
     last: [Option<Instant>; 2],
+    /// Number of messages in the log.
+    messages: usize,
 }
 
 impl Tasks {
     pub(super) fn new(root: PathBuf, id: String) -> Self {
-        Self { root, id, last: [None; 2] }
+        Self { root, id, last: [None; 2], messages: 0 }
     }
 
     /// Does the tasks that come over `connection`, until the VMM ends.
     pub(super) fn serve(&mut self, connection: &OwnedFd) -> io::Result<()> {
         while let Some(task) = receive_task(connection.as_fd())? {
             self.wait_for_turn(task);
-            let is_done = match self.command(task).status() {
-                // The OOM notifier has done its work when the kernel has killed it.
-                Ok(status) if task == Task::CountOomKill => status.code().is_none(),
-                Ok(status) => status.success(),
-                Err(error) => {
-                    eprintln!(" WARN cannot run a command for the VMM: {error}");
-                    false
-                }
-            };
+            let is_done = self.run(task);
             // If the VMM has ended, the next message says so.
             let _ = send_result(connection.as_fd(), TaskResult { task, is_done });
         }
         Ok(())
+    }
+
+    /// Runs the command of a task, and returns whether it was done.
+    fn run(&mut self, task: Task) -> bool {
+        match self.command(task).spawn().and_then(Child::wait_with_output) {
+            // The OOM notifier has done its work when the kernel has killed it.
+            Ok(output) if task == Task::CountOomKill && output.status.code().is_none() => true,
+            Ok(output) if task != Task::CountOomKill && output.status.success() => true,
+            Ok(output) => {
+                self.warn(String::from_utf8_lossy(&output.stderr).trim_end());
+                false
+            }
+            Err(error) => {
+                self.warn(&format!("cannot run a command for the VMM: {error}"));
+                false
+            }
+        }
+    }
+
+    /// Writes a message to the log, unless the helper has written its share: a guest can cause as many as it likes.
+    fn warn(&mut self, message: &str) {
+        if self.messages < MAX_MESSAGES {
+            self.messages += 1;
+            eprintln!(" WARN {message}");
+        }
     }
 
     fn wait_for_turn(&mut self, task: Task) {
@@ -74,7 +95,7 @@ impl Tasks {
                 Path::new(&self.id).as_os_str(),
             ]),
         };
-        quiet(&mut command);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         command
     }
 }

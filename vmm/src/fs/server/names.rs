@@ -20,7 +20,7 @@ use crate::fs::tables::inode::{FoundInode, Inode, InodeFd, InodeKey, file_type, 
 use crate::fs::tables::shares::is_synthetic;
 use crate::fs::worker::Worker;
 use crate::fs::worker::proc_fds::fd_name;
-use crate::helper::MakeNode;
+use crate::helper::{MakeNode, decode_device};
 
 impl Server {
     pub(super) fn lookup(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
@@ -123,7 +123,7 @@ impl Server {
             return Err(Errno::INVAL);
         }
         let mode = creation_mode(&self.writable_inode(request.header.nodeid)?, mode, &request.owner()?)?;
-        let device = rustix::fs::makedev((rdev >> 8) & 0xfff, (rdev & 0xff) | ((rdev >> 12) & 0xf_ff00));
+        let device = decode_device(rdev);
         let owner = request.owner()?;
         self.create_entry(worker, request, (name, umask), reply, |parent| {
             match (rustix::fs::mknodat(parent, name, kind, mode, device), &self.node_maker) {
