@@ -1,12 +1,12 @@
 //! The host's side of a new container's machine: its record, its VMM in a cgroup and namespaces, and its network.
 
 use std::rc::Rc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use vmm::config::SandboxConfig;
-use vmm::control::{Client, Request};
+use vmm::control::{Client, ClientError, Request};
 
 use super::claim::Claim;
 use super::error::CreateError;
@@ -36,6 +36,9 @@ use crate::sandbox::store::Store;
 use crate::sandbox::vmm_process::{END_TIMEOUT, Vmm, VmmError, VmmOptions, spawn};
 use crate::spec::sizing::{Size, host_cpus};
 use crate::terminal::stdio::{ProcessStdio, StdioOptions, console_size};
+
+/// Time in which a VMM that is ending has ended.
+const ENDING_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A running VMM, and what belongs to it on the host. Dropping it undoes the creation.
 pub(super) struct Machine {
@@ -149,7 +152,11 @@ impl Machine {
             answer.map_err(|error| self.explain(error))?;
         }
         let vmm = if self.shared.is_some() { peer(&connection.client) } else { Some(self.vmm.process) };
-        vmm.map_or(Ok(()), |vmm| clone_following(shares, vmm)).map_err(CreateError::Mounts)
+        match vmm.map_or(Ok(()), |vmm| clone_following(shares, vmm)) {
+            // A VMM that has ended has no mount namespace. Its log says why it ended.
+            Err(_) if self.vmm.process.wait(ENDING_TIMEOUT) => Err(self.explain(ClientError::Closed.into()).into()),
+            cloned => cloned.map_err(CreateError::Mounts),
+        }
     }
 
     fn sandbox_config(&self, request: &CreateRequest, has_console_log: bool) -> SandboxConfig {
