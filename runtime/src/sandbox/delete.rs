@@ -40,7 +40,7 @@ pub(crate) fn delete(record: &Record, locked: LockedDir, log: &Log) -> Result<()
         }
     }
     let stopped = record.scope.as_ref().filter(|_| record.is_of_this_boot()).map_or(Ok(()), Scope::stop);
-    let mut left = record.cgroup.remove().into_iter();
+    let mut left = record.cgroup.kill_and_remove().into_iter();
     let disconnected = disconnect_network(record);
     locked.remove()?;
     hooks::run_poststop(record.hook_container(), log);

@@ -1,6 +1,7 @@
 //! `update` and `events`: limits of a running container, and what it uses.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -242,6 +243,24 @@ fn a_used_or_frozen_cgroup_is_refused() {
     }
     free.ok();
     runtime.assert_clean();
+}
+
+/// The helper's commands are such processes: one may wait for the lock that `delete` holds.
+#[test]
+fn delete_kills_a_process_that_is_left_in_the_cgroup() {
+    let runtime = Runtime::new();
+    if !is_vmrt() {
+        return;
+    }
+    let container = runtime.create_container(&Bundle::busybox(["true"]));
+    let mut other = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+    let procs = format!("/sys/fs/cgroup/vmrt-{}/cgroup.procs", container.id);
+    std::fs::write(&procs, other.id().to_string()).unwrap();
+    let begin = Instant::now();
+    container.call("delete", &["--force"]).ok();
+    assert!(begin.elapsed() < Duration::from_secs(8), "{:?}", begin.elapsed());
+    assert_eq!(other.wait().unwrap().signal(), Some(9));
+    assert!(!Path::new(&procs).exists());
 }
 
 #[test]
