@@ -252,7 +252,8 @@ fn delete_kills_a_process_that_is_left_in_the_cgroup() {
     if !is_vmrt() {
         return;
     }
-    let container = runtime.create_container(&Bundle::busybox(["true"]));
+    let bundle = Bundle::busybox(["true"]);
+    let container = runtime.create_container(&bundle);
     let mut other = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
     let procs = format!("/sys/fs/cgroup/vmrt-{}/cgroup.procs", container.id);
     std::fs::write(&procs, other.id().to_string()).unwrap();
