@@ -8,7 +8,7 @@ use std::path::Path;
 use seccompiler::{BpfProgram, TargetArch, compile_from_json, sock_filter};
 
 /// The policies, one file each.
-const POLICIES: [&str; 4] = ["event-loop", "file-server", "host-sockets", "vcpu"];
+const POLICIES: [&str; 5] = ["event-loop", "file-server", "host-sockets", "template-saver", "vcpu"];
 
 /// Number of `clone3` on every architecture.
 const CLONE3: u32 = 435;

@@ -22,6 +22,7 @@ mod message;
 pub mod netlink;
 mod network;
 mod process;
+mod seed;
 mod stream_secret;
 
 pub use cgroup_weight::{cpu_weight, io_weight};
@@ -31,6 +32,7 @@ pub use exit_status::describe_exit_status;
 pub use message::*;
 pub use network::*;
 pub use process::*;
+pub use seed::Seed;
 pub use stream_secret::StreamSecret;
 
 /// Version of this protocol. Both sides are built from the same sources, so a difference is an installation error.

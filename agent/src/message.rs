@@ -8,6 +8,7 @@ use crate::container::{CreateContainer, Exec};
 use crate::container_request::ContainerRequest;
 use crate::network::AttachedInterface;
 use crate::process::{ExitStatus, ProcessId, ProcessList};
+use crate::seed::Seed;
 use crate::stream_secret::StreamSecret;
 
 /// A request of the VMM.
@@ -19,6 +20,15 @@ pub enum Request {
         /// The secret.
         secret: StreamSecret,
     },
+    /// Makes the guest's random numbers independent of those of other guests that start from the same template. It is the first
+    /// request to such a guest, and nothing has read random numbers before.
+    SeedRandom {
+        /// New random bytes.
+        seed: Seed,
+    },
+    /// Prepares the agent for the end of its machine, which is saved as a template. When the connection ends, which it does in
+    /// the machines that start from the template, the agent connects again.
+    PrepareTemplate,
     /// Makes a container, up to the execution of its program.
     Create(Box<CreateContainer>),
     /// A request about a container that a client sent and the VMM passes on unchanged.

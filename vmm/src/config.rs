@@ -32,15 +32,32 @@ pub struct SandboxConfig {
     /// Whether the descriptors end with one of a console log: a file to which all messages of the guest's kernel are appended.
     #[serde(default)]
     pub has_console_log: bool,
+    /// What a template has to do with the sandbox.
+    #[serde(default)]
+    pub template: TemplateUse,
     /// How the VMM confines itself.
     pub jail: JailConfig,
+}
+
+/// What a sandbox has to do with a template.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TemplateUse {
+    /// Nothing: the machine boots.
+    #[default]
+    None,
+    /// The machine starts from the template in the last descriptor. If it cannot be used, the machine boots.
+    Start,
+    /// The machine is saved as a template into the empty file of the last descriptor when its agent is ready, and ends.
+    Make,
 }
 
 impl SandboxConfig {
     /// Number of descriptors that are passed with the configuration, see [`SandboxFiles`].
     #[must_use]
     pub fn descriptors(&self) -> usize {
-        SandboxFiles::REQUIRED + usize::from(self.has_console_log)
+        let has_template = self.template != TemplateUse::None;
+        SandboxFiles::REQUIRED + usize::from(self.has_console_log) + usize::from(has_template)
     }
 }
 
@@ -71,17 +88,19 @@ pub struct SandboxFiles {
     pub kernel: OwnedFd,
     /// The initramfs: an uncompressed cpio archive with the agent as `/init`.
     pub initramfs: OwnedFd,
-    /// The console log, open for appending.
+    /// The console log, open for appending, if the configuration has one.
     pub console_log: Option<OwnedFd>,
+    /// The template, if the configuration has one.
+    pub template: Option<OwnedFd>,
 }
 
 impl SandboxFiles {
-    /// Number of descriptors without that of the console log.
+    /// Number of descriptors without those of the console log and the template.
     const REQUIRED: usize = 6;
 
-    /// The files of the passed descriptors; `None` if there are too few.
+    /// The files of the descriptors that were passed with `config`; `None` if there are too few.
     #[must_use]
-    pub fn of(descriptors: Vec<OwnedFd>) -> Option<Self> {
+    pub fn of(descriptors: Vec<OwnedFd>, config: &SandboxConfig) -> Option<Self> {
         let mut rest = descriptors.into_iter();
         Some(Self {
             kvm: rest.next()?,
@@ -90,7 +109,8 @@ impl SandboxFiles {
             node_maker: rest.next()?,
             kernel: rest.next()?,
             initramfs: rest.next()?,
-            console_log: rest.next(),
+            console_log: if config.has_console_log { Some(rest.next()?) } else { None },
+            template: if config.template == TemplateUse::None { None } else { Some(rest.next()?) },
         })
     }
 }

@@ -233,6 +233,11 @@ pub enum Reply {
     OutOfMemory(u64),
     /// The machine's memory in MiB.
     Memory(u64),
+    /// The machine runs, but its template cannot be used: it boots.
+    TemplateRefused {
+        /// Why the template cannot be used.
+        cause: String,
+    },
 }
 
 /// A frame from the VMM to the client.

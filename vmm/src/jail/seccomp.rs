@@ -26,12 +26,14 @@ pub enum ThreadClass {
     FileServer,
     /// The thread that connects to sockets of the host.
     HostSockets,
+    /// The thread that saves a machine as a template.
+    TemplateSaver,
     /// A thread that runs a vCPU.
     Vcpu,
 }
 
 impl ThreadClass {
-    const ALL: [Self; 4] = [Self::EventLoop, Self::FileServer, Self::HostSockets, Self::Vcpu];
+    const ALL: [Self; 5] = [Self::EventLoop, Self::FileServer, Self::HostSockets, Self::TemplateSaver, Self::Vcpu];
 
     /// The compiled policy: instructions of 8 bytes.
     fn policy(self) -> &'static [u8] {
@@ -39,6 +41,7 @@ impl ThreadClass {
             Self::EventLoop => include_bytes!(concat!(env!("OUT_DIR"), "/event-loop.bpf")),
             Self::FileServer => include_bytes!(concat!(env!("OUT_DIR"), "/file-server.bpf")),
             Self::HostSockets => include_bytes!(concat!(env!("OUT_DIR"), "/host-sockets.bpf")),
+            Self::TemplateSaver => include_bytes!(concat!(env!("OUT_DIR"), "/template-saver.bpf")),
             Self::Vcpu => include_bytes!(concat!(env!("OUT_DIR"), "/vcpu.bpf")),
         }
     }
@@ -48,13 +51,14 @@ impl ThreadClass {
             Self::EventLoop => "event loop",
             Self::FileServer => "file server",
             Self::HostSockets => "host sockets",
+            Self::TemplateSaver => "template saver",
             Self::Vcpu => "vCPU",
         }
     }
 }
 
 /// The filters of this process, in the order of [`ThreadClass::ALL`].
-static FILTERS: OnceLock<[BpfProgram; 4]> = OnceLock::new();
+static FILTERS: OnceLock<[BpfProgram; 5]> = OnceLock::new();
 
 thread_local! {
     /// The class of this thread, for the signal handler.

@@ -7,7 +7,9 @@ use thiserror::Error;
 use super::boot::LoadError;
 use super::kvm::KvmError;
 use super::memory::MemoryError;
-use crate::arch::{FirmwareError, VcpuSetupError, layout};
+use super::template::TemplateError;
+use crate::arch::{FirmwareError, VcpuSetupError, VcpuStateError, layout};
+use crate::virtio::state::RestoreError;
 
 /// Why a machine cannot be built or started.
 #[derive(Debug, Error)]
@@ -24,6 +26,21 @@ pub enum MachineError {
     /// The boot parameters cannot be written.
     #[error("cannot describe the machine to the guest's kernel")]
     Firmware(#[from] FirmwareError),
+    /// The template cannot be used.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// KVM cannot continue where the template's machine stopped.
+    #[error("cannot save or restore the interrupt controllers, timer and clock")]
+    RestoreVm(#[source] kvm_ioctls::Error),
+    /// KVM refuses the saved state of the vCPU.
+    #[error("cannot save or restore the vCPU")]
+    RestoreVcpu(#[source] VcpuStateError),
+    /// The thread of the vCPU has ended before.
+    #[error("the vCPU has ended")]
+    NoVcpu,
+    /// The saved state of a device does not fit.
+    #[error("cannot restore virtio device {0}")]
+    RestoreDevice(usize, #[source] RestoreError),
     /// KVM cannot create a vCPU.
     #[error("cannot create vCPU {0}")]
     CreateVcpu(u8, #[source] kvm_ioctls::Error),

@@ -19,6 +19,12 @@ pub enum MachineExit {
     /// The agent, which is the guest's first process, failed and printed why.
     #[error("the guest's agent failed: {0}")]
     Agent(String),
+    /// The machine was saved as a template.
+    #[error("the machine was saved as a template")]
+    Saved,
+    /// The machine was stopped, but cannot be saved as a template.
+    #[error("the machine cannot be saved as a template")]
+    NotSaved(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A vCPU cannot continue.
     #[error("vCPU {id} stopped")]
     Vcpu {

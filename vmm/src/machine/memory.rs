@@ -1,12 +1,15 @@
-//! Guest memory: private anonymous mappings, one for each range of guest-physical addresses.
+//! Guest memory: one mapping for each range of guest-physical addresses.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use thiserror::Error;
 use vm_memory::{GuestAddress, GuestRegionCollectionError, GuestRegionMmap, MmapRegion};
 
 use crate::arch::{Memory, MemoryRegion, layout};
+use crate::machine::template::MEMORY_OFFSET;
 use crate::mem::BLOCK_SIZE;
 
 /// Alignment of the mappings in bytes. Host and guest addresses then agree modulo this size, so that the host can use huge
@@ -15,6 +18,29 @@ const HUGE_PAGE: usize = 2 << 20;
 
 const PROTECTION: i32 = libc::PROT_READ | libc::PROT_WRITE;
 const FLAGS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+
+/// Where the content of guest memory comes from, and where changes go.
+#[derive(Clone, Copy, Debug)]
+pub enum Backing<'a> {
+    /// Zeros. The memory is private.
+    Zeros,
+    /// A template's file. Changes are private.
+    Template(&'a File),
+    /// The file of a template that is being made. Changes go into the file.
+    NewTemplate(&'a File),
+}
+
+impl Backing<'_> {
+    /// Flags, descriptor and offset of the mapping.
+    fn mapping(self) -> (i32, RawFd, i64) {
+        let offset = MEMORY_OFFSET.cast_signed();
+        match self {
+            Self::Zeros => (FLAGS, -1, 0),
+            Self::Template(file) => (libc::MAP_PRIVATE | libc::MAP_NORESERVE, file.as_raw_fd(), offset),
+            Self::NewTemplate(file) => (libc::MAP_SHARED, file.as_raw_fd(), offset),
+        }
+    }
+}
 
 /// Why guest memory cannot be mapped.
 #[derive(Debug, Error)]
@@ -33,14 +59,15 @@ pub enum MemoryError {
     TooLarge(u64),
 }
 
-/// Maps `size` bytes of memory at the addresses of the machine's layout. The host allocates a page when it is accessed first.
+/// Maps `size` bytes of memory at the addresses of the machine's layout. The host allocates a page when it is accessed first. Memory of
+/// a file is one range.
 ///
 /// The mappings live as long as the process, because vCPUs and devices use them until its end.
 ///
 /// # Errors
 /// The address space is too small.
-pub fn map(size: u64) -> Result<Memory, MemoryError> {
-    let map = |(start, length)| map_region(start, length).map(MemoryRegion::new);
+pub fn map(size: u64, backing: Backing<'_>) -> Result<Memory, MemoryError> {
+    let map = |(start, length)| map_region(start, length, backing).map(MemoryRegion::new);
     let regions = layout::memory_ranges(size).into_iter().map(map);
     Ok(Memory::from_regions(regions.collect::<Result<_, _>>()?)?)
 }
@@ -53,7 +80,7 @@ pub fn map(size: u64) -> Result<Memory, MemoryError> {
 pub fn map_pluggable(start: GuestAddress, length: u64, unit: u64) -> Result<Arc<MemoryRegion>, MemoryError> {
     let mut length = length.next_multiple_of(unit).max(unit);
     loop {
-        match map_region(start, length) {
+        match map_region(start, length, Backing::Zeros) {
             Err(MemoryError::Map(_, error)) if length > unit => {
                 tracing::debug!(%error, length, "the host does not overcommit that much memory");
                 length = (length / 2).next_multiple_of(unit);
@@ -63,9 +90,9 @@ pub fn map_pluggable(start: GuestAddress, length: u64, unit: u64) -> Result<Arc<
     }
 }
 
-fn map_region(start: GuestAddress, length: u64) -> Result<GuestRegionMmap<()>, MemoryError> {
+fn map_region(start: GuestAddress, length: u64, backing: Backing<'_>) -> Result<GuestRegionMmap<()>, MemoryError> {
     let length = usize::try_from(length).map_err(|_| MemoryError::TooLarge(length))?;
-    let address = map_aligned(length).map_err(|error| MemoryError::Map(length, error))?;
+    let address = map_aligned(length, backing).map_err(|error| MemoryError::Map(length, error))?;
     // SAFETY: the mapping at `address` is `length` bytes long, nothing else uses it, and it is never unmapped.
     let region = unsafe { MmapRegion::build_raw(address, length, PROTECTION, FLAGS) };
     let region = region.map_err(|_| MemoryError::Region(start.0))?;
@@ -73,7 +100,7 @@ fn map_region(start: GuestAddress, length: u64) -> Result<GuestRegionMmap<()>, M
 }
 
 /// Maps `length` bytes at a multiple of [`HUGE_PAGE`].
-fn map_aligned(length: usize) -> io::Result<*mut u8> {
+fn map_aligned(length: usize, backing: Backing<'_>) -> io::Result<*mut u8> {
     let too_large = || io::Error::from_raw_os_error(libc::ENOMEM);
     let reserved = length.checked_add(HUGE_PAGE).ok_or_else(too_large)?;
     // SAFETY: a new mapping at an address that the kernel chooses affects no existing mapping.
@@ -89,9 +116,24 @@ fn map_aligned(length: usize) -> io::Result<*mut u8> {
         let aligned = address.add(before);
         unmap(address, before);
         unmap(aligned.add(length), after);
+        map_file(aligned, length, backing)?;
         advise_huge_pages(aligned, length);
         Ok(aligned.cast())
     }
+}
+
+/// Replaces an anonymous mapping by that of the backing's file, if it has one.
+///
+/// # Safety
+/// The `length` bytes at `address` must be a mapping of this process that nothing uses.
+unsafe fn map_file(address: *mut libc::c_void, length: usize, backing: Backing<'_>) -> io::Result<()> {
+    let (flags, file, offset) = backing.mapping();
+    if file < 0 {
+        return Ok(());
+    }
+    // SAFETY: the caller guarantees that the range that is replaced is a mapping that nothing uses.
+    let mapped = unsafe { libc::mmap(address, length, PROTECTION, flags | libc::MAP_FIXED, file, offset) };
+    if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Asks the host for huge pages. A boot accesses memory all over, and each first access of a page is an exit: 10,000 exits with
@@ -127,26 +169,26 @@ mod tests {
 
     #[test]
     fn small_memory_is_one_range_and_large_memory_is_two() {
-        let small = map(64 << 20).unwrap();
+        let small = map(64 << 20, Backing::Zeros).unwrap();
         assert_eq!(
             small.iter().map(|region| (region.start_addr().0, region.len())).collect::<Vec<_>>(),
             [(0, 64 << 20)]
         );
-        let large = map(4 << 30).unwrap();
+        let large = map(4 << 30, Backing::Zeros).unwrap();
         let ranges: Vec<_> = large.iter().map(|region| (region.start_addr().0, region.len())).collect();
         assert_eq!(ranges, [(0, 3 << 30), (4 << 30, 1 << 30)]);
     }
 
     #[test]
     fn host_and_guest_addresses_agree_modulo_a_huge_page() {
-        for region in map((4 << 30) + (6 << 20)).unwrap().iter() {
+        for region in map((4 << 30) + (6 << 20), Backing::Zeros).unwrap().iter() {
             assert!(region.host_address().align_offset(HUGE_PAGE) == 0);
         }
     }
 
     #[test]
     fn first_and_last_byte_can_be_written_and_the_next_cannot() {
-        let memory = map(64 << 20).unwrap();
+        let memory = map(64 << 20, Backing::Zeros).unwrap();
         memory.write_obj(1_u8, GuestAddress(0)).unwrap();
         memory.write_obj(2_u8, GuestAddress((64 << 20) - 1)).unwrap();
         assert_eq!(memory.read_obj::<u8>(GuestAddress((64 << 20) - 1)).unwrap(), 2);
@@ -163,6 +205,6 @@ mod tests {
 
     #[test]
     fn more_than_the_address_space_is_an_error() {
-        assert!(matches!(map(1 << 60), Err(MemoryError::Map(..))));
+        assert!(matches!(map(1 << 60, Backing::Zeros), Err(MemoryError::Map(..))));
     }
 }

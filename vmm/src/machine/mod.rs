@@ -13,6 +13,7 @@
 //! - [`boot`]: the kernel, the initramfs and the kernel's command line.
 //! - [`bus`]: devices that vCPUs access through exits, among them the serial port. [`exit`]: why a machine ended.
 //! - [`vcpu`]: vCPU threads.
+//! - [`template`]: the state of a machine that has stopped, in a file.
 //! - [`builder`]: builds a machine with any devices. [`assembly`]: builds the machine of a sandbox.
 
 pub mod assembly;
@@ -25,6 +26,7 @@ pub mod kvm;
 pub mod memory;
 pub mod probe;
 pub mod resources;
+pub mod template;
 pub mod vcpu;
 
 pub use builder::{Machine, MachineBuilder, RunningMachine};

@@ -35,6 +35,8 @@ pub struct Resources {
     pub network_slots: u8,
     /// The console log, open for appending.
     pub console_log: Option<File>,
+    /// The empty file of a template that is to be made of the machine.
+    pub new_template: Option<File>,
 }
 
 /// A file that is open for reading.
@@ -124,6 +126,7 @@ impl Resources {
             kernel: OpenFile::of("guest kernel", files.kernel)?,
             initramfs: OpenFile::of("initramfs", files.initramfs)?,
             console_log: files.console_log.map(File::from),
+            new_template: files.new_template.map(File::from),
         })
     }
 }
@@ -139,9 +142,19 @@ pub struct MachineFiles {
     pub initramfs: OwnedFd,
     /// The console log.
     pub console_log: Option<OwnedFd>,
+    /// The file of a template that is to be made.
+    pub new_template: Option<OwnedFd>,
 }
 
 impl OpenFile {
+    /// The same file by another descriptor.
+    ///
+    /// # Errors
+    /// No file descriptor is left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { path: self.path.clone(), file: self.file.try_clone()?, length: self.length })
+    }
+
     fn of(kind: &'static str, file: OwnedFd) -> Result<Self, ResourcesError> {
         // Errors name the file. Without procfs they do not.
         let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap_or_default();
@@ -172,7 +185,7 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::config::JailConfig;
+    use crate::config::{JailConfig, TemplateUse};
 
     fn config() -> SandboxConfig {
         SandboxConfig {
@@ -183,6 +196,7 @@ mod tests {
             network_slots: 0,
             main_container: "web".to_owned(),
             has_console_log: true,
+            template: TemplateUse::None,
             jail: JailConfig::default(),
         }
     }
@@ -199,6 +213,7 @@ mod tests {
             kernel: open("vmlinux", kernel),
             initramfs: open("initramfs.cpio", initramfs),
             console_log: None,
+            new_template: None,
         }
     }
 

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc::Receiver;
 
-use agent::{Failure, FailureKind};
+use agent::{Failure, FailureKind, Seed};
 use event_manager::SubscriberOps;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::Backlog;
@@ -13,20 +13,22 @@ use oci_spec::runtime::ExecCPUAffinity;
 use thiserror::Error;
 
 use super::container_proxy::{self, ProxyError};
-use super::controller::{Controller, Parts};
+use super::controller::{Controller, Parts, TemplateRole};
 use super::host_sockets::Connector;
 use super::interface_monitor::open_changes;
+use super::machine_setup::{MachineSetup, SetUpMachine};
 use super::signals::Signals;
-use crate::config::{SandboxConfig, SandboxFiles};
+use crate::config::{SandboxConfig, SandboxFiles, TemplateUse};
 use crate::control::{Answer, Call, Connection, ConnectionError, Reply, Request};
 use crate::event_loop::{EventLoop, LoopHandle};
-use crate::fs::{FsError, Limits, ProcFds, Server, SharesHandle};
+use crate::fs::{FsError, ProcFds, SharesHandle};
 use crate::jail::seccomp::{self, ThreadClass};
 use crate::jail::{self, JailError};
-use crate::machine::assembly::{AssemblyError, assemble};
+use crate::machine::assembly::AssemblyError;
 use crate::machine::resources::{MachineFiles, Resources, ResourcesError};
 use crate::machine::{MachineError, RunningMachine};
 use crate::timeline;
+use crate::virtio::rng::random;
 use crate::vsock::Ports;
 
 /// Why the sandbox or the proxy does not run.
@@ -67,8 +69,11 @@ pub enum LaunchError {
 /// A sandbox whose vCPUs run.
 struct RunningSandbox {
     event_loop: EventLoop,
-    _machine: RunningMachine,
+    /// A machine that becomes a template belongs to the thread that saves it.
+    _machine: Option<RunningMachine>,
     exit_status: Receiver<u8>,
+    /// Why the template cannot be used, if there is one and the machine boots.
+    template_refusal: Option<String>,
 }
 
 /// Runs the sandbox that the client at the other end of `control` configures, and returns the VMM's exit status. If the first
@@ -93,6 +98,7 @@ pub fn run(control: UnixStream) -> Result<u8, LaunchError> {
         _ => return Err(LaunchError::NotConfigured),
     };
     let answer = match &result {
+        Ok(RunningSandbox { template_refusal: Some(cause), .. }) => Ok(Reply::TemplateRefused { cause: cause.clone() }),
         Ok(_) => Ok(Reply::Done),
         Err(error) => Err(Failure {
             kind: FailureKind::System,
@@ -118,11 +124,16 @@ fn receive_first_call(client: &mut Connection) -> Result<Call, LaunchError> {
 }
 
 fn launch(config: &SandboxConfig, mut client: Connection, signals: Signals) -> Result<RunningSandbox, LaunchError> {
-    let files = client.take_fds(config.descriptors()).and_then(SandboxFiles::of).ok_or(LaunchError::NotConfigured)?;
-    let SandboxFiles { kvm, control_socket, helper, node_maker, kernel, initramfs, console_log } = files;
+    let files = client.take_fds(config.descriptors()).and_then(|files| SandboxFiles::of(files, config));
+    let files = files.ok_or(LaunchError::NotConfigured)?;
+    let SandboxFiles { kvm, control_socket, helper, node_maker, kernel, initramfs, console_log, template } = files;
     let listener =
         listen(control_socket).map_err(|error| LaunchError::System("listen on the control socket", error))?;
-    let resources = Resources::of(config, MachineFiles { kvm, kernel, initramfs, console_log })?;
+    let (template, new_template) = match config.template {
+        TemplateUse::Make => (None, template),
+        TemplateUse::None | TemplateUse::Start => (template, None),
+    };
+    let resources = Resources::of(config, MachineFiles { kvm, kernel, initramfs, console_log, new_template })?;
     let interface_changes = (config.network_slots > 0).then(open_changes).transpose();
     let interface_changes =
         interface_changes.map_err(|error| LaunchError::System("monitor network interfaces", error))?;
@@ -135,8 +146,20 @@ fn launch(config: &SandboxConfig, mut client: Connection, signals: Signals) -> R
     let ports = Ports::new().map_err(|error| LaunchError::System("create the table of vsock ports", error))?;
     let connector = Connector::start(proc_fds.clone())
         .map_err(|error| LaunchError::System("start the thread that connects to sockets", error))?;
-    let file_server = Server::new(shares.clone(), Limits::of_process(), proc_fds, Some(node_maker));
-    let assembled = assemble(resources, &LoopHandle::new(&event_loop), file_server, ports.clone())?;
+    let setup = MachineSetup {
+        resources,
+        event_loop: LoopHandle::new(&event_loop),
+        shares: shares.clone(),
+        proc_fds,
+        node_maker,
+        ports: ports.clone(),
+    };
+    let SetUpMachine { assembled, saver, template_refusal } = setup.run(config.template, template)?;
+    let template = match (config.template, &saver, &template_refusal) {
+        (TemplateUse::Make, Some(saver), _) => TemplateRole::Make(saver.clone()),
+        (TemplateUse::Start, _, None) => TemplateRole::Started { memory_mib: config.memory_mib, seed: new_seed()? },
+        _ => TemplateRole::None,
+    };
     jail::drop_capabilities()?;
     let parts = Parts {
         client,
@@ -152,6 +175,7 @@ fn launch(config: &SandboxConfig, mut client: Connection, signals: Signals) -> R
         has_cgroup: config.has_cgroup,
         helper,
         connector,
+        template,
         interface_changes,
     };
     let (controller, exit_status) =
@@ -159,7 +183,22 @@ fn launch(config: &SandboxConfig, mut client: Connection, signals: Signals) -> R
     event_loop.add_subscriber(Box::new(controller));
     seccomp::confine(ThreadClass::EventLoop)
         .map_err(|error| LaunchError::System("limit the system calls of the event loop", error))?;
-    Ok(RunningSandbox { _machine: assembled.machine.start()?, event_loop, exit_status })
+    let machine = assembled.machine.start()?;
+    let machine = match saver {
+        None => Some(machine),
+        Some(saver) => {
+            saver.give(machine);
+            None
+        }
+    };
+    Ok(RunningSandbox { _machine: machine, event_loop, exit_status, template_refusal })
+}
+
+/// Random bytes for a guest whose own state other guests have as well.
+fn new_seed() -> Result<Seed, LaunchError> {
+    let mut bytes = [0; Seed::LENGTH];
+    random(&mut bytes).map_err(|error| LaunchError::System("get random bytes", error))?;
+    Ok(Seed::new(bytes))
 }
 
 /// Parses a specification's only field that is checked by a regular expression. Before its first use, the library counts the CPUs in a

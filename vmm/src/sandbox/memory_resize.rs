@@ -29,7 +29,8 @@ pub(super) struct MemoryResize {
 /// A client's request that the guest has not finished. Sizes are in bytes.
 #[derive(Debug)]
 struct PendingResize {
-    caller: Caller,
+    /// The client; `None` if the VMM itself wants the change.
+    caller: Option<Caller>,
     target: u64,
     growing: bool,
     /// The size that came closest to the target. Only a size that is closer extends the deadline.
@@ -57,9 +58,14 @@ impl MemoryResize {
         Self { resizer, pending: None }
     }
 
-    /// Whether a request is pending.
-    pub(super) fn is_pending(&self) -> bool {
-        self.pending.is_some()
+    /// Whether a client waits for a change. Its request replaces one of the VMM itself.
+    pub(super) fn has_waiter(&self) -> bool {
+        self.pending.as_ref().is_some_and(|pending| pending.caller.is_some())
+    }
+
+    /// Whether the guest has less than `mib` MiB of memory.
+    pub(super) fn is_smaller_than(&self, mib: u64) -> bool {
+        self.resizer.size() < mib.saturating_mul(MIB)
     }
 
     /// When [`MemoryResize::take_result`] has to be called next.
@@ -69,14 +75,14 @@ impl MemoryResize {
 
     /// Removes and returns the waiting caller.
     pub(super) fn take_waiter(&mut self) -> Option<Caller> {
-        self.pending.take().map(|pending| pending.caller)
+        self.pending.take()?.caller
     }
 
     /// Requests that the guest has `mib` MiB of memory.
     ///
     /// # Errors
     /// The machine cannot have that much memory, or KVM refused.
-    pub(super) fn start(&mut self, caller: Caller, mib: u64, now: Instant) -> Result<(), ResizeError> {
+    pub(super) fn start(&mut self, caller: Option<Caller>, mib: u64, now: Instant) -> Result<(), ResizeError> {
         let before = self.resizer.size();
         let target = self.resizer.request(mib.saturating_mul(MIB))?;
         let mut pending = PendingResize { caller, target, growing: target > before, closest: before, deadline: now };
@@ -86,7 +92,7 @@ impl MemoryResize {
     }
 
     /// The result, when the guest has the target size or has not come closer to it in time.
-    pub(super) fn take_result(&mut self, now: Instant) -> Option<(Caller, Result<Reply, Failure>)> {
+    pub(super) fn take_result(&mut self, now: Instant) -> Option<(Option<Caller>, Result<Reply, Failure>)> {
         let size = self.resizer.size();
         let pending = self.pending.as_mut()?;
         pending.update(size, now);

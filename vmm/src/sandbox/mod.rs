@@ -8,7 +8,7 @@
 //! 2. `containers`: processes, streams, owners and OOM kills of the containers.
 //! 3. `failures`: failures that clients receive.
 //! 4. `memory_resize`: a pending change of the machine's memory. `clock`: comparison of the guest's clock with the host's.
-//!    `helper_tasks`: what the helper does for the VMM. `interface_monitor`: changes of the network namespace.
+//!    `template_saver`: saves a machine as a template. `helper_tasks`: what the helper does for the VMM. `interface_monitor`: changes of the network namespace.
 //! 5. `controller`: the event loop's subscriber, which connects all of them. `container_proxy`: the host process of a
 //!    container that runs in another container's machine.
 //! 6. `launch`: from the first request to the exit status.
@@ -39,16 +39,19 @@ mod helper_tasks;
 mod host_sockets;
 mod interface_monitor;
 mod launch;
+mod machine_setup;
 mod memory_resize;
 mod signals;
+mod template_saver;
 #[cfg(test)]
 mod tests;
 
 pub use agent_connection::AgentError;
 pub use container_proxy::ProxyError;
-pub use controller::{Controller, Parts};
+pub use controller::{Controller, Parts, TemplateRole};
 pub use failures::GUEST_DIED;
 pub use host_sockets::Connector;
 pub use interface_monitor::open_changes;
 pub use launch::{LaunchError, run};
 pub use signals::Signals;
+pub use template_saver::TemplateSaver;

@@ -7,7 +7,7 @@ use virtio_queue::{Queue, QueueState};
 use super::device::VirtQueue;
 
 /// The saved state of a device behind the virtio-mmio transport. `S` is the device's own state.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct TransportState<S> {
     /// Status register.

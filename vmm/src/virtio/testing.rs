@@ -170,6 +170,7 @@ impl<D: VirtioDevice> Driver<D> {
         let registers = RegisterPage::map(1).unwrap()[0];
         let interrupt = Interrupt::new(registers, Arc::clone(&self.line));
         let transport = MmioTransport::restore(device, queues, self.memory.clone(), interrupt, state).unwrap();
+        transport.resume();
         Self { transport, registers, notify_events, ..self }
     }
 

@@ -23,7 +23,7 @@ const QUEUE_SIZES: [u16; 3] = [128, 128, 8];
 
 /// The saved state of the device, which is empty. Connections use descriptors of this process and end with it; a
 /// restored guest gets a transport reset event.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct VsockState {}
 

@@ -141,7 +141,7 @@ mod tests {
     }
 
     fn load_into_64_mib(kernel: &[u8], initramfs: &[u8]) -> Result<Loaded, LoadError> {
-        let memory = memory::map(MEMORY).unwrap();
+        let memory = memory::map(MEMORY, memory::Backing::Zeros).unwrap();
         let loaded = load(&memory, MEMORY, &mut open(kernel), &mut open(initramfs))?;
         let mut loaded_initramfs = vec![0; initramfs.len()];
         memory.read_slice(&mut loaded_initramfs, GuestAddress(loaded.initramfs_start)).unwrap();

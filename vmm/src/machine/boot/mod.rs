@@ -14,6 +14,9 @@ use super::vcpu::STACK_SIZE;
 use crate::arch::Memory;
 use crate::timeline;
 
+/// The thread that loads kernel and initramfs.
+pub(super) type Loading = JoinHandle<Result<Loaded, LoadError>>;
+
 /// Loads kernel and initramfs on a new thread, see [`load`].
 ///
 /// # Errors
@@ -21,9 +24,11 @@ use crate::timeline;
 pub(super) fn start_loading(
     memory: Memory,
     size: u64,
-    mut kernel: OpenFile,
-    mut initramfs: OpenFile,
-) -> Result<JoinHandle<Result<Loaded, LoadError>>, MachineError> {
+    kernel: &OpenFile,
+    initramfs: &OpenFile,
+) -> Result<Loading, MachineError> {
+    let (mut kernel, mut initramfs) =
+        (kernel.try_clone().map_err(MachineError::Event)?, initramfs.try_clone().map_err(MachineError::Event)?);
     let work = move || {
         let loaded = load(&memory, size, &mut kernel, &mut initramfs);
         timeline::mark("kernel and initramfs loaded");

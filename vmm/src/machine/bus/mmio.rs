@@ -30,6 +30,11 @@ impl MmioBus {
         }
     }
 
+    /// Activates restored devices, see [`Registers::resume`].
+    pub fn resume(&self) {
+        self.devices.iter().for_each(|device| device.resume());
+    }
+
     fn find(&self, address: u64) -> Option<(&dyn Registers, u64)> {
         let offset = address.checked_sub(layout::VIRTIO_MMIO_START)?;
         let index = usize::try_from(offset / layout::VIRTIO_MMIO_SIZE).ok()?;
@@ -50,6 +55,8 @@ mod tests {
         fn write(&self, offset: u64, data: &[u8]) {
             self.0.store(offset + u64::from(data[0]), Ordering::Relaxed);
         }
+
+        fn resume(&self) {}
     }
 
     #[test]

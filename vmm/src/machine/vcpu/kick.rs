@@ -14,7 +14,7 @@ thread_local! {
 }
 
 /// Makes the thread's vCPU leave `KVM_RUN`, or not enter it. Set what the vCPU checks after `KVM_RUN` before the call.
-pub(super) fn kick(vcpu: &JoinHandle<()>) {
+pub(super) fn kick<T>(vcpu: &JoinHandle<T>) {
     if let Err(error) = vcpu.kill(SIGRTMIN()) {
         tracing::error!(%error, "cannot signal a vCPU thread");
     }

@@ -25,13 +25,13 @@ impl VcpuFactory {
         install_kick_handler();
         let fd = self.vm.create_vcpu(u64::from(id)).map_err(|error| MachineError::CreateVcpu(id, error))?;
         arch::set_up_vcpu(&fd, id, &self.cpuid).map_err(|error| MachineError::SetUpVcpu(id, error))?;
-        Ok(Vcpu { id, fd, context: self.context.clone() })
+        Ok(Vcpu { id, fd, context: self.context.clone(), is_restored: false })
     }
 }
 
 /// The threads of running vCPUs. Dropping it stops and joins them.
 pub(in crate::machine) struct VcpuThreads {
-    threads: Vec<JoinHandle<()>>,
+    threads: Vec<JoinHandle<Vcpu>>,
     stop: Arc<AtomicBool>,
 }
 
@@ -52,15 +52,23 @@ impl VcpuThreads {
     }
 }
 
-impl Drop for VcpuThreads {
-    fn drop(&mut self) {
+impl VcpuThreads {
+    /// Stops the vCPUs and returns them.
+    pub(in crate::machine) fn stop(mut self) -> Vec<Vcpu> {
+        self.join()
+    }
+
+    fn join(&mut self) -> Vec<Vcpu> {
         self.stop.store(true, Ordering::SeqCst);
         self.threads.iter().for_each(kick);
-        for thread in self.threads.drain(..) {
-            if thread.join().is_err() {
-                tracing::error!("a vCPU thread panicked");
-            }
-        }
+        let joined = self.threads.drain(..).map(JoinHandle::join);
+        joined.filter_map(|result| result.inspect_err(|_| tracing::error!("a vCPU thread panicked")).ok()).collect()
+    }
+}
+
+impl Drop for VcpuThreads {
+    fn drop(&mut self) {
+        drop(self.join());
     }
 }
 

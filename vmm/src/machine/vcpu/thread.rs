@@ -35,6 +35,8 @@ pub(in crate::machine) struct Vcpu {
     pub(in crate::machine) id: u8,
     pub(in crate::machine) fd: VcpuFd,
     pub(super) context: VcpuContext,
+    /// Whether the vCPU goes on where a saved one stopped. Its devices are activated first.
+    pub(in crate::machine) is_restored: bool,
 }
 
 /// What a vCPU does after an exit.
@@ -45,15 +47,19 @@ enum Next {
 
 impl Vcpu {
     /// Runs the vCPU on a new thread.
-    pub(super) fn spawn(self) -> io::Result<JoinHandle<()>> {
+    pub(super) fn spawn(self) -> io::Result<JoinHandle<Self>> {
         let thread = std::thread::Builder::new().name(format!("vcpu{}", self.id)).stack_size(STACK_SIZE);
         thread.spawn(move || self.run())
     }
 
-    /// Runs until the machine ends or is stopped.
-    fn run(mut self) {
+    /// Runs until the machine ends or is stopped, and returns the vCPU.
+    fn run(mut self) -> Self {
         if let Err(error) = seccomp::confine(ThreadClass::Vcpu) {
-            return self.context.exit.report(MachineExit::Vcpu { id: self.id, source: VcpuError::Confine(error) });
+            self.context.exit.report(MachineExit::Vcpu { id: self.id, source: VcpuError::Confine(error) });
+            return self;
+        }
+        if self.is_restored {
+            self.context.mmio.resume();
         }
         let kick = KickTarget::new(&mut self.fd);
         while !self.context.stop.load(Ordering::SeqCst) {
@@ -63,6 +69,14 @@ impl Vcpu {
             }
         }
         drop(kick);
+        self
+    }
+
+    /// Lets KVM complete the instruction of the last exit, without running the guest. The state of the vCPU is complete then.
+    pub(in crate::machine) fn complete_exit(&mut self) {
+        self.fd.set_kvm_immediate_exit(1);
+        // The result is always EINTR.
+        let _ = self.fd.run();
     }
 
     /// Runs until the next exit and handles it.

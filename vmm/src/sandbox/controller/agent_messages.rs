@@ -5,6 +5,7 @@ use agent::{Event, ExitStatus, Failure, ProcessId, Response};
 use super::{Controller, Purpose};
 use crate::control::Reply;
 use crate::sandbox::agent_connection::{AgentError, AgentMessage};
+use crate::sandbox::template_saver::TemplateSaver;
 use crate::timeline;
 
 impl Controller {
@@ -47,7 +48,11 @@ impl Controller {
         match message {
             AgentMessage::Hello(hello) => {
                 tracing::info!(kernel = hello.kernel, "the agent is ready");
-                timeline::mark_guest(&hello);
+                match self.is_restored {
+                    // The times of its boot are those of another machine.
+                    true => timeline::mark("agent ready"),
+                    false => timeline::mark_guest(&hello),
+                }
                 self.set_guest_clock();
             }
             AgentMessage::Reply { context, result: Ok(response) } => self.on_response(context, response),
@@ -94,6 +99,7 @@ impl Controller {
             }
             Purpose::Other(caller) => (caller, reply(response)),
             Purpose::ReadClock(reading) => return self.on_clock_reading(&reading, &response),
+            Purpose::PrepareTemplate => return self.template_saver.iter().for_each(TemplateSaver::save),
             Purpose::Internal => return,
         };
         self.clients.answer(caller, Ok(reply));
@@ -114,6 +120,7 @@ impl Controller {
                 self.clients.answer(caller, Err(failure));
             }
             Purpose::ReadClock(_) => self.end_clock_comparison(),
+            Purpose::PrepareTemplate => self.fail_guest("make a template", &failure),
             Purpose::Internal => tracing::debug!(%failure, "a request of the VMM to the agent failed"),
         }
     }

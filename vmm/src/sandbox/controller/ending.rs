@@ -12,6 +12,7 @@ use nix::sys::signal::Signal;
 use super::Controller;
 use crate::control::Reply;
 use crate::helper::Task;
+use crate::machine::exit::MachineExit;
 use crate::sandbox::clients::Caller;
 use crate::sandbox::failures::{GUEST_DIED, failure};
 
@@ -63,8 +64,13 @@ impl Controller {
 
     /// Ends the sandbox if the machine has ended.
     pub(super) fn check_machine_exit(&mut self) {
-        if let Some(exit) = self.machine.take() {
-            self.fail_guest("run the guest", &exit);
+        match self.machine.take() {
+            None => {}
+            Some(MachineExit::Saved) => {
+                let cause = "its machine was saved as a template";
+                self.start_flush(0, &failure(FailureKind::WrongState, "reach the sandbox", cause));
+            }
+            Some(exit) => self.fail_guest("run the guest", &exit),
         }
     }
 

@@ -24,7 +24,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Instant;
 
-use agent::{Failure, ProcessId};
+use agent::{Failure, ProcessId, Seed};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use nix::sys::timerfd::{ClockId, TimerFd, TimerFlags};
 
@@ -37,6 +37,7 @@ use super::host_sockets::Connector;
 use super::interface_monitor::InterfaceMonitor;
 use super::memory_resize::MemoryResize;
 use super::signals::Signals;
+use super::template_saver::TemplateSaver;
 use crate::control::Connection;
 use crate::fs::SharesHandle;
 use crate::machine::exit::ExitReceiver;
@@ -76,8 +77,26 @@ pub struct Parts {
     pub helper: OwnedFd,
     /// Connects to sockets of the host.
     pub connector: Connector,
+    /// What the sandbox has to do with a template.
+    pub template: TemplateRole,
     /// The netlink socket of the interface monitor, see [`super::open_changes`]. `None` if interfaces are not monitored.
     pub interface_changes: Option<OwnedFd>,
+}
+
+/// What a sandbox has to do with a template.
+#[derive(Debug)]
+pub enum TemplateRole {
+    /// Nothing: the guest boots.
+    None,
+    /// The machine goes on where that of a template stopped.
+    Started {
+        /// The memory that it is to have in MiB. It may have less.
+        memory_mib: u64,
+        /// New random bytes for the guest's generator of random numbers.
+        seed: Seed,
+    },
+    /// The machine is saved when the agent is ready.
+    Make(TemplateSaver),
 }
 
 /// The purpose of a request to the agent, which decides what happens with the reply.
@@ -95,6 +114,8 @@ enum Purpose {
     Other(Caller),
     /// Reads the guest's clock.
     ReadClock(ClockReading),
+    /// Prepares the agent for the end of its machine, which becomes a template.
+    PrepareTemplate,
     /// A request of the VMM itself, whose reply is not needed.
     Internal,
 }
@@ -122,6 +143,9 @@ pub struct Controller {
     memory_resize: MemoryResize,
     clock: Clock,
     vcpus: VcpuSource,
+    template_saver: Option<TemplateSaver>,
+    /// Whether the guest has started from a template.
+    is_restored: bool,
     /// Expires at the earliest deadline.
     timer: TimerFd,
     /// The deadline that the timer is set to.
@@ -168,6 +192,8 @@ impl Controller {
             memory_resize: MemoryResize::new(parts.resizer),
             clock: Clock::new()?,
             vcpus: parts.vcpus,
+            template_saver: None,
+            is_restored: false,
             timer: TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)?,
             armed: None,
             main: first_process(&parts.main_container),
@@ -177,9 +203,28 @@ impl Controller {
             closed: None,
             exit_status,
         };
-        controller.send_stream_secret();
-        controller.request_boot_vcpus();
+        controller.prepare_guest(parts.template);
         Ok((controller, receiver))
+    }
+
+    /// Queues the first requests to the agent. A machine that becomes a template gets none that would be in the template.
+    fn prepare_guest(&mut self, template: TemplateRole) {
+        match template {
+            TemplateRole::None => {}
+            TemplateRole::Started { memory_mib, seed } => {
+                let request = agent::Request::SeedRandom { seed };
+                self.call_agent(request, "seed the guest's random numbers".to_owned(), Purpose::Internal);
+                self.is_restored = true;
+                self.add_memory(memory_mib);
+            }
+            TemplateRole::Make(saver) => {
+                self.template_saver = Some(saver);
+                let step = "prepare the guest to become a template".to_owned();
+                return self.call_agent(agent::Request::PrepareTemplate, step, Purpose::PrepareTemplate);
+            }
+        }
+        self.send_stream_secret();
+        self.request_boot_vcpus();
     }
 
     /// Queues the secret of the agent's streams. The agent gets it before all other requests, because it has no stream

@@ -17,19 +17,33 @@ impl Controller {
             return Some(Err(failure.clone()));
         }
         let step = memory_resize::step(mib);
-        if self.memory_resize.is_pending() {
+        if self.memory_resize.has_waiter() {
             return Some(Err(failure(FailureKind::WrongState, step, "it is being resized already")));
         }
-        let started = self.memory_resize.start(caller, mib, Instant::now());
+        let started = self.memory_resize.start(Some(caller), mib, Instant::now());
         started.err().map(|error| Err(failure(FailureKind::System, step, crate::chain(&error))))
     }
 
     /// Answers the client that changes the memory, when the change is finished.
     pub(super) fn answer_finished_resize(&mut self, now: Instant) {
         if let Some((caller, result)) = self.memory_resize.take_result(now) {
-            self.clients.answer(caller, result);
+            match (caller, result) {
+                (Some(caller), result) => self.clients.answer(caller, result),
+                (None, Err(failure)) => tracing::warn!("the machine does not get all of its memory: {failure}"),
+                (None, Ok(_)) => {}
+            }
             let request = agent::Request::SetPluggedMemory { plugged: self.memory_resize.plugged() };
             self.call_agent(request, "let containers use the machine's memory".to_owned(), Purpose::Internal);
+        }
+    }
+
+    /// Gives the guest the memory that it has in addition to its template's.
+    pub(super) fn add_memory(&mut self, mib: u64) {
+        if !self.memory_resize.is_smaller_than(mib) {
+            return;
+        }
+        if let Err(error) = self.memory_resize.start(None, mib, Instant::now()) {
+            tracing::warn!("the machine does not get all of its memory: {}", crate::chain(&error));
         }
     }
 

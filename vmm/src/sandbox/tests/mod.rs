@@ -24,7 +24,7 @@ use nix::sys::signal::Signal;
 use oci_spec::runtime::Spec;
 use vm_memory::GuestAddress;
 
-use super::{Connector, Controller, GUEST_DIED, Parts, Signals, failures};
+use super::{Connector, Controller, GUEST_DIED, Parts, Signals, TemplateRole, failures};
 use crate::control::{
     Answer, Client, ClientError, Connection, NewContainer, Reply, Request, ShareOptions, Status, StdioFds,
 };
@@ -105,6 +105,7 @@ impl TestSandbox {
                 has_cgroup: true,
                 helper: vmm_helper,
                 connector: Connector::start(ProcFds::open().unwrap()).unwrap(),
+                template: TemplateRole::None,
                 interface_changes: None,
             };
             let (controller, exit_status) = Controller::new(parts).unwrap();

@@ -27,6 +27,9 @@ use crate::virtio::state::{self, RestoreError, SavedQueue, TransportState};
 pub trait Registers: Send + Sync {
     /// Writes `data` at `offset` bytes from the device's first register.
     fn write(&self, offset: u64, data: &[u8]);
+
+    /// Activates a restored device whose driver had set it up. The thread may be any but that of the event loop, which has to run.
+    fn resume(&self);
 }
 
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
@@ -95,8 +98,8 @@ impl<D: VirtioDevice> MmioTransport<D> {
         }
     }
 
-    /// A transport in the state that its driver had set up. An active device is activated again, with a notification
-    /// pending on each queue because earlier notifications are lost.
+    /// A transport in the state that its driver had set up, with a notification pending on each queue because earlier
+    /// notifications are lost. [`Registers::resume`] activates its device.
     ///
     /// # Errors
     /// The state does not fit the device.
@@ -115,9 +118,6 @@ impl<D: VirtioDevice> MmioTransport<D> {
             (inner.device_features_sel, inner.driver_features_sel) = state.features_sel;
             (inner.driver_features, inner.queue_sel) = (state.driver_features, state.queue_sel);
             inner.status = state.status;
-            if state.status & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
-                inner.activate();
-            }
             inner.update_registers();
         }
         Ok(transport)
@@ -134,6 +134,14 @@ impl<D: VirtioDevice> Registers for MmioTransport<D> {
         match offset {
             register::INTERRUPT_ACK => self.interrupt.acknowledge(value),
             _ => self.lock().write(offset, value),
+        }
+    }
+
+    fn resume(&self) {
+        let mut inner = self.lock();
+        if inner.status & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
+            inner.activate();
+            inner.update_registers();
         }
     }
 }

@@ -58,6 +58,8 @@ pub(crate) enum Fatal {
 pub(crate) struct Agent {
     poll: Poll,
     connection: Connection,
+    /// Whether the machine becomes a template, or has started from one and is not connected to its VMM yet.
+    is_template: bool,
     /// Readable when a child process has ended.
     children: OwnedFd,
     /// `/dev/null`.
@@ -81,13 +83,10 @@ impl Agent {
     /// Connects to the VMM and sends [`Hello`]. `null` is an open `/dev/null`, `started_ns` the uptime when PID 1
     /// began.
     pub(crate) fn new(null: OwnedFd, started_ns: u64) -> Result<Self, Fatal> {
-        let mut connection = Connection::open()?;
-        let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
-        let hello = Hello { version: agent::VERSION, kernel, started_ns, ready_ns: clock::uptime_ns() };
-        connection.send(&FromAgent::Hello(hello))?;
         let agent = Self {
             poll: Poll::new()?,
-            connection,
+            connection: connect(started_ns)?,
+            is_template: false,
             children: sys::signals::block_sigchld()?,
             null,
             pidfd: pidfd_open(getpid(), PidfdFlags::empty())?,
@@ -100,10 +99,22 @@ impl Agent {
             cpus: Cpus::new(),
             buffer: vec![0; CHUNK],
         };
-        let both = EventFlags::IN | EventFlags::OUT | EventFlags::ET;
-        agent.poll.add(&agent.connection, Source::Control, both)?;
+        agent.watch_connection()?;
         agent.poll.add(&agent.children, Source::Children, EventFlags::IN)?;
         Ok(agent)
+    }
+
+    fn watch_connection(&self) -> Result<(), Errno> {
+        let both = EventFlags::IN | EventFlags::OUT | EventFlags::ET;
+        self.poll.add(&self.connection, Source::Control, both)
+    }
+
+    /// Connects to the VMM of a machine that has started from a template. The end of the old connection is the first that the agent
+    /// notices of its new machine.
+    fn connect_again(&mut self) -> Result<(), Fatal> {
+        self.is_template = false;
+        self.connection = connect(clock::uptime_ns())?;
+        Ok(self.watch_connection()?)
     }
 
     /// Serves the VMM until the connection ends.
@@ -146,6 +157,9 @@ impl Agent {
     }
 
     fn serve_connection(&mut self, flags: EventFlags) -> Result<(), Fatal> {
+        if self.is_template && flags.intersects(EventFlags::HUP | EventFlags::ERR) {
+            return self.connect_again();
+        }
         self.connection.flush()?;
         if flags.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR) {
             for call in self.connection.receive()? {
@@ -170,6 +184,15 @@ impl Agent {
         }
         Ok(())
     }
+}
+
+/// Connects to the VMM and sends [`Hello`]. `started_ns` is the uptime when the agent began.
+fn connect(started_ns: u64) -> Result<Connection, ConnectionError> {
+    let mut connection = Connection::open()?;
+    let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
+    let hello = Hello { version: agent::VERSION, kernel, started_ns, ready_ns: clock::uptime_ns() };
+    connection.send(&FromAgent::Hello(hello))?;
+    Ok(connection)
 }
 
 #[cfg(test)]

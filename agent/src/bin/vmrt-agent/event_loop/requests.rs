@@ -6,7 +6,7 @@ use super::connection::ConnectionError;
 use super::{Agent, Fatal};
 use crate::container::process::terminal;
 use crate::error::Error;
-use crate::machine::{self, clock};
+use crate::machine::{self, clock, random};
 use crate::processes::{Phase, Process, display_name};
 
 /// The answer to a call.
@@ -23,6 +23,11 @@ impl Agent {
         let result = match call.request {
             Request::SetStreamSecret { secret } => {
                 self.host.set_secret(secret);
+                Ok(Answer::Now(Response::Done))
+            }
+            Request::SeedRandom { seed } => random::seed(&seed).map(|()| Answer::Now(Response::Done)),
+            Request::PrepareTemplate => {
+                self.is_template = true;
                 Ok(Answer::Now(Response::Done))
             }
             Request::Create(create) => self.create(call.id, &create),

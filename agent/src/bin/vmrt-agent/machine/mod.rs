@@ -15,6 +15,7 @@ pub(crate) mod limits;
 pub(crate) mod log;
 pub(crate) mod loop_devices;
 pub(crate) mod priority;
+pub(crate) mod random;
 
 use std::os::fd::OwnedFd;
 

@@ -11,6 +11,7 @@ pub(crate) mod interface;
 pub(crate) mod loop_device;
 pub(crate) mod mount;
 pub(crate) mod process;
+pub(crate) mod random;
 pub(crate) mod scheduling;
 pub(crate) mod seccomp;
 pub(crate) mod signals;

@@ -1,0 +1,66 @@
+//! Assembles the machine of a sandbox: from a template, or to boot.
+
+use std::os::fd::OwnedFd;
+
+use super::launch::LaunchError;
+use super::template_saver::TemplateSaver;
+use crate::config::TemplateUse;
+use crate::event_loop::LoopHandle;
+use crate::fs::{Limits, ProcFds, Server, SharesHandle};
+use crate::machine::assembly::{AssembledMachine, AssemblyError, assemble};
+use crate::machine::resources::Resources;
+use crate::machine::template::Template;
+use crate::vsock::Ports;
+
+/// What a machine is assembled from.
+pub(super) struct MachineSetup {
+    pub(super) resources: Resources,
+    pub(super) event_loop: LoopHandle,
+    pub(super) shares: SharesHandle,
+    pub(super) proc_fds: ProcFds,
+    pub(super) node_maker: OwnedFd,
+    pub(super) ports: Ports,
+}
+
+/// A machine that was assembled.
+pub(super) struct SetUpMachine {
+    pub(super) assembled: AssembledMachine,
+    /// The thread that saves the machine, if it becomes a template.
+    pub(super) saver: Option<TemplateSaver>,
+    /// Why the template cannot be used, if there is one and the machine boots.
+    pub(super) template_refusal: Option<String>,
+}
+
+impl MachineSetup {
+    /// Assembles the machine. `template` is the file that `template_use` is about.
+    ///
+    /// # Errors
+    /// The machine cannot be assembled, even without a template.
+    pub(super) fn run(
+        mut self,
+        template_use: TemplateUse,
+        template: Option<OwnedFd>,
+    ) -> Result<SetUpMachine, LaunchError> {
+        if let (TemplateUse::Start, Some(file)) = (template_use, template) {
+            let opened = Template::open(file.into()).map_err(|error| AssemblyError::Machine(error.into()));
+            return match opened.and_then(|template| self.assemble(Some(template))) {
+                Ok(assembled) => Ok(SetUpMachine { assembled, saver: None, template_refusal: None }),
+                Err(error) => {
+                    let template_refusal = Some(crate::chain(&error));
+                    Ok(SetUpMachine { assembled: self.assemble(None)?, saver: None, template_refusal })
+                }
+            };
+        }
+        let assembled = self.assemble(None)?;
+        let start = |file| TemplateSaver::start(assembled.devices.clone(), file);
+        let saver = self.resources.new_template.take().map(start).transpose();
+        let saver = saver.map_err(|error| LaunchError::System("start the thread that saves the machine", error))?;
+        Ok(SetUpMachine { assembled, saver, template_refusal: None })
+    }
+
+    fn assemble(&self, template: Option<Template>) -> Result<AssembledMachine, AssemblyError> {
+        let node_maker = self.node_maker.try_clone().map_err(AssemblyError::NodeMaker)?;
+        let server = Server::new(self.shares.clone(), Limits::of_process(), self.proc_fds.clone(), Some(node_maker));
+        assemble(&self.resources, template, &self.event_loop, server, self.ports.clone())
+    }
+}
