@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::unistd::geteuid;
 use serde::Deserialize;
 use thiserror::Error;
 
@@ -15,6 +16,7 @@ pub(crate) const DEFAULT_PATH: &str = "/etc/vmrt/config.toml";
 const DEFAULT_MEMORY_MIB: u64 = 512;
 /// Each possible vCPU costs the guest 200 KiB, even if it is never added.
 const DEFAULT_MAX_VCPUS: u8 = 16;
+const DEFAULT_TEMPLATE_MAX_MIB: u64 = 2048;
 /// The VMM has a shorter deadline for each step, and its error names the step. This one is for a VMM that hangs itself.
 const DEFAULT_START_TIMEOUT_SECONDS: u64 = 120;
 
@@ -44,6 +46,11 @@ struct File {
     max_vcpus: Option<u8>,
     /// Seconds from the start of the VMM until the container must exist in the guest.
     start_timeout: Option<u64>,
+    /// Whether machines start from templates.
+    template: Option<bool>,
+    template_dir: Option<PathBuf>,
+    /// Most MiB that all templates take on the disk.
+    template_max: Option<u64>,
     #[serde(default)]
     network: Network,
 }
@@ -58,6 +65,8 @@ struct Network {
 /// The configuration with defaults filled in. Every path is absolute. None of the files has been opened.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Config {
+    /// The file that was read, if it was named.
+    pub(crate) file: Option<PathBuf>,
     /// Path of this program.
     pub(crate) program: PathBuf,
     pub(crate) vmm: PathBuf,
@@ -68,6 +77,11 @@ pub(crate) struct Config {
     /// Most vCPUs that a running machine can get. The number of CPUs of the host limits it further.
     pub(crate) max_vcpus: u8,
     pub(crate) start_timeout: Duration,
+    /// Whether machines start from templates.
+    pub(crate) template: bool,
+    pub(crate) template_dir: PathBuf,
+    /// Most MiB that all templates take on the disk.
+    pub(crate) template_max_mib: u64,
     /// Whether guests may send only with the addresses of their interfaces.
     pub(crate) anti_spoofing: bool,
 }
@@ -88,6 +102,7 @@ impl Config {
             require_absolute(variable, path.unwrap_or_else(|| install_dir.join(name)))
         };
         Ok(Self {
+            file: path.map(Path::to_owned),
             program,
             vmm: component("VMRT_VMM", file.vmm, "vmrt-vmm")?,
             kernel: component("VMRT_KERNEL", file.kernel, "vmlinux")?,
@@ -96,9 +111,20 @@ impl Config {
             vcpus: file.vcpus.unwrap_or(1),
             max_vcpus: file.max_vcpus.unwrap_or(DEFAULT_MAX_VCPUS),
             start_timeout: Duration::from_secs(file.start_timeout.unwrap_or(DEFAULT_START_TIMEOUT_SECONDS)),
+            template: file.template.unwrap_or(false),
+            template_dir: require_absolute("template_dir", file.template_dir.unwrap_or_else(default_template_dir))?,
+            template_max_mib: file.template_max.unwrap_or(DEFAULT_TEMPLATE_MAX_MIB),
             anti_spoofing: file.network.anti_spoofing,
         })
     }
+}
+
+/// Root's templates are in `/var/cache`, those of other users in their caches (XDG Base Directory Specification).
+fn default_template_dir() -> PathBuf {
+    let variable = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let user_cache = || variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")));
+    let cache = if geteuid().is_root() { None } else { user_cache() };
+    cache.unwrap_or_else(|| "/var/cache".into()).join("vmrt/templates")
 }
 
 fn read(path: &Path) -> Result<File, ConfigError> {

@@ -8,6 +8,7 @@ use super::options::{
     CreateArgs, DeleteArgs, EventsArgs, ExecArgs, IdArgs, KillArgs, ListArgs, PsArgs, RunArgs, SpecArgs,
     UnsupportedArgs, path_or_none,
 };
+use super::template::TemplateCommand;
 use super::update::UpdateArgs;
 use crate::base::log::Format;
 use crate::host::cgroup::placement::CgroupManager;
@@ -112,6 +113,9 @@ pub(crate) enum Command {
     Start(IdArgs),
     /// Print a container's state
     State(IdArgs),
+    /// Manage the templates from which machines start
+    #[command(subcommand)]
+    Template(TemplateCommand),
     /// Change a container's limits
     Update(Box<UpdateArgs>),
 }

@@ -4,6 +4,7 @@ mod arguments;
 mod context;
 mod duration;
 mod options;
+mod template;
 mod update;
 
 use std::process::ExitCode;
@@ -17,6 +18,7 @@ pub(crate) use self::options::{
     BundleArgs, CreateArgs, DeleteArgs, EventsArgs, ExecArgs, IdArgs, KillArgs, ListArgs, ListFormat, PsArgs, RunArgs,
     SpecArgs,
 };
+pub(crate) use self::template::{TemplateCommand, TemplateCreateArgs, TemplateNamesArgs};
 pub(crate) use self::update::UpdateArgs;
 use crate::host::oom_notifier;
 use crate::sandbox::helper;

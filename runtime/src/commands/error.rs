@@ -23,6 +23,7 @@ use crate::sandbox::pause::PauseError;
 use crate::sandbox::pid_file::PidFileError;
 use crate::sandbox::start::StartError;
 use crate::sandbox::store::StateError;
+use crate::sandbox::template::{MakeError, TemplateStoreError};
 use crate::sandbox::update::UpdateError;
 use crate::sandbox::vmm_process::{KILLED, VmmError};
 use crate::spec::error::BundleError;
@@ -40,6 +41,10 @@ pub(crate) enum Error {
     Bundle(#[from] BundleError),
     #[error(transparent)]
     Create(#[from] CreateError),
+    #[error(transparent)]
+    TemplateStore(#[from] TemplateStoreError),
+    #[error(transparent)]
+    MakeTemplate(#[from] MakeError),
     #[error(transparent)]
     Start(#[from] StartError),
     #[error(transparent)]

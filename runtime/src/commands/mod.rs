@@ -19,6 +19,7 @@ mod run;
 mod spec;
 mod start;
 mod state;
+mod template;
 mod update;
 mod update_interfaces;
 
@@ -49,6 +50,7 @@ pub(crate) fn run(context: &mut Context, command: Command) -> Result<u8, Error> 
         Command::Spec(args) => spec::run(&args),
         Command::Start(args) => start::run(context, &args),
         Command::State(args) => state::run(context, &args),
+        Command::Template(command) => template::run(context, command),
         Command::Update(args) => update::run(context, &args),
     }
 }

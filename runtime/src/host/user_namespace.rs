@@ -69,11 +69,7 @@ impl IdMaps {
     /// namespace.
     pub(crate) fn of(spec: &Spec, caller: Caller) -> Result<Self, RootlessError> {
         if caller != Caller::User {
-            let read = |file| fs::read_to_string(file).map(|map| identity(&map));
-            let failed = |source| RootlessError::Helper { step: "read the id maps of this process", source };
-            let uid_map = read("/proc/self/uid_map").map_err(failed)?;
-            let gid_map = read("/proc/self/gid_map").map_err(failed)?;
-            return Ok(Self { uid_map, gid_map, belong_to_user: false });
+            return Self::for_caller(caller);
         }
         let linux = spec.linux().as_ref();
         if !has_namespace(spec, LinuxNamespaceType::User) {
@@ -87,6 +83,23 @@ impl IdMaps {
         let uid_map = single_id_map(("uidMappings", "UID"), list(Linux::uid_mappings), geteuid().as_raw())?;
         let gid_map = single_id_map(("gidMappings", "GID"), list(Linux::gid_mappings), getegid().as_raw())?;
         Ok(Self { uid_map, gid_map, belong_to_user: true })
+    }
+
+    /// Returns the maps for a VMM that runs no container.
+    ///
+    /// # Errors
+    /// The id maps of this process cannot be read.
+    pub(crate) fn for_caller(caller: Caller) -> Result<Self, RootlessError> {
+        if caller == Caller::User {
+            let map = |id| format!("0 {id} 1");
+            let (uid_map, gid_map) = (map(geteuid().as_raw()), map(getegid().as_raw()));
+            return Ok(Self { uid_map, gid_map, belong_to_user: true });
+        }
+        let read = |file| fs::read_to_string(file).map(|map| identity(&map));
+        let failed = |source| RootlessError::Helper { step: "read the id maps of this process", source };
+        let uid_map = read("/proc/self/uid_map").map_err(failed)?;
+        let gid_map = read("/proc/self/gid_map").map_err(failed)?;
+        Ok(Self { uid_map, gid_map, belong_to_user: false })
     }
 
     /// Writes the maps of the user namespace of process `pid`, whose parent this process is.

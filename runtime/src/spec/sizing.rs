@@ -115,7 +115,7 @@ fn configured_memory_limit(spec: &Spec) -> Option<u64> {
 }
 
 /// Physical memory of the host in MiB.
-fn host_memory_mib() -> u64 {
+pub(crate) fn host_memory_mib() -> u64 {
     let info = nix::sys::sysinfo::sysinfo();
     info.map_or(u64::MAX, |info| info.ram_total() / MIB)
 }
@@ -176,6 +176,7 @@ mod tests {
 
     fn size(json: serde_json::Value) -> Result<Size, SizeError> {
         let config = Config {
+            file: None,
             program: PathBuf::new(),
             vmm: PathBuf::new(),
             kernel: PathBuf::new(),
@@ -184,6 +185,9 @@ mod tests {
             vcpus: 1,
             max_vcpus: 1,
             start_timeout: Duration::ZERO,
+            template: false,
+            template_dir: PathBuf::new(),
+            template_max_mib: 0,
             anti_spoofing: false,
         };
         Size::of(&serde_json::from_value(json).unwrap(), &config)

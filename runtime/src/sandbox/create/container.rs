@@ -14,6 +14,7 @@ use super::machine::Machine;
 use super::plan::GuestPlan;
 use super::request::CreateRequest;
 use crate::base::container_id::ContainerId;
+use crate::base::log::Log;
 use crate::files::shares::Share;
 use crate::host::network::AttachedInterface;
 use crate::host::scm_rights::send_pidfd;
@@ -57,8 +58,9 @@ impl Container {
         request: &CreateRequest,
         mut guest: GuestPlan,
         interfaces: Vec<AttachedInterface>,
+        log: &Log,
     ) -> Result<Self, CreateError> {
-        machine.clone_mounts(&mut connection, &mut guest.files.shares)?;
+        machine.clone_mounts(&mut connection, &mut guest.files.shares, log)?;
         let setup = Setup {
             id: &request.id,
             bundle: &request.bundle,

@@ -4,7 +4,6 @@ use std::io;
 
 use thiserror::Error;
 
-use super::files::MachineFilesError;
 use crate::base::config::ConfigError;
 use crate::files::shares::ShareError;
 use crate::host::caller::CallerError;
@@ -18,6 +17,7 @@ use crate::sandbox::connection::RequestError;
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::helper::HelperError;
 use crate::sandbox::interfaces::InterfacesError;
+use crate::sandbox::machine_files::MachineFilesError;
 use crate::sandbox::pid_file::PidFileError;
 use crate::sandbox::shared::JoinError;
 use crate::sandbox::store::StateError;

@@ -1,20 +1,22 @@
 //! The host's side of a new container's machine: its record, its VMM in a cgroup and namespaces, and its network.
 
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
-use vmm::config::SandboxConfig;
-use vmm::control::{Client, ClientError, Request};
+use vmm::config::{SandboxConfig, TemplateUse};
+use vmm::control::{Client, ClientError, Reply, Request};
 
 use super::claim::Claim;
 use super::error::CreateError;
-use super::files::MachineFiles;
 use super::network;
 use super::plan::MachinePlan;
 use super::request::CreateRequest;
 use crate::base::config::Config;
+use crate::base::error_chain::chain;
 use crate::base::log::Log;
 use crate::base::timestamp;
 use crate::base::undo::UndoStack;
@@ -30,9 +32,11 @@ use crate::sandbox::context::Context;
 use crate::sandbox::control_socket::{control, peer};
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::helper;
+use crate::sandbox::machine_files::MachineFiles;
 use crate::sandbox::record::{Phase, Record};
 use crate::sandbox::shared::SharedSandbox;
 use crate::sandbox::store::Store;
+use crate::sandbox::template::{self, TemplateStore};
 use crate::sandbox::vmm_process::{END_TIMEOUT, Vmm, VmmError, VmmOptions, spawn};
 use crate::spec::sizing::{Size, host_cpus};
 use crate::terminal::stdio::{ProcessStdio, StdioOptions, console_size};
@@ -119,14 +123,17 @@ impl Machine {
         connection: &mut Connection,
         request: &CreateRequest,
         store: &Store,
+        log: &Log,
     ) -> Result<Vec<AttachedInterface>, CreateError> {
         if self.shared.is_none() {
             let dir = &self.claim.locked.dir;
             let helper = helper::start(&self.config.program, store, &self.record, dir)?;
             let console_log = request.bundle.console_log();
             let files = MachineFiles::open(&self.config, console_log.as_deref(), dir, helper)?;
-            let configure = Request::Configure(self.sandbox_config(request, console_log.is_some()));
-            let sent = connection.client.send(&configure, &files.descriptors());
+            let template = if console_log.is_some() { None } else { self.open_template(log) };
+            let configure = Request::Configure(self.sandbox_config(request, console_log.is_some(), template.is_some()));
+            let descriptors: Vec<_> = files.descriptors().into_iter().chain(template.iter().map(AsFd::as_fd)).collect();
+            let sent = connection.client.send(&configure, &descriptors);
             self.configured = Some(sent.map_err(|error| self.explain(error.into()))?);
         }
         network::attach(&self.vmm, &mut self.record, &mut self.claim)
@@ -143,13 +150,15 @@ impl Machine {
         &mut self,
         connection: &mut Connection,
         shares: &mut [Share],
+        log: &Log,
     ) -> Result<(), CreateError> {
-        if self.record.user_namespace {
-            return Ok(());
-        }
         if let Some(id) = self.configured.take() {
             let answer = connection.wait_for(id, "start the virtual machine", self.config.start_timeout);
-            answer.map_err(|error| self.explain(error))?;
+            let reply = answer.map_err(|error| self.explain(error))?;
+            self.replace_template(&reply, log);
+        }
+        if self.record.user_namespace {
+            return Ok(());
         }
         let vmm = if self.shared.is_some() { peer(&connection.client) } else { Some(self.vmm.process) };
         match vmm.map_or(Ok(()), |vmm| clone_following(shares, vmm)) {
@@ -159,7 +168,32 @@ impl Machine {
         }
     }
 
-    fn sandbox_config(&self, request: &CreateRequest, has_console_log: bool) -> SandboxConfig {
+    /// Opens the template that the machine starts from. Without one it boots, and one is made for later starts.
+    fn open_template(&self, log: &Log) -> Option<File> {
+        let (config, record) = (&self.config, &self.record);
+        let is_suitable =
+            record.network.slots <= template::NETWORK_SLOTS && record.machine.memory_mib >= config.memory_mib;
+        let name = template::name(config).ok().filter(|_| config.template && is_suitable)?;
+        match TemplateStore::new(config).open(&name) {
+            Ok(Some(file)) => return Some(file),
+            Ok(None) => template::make_in_background(config, log),
+            Err(error) => warn_of_template(&chain(&error), log),
+        }
+        None
+    }
+
+    /// Removes a template that the VMM has refused, and has it made again.
+    fn replace_template(&self, reply: &Reply, log: &Log) {
+        let Reply::TemplateRefused { cause } = reply else { return };
+        warn_of_template(cause, log);
+        let removed = template::name(&self.config).and_then(|name| TemplateStore::new(&self.config).remove(&name));
+        match removed {
+            Ok(()) => template::make_in_background(&self.config, log),
+            Err(error) => log.warn(&format!("cannot replace the template: {}", chain(&error))),
+        }
+    }
+
+    fn sandbox_config(&self, request: &CreateRequest, has_console_log: bool, has_template: bool) -> SandboxConfig {
         let (config, record) = (&self.config, &self.record);
         SandboxConfig {
             memory_mib: record.machine.memory_mib,
@@ -169,9 +203,14 @@ impl Machine {
             network_slots: record.network.slots,
             main_container: request.id.to_string(),
             has_console_log,
+            template: if has_template { TemplateUse::Start } else { TemplateUse::None },
             jail: self.vmm.jail,
         }
     }
+}
+
+fn warn_of_template(cause: &str, log: &Log) {
+    log.warn(&format!("the machine boots, because its template cannot be used: {cause}"));
 }
 
 fn vmm_options<'a>(

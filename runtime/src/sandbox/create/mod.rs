@@ -6,7 +6,6 @@
 mod claim;
 mod container;
 mod error;
-mod files;
 mod machine;
 mod network;
 mod plan;
@@ -33,8 +32,8 @@ pub(crate) fn create(context: &mut Context, request: CreateRequest) -> Result<Co
     context.timeline.reached("VMM spawned");
     machine.run_hooks()?;
     let mut connection = machine.connect(signals)?;
-    let interfaces = machine.boot(&mut connection, &request, &context.store)?;
-    let mut container = Container::set_up(machine, connection, &request, guest, interfaces)?;
+    let interfaces = machine.boot(&mut connection, &request, &context.store, &context.log)?;
+    let mut container = Container::set_up(machine, connection, &request, guest, interfaces, &context.log)?;
     context.timeline.reached("container created");
     container.publish(&request)?;
     Ok(container)

@@ -29,14 +29,14 @@ pub(crate) enum MachineFilesError {
 
 /// The files, in the order of [`vmm::config::SandboxFiles`].
 #[derive(Debug)]
-pub(super) struct MachineFiles(Vec<OwnedFd>);
+pub(crate) struct MachineFiles(Vec<OwnedFd>);
 
 impl MachineFiles {
     /// Opens the files of a machine whose container's directory is `dir`.
     ///
     /// # Errors
     /// A file cannot be opened, or the control socket exists.
-    pub(super) fn open(
+    pub(crate) fn open(
         config: &Config,
         console_log: Option<&Path>,
         dir: &Path,
@@ -54,7 +54,7 @@ impl MachineFiles {
     }
 
     /// The descriptors to be passed.
-    pub(super) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+    pub(crate) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         self.0.iter().map(AsFd::as_fd).collect()
     }
 }
