@@ -30,4 +30,5 @@ mod rootless;
 mod seccomp;
 mod stdio;
 mod systemd;
+mod templates;
 mod terminal;

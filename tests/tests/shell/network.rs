@@ -1,7 +1,7 @@
 //! The network of a container: the interfaces of its network namespace.
 
 mod anti_spoofing;
-mod namespace;
+pub(crate) mod namespace;
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};

@@ -7,7 +7,7 @@ use vmrt_tests::bundle::Bundle;
 use vmrt_tests::{TIMEOUT, eventually};
 
 /// Runs `ip` or another tool of the host with the words of `line`, and returns its output.
-pub(super) fn tool(line: &str) -> String {
+pub(crate) fn tool(line: &str) -> String {
     let mut words = line.split_whitespace();
     let output = Command::new(words.next().expect("a program")).args(words).output().expect("the tool starts");
     assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
@@ -17,13 +17,13 @@ pub(super) fn tool(line: &str) -> String {
 /// A network namespace whose `eth0` connects to the host, in network 10.99.NUMBER.0/24; removed when dropped.
 ///
 /// Create it before the [`vmrt_tests::runtime::Runtime`], whose snapshot of the host then includes it.
-pub(super) struct Network {
+pub(crate) struct Network {
     number: u8,
-    pub(super) name: String,
+    pub(crate) name: String,
 }
 
 impl Network {
-    pub(super) fn new(number: u8) -> Self {
+    pub(crate) fn new(number: u8) -> Self {
         let name = format!("vmrt-test-{number}");
         let network = Self { number, name };
         tool(&format!("ip netns add {}", network.name));
@@ -33,7 +33,7 @@ impl Network {
     }
 
     /// Adds an interface in the networks 10.99.NUMBER.0/24 and fd99:NUMBER::/64. The host has address 1 in both.
-    pub(super) fn add_interface(&self, number: u8, name: &str) {
+    pub(crate) fn add_interface(&self, number: u8, name: &str) {
         let host = format!("vh{number}");
         tool(&format!("ip link add {host} type veth peer name {name} netns {}", self.name));
         tool(&format!("ip address add 10.99.{number}.1/24 dev {host}"));
@@ -49,12 +49,12 @@ impl Network {
     }
 
     /// Runs `ip` in the namespace.
-    pub(super) fn ip(&self, arguments: &str) -> String {
+    pub(crate) fn ip(&self, arguments: &str) -> String {
         tool(&format!("ip -n {} {arguments}", self.name))
     }
 
     /// A bundle whose container joins the namespace.
-    pub(super) fn join(&self, bundle: Bundle) -> Bundle {
+    pub(crate) fn join(&self, bundle: Bundle) -> Bundle {
         let path = format!("/run/netns/{}", self.name);
         bundle.with_capabilities().with(
             "/linux/namespaces",
@@ -66,7 +66,7 @@ impl Network {
     }
 
     /// The interfaces of the namespace and their queueing disciplines.
-    pub(super) fn inventory(&self) -> (String, String) {
+    pub(crate) fn inventory(&self) -> (String, String) {
         (self.ip("-o -br link"), tool(&format!("tc -n {} qdisc", self.name)))
     }
 }
