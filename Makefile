@@ -97,6 +97,8 @@ lint:
 	@.ci/deps tests
 	@cargo fmt --all --check
 	@cargo fmt --manifest-path fuzz/Cargo.toml --check
+	@# The fuzzer's workspace is not compiled here. Its build stops at a lock file that misses a dependency of the crates.
+	@cargo update --quiet --locked --workspace --manifest-path fuzz/Cargo.toml
 	@cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
 
 clean:
