@@ -3,6 +3,8 @@
 //! The driver does what a guest does: it writes registers through the transport, keeps rings in guest memory, notifies
 //! the device and waits for its interrupts.
 
+mod hold;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};

@@ -159,6 +159,7 @@ impl<'t> ActiveQueues<'t> {
         if !self.queues[index].queue.ready() || self.broken.contains(&index) {
             return Ok(());
         }
+        let mut served_before = true;
         loop {
             self.queues[index].queue.disable_notification(&*self.memory)?;
             let mut served = false;
@@ -180,9 +181,11 @@ impl<'t> ActiveQueues<'t> {
             if !more || self.is_stopped() {
                 return Ok(());
             }
-            if !served {
+            // The driver may have added a chain just before notifications were enabled. Then the second look finds it.
+            if !served && !served_before {
                 return Err(virtio_queue::Error::InvalidAvailRingIndex);
             }
+            served_before = served;
         }
     }
 

@@ -1,5 +1,7 @@
 //! Tests of the device through its virtqueues.
 
+mod hand_over;
+
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::*;
