@@ -13,6 +13,8 @@ use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
 };
 
+use crate::control::SCM_MAX_FD;
+
 /// Longest name of a file in bytes (`NAME_MAX`).
 const NAME_MAX: usize = 255;
 
@@ -145,7 +147,7 @@ impl MakeNode {
     /// The message is malformed, or the socket failed.
     pub fn receive(connection: BorrowedFd<'_>) -> io::Result<Option<(Self, OwnedFd)>> {
         let mut message = [0; NODE_FIELDS + NAME_MAX + 1];
-        let mut space = cmsg_space!([i32; 1]);
+        let mut space = cmsg_space!([i32; SCM_MAX_FD]);
         let mut slices = [IoSliceMut::new(&mut message)];
         let flags = MsgFlags::MSG_CMSG_CLOEXEC;
         let received = recvmsg::<()>(connection.as_raw_fd(), &mut slices, Some(&mut space), flags)?;
@@ -242,6 +244,21 @@ mod tests {
         assert_eq!(node.call(vmm.as_fd(), directory.as_fd()), Err(Errno::EEXIST));
         server.join().unwrap();
         assert_eq!(node.call(vmm.as_fd(), directory.as_fd()), Err(Errno::EIO));
+    }
+
+    #[test]
+    fn only_the_first_descriptor_of_a_message_is_kept() {
+        let (vmm, helper) = connection().unwrap();
+        let (reader, writer) = std::os::unix::net::UnixStream::pair().unwrap();
+        for (message, is_request) in [(vec![b'x'; NODE_FIELDS + 1], true), (vec![0], false)] {
+            let descriptors = [writer.as_raw_fd(); SCM_MAX_FD];
+            let rights = [ControlMessage::ScmRights(&descriptors)];
+            sendmsg::<()>(vmm.as_raw_fd(), &[IoSlice::new(&message)], &rights, MsgFlags::empty(), None).unwrap();
+            assert_eq!(MakeNode::receive(helper.as_fd()).is_ok(), is_request, "{message:?}");
+        }
+        drop(writer);
+        reader.set_nonblocking(true).unwrap();
+        assert_eq!(std::io::Read::read(&mut &reader, &mut [0]).unwrap(), 0, "a descriptor is still open");
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub(crate) mod fuzz;
 
 pub use crate::config::ShareOptions;
 pub use client::{Client, ClientError};
+pub(crate) use connection::SCM_MAX_FD;
 pub use connection::{Connection, ConnectionError};
 
 use std::collections::BTreeMap;
