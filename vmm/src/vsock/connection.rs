@@ -1,7 +1,6 @@
-//! One connection between the guest and two host descriptors: the stream protocol's state machine and its credit.
+//! One connection between the guest and two host descriptors: the stream protocol's state machine.
 
 use std::io;
-use std::num::Wrapping;
 use std::sync::Arc;
 
 use agent::StreamSecret;
@@ -10,6 +9,7 @@ use vm_memory::VolatileSlice;
 use vm_memory::volatile_memory::PtrGuard;
 
 use super::backlog::Backlog;
+use super::credit::Credit;
 use super::handshake::Handshake;
 use super::header::{OP_CREDIT_UPDATE, OP_RESPONSE, OP_RW, OP_SHUTDOWN, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use super::host_fd::{Direction, Endpoint, Watcher};
@@ -47,14 +47,7 @@ pub(super) struct Connection {
     guest_shutdown: u32,
     /// The guest's side is closed. Only the backlog remains to be written.
     closed: bool,
-    /// Bytes received, and the part of them that was written or dropped (`fwd_cnt`, virtio 1.2, 5.10.6.3).
-    received: Wrapping<u32>,
-    forwarded: Wrapping<u32>,
-    /// The value of `forwarded` that was last sent to the guest.
-    advertised_forwarded: Wrapping<u32>,
-    sent: Wrapping<u32>,
-    guest_forwarded: Wrapping<u32>,
-    guest_buffer: u32,
+    credit: Credit,
     /// Whether the connection is in the backend's send queue.
     pub(super) queued: bool,
 }
@@ -74,12 +67,7 @@ impl Connection {
             host_shutdown: 0,
             guest_shutdown: 0,
             closed: false,
-            received: Wrapping(0),
-            forwarded: Wrapping(0),
-            advertised_forwarded: Wrapping(0),
-            sent: Wrapping(0),
-            guest_forwarded: Wrapping(request.fwd_cnt()),
-            guest_buffer: request.buf_alloc(),
+            credit: Credit::new(request.buf_alloc(), request.fwd_cnt()),
             queued: false,
         }
     }
@@ -115,8 +103,7 @@ impl Connection {
 
     /// Updates the guest's credit, which every packet carries.
     pub(super) fn update_credit(&mut self, packet: &GuestPacket) {
-        self.guest_buffer = packet.buf_alloc();
-        self.guest_forwarded = Wrapping(packet.fwd_cnt());
+        self.credit.update(packet.buf_alloc(), packet.fwd_cnt());
     }
 
     /// The guest requests a credit update.
@@ -129,11 +116,7 @@ impl Connection {
         if self.guest_shutdown & SHUTDOWN_SEND != 0 {
             return Err(Refusal("data after the end of data"));
         }
-        if packet.len() > BUFFER_SIZE.saturating_sub((self.received - self.forwarded).0) {
-            return Err(Refusal("more data than its credit allows"));
-        }
-        self.received += packet.len();
-        Ok(())
+        self.credit.receive(packet.len()).ok_or(Refusal("more data than its credit allows"))
     }
 
     /// Takes the next bytes of a pending connection as part of the secret. Returns their number once the secret is
@@ -145,7 +128,7 @@ impl Connection {
     ) -> Result<Option<usize>, Refusal> {
         let Some(handshake) = &mut self.handshake else { return Ok(Some(0)) };
         let taken = handshake.take(packet.payload());
-        self.forwarded += u32::try_from(taken).unwrap_or(u32::MAX);
+        self.credit.forward(taken);
         match handshake.complete() {
             None => Ok(None),
             Some(bytes) if secret.matches(bytes) => Ok(Some(taken)),
@@ -158,7 +141,7 @@ impl Connection {
         let end = if self.backlog.is_empty() { self.write_payload(packet.payload(), skipped) } else { skipped };
         if self.sink.is_none() {
             // The data is dropped. The guest was told that the host receives no more, or the bridge has no sink.
-            self.forwarded = self.received;
+            self.credit.forward_all();
         } else if end < packet.len() as usize {
             self.push_backlog(packet.payload(), end);
         }
@@ -216,7 +199,7 @@ impl Connection {
     /// Whether [`Connection::fill`] may have a packet.
     pub(super) fn has_output(&self) -> bool {
         let PendingPackets { response, credit, shutdown } = self.output;
-        let readable = self.source.as_ref().is_some_and(|source| source.ready) && self.credit() > 0;
+        let readable = self.source.as_ref().is_some_and(|source| source.ready) && self.credit.allowance() > 0;
         !self.closed && (response || credit || shutdown || readable)
     }
 
@@ -242,20 +225,13 @@ impl Connection {
         }
         // Every packet carries the host's credit.
         self.output.credit = false;
-        self.advertised_forwarded = self.forwarded;
-        packet.set_dst_port(self.guest_port).set_buf_alloc(BUFFER_SIZE).set_fwd_cnt(self.forwarded.0);
+        packet.set_dst_port(self.guest_port).set_buf_alloc(BUFFER_SIZE).set_fwd_cnt(self.credit.advertise());
         true
-    }
-
-    /// The number of bytes that the guest has buffer space for. It is 0 if the guest claims to have forwarded more than
-    /// was sent.
-    fn credit(&self) -> u32 {
-        self.guest_buffer.saturating_sub((self.sent - self.guest_forwarded).0)
     }
 
     /// Reads from the source into the packet's buffer in guest memory.
     fn read_to(&mut self, packet: &Packet) -> Option<u32> {
-        let credit = self.credit();
+        let credit = self.credit.allowance();
         let source = self.source.as_mut().filter(|source| source.ready)?;
         let data = packet.data_slice()?;
         let len = data.len().min(credit.min(MAX_PAYLOAD) as usize);
@@ -266,7 +242,7 @@ impl Connection {
         match unsafe { source.fd.read(data.ptr_guard_mut().as_ptr(), len) } {
             Ok(count @ 1..) => {
                 let count = u32::try_from(count).ok()?;
-                self.sent += count;
+                self.credit.send(count);
                 return Some(count);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => source.ready = false,
@@ -330,7 +306,7 @@ impl Connection {
                 None
             }
             Ok(count) => {
-                self.forwarded += u32::try_from(count).unwrap_or(u32::MAX);
+                self.credit.forward(count);
                 Some(count)
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -349,7 +325,7 @@ impl Connection {
     fn drop_sink(&mut self) {
         self.sink = None;
         self.backlog.clear();
-        self.forwarded = self.received;
+        self.credit.forward_all();
         self.publish_unwritten();
         self.queue_shutdown(SHUTDOWN_RECEIVE);
     }
@@ -368,13 +344,9 @@ impl Connection {
         self.output.shutdown = true;
     }
 
-    /// Schedules a credit update before the guest runs out of credit, but not after every packet.
+    /// Tells the guest of new credit if that is due.
     fn schedule_credit_update(&mut self) {
-        // A guest that takes no credit updates may send more than it knows to be allowed.
-        let guest_sees = BUFFER_SIZE.saturating_sub((self.received - self.advertised_forwarded).0);
-        if guest_sees < BUFFER_SIZE / 2 && self.forwarded != self.advertised_forwarded {
-            self.output.credit = true;
-        }
+        self.output.credit |= self.credit.is_update_due();
     }
 }
 

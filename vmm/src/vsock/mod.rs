@@ -21,6 +21,7 @@
 mod backend;
 mod backlog;
 mod connection;
+mod credit;
 mod device;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzz;
