@@ -27,7 +27,11 @@ fn memory() -> Memory {
 }
 
 fn queue() -> Queue {
-    let mut queue = Queue::new(SIZE).unwrap();
+    queue_of(SIZE)
+}
+
+fn queue_of(size: u16) -> Queue {
+    let mut queue = Queue::new(size).unwrap();
     queue.try_set_desc_table_address(GuestAddress(0)).unwrap();
     queue.try_set_avail_ring_address(GuestAddress(AVAIL)).unwrap();
     queue.try_set_used_ring_address(GuestAddress(USED)).unwrap();
@@ -97,7 +101,7 @@ proptest! {
         }
         make_available(&memory, head, 1);
         let found = buffers(next_chain(&mut queue(), &memory).unwrap(), &memory).map(|(request, reply)| (request.len(), reply.len()));
-        prop_assert_eq!(found, expected(&table, head));
+        prop_assert_eq!(found, expected(&table, &[], head));
     }
 
     /// The available ring gives each chain once and in order, wherever its index starts. Without further chains, the device asks for a
@@ -145,11 +149,18 @@ fn taken_all(memory: &Memory, added: u16, has_event_idx: bool) -> Result<(), Tes
     Ok(())
 }
 
-/// The lengths of the readable and of the writable buffers of a valid chain.
-fn expected(table: &[Fields], head: u16) -> Option<(usize, usize)> {
-    let (mut lengths, mut index) = ((0, 0), head);
-    for _ in 0..SIZE {
+/// The lengths of the readable and of the writable buffers of a valid chain. `indirect` has the other tables in memory, by address.
+fn expected<'t>(mut table: &'t [Fields], indirect: &[(u64, &'t [Fields])], head: u16) -> Option<(usize, usize)> {
+    let (mut lengths, mut index, mut left, mut is_indirect) = ((0, 0), head, table.len(), false);
+    while left > 0 {
         let (address, length, flags, next) = *table.get(usize::from(index))?;
+        if flags & INDIRECT != 0 {
+            let (_, other) =
+                indirect.iter().find(|(start, _)| *start == address && !is_indirect && length % 16 == 0)?;
+            left = length as usize / 16;
+            (table, index, is_indirect) = (other.get(..left)?, 0, true);
+            continue;
+        }
         let is_in_memory = length == 0 || address + u64::from(length) <= 0x9800;
         match flags & WRITE {
             _ if !is_in_memory => return None,
@@ -160,7 +171,57 @@ fn expected(table: &[Fields], head: u16) -> Option<(usize, usize)> {
         if flags & NEXT == 0 {
             return Some(lengths);
         }
-        index = next;
+        (index, left) = (next, left - 1);
     }
     None
+}
+
+/// A table that descriptors refer to: a readable and a writable buffer.
+const PAIR: [Fields; 2] = [(BUFFERS, 5, NEXT, 1), (BUFFERS, 6, WRITE, 0)];
+
+/// One that a driver may not make: its descriptor refers to another table.
+const NESTED: [Fields; 1] = [(TABLE, 32, INDIRECT, 0)];
+
+/// The descriptors of the exhaustive test: every form that is read differently in a table of `size`.
+fn descriptors(size: u16) -> Vec<Fields> {
+    let buffers = [(BUFFERS, 8), (0x97f9, 8), (0x9900, 0)];
+    let links = (0..=size).map(|next| (NEXT, next)).chain([(0, 0)]);
+    let forms = links.flat_map(|link| [(link, 0), (link, WRITE)]);
+    let plain =
+        forms.flat_map(|((more, next), write)| buffers.map(|(address, length)| (address, length, more | write, next)));
+    // Whole, cut short, empty, not of whole descriptors, nested, outside of memory.
+    let tables = [(TABLE, 32), (TABLE, 16), (TABLE, 0), (TABLE, 33), (TABLE + 64, 16), (0x9800, 32)];
+    plain.chain(tables.map(|(address, length)| (address, length, INDIRECT, 0))).collect()
+}
+
+/// All contents of a table of four descriptors, of which the last ends a chain.
+#[test]
+fn every_chain_of_a_small_table_is_accepted_if_and_only_if_it_is_valid() {
+    const SMALL: u16 = 4;
+    let (memory, indirect) = (memory(), [(TABLE, &PAIR[..]), (TABLE + 64, &NESTED[..])]);
+    for (start, table) in indirect {
+        (0..).zip(table).for_each(|(index, fields)| describe(&memory, start, index, *fields));
+    }
+    let (forms, last) = (descriptors(SMALL), (BUFFERS, 9, WRITE, 0));
+    describe(&memory, 0, 3, last);
+    make_available(&memory, 0, 1);
+    let mut accepted = 0;
+    for first in &forms {
+        describe(&memory, 0, 0, *first);
+        for second in &forms {
+            describe(&memory, 0, 1, *second);
+            for third in &forms {
+                describe(&memory, 0, 2, *third);
+                let chain = next_chain(&mut queue_of(SMALL), &memory).unwrap();
+                let found = buffers(chain, &memory).map(|(request, reply)| (request.len(), reply.len()));
+                assert_eq!(
+                    found,
+                    expected(&[*first, *second, *third, last], &indirect, 0),
+                    "{first:?} {second:?} {third:?}"
+                );
+                accepted += usize::from(found.is_some());
+            }
+        }
+    }
+    assert!(accepted > forms.len().pow(2), "{accepted} valid chains");
 }
