@@ -6,7 +6,7 @@
 #[path = "../bin/vmrt-agent/network/name_server/dns.rs"]
 mod dns;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::frame::{self, FrameError};
 use crate::{Call, ContainerRequest, Request};
@@ -22,22 +22,28 @@ pub fn frames(data: &[u8]) -> impl Iterator<Item = Vec<u8>> {
 
 /// Frames of the VMM, as the agent reads them. Bytes arrive in pieces.
 pub fn agent_requests(data: &[u8]) {
-    let (mut received, mut most) = (Vec::new(), 0);
+    take_requests(data);
+}
+
+/// Returns the number of requests before the first frame that is none.
+fn take_requests(data: &[u8]) -> usize {
+    let (mut received, mut count) = (Vec::new(), 0);
     for bytes in frames(data) {
         for piece in bytes.chunks(1000) {
             received.extend_from_slice(piece);
-            match decode_all(&mut received) {
-                Ok(()) => most = most.max(received.len()),
-                Err(_) => return,
+            if decode_all(&mut received, &mut count).is_err() {
+                return count;
             }
+            assert!(received.len() <= frame::HEADER_LEN + frame::MAX_BODY as usize, "{} bytes wait", received.len());
         }
     }
-    assert!(most <= frame::HEADER_LEN + frame::MAX_BODY as usize, "{most} bytes wait");
+    count
 }
 
-/// Takes all complete requests. The same request is read from what is written of it.
-fn decode_all(received: &mut Vec<u8>) -> Result<(), FrameError> {
+/// Takes and counts all complete requests. The same request is read from what is written of it.
+fn decode_all(received: &mut Vec<u8>, count: &mut usize) -> Result<(), FrameError> {
     while let Some(call) = frame::decode::<Call>(received)? {
+        *count += 1;
         if let Request::Container(request) = &call.request {
             assert!(!step(request).is_empty());
         }
@@ -67,12 +73,27 @@ pub fn dns(data: &[u8]) {
     }
 }
 
+/// The inputs of a target that are in the source tree.
+fn corpus(name: &str) -> PathBuf {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus")).join(name)
+}
+
+/// A committed input, for a test that its target still reads it as what it was written for.
+///
+/// # Panics
+/// There is none of this name.
+#[must_use]
+pub fn committed(target: &str, name: &str) -> Vec<u8> {
+    let path = corpus(target).join(name);
+    std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
 /// Runs a target over the inputs of `fuzz/corpus/NAME`.
 ///
 /// # Panics
 /// The target does, or there is no input.
 pub fn run_corpus(name: &str, target: fn(&[u8])) {
-    let directory = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus")).join(name);
+    let directory = corpus(name);
     let entries = std::fs::read_dir(&directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
     let mut count = 0;
     for entry in entries {
@@ -93,6 +114,21 @@ mod tests {
     fn the_committed_inputs_find_no_defect() {
         run_corpus("agent_requests", agent_requests);
         run_corpus("dns", dns);
+    }
+
+    #[test]
+    fn every_line_of_committed_requests_is_a_request() {
+        for name in ["container", "create", "requests"] {
+            let data = committed("agent_requests", name);
+            assert_eq!(take_requests(&data), frames(&data).count(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_committed_answer_is_truncated() {
+        let data = committed("dns", "truncated");
+        let (query, received) = data[1..].split_at(usize::from(data[0]));
+        assert!(dns::max_size(query) < dns::complete_answer(received).expect("an answer").len());
     }
 
     /// The names in a folder of `fuzz/`, without the extension.

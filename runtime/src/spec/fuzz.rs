@@ -34,8 +34,13 @@ fn load(data: &[u8], log: &Log) -> Option<Bundle> {
 
 /// A `config.json`, up to the limits of the host and the specification of the guest.
 pub(crate) fn config(data: &[u8]) {
+    compiles(data);
+}
+
+/// Returns whether the configuration is valid and has a seccomp profile that is compiled.
+fn compiles(data: &[u8]) -> bool {
     let log = log();
-    let Some(mut bundle) = load(data, &log) else { return };
+    let Some(mut bundle) = load(data, &log) else { return false };
     describe(&bundle);
     let config = Config::load(Some(Path::new("/dev/null"))).expect("an empty file is valid");
     let before = bundle.spec.clone();
@@ -50,7 +55,7 @@ pub(crate) fn config(data: &[u8]) {
         let _ = limits.block_io.cgroup_v1_settings(|_| true);
         let _ = (changed_memory(&before, &bundle.spec), changed_vcpus(&before, &bundle.spec, size));
     }
-    to_guest(bundle.spec, &log);
+    to_guest(bundle.spec, &log)
 }
 
 /// What commands read of a bundle.
@@ -60,8 +65,8 @@ fn describe(bundle: &Bundle) {
     let _ = (namespaces::existing(&bundle.spec).count(), namespaces::network_path(&bundle.spec));
 }
 
-/// Makes the specification of the guest, which is valid JSON of a specification.
-fn to_guest(mut spec: Spec, log: &Log) {
+/// Makes the specification of the guest, which is valid JSON of a specification. Returns whether it has a filter.
+fn to_guest(mut spec: Spec, log: &Log) -> bool {
     guest::remove_host_settings(&mut spec);
     let _ = devices::select(&mut spec, log);
     if let Some(process) = spec.process_mut() {
@@ -70,13 +75,11 @@ fn to_guest(mut spec: Spec, log: &Log) {
     }
     block_io::remove_host_limits(&mut spec);
     id_mappings::map_to_identity(&mut spec);
-    if let Some(profile) = guest::take_seccomp(&mut spec)
-        && let Ok(filter) = seccomp::compile(&profile)
-    {
-        check_filter(&filter.program);
-    }
+    let filter = guest::take_seccomp(&mut spec).and_then(|profile| seccomp::compile(&profile).ok());
+    filter.iter().for_each(|filter| check_filter(&filter.program));
     let text = serde_json::to_vec(&spec).expect("a specification is written");
     serde_json::from_slice::<Spec>(&text).expect("and read again");
+    filter.is_some()
 }
 
 /// A filter is a program that the kernel accepts: every jump leads forward to an instruction, and the last instruction returns.
@@ -99,26 +102,50 @@ fn check_filter(program: &[u64]) {
 
 /// The process of `exec`, on the first line, and a change of limits by `update`, on the second.
 pub(crate) fn changes(data: &[u8]) {
+    merges(data);
+}
+
+/// Returns whether the process and the change are valid.
+fn merges(data: &[u8]) -> bool {
     let log = log();
     let mut lines = data.splitn(3, |byte| *byte == b'\n');
+    let mut is_process_valid = false;
     if let Ok(mut process) = parse::<Process>(lines.next().unwrap_or_default(), "", &log) {
-        let _ = check_process(&process);
+        is_process_valid = check_process(&process).is_ok();
         apparmor::remove_default(&mut process, &log);
         capabilities::add(&mut process, &["CAP_SYS_ADMIN".into(), "cap_unknown".into()], &log);
         capabilities::remove_unsupported_ambient(&mut process, &log);
     }
     let before: Option<LinuxResources> = serde_json::from_slice(lines.next().unwrap_or_default()).ok();
-    let Ok(change) = serde_json::from_slice(lines.next().unwrap_or_default()) else { return };
-    if let Ok(mut merged) = resources::merge(before.as_ref(), change) {
-        resources::remove_kernel_memory(&mut merged, &log);
-        let with = |resources: LinuxResources| {
-            let linux = serde_json::json!({"resources": resources});
-            serde_json::from_value::<Spec>(serde_json::json!({"ociVersion": "1.0.2", "linux": linux}))
-        };
-        let (before, after) = (with(before.unwrap_or_default()), with(merged));
-        let (before, after) = (before.expect("limits are written"), after.expect("limits are written"));
-        let machine = Size { memory_mib: 256, vcpus: 1 };
-        let _ = (changed_memory(&before, &after), changed_vcpus(&before, &after, machine));
-        let _ = Limits::of(&after, machine);
+    let Ok(change) = serde_json::from_slice(lines.next().unwrap_or_default()) else { return false };
+    let Ok(mut merged) = resources::merge(before.as_ref(), change) else { return false };
+    resources::remove_kernel_memory(&mut merged, &log);
+    let with = |resources: LinuxResources| {
+        let linux = serde_json::json!({"resources": resources});
+        serde_json::from_value::<Spec>(serde_json::json!({"ociVersion": "1.0.2", "linux": linux}))
+    };
+    let (before, after) = (with(before.unwrap_or_default()), with(merged));
+    let (before, after) = (before.expect("limits are written"), after.expect("limits are written"));
+    let machine = Size { memory_mib: 256, vcpus: 1 };
+    let _ = (changed_memory(&before, &after), changed_vcpus(&before, &after, machine));
+    let _ = Limits::of(&after, machine);
+    is_process_valid
+}
+
+#[cfg(test)]
+mod tests {
+    use agent::fuzz::committed;
+
+    use super::*;
+
+    #[test]
+    fn committed_specifications_are_valid() {
+        for (name, has_filter) in [("full", true), ("denylist", true), ("starter", false)] {
+            assert_eq!(compiles(&committed("config", name)), has_filter, "{name}");
+            assert!(load(&committed("config", name), &log()).is_some(), "{name}");
+        }
+        for (name, is_valid) in [("both", true), ("none", true), ("wrong", false)] {
+            assert_eq!(merges(&committed("changes", name)), is_valid, "{name}");
+        }
     }
 }

@@ -89,11 +89,17 @@ pub(crate) fn requests(data: &[u8]) {
 
 /// A server in any saved state, and the requests that follow it after a line feed.
 pub(crate) fn state(data: &[u8]) {
+    restores(data);
+}
+
+/// Returns whether the server is restored.
+fn restores(data: &[u8]) -> bool {
     let end = data.iter().position(|byte| *byte == b'\n').unwrap_or(data.len());
-    let Ok(state) = serde_json::from_slice::<FsState>(&data[..end]) else { return };
+    let Ok(state) = serde_json::from_slice::<FsState>(&data[..end]) else { return false };
     let host = Host::new();
     let server = host.server().expect("procfs");
-    if server.restore(&state).is_ok() {
+    let is_restored = server.restore(&state).is_ok();
+    if is_restored {
         let mut client = requests::Client::new(server);
         client.restore(&host);
         host.add("e/new");
@@ -103,6 +109,7 @@ pub(crate) fn state(data: &[u8]) {
         }
     }
     host.check();
+    is_restored
 }
 
 /// The buffers of a chain are all its descriptors, the readable ones first.
@@ -113,4 +120,19 @@ pub(crate) fn chain<'m>(chain: &DescriptorChain<&'m Memory>, memory: &'m Memory)
         descriptors.map(|descriptor| u64::from(descriptor.len())).sum::<u64>()
     };
     assert_eq!((request.len() as u64, reply.len() as u64), (length(false), length(true)));
+}
+
+#[cfg(test)]
+mod tests {
+    use agent::fuzz::committed;
+
+    use super::*;
+
+    #[test]
+    fn committed_states_are_those_of_a_server() {
+        // Nodes that are not found and not open are left out, and so are ids that no directory of a container has.
+        for name in ["open", "ids", "wrong", "container_id_out_of_range"] {
+            assert!(restores(&committed("fs_state", name)), "{name}");
+        }
+    }
 }

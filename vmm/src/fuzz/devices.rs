@@ -68,13 +68,18 @@ pub fn mmio(data: &[u8]) {
 
 /// A saved state of a device and its transport. The first byte of the input selects the device, the rest is the state as JSON.
 pub fn device_states(data: &[u8]) {
-    let Some((kind, state)) = data.split_first() else { return };
+    restores(data);
+}
+
+/// Returns whether the state is one of the device.
+fn restores(data: &[u8]) -> bool {
+    let Some((kind, state)) = data.split_first() else { return false };
     match kind % 5 {
-        0 => restore(state, |state| Some(rng(state))),
-        1 => restore(state, |state| Some(vsock(state))),
-        2 => restore(state, |state| Some(net(state))),
-        3 => restore(state, |state| Some(mem(state.as_ref()))),
-        _ => restore(state, |_| Some(Owner::default())),
+        0 => restore(state, rng),
+        1 => restore(state, vsock),
+        2 => restore(state, net),
+        3 => restore(state, |state| mem(state.as_ref())),
+        _ => restore(state, |_| Owner::default()),
     }
 }
 
@@ -127,4 +132,20 @@ impl VirtioDevice for Owner {
     }
 
     fn save(&self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use agent::fuzz::committed;
+
+    use super::*;
+
+    #[test]
+    fn committed_states_are_those_of_the_devices() {
+        for (name, expected) in
+            [("rng", true), ("vsock", true), ("net", true), ("mem", true), ("owner", true), ("invalid", false)]
+        {
+            assert_eq!(restores(&committed("device_states", name)), expected, "{name}");
+        }
+    }
 }

@@ -95,20 +95,21 @@ impl<D: VirtioDevice> Machine<D> {
 }
 
 /// Restores a device from a saved state, if it is one, and saves it again. The new state must be one, too. `make` is the device's
-/// constructor; `None` if the device refuses its own state.
-pub(crate) fn restore<D: VirtioDevice>(data: &[u8], make: impl Fn(Option<D::State>) -> Option<D>) {
-    let Ok(state) = serde_json::from_slice::<TransportState<D::State>>(data) else { return };
-    let Some(device) = make(Some(again(&state.device))) else { return };
+/// constructor. Returns whether the device was restored.
+pub(crate) fn restore<D: VirtioDevice>(data: &[u8], make: impl Fn(Option<D::State>) -> D) -> bool {
+    let Ok(state) = serde_json::from_slice::<TransportState<D::State>>(data) else { return false };
+    let device = make(Some(again(&state.device)));
     let driver = RawDriver::new(device.queue_sizes().len());
     let (interrupt, registers) = driver::interrupt();
     let queues = driver.new_queues(device.queue_sizes());
     let restored = MmioTransport::restore(device, queues, driver.memory.clone(), interrupt, &state);
-    let Ok(transport) = restored else { return };
+    let Ok(transport) = restored else { return false };
     again(&transport.save());
     let machine = Machine { driver, transport, registers };
     machine.set_up(0);
     machine.check();
     machine.write(register::STATUS, 0);
+    true
 }
 
 /// A value after it was written and read.
