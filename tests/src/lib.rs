@@ -13,6 +13,8 @@ mod layers;
 pub mod rootless_namespaces;
 pub mod runtime;
 pub mod terminal;
+#[cfg(test)]
+mod threats;
 pub mod tmpfs_mount;
 
 use std::env;

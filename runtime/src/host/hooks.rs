@@ -151,10 +151,11 @@ fn execute(hook: &Hook, mut command: Command, state: &State) -> Result<(), HookF
     let [out, err] = output.map(OwnedFd::from);
     let mut child = command.stdin(OwnedFd::from(stdin)).stdout(out).stderr(err).spawn().map_err(started)?;
     if let Some(timeout) = hook.timeout().and_then(|seconds| u64::try_from(seconds).ok()).map(Duration::from_secs) {
-        let process = i32::try_from(child.id()).ok().and_then(|pid| HostProcess::of(pid).ok()?.open());
-        if process.is_some_and(|process| !process.wait(timeout)) {
+        // The child is reaped only below, so its pid is not reused meanwhile.
+        let has_ended = HostProcess::of(child.id().cast_signed()).map(|process| process.wait(timeout));
+        if !matches!(has_ended, Ok(true)) {
             child.kill().and_then(|()| child.wait()).map_err(started)?;
-            return Err(HookFailure::Timeout(timeout));
+            return Err(has_ended.map_or_else(started, |_| HookFailure::Timeout(timeout)));
         }
     }
     let status = child.wait().map_err(started)?;

@@ -3,11 +3,16 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
+
+/// Time between two looks at a process for which there is no pidfd.
+const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 
 /// A pid and a start time, which together are unique until the next boot.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -35,28 +40,75 @@ impl HostProcess {
         Ok(Self { pid, start_time: stat.start_time })
     }
 
-    /// Whether the process still runs. A zombie does not count as running.
+    /// Whether the process still runs. A zombie does not count as running. A process that cannot be examined, because this one has no
+    /// descriptor left for example, does.
     pub(crate) fn is_alive(self) -> bool {
-        Stat::read(self.pid).is_ok_and(|stat| stat.start_time == self.start_time && !stat.dead)
+        self.runs().unwrap_or(true)
+    }
+
+    /// Whether the process still runs.
+    ///
+    /// # Errors
+    /// The process cannot be examined.
+    fn runs(self) -> io::Result<bool> {
+        match Stat::read(self.pid) {
+            Ok(stat) => Ok(stat.start_time == self.start_time && !stat.dead),
+            Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::NOENT | Errno::SRCH)) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Opens a pidfd; `None` if the process has ended.
-    pub(crate) fn open(self) -> Option<PidFd> {
-        let pidfd = pidfd_open(Pid::from_raw(self.pid)?, PidfdFlags::empty()).ok()?;
-        // The pid may have been reused before the pidfd was opened, so the start time is compared afterwards.
-        self.is_alive().then_some(PidFd(pidfd))
+    ///
+    /// # Errors
+    /// This process has no descriptor or no memory left.
+    pub(crate) fn open(self) -> io::Result<Option<PidFd>> {
+        let Some(pid) = Pid::from_raw(self.pid) else { return Ok(None) };
+        match pidfd_open(pid, PidfdFlags::empty()) {
+            // The pid may have been reused before the pidfd was opened, so the start time is compared afterwards.
+            Ok(pidfd) => Ok(self.runs()?.then_some(PidFd(pidfd))),
+            // The pid is unused, or that of another process's thread.
+            Err(Errno::SRCH | Errno::INVAL | Errno::NOENT) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Waits until the process has ended. Returns whether it ended within `timeout`.
     pub(crate) fn wait(self, timeout: Duration) -> bool {
-        self.open().is_none_or(|process| process.wait(timeout))
+        match self.open() {
+            Ok(process) => process.is_none_or(|process| process.wait(timeout)),
+            Err(_) => self.look_until_ended(timeout),
+        }
     }
 
     /// Kills the process and waits until it has ended. Returns whether it ended within `timeout`.
     pub(crate) fn kill_and_wait(self, timeout: Duration) -> bool {
-        let Some(process) = self.open() else { return true };
-        process.kill();
-        process.wait(timeout)
+        match self.open() {
+            Ok(None) => true,
+            Ok(Some(process)) => {
+                process.kill();
+                process.wait(timeout)
+            }
+            Err(_) => {
+                // Without a pidfd, only the look just before the signal tells that the pid was not reused.
+                if let (Ok(true), Some(pid)) = (self.runs(), Pid::from_raw(self.pid)) {
+                    let _ = kill_process(pid, Signal::KILL);
+                }
+                self.look_until_ended(timeout)
+            }
+        }
+    }
+
+    /// Waits without a pidfd.
+    fn look_until_ended(self, timeout: Duration) -> bool {
+        let end = Instant::now() + timeout;
+        while self.is_alive() {
+            if Instant::now() >= end {
+                return false;
+            }
+            thread::sleep(LOOK_INTERVAL);
+        }
+        true
     }
 }
 
@@ -109,6 +161,8 @@ pub(crate) fn boot_id() -> io::Result<String> {
 mod tests {
     use std::process::Command;
 
+    use nix::sys::resource::{Resource, setrlimit};
+
     use super::*;
 
     #[test]
@@ -125,7 +179,7 @@ mod tests {
         let process = HostProcess::of(i32::try_from(child.id()).unwrap()).unwrap();
         assert!(process.is_alive() && !HostProcess::NONE.is_alive());
         let other_start = HostProcess { start_time: process.start_time + 1, ..process };
-        assert!(!other_start.is_alive() && other_start.open().is_none());
+        assert!(!other_start.is_alive() && other_start.open().unwrap().is_none());
         assert!(other_start.kill_and_wait(Duration::ZERO) && process.is_alive());
         assert!(other_start.wait(Duration::ZERO) && !process.wait(Duration::from_millis(10)));
         assert!(process.kill_and_wait(Duration::from_secs(10)));
@@ -133,5 +187,29 @@ mod tests {
         assert!(!process.is_alive(), "a zombie counts as dead");
         child.wait().unwrap();
         assert!(HostProcess::of(process.pid).is_err());
+    }
+
+    #[test]
+    fn a_process_is_killed_without_a_free_descriptor() {
+        // The limit holds for the whole process, so a child has it: this test, alone, in a process of its own.
+        if std::env::var_os("VMRT_TEST_WITHOUT_DESCRIPTORS").is_none() {
+            let name = "host::process::tests::a_process_is_killed_without_a_free_descriptor";
+            let mut test = Command::new(std::env::current_exe().unwrap());
+            test.args(["--exact", name, "--test-threads=1"]).env("VMRT_TEST_WITHOUT_DESCRIPTORS", "1");
+            assert!(test.output().unwrap().status.success());
+            return;
+        }
+        let mut child = Command::new("sleep").arg("100").spawn().unwrap();
+        let process = HostProcess::of(i32::try_from(child.id()).unwrap()).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, 64, 64).unwrap();
+        // One descriptor is left, which is enough for a look, but not for a pidfd and a look.
+        let mut files: Vec<_> = std::iter::from_fn(|| fs::File::open("/dev/null").ok()).collect();
+        assert!(process.is_alive(), "it cannot be examined");
+        assert!(!process.wait(Duration::ZERO));
+        files.pop();
+        assert!(process.open().is_err());
+        assert!(process.kill_and_wait(Duration::from_secs(10)));
+        drop(files);
+        child.wait().unwrap();
     }
 }

@@ -54,8 +54,8 @@ impl Receiver {
 /// of a container, `setns` for a further one.
 pub(crate) fn send_pidfd(path: &Path, process: HostProcess, kind: &str) -> Result<(), RightsError> {
     let receiver = Receiver::dial(path)?;
-    let ended = || RightsError::Send { what: "the pidfd", path: path.into(), source: io::ErrorKind::NotFound.into() };
-    let pidfd = process.open().ok_or_else(ended)?;
+    let opened = process.open().and_then(|pidfd| pidfd.ok_or_else(|| io::ErrorKind::NotFound.into()));
+    let pidfd = opened.map_err(|source| RightsError::Send { what: "the pidfd", path: path.into(), source })?;
     receiver.send("the pidfd", pidfd.as_fd(), kind.as_bytes())
 }
 

@@ -97,8 +97,9 @@ impl Record {
         }
     }
 
-    /// Whether the VMM was started in the current boot. Otherwise its pid is meaningless.
+    /// Whether the VMM was started in the current boot. Otherwise its pid is meaningless. If the boot is unknown, because this process
+    /// has no descriptor left for example, it counts as the same: a running VMM must not be taken for one that has ended.
     pub(crate) fn is_of_this_boot(&self) -> bool {
-        boot_id().is_ok_and(|id| id == self.boot_id)
+        boot_id().map_or(true, |id| id == self.boot_id)
     }
 }

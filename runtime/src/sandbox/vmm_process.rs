@@ -185,8 +185,7 @@ impl Vmm {
 
     /// Waits for the end of the VMM and returns its status. The VMM is killed if it does not end within `timeout`.
     pub(crate) fn wait(&mut self, timeout: Duration) -> Option<ExitStatus> {
-        let running = self.process.open();
-        if running.is_some_and(|process| !process.wait(timeout)) {
+        if !self.process.wait(timeout) {
             self.child.kill().ok()?;
         }
         self.child.wait().ok()

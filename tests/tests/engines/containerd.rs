@@ -1,5 +1,9 @@
 //! containerd's runc shim, driven by `ctr`, with vmrt in place of runc.
 
+use std::fs;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use vmrt_tests::host_snapshot::HostSnapshot;
 use vmrt_tests::{TIMEOUT, eventually};
 
@@ -7,7 +11,10 @@ use crate::Test;
 use crate::daemons::{Daemons, IMAGE, daemons, runtime_path};
 use crate::docker::CLEAN_TIMEOUT;
 
-pub const TESTS: &[Test] = &[("run_exec_kill_and_delete", run_exec_kill_and_delete)];
+pub const TESTS: &[Test] = &[
+    ("run_exec_kill_and_delete", run_exec_kill_and_delete),
+    ("a_killed_shim_leaves_nothing", a_killed_shim_leaves_nothing),
+];
 
 fn import(daemons: &Daemons) -> String {
     let archive = daemons.storage().join("image.tar");
@@ -57,5 +64,33 @@ fn run_exec_kill_and_delete() {
     daemons.containerd.ctr(&["containers", "delete", "two"]).ok();
 
     // With any runtime, the shim keeps the cgroup of ctr's namespace.
+    before.assert_restored(CLEAN_TIMEOUT, |line| line.starts_with("cgroup /sys/fs/cgroup/default"));
+}
+
+/// The pid of a container's shim.
+fn shim(container: &str) -> Option<i32> {
+    let is_shim = |pid: &i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let words: Vec<_> = line.split(|byte| *byte == 0).collect();
+        words[0].ends_with(b"containerd-shim-runc-v2") && words.contains(&container.as_bytes())
+    };
+    let pids =
+        fs::read_dir("/proc").expect("processes").filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    pids.into_iter().find(is_shim)
+}
+
+fn a_killed_shim_leaves_nothing() {
+    let daemons = daemons();
+    let image = import(daemons);
+    let before = HostSnapshot::take();
+    let runtime = runtime_path();
+    daemons.containerd.ctr(&["run", "--detach", "--runc-binary", &runtime, &image, "three", "sleep", "1000"]).ok();
+    assert_eq!(status(daemons, "three"), "RUNNING");
+    let shim = shim("three").expect("a shim");
+    kill(Pid::from_raw(shim), Signal::SIGKILL).expect("the shim is killed");
+    // containerd finds that the shim has ended, and has the runtime delete the container.
+    let gone = eventually(TIMEOUT, || status(daemons, "three").is_empty().then_some(()));
+    assert!(gone.is_some(), "it is {}", status(daemons, "three"));
+    daemons.containerd.ctr(&["containers", "delete", "three"]).ok();
     before.assert_restored(CLEAN_TIMEOUT, |line| line.starts_with("cgroup /sys/fs/cgroup/default"));
 }

@@ -83,6 +83,56 @@ fn random(state: &mut u64, bound: u64) -> u64 {
     *state % bound
 }
 
+/// How many cycles of `run`, kill and `delete` there are, unless `VMRT_TEST_CYCLES` says otherwise (`make soak`).
+const CYCLES: u32 = 40;
+
+/// Cycles after which the host is taken to have allocated what it keeps.
+const WARM_UP: u32 = 20;
+
+/// Cycles between checks of the whole machine.
+const CHECK_INTERVAL: u32 = 20;
+
+/// What the host's memory may vary by, in KiB, however many cycles there are.
+const MEMORY_VARIATION: i64 = 48 << 10;
+
+/// What all processes of the host use together.
+#[derive(Debug)]
+struct HostUsage {
+    open_files: i64,
+    available_kib: i64,
+    unreclaimable_slab_kib: i64,
+}
+
+impl HostUsage {
+    /// Drops the caches first, so that only what is in use counts.
+    fn measure() -> Self {
+        rustix::fs::sync();
+        fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+        let memory = fs::read_to_string("/proc/meminfo").unwrap();
+        let number = |text: &str| text.split_whitespace().next().unwrap().parse().unwrap();
+        let field = |name: &str| memory.lines().find_map(|line| Some(number(line.strip_prefix(name)?))).unwrap();
+        Self {
+            open_files: number(&fs::read_to_string("/proc/sys/fs/file-nr").unwrap()),
+            available_kib: field("MemAvailable:"),
+            unreclaimable_slab_kib: field("SUnreclaim:"),
+        }
+    }
+
+    /// Checks that there is no growth since `before`. The kernel frees some objects later.
+    fn assert_not_grown_since(&self, before: &Self) {
+        let grown = self.open_files - before.open_files;
+        assert!(grown < 512, "{grown} descriptors are left: {before:?} {self:?}");
+        let lost = before.available_kib - self.available_kib;
+        assert!(lost < MEMORY_VARIATION, "{lost} KiB of memory are left: {before:?} {self:?}");
+        let slab = self.unreclaimable_slab_kib - before.unreclaimable_slab_kib;
+        assert!(slab < MEMORY_VARIATION, "{slab} KiB of the kernel are left: {before:?} {self:?}");
+    }
+}
+
+fn cycles() -> u32 {
+    std::env::var("VMRT_TEST_CYCLES").map_or(CYCLES, |number| number.parse().expect("VMRT_TEST_CYCLES is a number"))
+}
+
 #[test]
 fn runs_killed_at_random_leave_nothing() {
     if !is_vmrt() {
@@ -91,7 +141,11 @@ fn runs_killed_at_random_leave_nothing() {
     let runtime = Runtime::new();
     let bundle = Bundle::busybox(["sleep", "1000"]);
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    for cycle in 0..40 {
+    let mut before = None;
+    for cycle in 0..cycles() {
+        if cycle == WARM_UP {
+            before = Some(HostUsage::measure());
+        }
         let id = format!("cycle-{cycle}");
         let delay = Duration::from_millis(random(&mut state, 1500));
         let mut command = runtime.command(&["run", "--bundle", bundle.path().to_str().unwrap(), &id]);
@@ -100,10 +154,14 @@ fn runs_killed_at_random_leave_nothing() {
         wait(&mut run);
         runtime.call(&["delete", "--force", &id]).ok();
         assert!(vmms().is_empty(), "cycle {cycle}, killed after {delay:?}: a VMM is left");
-        if cycle % 20 == 19 {
+        if cycle % CHECK_INTERVAL == CHECK_INTERVAL - 1 {
             runtime.assert_clean();
         }
+        if cycle % 500 == 499 {
+            println!("{} cycles: {:?}", cycle + 1, HostUsage::measure());
+        }
     }
+    HostUsage::measure().assert_not_grown_since(&before.expect("more cycles than the warm-up has"));
 }
 
 /// Kills the VMM this long after it appeared.

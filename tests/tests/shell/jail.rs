@@ -197,6 +197,10 @@ fn the_helper_ends_with_its_vmm() {
     let cgroup = |process: &Path| fs::read_to_string(process.join("cgroup")).unwrap();
     let vmm = PathBuf::from(format!("/proc/{}", container.pid()));
     assert_eq!(cgroup(&running), cgroup(&vmm), "in the cgroup of the VMM");
+    let descriptors = fs::read_dir(running.join("fd")).unwrap().map(|entry| link(entry.unwrap().path()));
+    let is_needed = |target: &String| target.starts_with("socket:") || target.ends_with("/vmm.log");
+    let others: Vec<_> = descriptors.filter(|target| !is_needed(target)).collect();
+    assert!(others.is_empty(), "{others:?}");
     container.call("kill", &["KILL"]).ok();
     assert!(eventually(TIMEOUT.min(Duration::from_secs(20)), || helper().is_none().then_some(())).is_some());
 }

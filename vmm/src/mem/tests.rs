@@ -10,6 +10,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::*;
 use crate::arch::{Memory, MemoryRegion};
 use crate::machine::memory::map_pluggable;
+use crate::virtio::testing::rewriting::{Chain, rewrite_while_read};
 use crate::virtio::testing::{Driver, LoopThread, life_cycle};
 
 const START: u64 = 4 << 30;
@@ -294,4 +295,21 @@ fn a_mapping_that_is_not_whole_blocks_is_rejected() {
     let odd = map_pluggable(GuestAddress(START), BLOCK_SIZE + 4096, 4096).unwrap();
     assert!(Region::new(odd).is_err());
     assert!(Region::new(map_pluggable(GuestAddress(START + 4096), BLOCK_SIZE, 4096).unwrap()).is_err());
+}
+
+#[test]
+fn chains_that_change_while_they_are_read_do_no_harm() {
+    let event_loop = LoopThread::start();
+    let (resizer, pluggable) = resizer_and_pluggable(mapping());
+    let mut driver = Driver::new(Mem::new(pluggable, event_loop.handle(), None));
+    let [plug, unplug] = [PLUG, UNPLUG].map(|kind| request(kind, START, 1));
+    let chains = [
+        Chain { queue: 0, readable: &[&plug], writable: &[10] },
+        Chain { queue: 0, readable: &[&unplug[..10], &unplug[10..]], writable: &[4, 6] },
+    ];
+    let used = rewrite_while_read(&mut driver, &chains, &[0, 1, 2, 3, START, START + BLOCK_SIZE, u64::MAX], || ());
+    assert!(used > 100, "{used} chains were used");
+    driver.set_up();
+    assert_eq!(send_request(&mut driver, UNPLUG_ALL, 0, 0).0, ACK);
+    drop(resizer);
 }

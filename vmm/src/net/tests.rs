@@ -11,6 +11,7 @@ use super::handler::{RX, TX};
 use super::header::{HEADER_LEN, MAX_FRAME};
 use super::*;
 use crate::event_loop::LoopHandle;
+use crate::virtio::testing::rewriting::{Chain, rewrite_while_read};
 use crate::virtio::testing::{Driver, LoopThread, PLUGGED, UNPLUGGED, life_cycle};
 
 /// The other end of the tap, where the guest's frames come out.
@@ -230,4 +231,35 @@ fn the_slot_of_a_deleted_tap_is_free_again() {
     await_link(&driver, 1);
     driver.request(TX, &[&frame(60, 3)], &[]);
     assert_eq!(peer.receive(), frame(60, 3));
+}
+
+#[test]
+fn chains_that_change_while_they_are_read_do_no_harm() {
+    let event_loop = LoopThread::start();
+    let (mut driver, handle) = device(&event_loop.handle(), None);
+    let (tap, peer) = tap();
+    handle.attach(tap).unwrap();
+    rustix::io::ioctl_fionbio(&peer.0, true).unwrap();
+    let sent = frame(60, 1);
+    let chains = [
+        Chain { queue: RX, readable: &[], writable: &[500, 1500] },
+        Chain { queue: TX, readable: &[&sent], writable: &[] },
+        Chain { queue: TX, readable: &[&sent[..HEADER_LEN], &sent[HEADER_LEN..]], writable: &[] },
+    ];
+    let mut received = 0;
+    let used = rewrite_while_read(&mut driver, &chains, &[0, 1, u64::MAX], || {
+        // The socket may be full, which is not of interest.
+        let _ = rustix::io::write(&peer.0, &sent);
+        let mut buffer = vec![0; MAX_FRAME + 1];
+        while let Ok(length) = rustix::io::read(&peer.0, &mut buffer) {
+            assert!((HEADER_LEN..=MAX_FRAME).contains(&length), "a frame of {length} bytes");
+            received += 1;
+        }
+    });
+    assert!(used > 100 && received > 10, "{used} chains were used, {received} frames were sent");
+    while rustix::io::read(&peer.0, &mut vec![0; MAX_FRAME]).is_ok() {}
+    driver.set_up();
+    driver.request(TX, &[&frame(100, 9)], &[]);
+    rustix::io::ioctl_fionbio(&peer.0, false).unwrap();
+    assert_eq!(peer.receive(), frame(100, 9));
 }

@@ -180,6 +180,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::virtio::testing::rewriting::{Chain, rewrite_while_read};
     use crate::virtio::testing::{Driver, LoopThread, PLUGGED, UNPLUGGED, life_cycle};
 
     fn check(driver: &mut Driver<Rng>) {
@@ -240,6 +241,20 @@ mod tests {
             assert_eq!(driver.take_used(0), None, "{address:#x} was filled");
             driver.reset();
         }
+    }
+
+    #[test]
+    fn chains_that_change_while_they_are_read_do_no_harm() {
+        let event_loop = LoopThread::start();
+        let mut driver = Driver::new(Rng::new(event_loop.handle(), None));
+        let chains = [
+            Chain { queue: 0, readable: &[], writable: &[64] },
+            Chain { queue: 0, readable: &[b"read me"], writable: &[16, 5000] },
+        ];
+        let used = rewrite_while_read(&mut driver, &chains, &[0], || ());
+        assert!(used > 100, "{used} chains were used");
+        driver.set_up();
+        check(&mut driver);
     }
 
     #[test]

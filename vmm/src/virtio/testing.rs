@@ -4,6 +4,7 @@
 //! the device and waits for its interrupts.
 
 mod hold;
+pub(crate) mod rewriting;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -255,11 +256,33 @@ impl<D: VirtioDevice> Driver<D> {
             }
         }
         ring.writable.insert(head, buffers);
+        self.publish(queue, head);
+        head
+    }
+
+    /// Writes `head` to the available ring.
+    fn publish(&mut self, queue: usize, head: u16) {
+        let ring = &mut self.rings[queue];
         let slot = ring.avail() + 4 + 2 * u64::from(ring.avail_idx % ring.size);
         self.memory.write_obj(head, GuestAddress(slot)).unwrap();
         ring.avail_idx = ring.avail_idx.wrapping_add(1);
         self.memory.store(ring.avail_idx, GuestAddress(ring.avail() + 2), Ordering::SeqCst).unwrap();
-        head
+    }
+
+    /// Makes a chain that is in the descriptor table available again and notifies the device, unless half of the queue waits for it.
+    fn offer_again(&mut self, queue: usize, head: u16) {
+        let ring = &self.rings[queue];
+        let used: u16 = self.memory.load(GuestAddress(ring.used() + 2), Ordering::SeqCst).unwrap();
+        if ring.avail_idx.wrapping_sub(used) < ring.size / 2 {
+            self.publish(queue, head);
+            self.notify(queue);
+        }
+    }
+
+    /// How many chains of a queue the device has used since its activation.
+    fn used_so_far(&self, queue: usize) -> u64 {
+        let index: u16 = self.memory.load(GuestAddress(self.rings[queue].used() + 2), Ordering::SeqCst).unwrap();
+        index.into()
     }
 
     /// Adds a chain of one writable buffer at any `address`, even outside guest memory.

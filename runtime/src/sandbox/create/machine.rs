@@ -113,7 +113,9 @@ impl Machine {
             None => Client::from_stream(self.vmm.control.try_clone().map_err(VmmError::Socket)?),
             Some(_) => control(&self.claim.locked.dir).map_err(RequestError::from)?,
         };
-        Ok(Connection::new(client, Some(signals), self.vmm.process.open()))
+        let pid = self.vmm.process.pid;
+        let vmm = self.vmm.process.open().map_err(|source| VmmError::Examine { pid, source })?;
+        Ok(Connection::new(client, Some(signals), vmm))
     }
 
     /// Boots the guest without waiting for it, unless the sandbox is shared and its guest runs already. Then attaches the interfaces

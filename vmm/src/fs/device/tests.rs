@@ -12,6 +12,7 @@ use crate::fs::protocol::wire::{
 use crate::fs::server::Limits;
 use crate::fs::tables::shares::SharesHandle;
 use crate::fs::worker::proc_fds::ProcFds;
+use crate::virtio::testing::rewriting::{Chain, rewrite_while_read};
 use crate::virtio::testing::{Driver, PLUGGED, UNPLUGGED, life_cycle};
 
 fn header(opcode: u32, nodeid: u64, body: usize) -> InHeader {
@@ -107,8 +108,38 @@ fn a_chain_with_unplugged_memory_is_used_with_length_0() {
 }
 
 #[test]
-fn blocking_requests_are_completed_before_the_device_is_deactivated() {
+fn chains_that_change_while_they_are_read_do_no_harm() {
     let (directory, shares) = shares();
+    std::fs::write(directory.path().join("file"), "text").unwrap();
+    let mut driver = Driver::new(FsDevice::new("vmrt", server(shares), 1, None).unwrap());
+    let args = InitIn { major: MAJOR, minor: MINOR, max_readahead: 0, flags: 0 };
+    let init = header(op::INIT, 0, size_of::<InitIn>());
+    let lookup = header(op::LOOKUP, ROOT_ID, 2);
+    let sync = header(op::FSYNCDIR, ROOT_ID, size_of::<FsyncIn>());
+    let sync_args = FsyncIn::default();
+    let forget = header(op::FORGET, 2, 8);
+    let chains = [
+        Chain { queue: 0, readable: &[forget.as_bytes(), &[0; 8]], writable: &[] },
+        Chain { queue: 1, readable: &[init.as_bytes(), args.as_bytes()], writable: &[16, 64] },
+        Chain { queue: 1, readable: &[lookup.as_bytes(), b"c\0"], writable: &[16, 4096] },
+        Chain { queue: 1, readable: &[sync.as_bytes(), sync_args.as_bytes()], writable: &[16] },
+    ];
+    let opcodes = [op::LOOKUP, op::GETATTR, op::READDIR, op::OPENDIR, op::READ, op::WRITE, op::FSYNC, op::SETXATTR];
+    let words: Vec<u64> = opcodes.iter().flat_map(|op| [42 | u64::from(*op) << 32, u64::from(*op)]).collect();
+    let used = rewrite_while_read(&mut driver, &chains, &words, || ());
+    assert!(used > 100, "{used} chains were used");
+    driver.set_up();
+    init_and_look_up(&mut driver);
+    assert_eq!(std::fs::read(directory.path().join("file")).unwrap(), b"text");
+}
+
+fn init_and_look_up(driver: &mut Driver<FsDevice>) {
+    init(driver);
+    assert_eq!(call(driver, op::LOOKUP, ROOT_ID, b"c\0").0.error, 0);
+}
+
+/// An active driver, and a request that the blocking pool serves.
+fn driver_and_blocking_request(shares: SharesHandle) -> (Driver<FsDevice>, InHeader, FsyncIn) {
     let mut driver = Driver::new(FsDevice::new("vmrt", server(shares), 1, None).unwrap());
     driver.set_up();
     init(&mut driver);
@@ -118,7 +149,13 @@ fn blocking_requests_are_completed_before_the_device_is_deactivated() {
     let share = EntryOut::read_from_prefix(&share).unwrap().0.nodeid;
     let open = call(&mut driver, op::OPENDIR, share, &[0; 8]).1;
     let sync = FsyncIn { fh: OpenOut::read_from_prefix(&open).unwrap().0.fh, ..FsyncIn::default() };
-    let header = header(op::FSYNCDIR, share, size_of::<FsyncIn>());
+    (driver, header(op::FSYNCDIR, share, size_of::<FsyncIn>()), sync)
+}
+
+#[test]
+fn blocking_requests_are_completed_before_the_device_is_deactivated() {
+    let (directory, shares) = shares();
+    let (mut driver, header, sync) = driver_and_blocking_request(shares);
     let heads: Vec<u16> =
         (0..50).map(|_| driver.make_available(1, &[header.as_bytes(), sync.as_bytes()], &[16])).collect();
     driver.notify(1);
@@ -133,6 +170,20 @@ fn blocking_requests_are_completed_before_the_device_is_deactivated() {
     drop(directory);
     driver.set_up();
     init(&mut driver);
+}
+
+#[test]
+fn a_device_is_dropped_with_requests_in_flight() {
+    for requests in [1, 10, 100] {
+        let (_directory, shares) = shares();
+        let (mut driver, header, sync) = driver_and_blocking_request(shares);
+        for _ in 0..requests {
+            driver.make_available(1, &[header.as_bytes(), sync.as_bytes()], &[16]);
+        }
+        driver.notify(1);
+        // Memory, queues and device are dropped in the order of the driver's fields: the device first.
+        drop(driver);
+    }
 }
 
 #[test]

@@ -49,6 +49,41 @@ fn inodes_and_handles_are_limited() {
 }
 
 #[test]
+fn lookups_without_forget_affect_no_other_guest() {
+    const FILES: u32 = 2000;
+    const INODES: usize = 1000;
+    let mut greedy = Guest::with(Limits { inodes: INODES, handles: 10 }, false);
+    let mut other = Guest::with(Limits { inodes: 10, handles: 10 }, false);
+    let path = greedy.host("");
+    for number in 0..FILES {
+        std::fs::write(greedy.host(&number.to_string()), "").unwrap();
+    }
+    std::fs::write(other.host("file"), "text").unwrap();
+    let all_files = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let (baseline, others) = (open_files_below(&path), all_files() - open_files_below(&path));
+    let mut refused = 0;
+    for number in 0..50_000 {
+        match greedy.lookup(greedy.root, &(number % FILES).to_string()) {
+            Ok(_) => {}
+            Err(libc::ENFILE) => refused += 1,
+            Err(error) => panic!("error {error}"),
+        }
+        if number % 1000 == 0 {
+            let file = other.lookup(other.root, "file").unwrap().nodeid;
+            let open = other.open(file, libc::O_RDONLY).unwrap();
+            assert_eq!(other.read(file, open.fh, 0, 4).unwrap(), b"text");
+            other.call(op::RELEASE, file, &[ReleaseIn { fh: open.fh, ..ReleaseIn::default() }.as_bytes()]).unwrap();
+            other.forget(file, 1);
+        }
+    }
+    assert_eq!((refused, open_files_below(&path)), (25_025, baseline + INODES - 1));
+    drop(greedy);
+    assert_eq!(open_files_below(&path), 0, "its descriptors are closed");
+    // Other tests of this process open files, too.
+    assert!(all_files() < others + INODES / 2);
+}
+
+#[test]
 fn batch_forget_decrements_lookup_counts() {
     let mut guest = Guest::new();
     std::fs::write(guest.host("file"), "").unwrap();

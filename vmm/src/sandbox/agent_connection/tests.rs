@@ -94,6 +94,79 @@ fn invalid_and_oversized_frames_are_errors() {
 }
 
 #[test]
+fn one_byte_at_a_time_extends_no_deadline() {
+    let (mut connection, mut agent) = pair();
+    start(&mut connection, 1);
+    for byte in frame::encode(&HELLO).unwrap() {
+        assert!(connection.next_message().unwrap().is_none());
+        assert!(matches!(connection.take_expired(Instant::now() + BOOT_TIMEOUT), Err(AgentError::BootTimeout)));
+        agent.write_all(&[byte]).unwrap();
+    }
+    assert!(matches!(connection.next_message().unwrap(), Some(AgentMessage::Hello(_))));
+    let deadline = connection.deadline();
+    let reply = frame::encode(&FromAgent::Reply { id: 1, result: Ok(Response::Done) }).unwrap();
+    for byte in &reply[..reply.len() - 1] {
+        agent.write_all(&[*byte]).unwrap();
+        assert!(connection.next_message().unwrap().is_none());
+        assert_eq!(connection.deadline(), deadline);
+    }
+    assert_eq!(connection.take_expired(deadline.unwrap()).unwrap().len(), 1);
+}
+
+#[test]
+fn no_more_than_a_frame_and_a_chunk_are_kept() {
+    let (mut connection, mut agent) = pair();
+    let header = frame::MAX_BODY.to_le_bytes();
+    let flood = std::thread::spawn(move || {
+        agent.write_all(&header).unwrap();
+        // The write ends when the connection is closed.
+        while agent.write_all(&[b' '; CHUNK]).is_ok() {}
+    });
+    let error = loop {
+        match connection.next_message() {
+            Ok(_) => std::thread::yield_now(),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, AgentError::Frame(_)), "{error}");
+    let bound = frame::HEADER_LEN + usize::try_from(frame::MAX_BODY).unwrap() + CHUNK;
+    assert!(connection.received.len() <= bound && connection.received.capacity() <= 4 * bound);
+    drop(connection);
+    flood.join().unwrap();
+}
+
+#[test]
+fn an_exit_status_out_of_range_is_an_error() {
+    let good = r#"{"event":{"exited":{"process":{"container":"c"},"status":{"exited":255}}}}"#;
+    let status = r#"{"exited":255}"#;
+    let bad = [
+        r#"{"exited":256}"#,
+        r#"{"exited":-1}"#,
+        r#"{"exited":1e9}"#,
+        r#"{"exited":"0"}"#,
+        r#"{"exited":null}"#,
+        r#"{"signaled":256}"#,
+        r#"{"signaled":-9}"#,
+        r#"{"dumped":1}"#,
+        "null",
+        "{}",
+    ];
+    for replacement in std::iter::once(status).chain(bad) {
+        let (mut connection, mut agent) = pair();
+        send(&mut agent, &HELLO);
+        connection.next_message().unwrap();
+        let body = good.replace(status, replacement);
+        let header = u32::try_from(body.len()).unwrap().to_le_bytes();
+        agent.write_all(&[&header[..], body.as_bytes()].concat()).unwrap();
+        match connection.next_message() {
+            Ok(Some(AgentMessage::Event(_))) => assert_eq!(replacement, status),
+            Err(AgentError::Frame(_)) => assert_ne!(replacement, status),
+            other => panic!("{replacement}: {other:?}"),
+        }
+    }
+}
+
+#[test]
 fn text_from_the_guest_is_sanitized() {
     let (mut connection, mut agent) = pair();
     start(&mut connection, 1);

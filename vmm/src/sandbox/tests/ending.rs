@@ -4,6 +4,7 @@ use agent::ContainerRequest;
 
 use super::*;
 use crate::helper::{Task, TaskResult};
+use crate::machine::exit::VcpuError;
 
 #[test]
 fn the_sandbox_ends_with_the_main_process() {
@@ -76,6 +77,28 @@ fn the_end_of_the_guest_fails_all_waiting_requests() {
     assert_eq!(sandbox.exit_status(), GUEST_DIED);
     TestSandbox::wait(&mut client, None);
     assert_eq!(failed(client.receive(Some(LONG))).kind, FailureKind::GuestDied);
+}
+
+#[test]
+fn an_error_of_kvm_ends_the_sandbox_with_its_reason() {
+    let internal = VcpuError::Internal { kind: "two exceptions at once", suberror: 2, rip: 0xfff0, data: vec![7] };
+    for (source, words) in [
+        (VcpuError::Run(kvm_ioctls::Error::new(libc::EFAULT)), "KVM cannot run it: Bad address"),
+        (VcpuError::FailEntry { reason: 0x8000_0021, cpu: 1 }, "refused its state (reason 0x80000021, on CPU 1)"),
+        (internal, "internal error: two exceptions at once (suberror 2, at 0xfff0, data [7])"),
+        (VcpuError::SystemEvent(9), "system event 9"),
+        (VcpuError::Unknown("Hlt".to_owned()), "does not handle: Hlt"),
+    ] {
+        let (mut sandbox, _output) = TestSandbox::running();
+        let mut client = sandbox.connect();
+        TestSandbox::wait(&mut client, None);
+        sandbox.machine.report(MachineExit::Vcpu { id: 3, source });
+        let failure = failed(client.receive(Some(LONG)));
+        assert_eq!(failure.kind, FailureKind::GuestDied);
+        let text = failure.to_string();
+        assert!(text.starts_with("run the guest: vCPU 3 stopped: ") && text.contains(words), "{text}");
+        assert_eq!(sandbox.exit_status(), GUEST_DIED);
+    }
 }
 
 #[test]

@@ -11,6 +11,7 @@ use super::super::{GUEST_CID, Ports, Vsock, VsockState};
 use super::*;
 use crate::virtio::device::{ActivateError, Activation, Interrupt, VirtQueue, VirtioDevice};
 use crate::virtio::registers::RegisterPage;
+use crate::virtio::testing::rewriting::{Chain, rewrite_while_read};
 use crate::virtio::testing::{self, LoopThread};
 
 fn op(packet: &[u8]) -> u16 {
@@ -72,4 +73,30 @@ fn activation_fails_if_a_queue_is_not_enabled() {
     let result = device.activate(Activation { memory, queues, interrupt, features: 0 });
     assert!(matches!(result, Err(ActivateError::QueueDisabled(TX))));
     assert!(device.deactivate().is_empty());
+}
+
+#[test]
+fn chains_that_change_while_they_are_read_do_no_harm() {
+    let event_loop = LoopThread::start();
+    let ports = Ports::new().unwrap();
+    let mut driver = testing::Driver::new(Vsock::new(ports.clone(), event_loop.handle(), None).unwrap());
+    let (reader, writer) = std::io::pipe().unwrap();
+    let (port, _) = ports.listen(bridge(NONE, Some(writer)));
+    let request = Header::new(port, OP_REQUEST);
+    let data = Header { len: 64, ..Header::new(port, OP_RW) };
+    let chains = [
+        Chain { queue: RX, readable: &[], writable: &[44, 100] },
+        Chain { queue: TX, readable: &[request.as_slice()], writable: &[] },
+        Chain { queue: TX, readable: &[data.as_slice(), &[7; 64]], writable: &[] },
+        Chain { queue: EVENT, readable: &[], writable: &[4] },
+    ];
+    let ops = [OP_REQUEST, OP_RST, OP_SHUTDOWN, OP_RW, OP_CREDIT_UPDATE, OP_CREDIT_REQUEST];
+    let words: Vec<u64> = ops.iter().map(|op| 1 | u64::from(*op) << 16).chain([0, 64, 9, port.into()]).collect();
+    let used = rewrite_while_read(&mut driver, &chains, &words, || ());
+    assert!(used > 100, "{used} chains were used");
+    // The guest does not know the secret, so the host gets nothing.
+    drop(ports);
+    drop(driver);
+    drop(event_loop);
+    assert_eq!(std::io::read_to_string(reader).unwrap(), "");
 }
