@@ -89,7 +89,7 @@ fn an_error_of_kvm_ends_the_sandbox_with_its_reason() {
         (VcpuError::SystemEvent(9), "system event 9"),
         (VcpuError::Unknown("Hlt".to_owned()), "does not handle: Hlt"),
     ] {
-        let (mut sandbox, _output) = TestSandbox::running();
+        let (sandbox, _output) = TestSandbox::running();
         let mut client = sandbox.connect();
         TestSandbox::wait(&mut client, None);
         sandbox.machine.report(MachineExit::Vcpu { id: 3, source });
