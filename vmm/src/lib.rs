@@ -4,17 +4,17 @@
 //!
 //! 1. [`config`]: the sandbox's configuration, as the runtime sends it.
 //! 2. [`arch`]: memory layout, boot parameters and vCPU state of x86-64.
-//! 3. [`control`], [`helper`]: the protocol of the control socket, and both of its ends; the protocol of the process that does
-//!    what the jail forbids.
-//! 4. [`event_loop`], [`timeline`], [`jail`]: the thread that serves the control socket and the devices that never block; times
+//! 3. [`control`]: the protocol of the control socket, and both of its ends.
+//! 4. [`helper`]: the protocol of the process that does what the jail forbids.
+//! 5. [`event_loop`], [`timeline`], [`jail`]: the thread that serves the control socket and the devices that never block; times
 //!    of the start's stages; what the VMM takes away from itself.
-//! 5. [`virtio`]: devices, virtqueues and the virtio-mmio transport.
-//! 6. [`fs`], [`vsock`], [`net`], [`mem`]: the devices virtio-fs, vsock, network and virtio-mem.
-//! 7. [`machine`]: KVM, memory, vCPUs and the bus, assembled with the devices; [`probe`] measures the host's KVM.
-//! 8. [`process`]: arguments and log of the `vmrt-vmm` program.
-//! 9. [`sandbox`]: the controller that connects clients, guest and machine.
-//! 10. [`program`]: the `vmrt-vmm` program.
-//! 11. `fuzz` (feature `fuzzing`): the targets of the fuzzer.
+//! 6. [`virtio`]: devices, virtqueues and the virtio-mmio transport.
+//! 7. [`fs`], [`vsock`], [`net`], [`mem`]: the devices virtio-fs, vsock, network and virtio-mem.
+//! 8. [`machine`]: KVM, memory, vCPUs and the bus, assembled with the devices; [`probe`] measures the host's KVM.
+//! 9. [`process`]: arguments and log of the `vmrt-vmm` program.
+//! 10. [`sandbox`]: the controller that connects clients, guest and machine.
+//! 11. [`program`]: the `vmrt-vmm` program.
+//! 12. `fuzz` (feature `fuzzing`): the targets of the fuzzer.
 
 pub mod arch;
 pub mod config;
