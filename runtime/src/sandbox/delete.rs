@@ -40,13 +40,14 @@ pub(crate) fn delete(record: &Record, locked: LockedDir, log: &Log) -> Result<()
         }
     }
     let stopped = record.scope.as_ref().filter(|_| record.is_of_this_boot()).map_or(Ok(()), Scope::stop);
-    let mut left = record.cgroup.kill_and_remove().into_iter();
+    // What is in a cgroup of this path after another boot is not the sandbox's.
+    let left = if record.is_of_this_boot() { record.cgroup.kill_and_remove() } else { record.cgroup.remove() };
     let disconnected = disconnect_network(record);
     locked.remove()?;
     hooks::run_poststop(record.hook_container(), log);
     disconnected?;
     stopped?;
-    left.next().map_or(Ok(()), |error| Err(DeleteError::Cgroup(error)))
+    left.into_iter().next().map_or(Ok(()), |error| Err(DeleteError::Cgroup(error)))
 }
 
 /// Removes the redirections of interfaces in a namespace that outlives the sandbox. A namespace that does not exist any more has none.

@@ -54,7 +54,7 @@ pub(super) struct Machine {
     pub(super) shared: Option<SharedSandbox>,
     /// Name of the container's program.
     pub(super) program: String,
-    /// The request that configures the VMM, while its answer was not waited for.
+    /// The request that configures the VMM, while its answer is still to be waited for.
     configured: Option<u64>,
     pub(super) stdio: ProcessStdio,
     // The last field: the claim holds the container's lock while the other fields are dropped.
@@ -136,7 +136,9 @@ impl Machine {
             let configure = Request::Configure(self.sandbox_config(request, console_log.is_some(), template.is_some()));
             let descriptors: Vec<_> = files.descriptors().into_iter().chain(template.iter().map(AsFd::as_fd)).collect();
             let sent = connection.client.send(&configure, &descriptors);
-            self.configured = Some(sent.map_err(|error| self.explain(error.into()))?);
+            let id = sent.map_err(|error| self.explain(error.into()))?;
+            // The answer says whether the template could be used, and that the VMM has left the host's mounts.
+            self.configured = (template.is_some() || !self.record.user_namespace).then_some(id);
         }
         network::attach(&self.vmm, &mut self.record, &mut self.claim)
     }
@@ -175,7 +177,10 @@ impl Machine {
         let (config, record) = (&self.config, &self.record);
         let is_suitable =
             record.network.slots <= template::NETWORK_SLOTS && record.machine.memory_mib >= config.memory_mib;
-        let name = template::name(config).ok().filter(|_| config.template && is_suitable)?;
+        if !config.template || !is_suitable {
+            return None;
+        }
+        let name = template::name(config).ok()?;
         match TemplateStore::new(config).open(&name) {
             Ok(Some(file)) => return Some(file),
             Ok(None) => template::make_in_background(config, log),

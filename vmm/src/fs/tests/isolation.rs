@@ -12,6 +12,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::guest::{Guest, nul, tree_state};
 use crate::fs::protocol::wire::*;
 use crate::fs::server::Limits;
+use crate::virtio::testing::rewriting::Random;
 
 const WRITE_ONLY: u32 = libc::O_WRONLY.cast_unsigned();
 
@@ -203,22 +204,6 @@ fn synthetic_directories_cannot_be_changed() {
         assert_eq!(guest.call(op::GETXATTR, node, &[get.as_bytes(), &nul("user.x")]), Err(libc::ENODATA));
         assert_eq!(guest.call(op::LISTXATTR, node, &[get.as_bytes()]), Ok(Vec::new()));
         guest.ask::<StatxOut>(op::STATX, node, &StatxIn::default(), &[]).unwrap();
-    }
-}
-
-/// A deterministic source of random numbers (xorshift).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
     }
 }
 
