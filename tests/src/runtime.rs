@@ -130,7 +130,12 @@ pub fn wait(child: &mut Child) -> i32 {
     wait_within(TIMEOUT, child)
 }
 
-fn wait_within(timeout: Duration, child: &mut Child) -> i32 {
+/// Waits for a process that may take long, and returns its exit status.
+///
+/// # Panics
+///
+/// Kills the process and panics if it takes longer than `timeout`.
+pub fn wait_within(timeout: Duration, child: &mut Child) -> i32 {
     let status = eventually(timeout, || child.try_wait().expect("a child was waited for"));
     exit_code(status.unwrap_or_else(|| {
         child.kill().and_then(|()| child.wait()).expect("a hanging child was ended");

@@ -40,8 +40,7 @@ pub(crate) fn delete(record: &Record, locked: LockedDir, log: &Log) -> Result<()
         }
     }
     let stopped = record.scope.as_ref().filter(|_| record.is_of_this_boot()).map_or(Ok(()), Scope::stop);
-    // What is in a cgroup of this path after another boot is not the sandbox's.
-    let left = if record.is_of_this_boot() { record.cgroup.kill_and_remove() } else { record.cgroup.remove() };
+    let left = record.cgroup.remove();
     let disconnected = disconnect_network(record);
     locked.remove()?;
     hooks::run_poststop(record.hook_container(), log);

@@ -3,11 +3,15 @@
 mod anti_spoofing;
 pub(crate) mod namespace;
 
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rustix::fs::{FlockOperation, flock};
 use serde_json::json;
 use vmrt_tests::bundle::Bundle;
 use vmrt_tests::runtime::{Container, Runtime, is_vmrt};
@@ -273,6 +277,33 @@ fn interfaces_are_attached_changed_and_detached_while_the_guest_runs() {
     }
     drop(container);
     assert_eq!(network.inventory(), before, "something is left");
+}
+
+/// The command that the helper runs waits for the lock of the container, which `delete` holds while it waits for the cgroup to be empty.
+#[test]
+fn a_command_of_the_helper_ends_with_the_vmm() {
+    if !is_vmrt() {
+        return;
+    }
+    let network = Network::new(12);
+    let runtime = Runtime::new();
+    let bundle = network.join(Bundle::busybox(["sleep", "1000"]));
+    let container = runtime.start_container(&bundle);
+    let cgroup = format!("/sys/fs/cgroup/vmrt-{}/cgroup.procs", container.id);
+    let processes = || fs::read_to_string(&cgroup).unwrap();
+    let updates = |pid: &str| {
+        fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|words| words.contains("update-interfaces"))
+    };
+    let lock = File::open(runtime.root().join(&container.id).join("lock")).unwrap();
+    flock(&lock, FlockOperation::LockExclusive).unwrap();
+    network.ip("link set eth0 mtu 1300");
+    let is_waiting = eventually(TIMEOUT, || processes().lines().any(updates).then_some(()));
+    assert!(is_waiting.is_some(), "no command was started: {}", processes());
+    kill(Pid::from_raw(container.pid()), Signal::SIGKILL).unwrap();
+    let is_empty = eventually(Duration::from_secs(5), || processes().is_empty().then_some(()));
+    assert!(is_empty.is_some(), "a process is left: {}", processes());
+    drop(lock);
+    container.call("delete", &["--force"]).ok();
 }
 
 #[test]

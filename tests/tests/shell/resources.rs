@@ -1,7 +1,6 @@
 //! `update` and `events`: limits of a running container, and what it uses.
 
 use std::io::{BufRead, BufReader};
-use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -245,23 +244,24 @@ fn a_used_or_frozen_cgroup_is_refused() {
     runtime.assert_clean();
 }
 
-/// The helper's commands are such processes: one may wait for the lock that `delete` holds.
 #[test]
-fn delete_kills_a_process_that_is_left_in_the_cgroup() {
+fn a_cgroup_that_another_container_uses_by_now_is_left() {
     let runtime = Runtime::new();
     if !is_vmrt() {
         return;
     }
-    let bundle = Bundle::busybox(["true"]);
-    let container = runtime.create_container(&bundle);
-    let mut other = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
-    let procs = format!("/sys/fs/cgroup/vmrt-{}/cgroup.procs", container.id);
-    std::fs::write(&procs, other.id().to_string()).unwrap();
-    let begin = Instant::now();
-    container.call("delete", &["--force"]).ok();
-    assert!(begin.elapsed() < Duration::from_secs(8), "{:?}", begin.elapsed());
-    assert_eq!(other.wait().unwrap().signal(), Some(9));
-    assert!(!Path::new(&procs).exists());
+    let name = format!("/used-twice-{}", std::process::id());
+    let bundle = Bundle::busybox(["sleep", "1000"]).with("/linux/cgroupsPath", json!(name));
+    let first = runtime.start_container(&bundle);
+    first.call("kill", &["KILL"]).ok();
+    first.await_status("stopped");
+    let second = runtime.start_container(&bundle);
+    let deleted = first.call("delete", &[]);
+    assert!(deleted.code == 1 && deleted.message().contains(&format!("/sys/fs/cgroup{name}")), "{deleted:?}");
+    assert_eq!(first.call("state", &[]).code, 1);
+    assert_eq!(second.script("echo works").ok().text(), "works");
+    second.call("delete", &["--force"]).ok();
+    assert!(!Path::new("/sys/fs/cgroup").join(&name[1..]).exists());
 }
 
 #[test]

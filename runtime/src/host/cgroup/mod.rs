@@ -9,9 +9,7 @@ use std::path::{Component, Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
 use nix::sys::statfs::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, statfs};
-use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -172,22 +170,11 @@ impl Cgroup {
         self.dirs.iter().try_for_each(|dir| write(&dir.join("cgroup.procs"), &pid.to_string()))
     }
 
-    /// Removes the cgroup. Returns an error for each directory that is left.
+    /// Removes the cgroup. Once the VMM has ended, the sandbox's helper and the commands that it runs end, too. Returns an error for each
+    /// directory that is left.
     pub(crate) fn remove(&self) -> Vec<CgroupError> {
-        self.remove_after(|_| ())
-    }
-
-    /// Kills the processes in the cgroup and removes it. Once the VMM has ended, these are the sandbox's helper and the commands that
-    /// it runs. Such a command may wait for the lock that the caller holds. Returns an error for each directory that is left.
-    pub(crate) fn kill_and_remove(&self) -> Vec<CgroupError> {
-        self.remove_after(kill_processes)
-    }
-
-    /// Removes the cgroup. `empty` is called with a directory whenever that is found busy.
-    fn remove_after(&self, empty: impl Fn(&Path)) -> Vec<CgroupError> {
         let end = Instant::now() + REMOVE_TIMEOUT;
-        let remove = |dir: &PathBuf| remove_dir(dir, end, || empty(dir)).map_err(io_error("remove", dir));
-        self.dirs.iter().filter_map(|dir| remove(dir).err()).collect()
+        self.dirs.iter().filter_map(|dir| remove_dir(dir, end).map_err(io_error("remove", dir)).err()).collect()
     }
 }
 
@@ -246,22 +233,11 @@ fn relative(path: &Path) -> Result<&Path, CgroupError> {
     if down { Ok(relative) } else { Err(CgroupError::Path(path.into())) }
 }
 
-/// Kills the processes in a cgroup, except the caller.
-fn kill_processes(dir: &Path) {
-    let pids = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
-    let others = pids.lines().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).filter(|pid| *pid != Pid::this());
-    for pid in others.filter(|pid| pid.as_raw() > 0) {
-        // One that has ended since needs no signal.
-        let _ = kill(pid, Signal::SIGKILL);
-    }
-}
-
-fn remove_dir(dir: &Path, end: Instant, empty: impl Fn()) -> io::Result<()> {
+fn remove_dir(dir: &Path, end: Instant) -> io::Result<()> {
     loop {
         match fs::remove_dir(dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < end => {
-                empty();
                 thread::sleep(Duration::from_millis(1));
             }
             result => return result,

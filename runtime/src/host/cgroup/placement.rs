@@ -160,6 +160,6 @@ pub(crate) fn update(cgroup: &Cgroup, scope: Option<&Scope>, limits: &Limits) ->
 pub(crate) fn push_removal(undo: &mut UndoStack, cgroup: Cgroup, scope: Option<Scope>) {
     undo.push(move || {
         let _ = scope.map(|scope| scope.stop());
-        drop(cgroup.kill_and_remove());
+        drop(cgroup.remove());
     });
 }

@@ -1,5 +1,6 @@
 //! The helper of a sandbox: a process outside the VMM's jail that does what the jail forbids ([`vmm::helper`]). It ends with the VMM.
 
+mod command;
 mod node_maker;
 mod tasks;
 

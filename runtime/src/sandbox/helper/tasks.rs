@@ -1,15 +1,16 @@
-//! The tasks of the helper. Each runs a command of this program, one at a time.
+//! The tasks of the helper. Each runs a command of this program, one at a time. A command ends with the VMM: it is in the VMM's cgroup,
+//! which is removed then, and may wait for the lock of whoever removes it.
 
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use vmm::helper::{Task, TaskResult, receive_task, send_result};
 
+use super::command::{CommandEnd, run, vmm_ends_within};
 use crate::host::oom_notifier;
 use crate::sandbox::interfaces::UPDATE_COMMAND;
 
@@ -40,29 +41,34 @@ impl Tasks {
     /// Does the tasks that come over `connection`, until the VMM ends.
     pub(super) fn serve(&mut self, connection: &OwnedFd) -> io::Result<()> {
         while let Some(task) = receive_task(connection.as_fd())? {
-            self.wait_for_turn(task);
-            let is_done = self.run(task);
+            if vmm_ends_within(connection, self.time_to_turn(task))? {
+                return Ok(());
+            }
+            let is_done = match run(&mut self.command(task), connection) {
+                Ok(None) => return Ok(()),
+                Ok(Some(end)) => self.is_done(task, &end),
+                Err(error) => {
+                    self.warn(&format!("cannot run a command for the VMM: {error}"));
+                    false
+                }
+            };
             // If the VMM has ended, the next message says so.
             let _ = send_result(connection.as_fd(), TaskResult { task, is_done });
         }
         Ok(())
     }
 
-    /// Runs the command of a task, and returns whether it was done.
-    fn run(&mut self, task: Task) -> bool {
-        match self.command(task).spawn().and_then(Child::wait_with_output) {
+    /// Whether the task was done by a command that ended like this. Logs why not.
+    fn is_done(&mut self, task: Task, end: &CommandEnd) -> bool {
+        let is_done = match task {
             // The OOM notifier has done its work when the kernel has killed it.
-            Ok(output) if task == Task::CountOomKill && output.status.code().is_none() => true,
-            Ok(output) if task != Task::CountOomKill && output.status.success() => true,
-            Ok(output) => {
-                self.warn(String::from_utf8_lossy(&output.stderr).trim_end());
-                false
-            }
-            Err(error) => {
-                self.warn(&format!("cannot run a command for the VMM: {error}"));
-                false
-            }
+            Task::CountOomKill => end.status.code().is_none(),
+            Task::UpdateInterfaces => end.status.success(),
+        };
+        if !is_done {
+            self.warn(String::from_utf8_lossy(&end.message).trim_end());
         }
+        is_done
     }
 
     /// Writes a message to the log, unless the helper has written its share: a guest can cause as many as it likes.
@@ -73,15 +79,15 @@ impl Tasks {
         }
     }
 
-    fn wait_for_turn(&mut self, task: Task) {
+    /// The time until a task of this kind may start. It is taken as started then.
+    fn time_to_turn(&mut self, task: Task) -> Duration {
         let last = match task {
             Task::CountOomKill => &mut self.last[0],
             Task::UpdateInterfaces => &mut self.last[1],
         };
-        if let Some(last) = last {
-            sleep(INTERVAL.saturating_sub(last.elapsed()));
-        }
-        *last = Some(Instant::now());
+        let wait = last.map_or(Duration::ZERO, |last| INTERVAL.saturating_sub(last.elapsed()));
+        *last = Some(Instant::now() + wait);
+        wait
     }
 
     fn command(&self, task: Task) -> Command {
