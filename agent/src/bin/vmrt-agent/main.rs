@@ -33,11 +33,18 @@ use event_loop::{Agent, Fatal};
 use machine::log::{self, Level};
 use machine::{clock, priority};
 
+/// The exit status of a program that cannot be executed.
+const NOT_EXECUTABLE: c_int = 126;
+
 /// The entry point that the C library calls.
 // SAFETY: this is the only definition of `main` in the program, and it has the signature that the C library calls.
 #[cfg_attr(not(test), unsafe(export_name = "main"))]
 #[cfg_attr(test, expect(dead_code, reason = "the test harness has its own entry point"))]
 extern "C" fn start(_count: c_int, _arguments: *const *const c_char) -> c_int {
+    if !machine::is_booting() {
+        eprintln!("vmrt-agent runs only as the first process of a virtual machine");
+        return NOT_EXECUTABLE;
+    }
     let started_ns = clock::uptime_ns();
     std::panic::set_hook(Box::new(|panic| {
         log::line(Level::Fatal, panic);

@@ -164,10 +164,15 @@ impl Agent {
             return Ok(true);
         };
         match container.cgroup.remove() {
-            Err(Errno::BUSY) => {
-                log::warn(self.watch_until_empty(pid));
-                return Ok(false);
-            }
+            Err(Errno::BUSY) => match self.watch_until_empty(pid) {
+                // It may have become empty before the watch began.
+                Ok(true) => return self.remove_cgroup(pid),
+                Ok(false) => return Ok(false),
+                Err(error) => {
+                    log::warn(Err(error));
+                    return Ok(false);
+                }
+            },
             Err(error) => log::line(Level::Warning, format_args!("remove the cgroup of a container: {error}")),
             Ok(()) => {}
         }
@@ -175,16 +180,17 @@ impl Agent {
         Ok(true)
     }
 
-    /// Watches for the end of the last process of a container whose first process has ended.
-    fn watch_until_empty(&mut self, init: i32) -> Result<(), Error> {
+    /// Watches for the end of the last process of a container whose first process has ended. Returns false if it was watched for
+    /// before.
+    fn watch_until_empty(&mut self, init: i32) -> Result<bool, Error> {
         let mut containers = self.containers.iter_mut().filter(|(_, container)| container.init == Some(init));
         let Some((id, container)) = containers.next().filter(|(_, container)| container.empty_events.is_none()) else {
-            return Ok(());
+            return Ok(false);
         };
         let events = container.cgroup.events().map_err(Error::at(format!("watch the cgroup of container {id}")))?;
         self.poll.watch(&events, Source::Cgroup, EventFlags::PRI | EventFlags::ET)?;
         container.empty_events = Some(events);
-        Ok(())
+        Ok(true)
     }
 
     /// Reports the end of a process: as the reply to the call that requested it if its program never ran, otherwise as

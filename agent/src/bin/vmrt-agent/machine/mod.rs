@@ -22,9 +22,18 @@ use std::os::fd::OwnedFd;
 use rustix::fs::{CWD, Mode};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+use rustix::process::Pid;
 use rustix::system::RebootCommand;
 
 use crate::error::Error;
+
+/// Whether this is the guest's first process, which no session contains. A container's process that executes `/proc/self/exe` while
+/// that is the agent's program is in a session of its container.
+pub(crate) fn is_booting() -> bool {
+    // SAFETY: the system call has no memory as an argument. (rustix has no value for the session 0.)
+    let session = unsafe { libc::getsid(0) };
+    rustix::process::getpid() == Pid::INIT && session == 0
+}
 
 /// Makes the devices that the agent itself needs, and a root that containers can pivot away from. Returns an open
 /// `/dev/null`.
