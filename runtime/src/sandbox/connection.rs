@@ -79,9 +79,9 @@ impl RequestError {
         self.kind() == Some(FailureKind::GuestDied)
     }
 
-    /// Whether the connection failed or was closed, because the VMM ends or has ended.
+    /// Whether the VMM closed the connection, or does not accept one, because it ends or has ended.
     pub(crate) fn is_disconnect(&self) -> bool {
-        matches!(self, Self::Client(ClientError::Closed | ClientError::Io(_) | ClientError::Connect { .. }))
+        matches!(self, Self::Client(ClientError::Closed | ClientError::Connect { .. }))
     }
 }
 
