@@ -15,10 +15,19 @@ pub(crate) const MEMORY_ANNOTATION: &str = "dev.vmrt.memory";
 /// Annotation with the number of vCPUs. It has precedence over the container's quota.
 pub(crate) const VCPUS_ANNOTATION: &str = "dev.vmrt.vcpus";
 
+/// Annotations of a pod's sandbox with the sums of the containers' resources: containerd's names, and values as in `linux.resources`
+/// (bytes; microseconds). 0 means none.
+const POD_MEMORY_ANNOTATION: &str = "io.kubernetes.cri.sandbox-memory";
+const POD_QUOTA_ANNOTATION: &str = "io.kubernetes.cri.sandbox-cpu-quota";
+const POD_PERIOD_ANNOTATION: &str = "io.kubernetes.cri.sandbox-cpu-period";
+
 /// Memory that the guest's kernel and agent need in addition to the container's limit, in MiB.
 const GUEST_OVERHEAD_MIB: u64 = 128;
 
 const MIB: u64 = 1 << 20;
+
+/// Linux's period for a quota of CPU time, in microseconds.
+const DEFAULT_PERIOD: u64 = 100_000;
 
 /// Why a machine cannot have its size.
 #[derive(Debug, Error)]
@@ -51,7 +60,7 @@ impl Size {
     /// The size of a machine that does not exist.
     pub(crate) const NONE: Self = Self { memory_mib: 0, vcpus: 0 };
 
-    /// Determines the size from the annotations, or else the container's limits, or else the configuration.
+    /// Determines the size from vmrt's annotations, or else the container's limits, or else those of its pod, or else the configuration.
     pub(crate) fn of(spec: &Spec, config: &Config) -> Result<Self, SizeError> {
         let none = HashMap::new();
         let annotations = spec.annotations().as_ref().unwrap_or(&none);
@@ -66,7 +75,7 @@ fn memory(spec: &Spec, annotations: &HashMap<String, String>, config: &Config) -
             value: text.clone(),
             expected: "an amount of memory such as `512M` or `2G`",
         })?,
-        None => match memory_limit(spec) {
+        None => match memory_limit(spec).or_else(|| pod_memory(annotations)) {
             Some(bytes) => bytes.div_ceil(MIB) + GUEST_OVERHEAD_MIB,
             None => config.memory_mib,
         },
@@ -127,7 +136,7 @@ fn vcpus(spec: &Spec, annotations: &HashMap<String, String>, config: &Config) ->
             value: text.clone(),
             expected: "a number of vCPUs",
         })?,
-        None => vcpus_for_quota(spec).unwrap_or(config.vcpus).into(),
+        None => vcpus_for_quota(spec).or_else(|| pod_vcpus(annotations)).unwrap_or(config.vcpus).into(),
     };
     let valid = u8::try_from(count).ok().filter(|count| (1..=MAX_VCPUS).contains(count));
     valid.ok_or(SizeError::Vcpus(count))
@@ -135,9 +144,28 @@ fn vcpus(spec: &Spec, annotations: &HashMap<String, String>, config: &Config) ->
 
 /// The number of vCPUs that can use the container's quota, if it has one. At most the number of the host's CPUs.
 fn vcpus_for_quota(spec: &Spec) -> Option<u8> {
-    let (quota, period) = cpu_quota(spec)?;
+    cpu_quota(spec).map(|(quota, period)| vcpus_for(quota, period))
+}
+
+fn vcpus_for(quota: u64, period: u64) -> u8 {
     let host = host_cpus();
-    Some(u8::try_from(quota.div_ceil(period)).map_or(host, |count| count.clamp(1, host)))
+    u8::try_from(quota.div_ceil(period)).map_or(host, |count| count.clamp(1, host))
+}
+
+/// The sum of the memory limits of a pod's containers in bytes. `None` if one has no limit, or if it exceeds the host's memory.
+fn pod_memory(annotations: &HashMap<String, String>) -> Option<u64> {
+    positive(annotations, POD_MEMORY_ANNOTATION).filter(|bytes| bytes / MIB + GUEST_OVERHEAD_MIB < host_memory_mib())
+}
+
+/// The number of vCPUs that can use the sum of the quotas of a pod's containers.
+fn pod_vcpus(annotations: &HashMap<String, String>) -> Option<u8> {
+    let quota = positive(annotations, POD_QUOTA_ANNOTATION)?;
+    Some(vcpus_for(quota, positive(annotations, POD_PERIOD_ANNOTATION).unwrap_or(DEFAULT_PERIOD)))
+}
+
+/// The value of an annotation that is a positive number. The others mean none, or come from an engine that means something else.
+fn positive(annotations: &HashMap<String, String>, name: &str) -> Option<u64> {
+    annotations.get(name)?.parse().ok().filter(|value| *value > 0)
 }
 
 /// The number of the host's CPUs, limited to the maximum number of vCPUs.
@@ -148,7 +176,6 @@ pub(crate) fn host_cpus() -> u8 {
 
 /// The CPU time that the container may use per period, and the period, both in microseconds. `None` without a limit.
 pub(crate) fn cpu_quota(spec: &Spec) -> Option<(u64, u64)> {
-    const DEFAULT_PERIOD: u64 = 100_000;
     let cpu = spec.linux().as_ref()?.resources().as_ref()?.cpu().as_ref()?;
     let quota = u64::try_from(cpu.quota()?).ok().filter(|quota| *quota > 0)?;
     Some((quota, cpu.period().filter(|period| *period > 0).unwrap_or(DEFAULT_PERIOD)))
@@ -212,6 +239,25 @@ mod tests {
         let annotated =
             serde_json::json!({"annotations": {MEMORY_ANNOTATION: "100M", VCPUS_ANNOTATION: "3"}, "linux": limit});
         assert_eq!(size(annotated).unwrap(), Size { memory_mib: 100, vcpus: 3 });
+    }
+
+    #[test]
+    fn a_pods_sandbox_has_the_size_of_its_containers() {
+        let pod = |memory: &str, quota: &str, period: &str, linux: serde_json::Value| {
+            let annotations = serde_json::json!({
+                POD_MEMORY_ANNOTATION: memory, POD_QUOTA_ANNOTATION: quota, POD_PERIOD_ANNOTATION: period,
+            });
+            size(serde_json::json!({"annotations": annotations, "linux": linux})).unwrap()
+        };
+        let none = || serde_json::json!({});
+        let cpus = |count: u8| count.min(host_cpus());
+        assert_eq!(pod("1073741824", "150000", "100000", none()), Size { memory_mib: 1024 + 128, vcpus: cpus(2) });
+        assert_eq!(pod("1073741824", "150000", "", none()).vcpus, cpus(2));
+        assert_eq!(pod("0", "0", "100000", none()), Size { memory_mib: 300, vcpus: 1 });
+        assert_eq!(pod("-1", "-1", "x", none()), Size { memory_mib: 300, vcpus: 1 });
+        assert_eq!(pod(&u64::MAX.to_string(), "0", "0", none()).memory_mib, 300);
+        let own = serde_json::json!({"resources": {"memory": {"limit": 64 << 20}}});
+        assert_eq!(pod("1073741824", "0", "0", own).memory_mib, 64 + 128);
     }
 
     #[test]

@@ -10,7 +10,9 @@ use std::path::Path;
 use std::time::Duration;
 use std::{fs, iter, thread};
 
-use k8s_cri::v1::{ContainerConfig, ContainerState, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig};
+use k8s_cri::v1::{
+    ContainerConfig, ContainerState, LinuxContainerResources, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig,
+};
 use serde_json::Value;
 use tempfile::TempDir;
 use vmrt_tests::host_snapshot::HostSnapshot;
@@ -28,6 +30,9 @@ pub const TESTS: &[Test] = &[
     ("a_pod_of_two_containers_runs_by_cri", a_pod_of_two_containers_runs_by_cri),
     ("containerd_2_reads_its_file_and_runs_the_pod", containerd_2_reads_its_file_and_runs_the_pod),
 ];
+
+/// Prints the guest's memory in KiB.
+const MEM_TOTAL: &str = "sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo";
 
 /// Whether a line is state that containerd and its shim create for their first pod and keep, with any runtime.
 fn is_containerd_state(line: &str) -> bool {
@@ -113,11 +118,42 @@ fn a_pod_of_two_containers_runs_by_cri() {
         the_runtime_class_overhead_is_enough(pod, cgroup);
         a_container_is_stopped_and_removed(pod);
     });
+    a_pod_has_the_size_of_its_limits(&node);
     namespaces_of_the_node_are_refused(&node);
 }
 
 fn containerd_2_reads_its_file_and_runs_the_pod() {
-    with_pod(&Node::of_containerd_2(), |_, _| {});
+    let node = Node::of_containerd_2();
+    with_pod(&node, |_, _| {});
+    a_pod_has_the_size_of_its_limits(&node);
+}
+
+/// A pod without vmrt's annotations, whose limits the kubelet has added up.
+fn a_pod_has_the_size_of_its_limits(node: &Node) {
+    let manifest = manifest::read("kubernetes/pod.yaml");
+    let before = HostSnapshot::take();
+    let cgroup = PodCgroup::new(memory_of(&manifest) + (200 << 20));
+    let mut config = manifest::sandbox(&manifest, &cgroup.name, node.logs());
+    config.annotations.clear();
+    config.linux.as_mut().expect("a sandbox of Linux").resources = Some(LinuxContainerResources {
+        cpu_period: 100_000,
+        cpu_quota: 150_000,
+        memory_limit_in_bytes: 200 << 20,
+        ..LinuxContainerResources::default()
+    });
+    let cri = &node.cri;
+    let id = cri.run_pod(&config, "vmrt");
+    let container = manifest::containers(&manifest).pop().expect("a container");
+    let container = cri.start(&id, container, &config);
+    if is_vmrt() {
+        assert_eq!(cri.output(&container, "nproc"), "2");
+        let total = cri.output(&container, MEM_TOTAL).parse::<u64>().expect("a number");
+        assert!((280 << 10..328 << 10).contains(&total), "{total} KiB of 328 MiB");
+    }
+    cri.stop_pod(&id);
+    cri.remove_pod(&id);
+    drop(cgroup);
+    before.assert_restored(CLEAN_TIMEOUT, is_containerd_state);
 }
 
 /// Checks `hostNetwork`, `hostPID` and `hostIPC`.
@@ -171,7 +207,7 @@ fn the_containers_are_as_configured(pod: &Pod<'_>) {
     assert!(!ask("ps").contains("/tmp/app"), "processes of other containers are not seen");
     if is_vmrt() {
         assert_eq!(ask("nproc"), pod.config.annotations["dev.vmrt.vcpus"]);
-        let total = ask("sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo").parse::<u64>().expect("a number");
+        let total = ask(MEM_TOTAL).parse::<u64>().expect("a number");
         assert!((160 << 10..192 << 10).contains(&total), "{total} KiB of the annotation's 192 MiB");
     }
 }
