@@ -91,6 +91,8 @@ fn faults(counts: &BTreeMap<String, usize>) -> Vec<(&'static str, &'static str, 
     let mut all = Vec::new();
     for (call, error, words) in FAULTS {
         let count = counts.get(call).copied().unwrap_or_default();
+        // The second call is the release of the lock, which does not fail in Linux.
+        let count = if call == "flock" { count.min(1) } else { count };
         let mut chosen: Vec<usize> = (1..=count).collect();
         while chosen.len() > SAMPLES {
             chosen.remove(random(&mut state, chosen.len()));

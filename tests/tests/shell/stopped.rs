@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use vmrt_tests::bundle::Bundle;
-use vmrt_tests::runtime::{CommandResult, Container, RunningCommand, Runtime, is_vmrt, new_id, wait};
+use vmrt_tests::runtime::{CommandResult, Container, Runtime, is_vmrt, new_id, wait, wait_within};
 
 /// Time for a command whose VMM does not answer. The longest deadline is that of a request to the guest, 30 seconds.
 const MAX_DURATION: Duration = Duration::from_secs(45);
@@ -47,14 +47,17 @@ fn check_commands(runtime: &Runtime, container: &Container<'_>, failing: &[&[&st
     let short = Duration::from_secs(20);
     let state = assert_in_time("state", || container.call("state", &[]), short).ok();
     assert!(state.text().contains("\"running\""), "{state:?}");
-    let start = |words: &&[&str]| {
+    // A VMM that is stopped holds the streams of an `exec` that has ended, so they are files.
+    let run = |words: &&[&str]| {
         let arguments: Vec<_> = words.iter().map(|word| if *word == "ID" { &container.id } else { *word }).collect();
-        (words.join(" "), RunningCommand::start(&mut runtime.command(&arguments), None))
+        let log = tempfile::NamedTempFile::new().unwrap();
+        (words.join(" "), start(runtime, &arguments, &log), log)
     };
-    let running: Vec<_> = failing.iter().map(start).collect();
-    for (words, command) in running {
-        let done = command.end_within(MAX_DURATION);
-        assert!(done.code != 0 && !done.message().is_empty(), "{words}: {done:?}");
+    let running: Vec<_> = failing.iter().map(run).collect();
+    for (words, mut command, log) in running {
+        let code = wait_within(MAX_DURATION, &mut command);
+        let message = fs::read_to_string(log.path()).unwrap();
+        assert!(code != 0 && !message.is_empty(), "{words}: {code} {message}");
     }
     assert_in_time("kill", || container.call("kill", &["KILL"]), short).ok();
     container.await_status("stopped");
