@@ -7,7 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use vmrt_tests::bundle::Bundle;
-use vmrt_tests::runtime::{Container, Runtime, is_vmrt};
+use vmrt_tests::runtime::{Container, RunningCommand, Runtime, is_vmrt, new_id};
 use vmrt_tests::{TIMEOUT, eventually};
 
 const SHARED: [(&str, &str); 4] = [("pid", "pid"), ("network", "net"), ("ipc", "ipc"), ("uts", "uts")];
@@ -105,6 +105,33 @@ fn all_commands_work_on_a_container_of_a_pod() {
         assert_eq!(second.state()["exitStatus"], json!(3));
     }
     second.call("delete", &[]).ok();
+    assert_eq!(first.status(), "running");
+}
+
+/// A process that is made at the time another one's program begins once kept the agent busy for ever.
+#[test]
+fn containers_and_processes_of_a_pod_start_at_the_same_time() {
+    let runtime = Runtime::new();
+    let bundle = Bundle::busybox(["sleep", "1000"]);
+    let first = runtime.start_container(&bundle);
+    let bundles: Vec<_> =
+        (0..4).map(|number| join_namespaces(Bundle::busybox(["echo", &number.to_string()]), &first, &ALL)).collect();
+    let missing = join_namespaces(Bundle::busybox(["/nonexistent"]), &first, &ALL);
+    let run =
+        |bundle: &Bundle| RunningCommand::start(runtime.command(&["run", "-b"]).arg(bundle.path()).arg(new_id()), None);
+    let exec = |program: &str| RunningCommand::start(&mut runtime.command(&["exec", &first.id, program]), None);
+    for _ in 0..2 {
+        let runs: Vec<_> = bundles.iter().map(run).collect();
+        let execs: Vec<_> = (0..4).map(|_| exec("hostname")).collect();
+        let failures = [run(&missing), exec("/nonexistent")];
+        for (number, run) in runs.into_iter().enumerate() {
+            assert_eq!(run.end().ok().text(), number.to_string());
+        }
+        execs.into_iter().for_each(|exec| drop(exec.end().ok()));
+        for failure in failures {
+            assert_ne!(failure.end().code, 0);
+        }
+    }
     assert_eq!(first.status(), "running");
 }
 

@@ -84,9 +84,14 @@ impl Poll {
         Ok(Self { epoll: epoll::create(CreateFlags::CLOEXEC)?, next_id: Cell::new(0) })
     }
 
-    /// Delivers events of `fd` as events of `source`. Closing `fd` ends that.
+    /// Delivers events of `fd` as events of `source`. An event is delivered once, so its handler has to read or write until that would
+    /// block.
+    ///
+    /// Closing `fd` ends that only when no process has a copy. A process that is being made has a copy of every descriptor of the
+    /// agent until it executes its program. Were the event delivered as long as its condition holds, an agent that has closed `fd`
+    /// would be woken again and again, and would leave the new process no CPU time.
     pub(crate) fn add(&self, fd: impl AsFd, source: Source, flags: EventFlags) -> rustix::io::Result<()> {
-        epoll::add(&self.epoll, fd, source.data(), flags)
+        epoll::add(&self.epoll, fd, source.data(), flags | EventFlags::ET)
     }
 
     /// Like [`Poll::add`], with an error for the reply to a request.
@@ -113,6 +118,22 @@ impl Poll {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_closed_source_is_silent_while_another_process_has_a_copy() {
+        let poll = Poll::new().unwrap();
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        poll.add(&ours, Source::Report(7), EventFlags::IN).unwrap();
+        let copy = ours.try_clone().unwrap();
+        drop(theirs);
+        let mut events = Vec::with_capacity(4);
+        poll.wait(&mut events, true).unwrap();
+        assert_eq!(events.drain(..).filter_map(Source::of).collect::<Vec<_>>(), [Source::Report(7)]);
+        drop(ours);
+        poll.wait(&mut events, false).unwrap();
+        assert!(events.is_empty());
+        drop(copy);
+    }
 
     #[test]
     fn a_source_survives_the_conversion_to_event_data() {

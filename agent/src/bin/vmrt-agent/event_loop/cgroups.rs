@@ -22,7 +22,7 @@ impl Agent {
         let step = format!("{} container {id}", if frozen { "freeze" } else { "thaw" });
         let cgroup = &self.running_container(id)?.cgroup;
         let events = cgroup.events().map_err(Error::at(step.as_str()))?;
-        self.poll.watch(&events, Source::Cgroup, EventFlags::PRI | EventFlags::ET)?;
+        self.poll.watch(&events, Source::Cgroup, EventFlags::PRI)?;
         cgroup.set_frozen(frozen).map_err(Error::at(step))?;
         if let Some(container) = self.containers.get_mut(id) {
             container.freezes.push(Freeze { call, frozen, events });

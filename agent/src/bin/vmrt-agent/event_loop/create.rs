@@ -45,9 +45,9 @@ impl Agent {
         let (cgroup, spawned) = self.spawn_init(&plan, &child)?;
         let pid = spawned.pid;
         let configured = self.configure_init(&spawned, &plan, &create.interfaces);
-        let watched = cgroup.memory_events().map_or(Ok(()), |events| {
-            self.poll.watch(events, Source::Memory(pid.cast_unsigned()), EventFlags::PRI | EventFlags::ET)
-        });
+        let watched = cgroup
+            .memory_events()
+            .map_or(Ok(()), |events| self.poll.watch(events, Source::Memory(pid.cast_unsigned()), EventFlags::PRI));
         let name_server = create.name_server.map(|port| {
             let process = self.process_in_network(&plan.joins, &spawned)?;
             self.make_name_server(process.as_fd(), &cgroup, port)

@@ -188,7 +188,7 @@ impl Agent {
             return Ok(false);
         };
         let events = container.cgroup.events().map_err(Error::at(format!("watch the cgroup of container {id}")))?;
-        self.poll.watch(&events, Source::Cgroup, EventFlags::PRI | EventFlags::ET)?;
+        self.poll.watch(&events, Source::Cgroup, EventFlags::PRI)?;
         container.empty_events = Some(events);
         Ok(true)
     }

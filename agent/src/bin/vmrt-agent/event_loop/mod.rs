@@ -105,7 +105,7 @@ impl Agent {
     }
 
     fn watch_connection(&self) -> Result<(), Errno> {
-        let both = EventFlags::IN | EventFlags::OUT | EventFlags::ET;
+        let both = EventFlags::IN | EventFlags::OUT;
         self.poll.add(&self.connection, Source::Control, both)
     }
 

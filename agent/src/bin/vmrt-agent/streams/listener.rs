@@ -29,7 +29,7 @@ impl Listener {
     /// Watches `socket`, which listens and does not block.
     pub(crate) fn new(socket: OwnedFd, port: u32, poll: &Poll) -> Result<Self, Error> {
         let id = poll.next_id();
-        poll.watch(&socket, Source::Listener(id), EventFlags::IN | EventFlags::ET)?;
+        poll.watch(&socket, Source::Listener(id), EventFlags::IN)?;
         Ok(Self { id, port, socket })
     }
 

@@ -35,8 +35,8 @@ impl Streams {
     pub(crate) fn add(&mut self, poll: &Poll, pump: Pump, process: Option<i32>) -> Result<u32, Error> {
         let id = poll.next_id();
         let source = Source::Stream(id);
-        poll.watch(pump.from(), source, EventFlags::IN | EventFlags::ET)?;
-        poll.watch(pump.to(), source, EventFlags::OUT | EventFlags::ET)?;
+        poll.watch(pump.from(), source, EventFlags::IN)?;
+        poll.watch(pump.to(), source, EventFlags::OUT)?;
         self.by_id.insert(id, Stream { pump, process, opposite: None });
         Ok(id)
     }

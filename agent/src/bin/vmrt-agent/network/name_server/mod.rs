@@ -56,7 +56,7 @@ impl NameServer {
         redirect::attach(cgroup, sockets.port).map_err(Error::at("redirect the container to its name server"))?;
         let listener = Listener::new(sockets.connections, port, poll)?;
         let id = poll.next_id();
-        poll.watch(&sockets.datagrams, Source::Queries(id), EventFlags::IN | EventFlags::ET)?;
+        poll.watch(&sockets.datagrams, Source::Queries(id), EventFlags::IN)?;
         Ok(Self { id, port, datagrams: sockets.datagrams, listener })
     }
 

@@ -34,6 +34,22 @@ struct Query {
     answer: Vec<u8>,
 }
 
+impl Query {
+    /// Reads what has arrived of the answer, until it is complete. Returns whether the stream has ended.
+    fn read(&mut self, buffer: &mut [u8]) -> bool {
+        while dns::complete_answer(&self.answer).is_none() {
+            match rustix::io::read(&self.stream, &mut *buffer) {
+                Ok(0) => return true,
+                Ok(count) => self.answer.extend_from_slice(&buffer[..count]),
+                Err(Errno::AGAIN) => return false,
+                Err(Errno::INTR) => {}
+                Err(_) => return true,
+            }
+        }
+        false
+    }
+}
+
 impl Queries {
     /// Receives all queries that wait at the socket of `server`, and sends each to the host. `buffer` is scratch space.
     pub(crate) fn receive(&mut self, server: &NameServer, host: &Host, poll: &Poll, buffer: &mut [u8]) {
@@ -82,14 +98,7 @@ impl Queries {
         buffer: &mut [u8],
     ) {
         let Some(query) = self.pending.get_mut(&id) else { return };
-        let ended = match rustix::io::read(&query.stream, &mut *buffer) {
-            Ok(count) => {
-                query.answer.extend_from_slice(&buffer[..count]);
-                count == 0
-            }
-            Err(Errno::INTR | Errno::AGAIN) => false,
-            Err(_) => true,
-        };
+        let ended = query.read(buffer);
         let complete = dns::complete_answer(&query.answer);
         if !ended && complete.is_none() {
             return;
