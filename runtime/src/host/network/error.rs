@@ -9,6 +9,8 @@ use thiserror::Error;
 pub(crate) enum NetworkError {
     #[error("open the network namespace of process {pid}")]
     Namespace { pid: i32, source: io::Error },
+    #[error("start a thread for the sandbox's network namespace")]
+    Thread(#[source] io::Error),
     #[error("enter the sandbox's network namespace")]
     Enter(#[source] io::Error),
     #[error("{step}")]

@@ -38,10 +38,11 @@ impl OpenNamespace {
         work: impl FnOnce() -> Result<T, NetworkError> + Send,
     ) -> Result<T, NetworkError> {
         thread::scope(|scope| {
-            let thread = scope.spawn(|| {
+            let thread = thread::Builder::new().spawn_scoped(scope, || {
                 setns(self.0.as_fd(), CloneFlags::CLONE_NEWNET).map_err(|error| NetworkError::Enter(error.into()))?;
                 work()
             });
+            let thread = thread.map_err(NetworkError::Thread)?;
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
