@@ -123,7 +123,7 @@ pub(crate) fn spawn(
     let (mut failure, failure_writer) = io::pipe()?;
     let child = |flags| {
         clone(flags, || {
-            let setup = ChildSetup { image: &image, program, go: &go_reader };
+            let setup = ChildSetup { image: &image, program, go: &go_reader, parents_go: go.as_raw_fd() };
             let Err(errno) = setup.run();
             report(&failure_writer, errno);
         })
@@ -266,11 +266,16 @@ struct ChildSetup<'a> {
     image: &'a Image,
     program: &'a Program<'a>,
     go: &'a PipeReader,
+    /// The end of the pipe that the parent writes to.
+    parents_go: RawFd,
 }
 
 impl ChildSetup<'_> {
     /// Executes the program. It makes system calls only.
     fn run(&self) -> nix::Result<std::convert::Infallible> {
+        // With a copy of the parent's end, the child would wait for ever if the parent was killed or gave up.
+        // SAFETY: nothing in the child uses the descriptor, and the child does not return, so nothing closes it again.
+        Errno::result(unsafe { libc::close(self.parents_go) })?;
         if nix::unistd::read(self.go, &mut [0])? != 1 {
             return Err(Errno::ECANCELED);
         }

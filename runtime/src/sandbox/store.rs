@@ -97,11 +97,12 @@ impl Store {
         let dir = self.dir(id);
         make_private_dir_all(&self.root)?;
         loop {
-            match DirBuilder::new().mode(0o700).create(&dir) {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => check_owner(&dir)?,
-                result => result.map_err(io_error("create", &dir))?,
+            let is_new = make_own_dir(&dir)?;
+            let acquired = LockedDir::acquire(&dir, true);
+            if acquired.is_err() && is_new {
+                let _ = remove_dir(&dir);
             }
-            let Some(locked) = LockedDir::acquire(&dir, true)? else { continue };
+            let Some(locked) = acquired? else { continue };
             return if dir.join(STATE_FILE).symlink_metadata().is_ok() { Err(StateError::Exists) } else { Ok(locked) };
         }
     }
@@ -228,6 +229,15 @@ fn remove(path: &Path) -> Result<(), StateError> {
 
 fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+/// Makes a directory, unless the caller has made it before. Returns whether it is new.
+fn make_own_dir(path: &Path) -> Result<bool, StateError> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => check_owner(path).map(|()| false),
+        Err(error) => Err(io_error("create", path)(error)),
+    }
 }
 
 fn make_private_dir_all(path: &Path) -> Result<(), StateError> {
