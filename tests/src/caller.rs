@@ -1,14 +1,10 @@
 //! Callers of the runtime under test: root, a user, and the root of a user namespace.
 
-use std::fs::Permissions;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::fs;
+use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::{env, fs};
 
-use tempfile::TempDir;
-
-use crate::runtime::{is_vmrt, program};
 use crate::{TIMEOUT, eventually};
 
 /// The id of the user without root, and of its group.
@@ -18,25 +14,19 @@ pub const USER: u32 = 1000;
 pub struct Caller {
     /// The command line before the called program, which changes from root to this caller.
     prefix: Vec<String>,
-    /// A copy of the runtime that the caller can access; the checkout may be inaccessible to other users.
-    programs: Option<TempDir>,
 }
 
 impl Caller {
     /// Root, the user that the tests run as.
     #[must_use]
     pub fn root() -> Self {
-        Self { prefix: Vec::new(), programs: None }
+        Self { prefix: Vec::new() }
     }
 
     /// A caller whose programs run with this prefix of the command line.
-    ///
-    /// # Panics
-    ///
-    /// Panics if vmrt cannot be copied for the caller.
     #[must_use]
     pub fn with_prefix(prefix: &[&str]) -> Self {
-        Self { prefix: prefix.iter().map(ToString::to_string).collect(), programs: is_vmrt().then(copy_installation) }
+        Self { prefix: prefix.iter().map(ToString::to_string).collect() }
     }
 
     /// The user, without supplementary groups.
@@ -64,13 +54,6 @@ impl Caller {
         self
     }
 
-    /// The path of the runtime for this caller.
-    #[must_use]
-    pub fn runtime(&self) -> PathBuf {
-        let copied = self.programs.as_ref().map(|copy| copy.path().join("bin/vmrt"));
-        copied.unwrap_or_else(|| PathBuf::from(program()))
-    }
-
     /// A command that runs a program as this caller.
     #[must_use]
     pub fn command(&self, program: &Path) -> Command {
@@ -95,19 +78,6 @@ impl Caller {
 /// The options with which `setpriv` changes to the user.
 pub(crate) fn user_options() -> [String; 2] {
     [format!("--reuid={USER}"), format!("--regid={USER}")]
-}
-
-/// Copies the installed vmrt into a directory that every user can read.
-fn copy_installation() -> TempDir {
-    let paths = env::var_os("PATH").unwrap_or_default();
-    let found = env::split_paths(&paths).map(|path| path.join(program())).find(|path| path.is_file());
-    let found = found.expect("vmrt is in PATH").canonicalize().expect("vmrt's path");
-    let prefix = found.parent().and_then(Path::parent).expect("vmrt is installed");
-    let to = tempfile::tempdir().expect("a directory");
-    fs::set_permissions(to.path(), Permissions::from_mode(0o755)).expect("a directory for everybody");
-    let copied = Command::new("cp").arg("-r").args([prefix.join("bin"), prefix.join("lib")]).arg(to.path()).status();
-    assert!(copied.expect("cp runs").success(), "vmrt was copied");
-    to
 }
 
 /// A cgroup in which the user may make other cgroups. The caller is in the cgroup `callers` in it. Removed when dropped.

@@ -230,7 +230,7 @@ impl Runtime {
     /// A command of the runtime.
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = self.caller.command(&self.caller.runtime());
+        let mut command = self.caller.command(Path::new(&program()));
         command.arg("--root").arg(self.root()).args(arguments);
         command
     }

@@ -6,7 +6,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::unistd::geteuid;
 use serde::Deserialize;
 use thiserror::Error;
 
@@ -17,6 +16,8 @@ const DEFAULT_MEMORY_MIB: u64 = 512;
 /// Each possible vCPU costs the guest 200 KiB, even if it is never added.
 const DEFAULT_MAX_VCPUS: u8 = 16;
 const DEFAULT_TEMPLATE_MAX_MIB: u64 = 2048;
+/// Directory of templates in a cache.
+const TEMPLATE_DIR: &str = "vmrt/templates";
 /// The VMM has a shorter deadline for each step, and its error names the step. This one is for a VMM that hangs itself.
 const DEFAULT_START_TIMEOUT_SECONDS: u64 = 120;
 
@@ -80,6 +81,8 @@ pub(crate) struct Config {
     /// Whether machines start from templates.
     pub(crate) template: bool,
     pub(crate) template_dir: PathBuf,
+    /// Root's templates, which a caller without root uses if there is none in `template_dir`.
+    pub(crate) shared_template_dir: Option<PathBuf>,
     /// Most MiB that all templates take on the disk.
     pub(crate) template_max_mib: u64,
     /// Whether guests may send only with the addresses of their interfaces.
@@ -88,8 +91,8 @@ pub(crate) struct Config {
 
 impl Config {
     /// Reads the file at `path`, or at the default path if that exists. A path in the environment has precedence over one in the
-    /// file, and a path in the file over the installed one.
-    pub(crate) fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+    /// file, and a path in the file over the installed one. `is_root` says whether the caller is the host's root.
+    pub(crate) fn load(path: Option<&Path>, is_root: bool) -> Result<Self, ConfigError> {
         let file = match path {
             Some(path) => read(path)?,
             None if Path::new(DEFAULT_PATH).exists() => read(Path::new(DEFAULT_PATH))?,
@@ -111,20 +114,28 @@ impl Config {
             vcpus: file.vcpus.unwrap_or(1),
             max_vcpus: file.max_vcpus.unwrap_or(DEFAULT_MAX_VCPUS),
             start_timeout: Duration::from_secs(file.start_timeout.unwrap_or(DEFAULT_START_TIMEOUT_SECONDS)),
-            template: file.template.unwrap_or(false),
-            template_dir: require_absolute("template_dir", file.template_dir.unwrap_or_else(default_template_dir))?,
+            template: file.template.unwrap_or(true),
+            shared_template_dir: (!is_root && file.template_dir.is_none()).then(root_template_dir),
+            template_dir: require_absolute(
+                "template_dir",
+                file.template_dir.unwrap_or_else(|| default_template_dir(is_root)),
+            )?,
             template_max_mib: file.template_max.unwrap_or(DEFAULT_TEMPLATE_MAX_MIB),
             anti_spoofing: file.network.anti_spoofing,
         })
     }
 }
 
+fn root_template_dir() -> PathBuf {
+    Path::new("/var/cache").join(TEMPLATE_DIR)
+}
+
 /// Root's templates are in `/var/cache`, those of other users in their caches (XDG Base Directory Specification).
-fn default_template_dir() -> PathBuf {
+fn default_template_dir(is_root: bool) -> PathBuf {
     let variable = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let user_cache = || variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")));
-    let cache = if geteuid().is_root() { None } else { user_cache() };
-    cache.unwrap_or_else(|| "/var/cache".into()).join("vmrt/templates")
+    let cache = if is_root { None } else { user_cache() };
+    cache.map_or_else(root_template_dir, |cache| cache.join(TEMPLATE_DIR))
 }
 
 fn read(path: &Path) -> Result<File, ConfigError> {
@@ -158,7 +169,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.toml");
         fs::write(&path, text).unwrap();
-        Config::load(Some(&path))
+        Config::load(Some(&path), true)
     }
 
     #[test]
@@ -168,6 +179,8 @@ mod tests {
         assert!(config.kernel.ends_with("lib/vmrt/vmlinux"));
         assert_eq!((config.memory_mib, config.vcpus, config.max_vcpus), (512, 1, 16));
         assert_eq!((config.start_timeout, config.anti_spoofing), (Duration::from_secs(120), false));
+        assert!(config.template && config.template_dir == Path::new("/var/cache/vmrt/templates"));
+        assert_eq!(config.shared_template_dir, None);
     }
 
     #[test]
@@ -187,6 +200,6 @@ mod tests {
         assert!(text.contains("config.toml: TOML parse error at line 2, column 1: unknown field `kernal`"), "{text}");
         assert_eq!(text.lines().count(), 1, "{text}");
         assert!(matches!(load("kernel = 'k'"), Err(ConfigError::Relative { .. })));
-        assert!(matches!(Config::load(Some(Path::new("/nonexistent"))), Err(ConfigError::Read { .. })));
+        assert!(matches!(Config::load(Some(Path::new("/nonexistent")), true), Err(ConfigError::Read { .. })));
     }
 }

@@ -29,12 +29,11 @@ pub(crate) fn run(context: &Context, command: TemplateCommand) -> Result<u8, Err
 }
 
 fn create(context: &Context, config: &Config, args: &TemplateCreateArgs) -> Result<(), Error> {
-    let made = template::make(config, context.caller, !args.background, &context.log)?;
     if args.background {
-        TemplateStore::new(config).prune(config.template_max_mib.saturating_mul(MIB))?;
-    } else if let Some(path) = made {
-        println!("{}", path.display());
+        return Ok(template::make_for_later(config, context.caller, &context.log)?);
     }
+    let made = template::make(config, context.caller, true, &context.log)?;
+    made.iter().for_each(|path| println!("{}", path.display()));
     Ok(())
 }
 

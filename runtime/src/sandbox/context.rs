@@ -25,6 +25,6 @@ pub(crate) struct Context {
 impl Context {
     /// Reads the configuration file.
     pub(crate) fn config(&self) -> Result<Config, ConfigError> {
-        Config::load(self.config_file.as_deref())
+        Config::load(self.config_file.as_deref(), self.caller == Caller::Root)
     }
 }

@@ -42,7 +42,7 @@ fn compiles(data: &[u8]) -> bool {
     let log = log();
     let Some(mut bundle) = load(data, &log) else { return false };
     describe(&bundle);
-    let config = Config::load(Some(Path::new("/dev/null"))).expect("an empty file is valid");
+    let config = Config::load(Some(Path::new("/dev/null")), true).expect("an empty file is valid");
     let before = bundle.spec.clone();
     bundle.normalize_deprecated(&log);
     let mounts = bundle.spec.mounts().iter().flatten();

@@ -214,6 +214,7 @@ mod tests {
             start_timeout: Duration::ZERO,
             template: false,
             template_dir: PathBuf::new(),
+            shared_template_dir: None,
             template_max_mib: 0,
             anti_spoofing: false,
         };

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use vmrt_tests::bundle::Bundle;
 use vmrt_tests::caller::{DelegatedCgroup, USER};
 use vmrt_tests::host_snapshot::HostSnapshot;
-use vmrt_tests::installed::copy_deployed;
+use vmrt_tests::installed::{copy_deployed, runtime_path};
 use vmrt_tests::rootless_namespaces::RootlessNamespaces;
 use vmrt_tests::runtime::{CommandResult, RunningCommand, new_id};
 
@@ -75,7 +75,7 @@ fn a_container_runs_without_root() {
     for (option, name) in [("--root", "storage"), ("--runroot", "run"), ("--tmpdir", "libpod")] {
         command.arg(option).arg(home.path().join(name));
     }
-    command.arg("--runtime").arg(caller.runtime()).args(["--storage-driver", "vfs"]);
+    command.arg("--runtime").arg(runtime_path()).args(["--storage-driver", "vfs"]);
     command.args(["--cgroup-manager", "cgroupfs", "--events-backend", "file"]);
     command.args(["run", "--rm", "--network", "none", "--cgroup-parent", DelegatedCgroup::PATH, "--memory", "64m"]);
     command.arg("--rootfs").arg(bundle.path().join("rootfs"));

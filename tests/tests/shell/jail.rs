@@ -205,15 +205,17 @@ fn the_helper_ends_with_its_vmm() {
     assert!(eventually(TIMEOUT.min(Duration::from_secs(20)), || helper().is_none().then_some(())).is_some());
 }
 
-/// A runtime's command whose VMM is taken over, with a script in the place of the VMM.
+/// A runtime's command whose VMM is taken over, with a script in the place of the VMM. No template is made of such a VMM.
 fn with_attack(runtime: &Runtime, attack: &[&str], arguments: &[&str]) -> (std::process::Command, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let script = dir.path().join("vmm");
     let program = env!("CARGO_BIN_EXE_taken-over-vmm");
     fs::write(&script, format!("#!/bin/sh\nexec {program} {} -- \"$@\"\n", attack.join(" "))).unwrap();
     fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let mut command = runtime.command(arguments);
-    command.env("VMRT_VMM", script);
+    let config = dir.path().join("config.toml");
+    fs::write(&config, "template = false").unwrap();
+    let mut command = runtime.command(&["--config", config.to_str().unwrap()]);
+    command.args(arguments).env("VMRT_VMM", script);
     (command, dir)
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use vmrt_tests::bundle::Bundle;
 use vmrt_tests::caller::{Caller, DelegatedCgroup, USER};
 use vmrt_tests::rootless_namespaces::RootlessNamespaces;
-use vmrt_tests::runtime::{RunningCommand, Runtime, is_vmrt, new_id, wait};
+use vmrt_tests::runtime::{RunningCommand, Runtime, is_vmrt, new_id, program, wait};
 use vmrt_tests::terminal::Terminal;
 use vmrt_tests::{TIMEOUT, eventually};
 
@@ -119,12 +119,37 @@ fn a_users_container_can_have_terminals() {
 }
 
 #[test]
+fn a_users_machine_starts_from_roots_template_or_their_own() {
+    if !is_vmrt() {
+        return;
+    }
+    let runtime = Runtime::for_caller(Caller::user());
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("config.toml");
+    fs::write(&config, format!("template_dir = \"{}/templates\"", directory.path().display())).unwrap();
+    chown_to_user(directory.path());
+    let bundle = user_bundle(Bundle::busybox(["true"]));
+    let is_restored = |options: &[&str]| {
+        let run = ["run", "--timeline", "--bundle", bundle.path().to_str().unwrap()];
+        let id = new_id();
+        let done = runtime.call(&[options, run.as_slice(), &[id.as_str()]].concat()).ok();
+        assert!(!done.message().contains("the machine boots"), "{done:?}");
+        done.message().contains("vCPU restored")
+    };
+    assert!(is_restored(&[]), "tests/e2e-run has made root's template");
+    let own = ["--config", config.to_str().unwrap()];
+    let path = PathBuf::from(runtime.call(&[own.as_slice(), &["template", "create"]].concat()).ok().text());
+    assert!(path.starts_with(directory.path()) && owner(&path) == (USER, USER), "{}", path.display());
+    assert!(is_restored(&own));
+}
+
+#[test]
 fn a_users_state_is_in_their_runtime_directory() {
     let directory = tempfile::tempdir().unwrap();
     chown(directory.path(), Some(USER), Some(USER)).unwrap();
     let user = Caller::user();
     let list = |variable: &Path| {
-        let mut command = user.command(&user.runtime());
+        let mut command = user.command(Path::new(&program()));
         RunningCommand::start(command.arg("list").env("XDG_RUNTIME_DIR", variable), None).end()
     };
     list(directory.path()).ok();

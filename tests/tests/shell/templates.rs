@@ -29,7 +29,7 @@ struct Templates {
 impl Templates {
     fn new() -> Self {
         let files = tempfile::tempdir().unwrap();
-        let config = format!("template = true\ntemplate_dir = \"{}\"\n", files.path().join("templates").display());
+        let config = format!("template_dir = \"{}\"\n", files.path().join("templates").display());
         fs::write(files.path().join("config.toml"), config).unwrap();
         Self { runtime: Runtime::new(), files }
     }
@@ -107,18 +107,21 @@ fn containers_start_from_a_template_and_are_independent() {
         assert_eq!(values.len(), 3, "{what}: {values:?}");
     }
 
-    // The machine gets what it has in addition to the template's.
-    let script = "echo cpus=$(nproc); n=0; until [ $(sed -n 's/MemTotal: *//p' /proc/meminfo | cut -d' ' -f1) -gt 900000 ]; \
-        do sleep 0.2; n=$((n+1)); [ $n -lt 300 ] || exit 9; done; echo grown";
-    let bundle = Bundle::script(script)
-        .with("/linux/resources/memory", json!({"limit": 1_u64 << 30}))
-        .with("/linux/resources/cpu", json!({"quota": 200_000, "period": 100_000}));
-    let done = templates.run(&bundle).ok();
-    assert!(done.message().contains(RESTORED) && done.text().ends_with("grown"), "{done:?}");
-    done.assert_values(&[("cpus", "2")]);
+    // One template serves every size. The program finds all of its machine.
+    let script = "echo cpus=$(nproc); echo mib=$(($(sed -n 's/MemTotal: *//p' /proc/meminfo | cut -d' ' -f1) / 1024))";
+    for (limit, quota, (mib, cpus)) in [(64_u64 << 20, 50_000, (192, "1")), (1 << 30, 200_000, (1024 + 128, "2"))] {
+        let bundle = Bundle::script(script)
+            .with("/linux/resources/memory", json!({"limit": limit}))
+            .with("/linux/resources/cpu", json!({"quota": quota, "period": 100_000}));
+        let done = templates.run(&bundle).ok();
+        assert!(done.message().contains(RESTORED), "{done:?}");
+        done.assert_values(&[("cpus", cpus)]);
+        let found: u64 = done.value("mib").parse().unwrap();
+        assert!((mib * 8 / 10..=mib).contains(&found), "{mib} MiB: {found}");
+    }
 
     // A smaller machine than the template's boots.
-    let bundle = Bundle::busybox(["true"]).with("/linux/resources/memory", json!({"limit": 64 << 20}));
+    let bundle = Bundle::busybox(["true"]).with("/annotations/dev.vmrt.memory", json!("100M"));
     assert!(!templates.run(&bundle).ok().message().contains(RESTORED));
 
     templates.call(&["template", "rm", &name(&path)]).ok();

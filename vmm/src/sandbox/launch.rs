@@ -16,7 +16,7 @@ use super::container_proxy::{self, ProxyError};
 use super::controller::{Controller, Parts, TemplateRole};
 use super::host_sockets::Connector;
 use super::interface_monitor::open_changes;
-use super::machine_setup::{MachineSetup, SetUpMachine};
+use super::machine_setup::{MachineOrigin, MachineSetup, SetUpMachine};
 use super::signals::Signals;
 use crate::config::{SandboxConfig, SandboxFiles, TemplateUse};
 use crate::control::{Answer, Call, Connection, ConnectionError, Reply, Request};
@@ -72,8 +72,7 @@ struct RunningSandbox {
     /// A machine that becomes a template belongs to the thread that saves it.
     _machine: Option<RunningMachine>,
     exit_status: Receiver<u8>,
-    /// Why the template cannot be used, if there is one and the machine boots.
-    template_refusal: Option<String>,
+    origin: MachineOrigin,
 }
 
 /// Runs the sandbox that the client at the other end of `control` configures, and returns the VMM's exit status. If the first
@@ -98,7 +97,9 @@ pub fn run(control: UnixStream) -> Result<u8, LaunchError> {
         _ => return Err(LaunchError::NotConfigured),
     };
     let answer = match &result {
-        Ok(RunningSandbox { template_refusal: Some(cause), .. }) => Ok(Reply::TemplateRefused { cause: cause.clone() }),
+        Ok(RunningSandbox { origin: MachineOrigin::Boot { refusal: Some(cause) }, .. }) => {
+            Ok(Reply::TemplateRefused { cause: cause.clone() })
+        }
         Ok(_) => Ok(Reply::Done),
         Err(error) => Err(Failure {
             kind: FailureKind::System,
@@ -154,11 +155,11 @@ fn launch(config: &SandboxConfig, mut client: Connection, signals: Signals) -> R
         node_maker,
         ports: ports.clone(),
     };
-    let SetUpMachine { assembled, saver, template_refusal } = setup.run(config.template, template)?;
-    let template = match (config.template, &saver, &template_refusal) {
-        (TemplateUse::Make, Some(saver), _) => TemplateRole::Make(saver.clone()),
-        (TemplateUse::Start, _, None) => TemplateRole::Started { memory_mib: config.memory_mib, seed: new_seed()? },
-        _ => TemplateRole::None,
+    let SetUpMachine { assembled, saver, origin } = setup.run(config.template, template)?;
+    let template = match (&saver, &origin) {
+        (Some(saver), _) => TemplateRole::Make(saver.clone()),
+        (None, MachineOrigin::Template) => TemplateRole::Started { memory_mib: config.memory_mib, seed: new_seed()? },
+        (None, MachineOrigin::Boot { .. }) => TemplateRole::None,
     };
     jail::drop_capabilities()?;
     let parts = Parts {
@@ -191,7 +192,7 @@ fn launch(config: &SandboxConfig, mut client: Connection, signals: Signals) -> R
             None
         }
     };
-    Ok(RunningSandbox { _machine: machine, event_loop, exit_status, template_refusal })
+    Ok(RunningSandbox { _machine: machine, event_loop, exit_status, origin })
 }
 
 /// Random bytes for a guest whose own state other guests have as well.

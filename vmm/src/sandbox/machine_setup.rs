@@ -22,13 +22,21 @@ pub(super) struct MachineSetup {
     pub(super) ports: Ports,
 }
 
+/// How a machine starts.
+pub(super) enum MachineOrigin {
+    Template,
+    Boot {
+        /// Why the template cannot be used, if there is one that is to be replaced.
+        refusal: Option<String>,
+    },
+}
+
 /// A machine that was assembled.
 pub(super) struct SetUpMachine {
     pub(super) assembled: AssembledMachine,
     /// The thread that saves the machine, if it becomes a template.
     pub(super) saver: Option<TemplateSaver>,
-    /// Why the template cannot be used, if there is one and the machine boots.
-    pub(super) template_refusal: Option<String>,
+    pub(super) origin: MachineOrigin,
 }
 
 impl MachineSetup {
@@ -42,20 +50,29 @@ impl MachineSetup {
         template: Option<OwnedFd>,
     ) -> Result<SetUpMachine, LaunchError> {
         if let (TemplateUse::Start, Some(file)) = (template_use, template) {
-            let opened = Template::open(file.into()).map_err(|error| AssemblyError::Machine(error.into()));
-            return match opened.and_then(|template| self.assemble(Some(template))) {
-                Ok(assembled) => Ok(SetUpMachine { assembled, saver: None, template_refusal: None }),
-                Err(error) => {
-                    let template_refusal = Some(crate::chain(&error));
-                    Ok(SetUpMachine { assembled: self.assemble(None)?, saver: None, template_refusal })
-                }
-            };
+            let (assembled, origin) = self.start_from(file)?;
+            return Ok(SetUpMachine { assembled, saver: None, origin });
         }
         let assembled = self.assemble(None)?;
         let start = |file| TemplateSaver::start(assembled.devices.clone(), file);
         let saver = self.resources.new_template.take().map(start).transpose();
         let saver = saver.map_err(|error| LaunchError::System("start the thread that saves the machine", error))?;
-        Ok(SetUpMachine { assembled, saver, template_refusal: None })
+        Ok(SetUpMachine { assembled, saver, origin: MachineOrigin::Boot { refusal: None } })
+    }
+
+    /// Assembles the machine from the template in `file`. If that cannot be, the machine boots.
+    fn start_from(&self, file: OwnedFd) -> Result<(AssembledMachine, MachineOrigin), LaunchError> {
+        let boot = |refusal| Ok((self.assemble(None)?, MachineOrigin::Boot { refusal }));
+        let assembled = match Template::open(file.into()) {
+            // KVM has not enough memory slots to plug the rest.
+            Ok(template) if template.state.shape.max_memory() < self.resources.memory_size => return boot(None),
+            Ok(template) => self.assemble(Some(template)),
+            Err(error) => Err(AssemblyError::Machine(error.into())),
+        };
+        match assembled {
+            Ok(assembled) => Ok((assembled, MachineOrigin::Template)),
+            Err(error) => boot(Some(crate::chain(&error))),
+        }
     }
 
     fn assemble(&self, template: Option<Template>) -> Result<AssembledMachine, AssemblyError> {

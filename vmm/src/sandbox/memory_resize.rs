@@ -63,6 +63,11 @@ impl MemoryResize {
         self.pending.as_ref().is_some_and(|pending| pending.caller.is_some())
     }
 
+    /// Whether the machine is getting the memory that it has in addition to its template's.
+    pub(super) fn is_growing_to_size(&self) -> bool {
+        self.pending.as_ref().is_some_and(|pending| pending.caller.is_none())
+    }
+
     /// Whether the guest has less than `mib` MiB of memory.
     pub(super) fn is_smaller_than(&self, mib: u64) -> bool {
         self.resizer.size() < mib.saturating_mul(MIB)

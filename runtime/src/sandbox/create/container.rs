@@ -78,6 +78,7 @@ impl Container {
             shared::become_proxy(&machine.vmm, &mut connection, &request.id, &machine.claim.locked.dir)?;
         }
         machine.placement.limit_cpu(&machine.record.cgroup)?;
+        machine.make_missing_template(log);
         let Machine { vmm, record, program, stdio, claim, .. } = machine;
         Ok(Self { id: request.id.clone(), program, connection, stdio, vmm, record, claim })
     }

@@ -36,7 +36,7 @@ use crate::sandbox::machine_files::MachineFiles;
 use crate::sandbox::record::{Phase, Record};
 use crate::sandbox::shared::SharedSandbox;
 use crate::sandbox::store::Store;
-use crate::sandbox::template::{self, TemplateStore};
+use crate::sandbox::template::{self, TemplateStore, TemplateStoreError};
 use crate::sandbox::vmm_process::{END_TIMEOUT, Vmm, VmmError, VmmOptions, spawn};
 use crate::spec::sizing::{Size, host_cpus};
 use crate::terminal::stdio::{ProcessStdio, StdioOptions, console_size};
@@ -54,6 +54,8 @@ pub(super) struct Machine {
     pub(super) shared: Option<SharedSandbox>,
     /// Name of the container's program.
     pub(super) program: String,
+    /// Whether there is no template of which the machine could have started.
+    lacks_template: bool,
     /// The request that configures the VMM, while its answer is still to be waited for.
     configured: Option<u64>,
     pub(super) stdio: ProcessStdio,
@@ -99,7 +101,18 @@ impl Machine {
         claim.locked.write(&record)?;
         record.cgroup = placement.enter(std::mem::take(&mut record.cgroup), vmm.process.pid, &context.log)?;
         context.log.debug(&format!("{} runs as process {}", config.vmm.display(), vmm.process.pid));
-        Ok(Self { vmm, record, placement, config, shared, program, configured: None, stdio, claim })
+        Ok(Self {
+            vmm,
+            record,
+            placement,
+            config,
+            shared,
+            program,
+            lacks_template: false,
+            configured: None,
+            stdio,
+            claim,
+        })
     }
 
     /// Runs the hooks that come before the guest boots.
@@ -132,7 +145,7 @@ impl Machine {
             let helper = helper::start(&self.config.program, store, &self.record, dir)?;
             let console_log = request.bundle.console_log();
             let files = MachineFiles::open(&self.config, console_log.as_deref(), dir, helper)?;
-            let template = if console_log.is_some() { None } else { self.open_template(log) };
+            let template = if console_log.is_some() { None } else { self.find_template(log) };
             let configure = Request::Configure(self.sandbox_config(request, console_log.is_some(), template.is_some()));
             let descriptors: Vec<_> = files.descriptors().into_iter().chain(template.iter().map(AsFd::as_fd)).collect();
             let sent = connection.client.send(&configure, &descriptors);
@@ -172,31 +185,43 @@ impl Machine {
         }
     }
 
-    /// Opens the template that the machine starts from. Without one it boots, and one is made for later starts.
-    fn open_template(&self, log: &Log) -> Option<File> {
+    /// Opens the template that the machine starts from. Without one it boots.
+    fn find_template(&mut self, log: &Log) -> Option<File> {
         let (config, record) = (&self.config, &self.record);
         let is_suitable =
-            record.network.slots <= template::NETWORK_SLOTS && record.machine.memory_mib >= config.memory_mib;
+            record.network.slots <= template::NETWORK_SLOTS && record.machine.memory_mib >= template::MEMORY_MIB;
         if !config.template || !is_suitable {
             return None;
         }
         let name = template::name(config).ok()?;
-        match TemplateStore::new(config).open(&name) {
-            Ok(Some(file)) => return Some(file),
-            Ok(None) => template::make_in_background(config, log),
-            Err(error) => warn_of_template(&chain(&error), log),
+        match template::find(config, &name) {
+            Ok(found) => {
+                self.lacks_template = found.is_none();
+                found
+            }
+            Err(error) => {
+                warn_of_template(&chain(&error), log);
+                None
+            }
         }
-        None
     }
 
-    /// Removes a template that the VMM has refused, and has it made again.
-    fn replace_template(&self, reply: &Reply, log: &Log) {
+    /// Removes a template that the VMM has refused. A user cannot remove root's, and gets one of their own in its place.
+    fn replace_template(&mut self, reply: &Reply, log: &Log) {
         let Reply::TemplateRefused { cause } = reply else { return };
         warn_of_template(cause, log);
         let removed = template::name(&self.config).and_then(|name| TemplateStore::new(&self.config).remove(&name));
         match removed {
-            Ok(()) => template::make_in_background(&self.config, log),
+            Ok(()) | Err(TemplateStoreError::Unknown(_)) => self.lacks_template = true,
             Err(error) => log.warn(&format!("cannot replace the template: {}", chain(&error))),
+        }
+    }
+
+    /// Has the template that the machine lacks made for later starts. A start that fails makes none: the cause may be a file that a
+    /// template is made of.
+    pub(super) fn make_missing_template(&self, log: &Log) {
+        if self.lacks_template {
+            template::make_in_background(&self.config, log);
         }
     }
 

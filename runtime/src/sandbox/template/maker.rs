@@ -16,6 +16,7 @@ use vmm::machine::template::{TemplateError, seal};
 
 use super::store::{TemplateStore, TemplateStoreError, name};
 use crate::base::config::Config;
+use crate::base::error_chain::chain;
 use crate::base::log::Log;
 use crate::host::caller::Caller;
 use crate::host::network_namespace::NetworkNamespace;
@@ -26,8 +27,15 @@ use crate::sandbox::machine_files::{MachineFiles, MachineFilesError};
 use crate::sandbox::vmm_process::{Ending, VmmError, VmmNamespaces, VmmOptions, spawn};
 use crate::spec::sizing::host_cpus;
 
+/// Memory of a template's machine in MiB. Every machine that has more gets the rest after its start, so this is little more than what
+/// the guest's kernel and agent need.
+pub(crate) const MEMORY_MIB: u64 = 128;
+
 /// Number of network devices of a template's machine: those that a start with a new network namespace asks for.
 pub(crate) const NETWORK_SLOTS: u8 = 2;
+
+/// Bytes of a MiB.
+const MIB: u64 = 1 << 20;
 
 /// Niceness of a process that makes a template in the background.
 const BACKGROUND_NICENESS: i32 = 10;
@@ -86,6 +94,21 @@ pub(crate) fn make(config: &Config, caller: Caller, wait: bool, log: &Log) -> Re
     Ok(Some(store.publish(&path, &name)?))
 }
 
+/// Makes the template for `config` for later starts, unless it exists or another process makes one. Then removes the least used
+/// templates. If it cannot be made, the cause is recorded.
+///
+/// # Errors
+/// A step failed. No template is left.
+pub(crate) fn make_for_later(config: &Config, caller: Caller, log: &Log) -> Result<(), MakeError> {
+    let store = TemplateStore::new(config);
+    if let Err(error) = make(config, caller, false, log) {
+        store.record_failure(&name(config)?, &chain(&error));
+        return Err(error);
+    }
+    store.prune(config.template_max_mib.saturating_mul(MIB))?;
+    Ok(())
+}
+
 /// A new directory in the place of one that a killed process has left.
 fn work_dir(store: &TemplateStore, name: &str) -> Result<WorkDir, MakeError> {
     let path = store.dir().join(format!("{name}.making"));
@@ -102,7 +125,7 @@ fn run(config: &Config, caller: Caller, dir: &Path, file: &File, log: &Log) -> R
     let options = VmmOptions { program: &config.vmm, dir, terminal: None, oom_score_adj: 0 };
     let mut vmm = spawn(&options, &namespaces, log)?;
     let configure = SandboxConfig {
-        memory_mib: config.memory_mib,
+        memory_mib: MEMORY_MIB,
         vcpus: 1,
         max_vcpus: host_cpus().min(config.max_vcpus),
         has_cgroup: false,
@@ -125,8 +148,11 @@ fn run(config: &Config, caller: Caller, dir: &Path, file: &File, log: &Log) -> R
     }
 }
 
-/// Starts a process that makes the template for `config`. The caller does not wait for it.
+/// Starts a process that makes the template for `config`, unless that has failed recently. The caller does not wait for it.
 pub(crate) fn make_in_background(config: &Config, log: &Log) {
+    if name(config).is_ok_and(|name| TemplateStore::new(config).has_failed_recently(&name)) {
+        return;
+    }
     let mut command = Command::new(&config.program);
     if let Some(file) = &config.file {
         command.arg("--config").arg(file);

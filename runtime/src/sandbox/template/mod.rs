@@ -3,5 +3,5 @@
 mod maker;
 mod store;
 
-pub(crate) use self::maker::{MakeError, NETWORK_SLOTS, make, make_in_background};
-pub(crate) use self::store::{TemplateStore, TemplateStoreError, name};
+pub(crate) use self::maker::{MEMORY_MIB, MakeError, NETWORK_SLOTS, make, make_for_later, make_in_background};
+pub(crate) use self::store::{TemplateStore, TemplateStoreError, find, name};

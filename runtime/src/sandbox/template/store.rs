@@ -4,7 +4,7 @@ use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use nix::fcntl::{Flock, FlockArg};
 use nix::libc;
@@ -13,11 +13,18 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 use vmm::machine::template::{Template, TemplateError};
 
+use super::maker::MEMORY_MIB;
 use crate::base::config::Config;
 use crate::spec::sizing::{host_cpus, host_memory_mib};
 
 /// Extension of a template's file.
 const EXTENSION: &str = "template";
+
+/// Extension of a file that says why a template could not be made.
+const FAILURE_EXTENSION: &str = "failed";
+
+/// How long a template that could not be made is not made again in the background.
+const RETRY_AFTER: Duration = Duration::from_secs(600);
 
 /// Permissions that make others able to write a file.
 const OTHERS_WRITE: u32 = 0o022;
@@ -85,7 +92,7 @@ impl TemplateStore {
         let path = self.path(name);
         let file = match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(&path) {
             Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if is_absent(&error) => return Ok(None),
             Err(source) => return Err(TemplateStoreError::Open { path, source }),
         };
         check_trust(&self.dir, fs::metadata(&self.dir), Metadata::is_dir, "a directory")?;
@@ -177,11 +184,56 @@ impl TemplateStore {
     /// The file cannot be moved.
     pub(super) fn publish(&self, new: &Path, name: &str) -> Result<PathBuf, TemplateStoreError> {
         let path = self.path(name);
-        match fs::rename(new, &path) {
-            Ok(()) => Ok(path),
-            Err(source) => Err(TemplateStoreError::Create { path, source }),
+        fs::rename(new, &path).map_err(|source| TemplateStoreError::Create { path: path.clone(), source })?;
+        self.remove_failures();
+        Ok(path)
+    }
+
+    /// Records why a template could not be made. A failure to do so only means that it is tried again earlier.
+    pub(super) fn record_failure(&self, name: &str, cause: &str) {
+        self.remove_failures();
+        let _ = fs::write(self.failure_path(name), format!("{cause}\n"));
+    }
+
+    /// Whether this template could not be made a short time ago.
+    pub(super) fn has_failed_recently(&self, name: &str) -> bool {
+        let modified = fs::symlink_metadata(self.failure_path(name)).and_then(|metadata| metadata.modified());
+        modified.is_ok_and(|time| time.elapsed().is_ok_and(|age| age < RETRY_AFTER))
+    }
+
+    fn failure_path(&self, name: &str) -> PathBuf {
+        self.dir.join(name).with_extension(FAILURE_EXTENSION)
+    }
+
+    fn remove_failures(&self) {
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        for path in entries.map(|entry| entry.path()) {
+            if path.extension().is_some_and(|extension| extension == FAILURE_EXTENSION) {
+                let _ = fs::remove_file(path);
+            }
         }
     }
+}
+
+/// Opens the template of this name for a start: the caller's, or else root's. `None` if there is none.
+///
+/// # Errors
+/// The caller's template or its directory may have been written by others, and there is none of root's.
+pub(crate) fn find(config: &Config, name: &str) -> Result<Option<File>, TemplateStoreError> {
+    let own = TemplateStore::new(config).open(name);
+    if matches!(own, Ok(Some(_))) {
+        return own;
+    }
+    let shared = config.shared_template_dir.clone().map(|dir| TemplateStore { dir }.open(name));
+    match shared {
+        Some(Ok(Some(file))) => Ok(Some(file)),
+        _ => own,
+    }
+}
+
+/// Whether a caller has no template: there is none, or the caller may not enter its own cache, as a user without a home directory.
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied)
 }
 
 /// The template at `path`, if it is one.
@@ -225,8 +277,57 @@ pub(crate) fn name(config: &Config) -> Result<String, TemplateStoreError> {
             hash.update(number.to_le_bytes());
         }
     }
-    for number in [config.memory_mib, host_memory_mib(), host_cpus().min(config.max_vcpus).into()] {
+    for number in [MEMORY_MIB, host_memory_mib(), host_cpus().min(config.max_vcpus).into()] {
         hash.update(number.to_le_bytes());
     }
     Ok(hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(dir: &Path, shared: Option<&Path>) -> Config {
+        let mut config = Config::load(Some(Path::new("/dev/null")), true).unwrap();
+        config.template_dir = dir.join("own");
+        config.shared_template_dir = shared.map(Path::to_owned);
+        config
+    }
+
+    #[test]
+    fn a_callers_own_template_is_found_before_roots() {
+        let dir = tempfile::tempdir().unwrap();
+        let shared = dir.path().join("shared");
+        let config = config(dir.path(), Some(&shared));
+        let content = || find(&config, "x").unwrap().map(|file| io::read_to_string(file).unwrap());
+        assert_eq!(content(), None);
+        for (name, text) in [("shared", "root's"), ("own", "own")] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+            fs::write(dir.path().join(name).join("x.template"), text).unwrap();
+            assert_eq!(content().as_deref(), Some(text));
+        }
+        let own = dir.path().join("own/x.template");
+        fs::set_permissions(own, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
+        assert_eq!(content().as_deref(), Some("root's"), "the own one may have been written by others");
+    }
+
+    #[test]
+    fn a_failure_is_remembered_for_its_template_until_one_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = TemplateStore::new(&config(dir.path(), None));
+        store.record_failure("x", "no directory yet");
+        assert!(!store.has_failed_recently("x"));
+        drop(store.lock(true).unwrap());
+        store.record_failure("x", "the disk is full");
+        assert!(store.has_failed_recently("x") && !store.has_failed_recently("y"));
+        assert_eq!(fs::read_to_string(dir.path().join("own/x.failed")).unwrap(), "the disk is full\n");
+        assert!(store.list().unwrap().is_empty());
+        let old = SystemTime::now() - 2 * RETRY_AFTER;
+        File::options().write(true).open(store.failure_path("x")).unwrap().set_modified(old).unwrap();
+        assert!(!store.has_failed_recently("x"));
+        fs::write(dir.path().join("new"), "").unwrap();
+        store.publish(&dir.path().join("new"), "y").unwrap();
+        assert_eq!(store.list().unwrap().len(), 1);
+        assert!(!store.failure_path("x").exists());
+    }
 }

@@ -43,6 +43,14 @@ pub struct Shape {
     pub cpuid: Vec<kvm_cpuid_entry2>,
 }
 
+impl Shape {
+    /// Most bytes of memory that a machine of this kind can have.
+    #[must_use]
+    pub fn max_memory(&self) -> u64 {
+        self.memory_size.saturating_add(self.pluggable)
+    }
+}
+
 /// The devices' states, in the order of their addresses.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-use agent::{CreateContainer, Exec, Failure, FailureKind, ProcessId};
+use agent::{ContainerRequest, CreateContainer, Exec, Failure, FailureKind, ProcessId};
 use oci_spec::runtime::Process;
 
 use super::requests::Outcome;
@@ -39,6 +39,25 @@ impl Controller {
         let purpose = Purpose::CreateProcess(caller, process);
         self.call_agent(agent::Request::Create(Box::new(create)), step, purpose);
         None
+    }
+
+    /// Starts a container's program when the machine has all of its memory, so that the program does not see less.
+    pub(super) fn start_container(&mut self, caller: Caller, request: ContainerRequest) -> Outcome {
+        self.is_started = true;
+        if self.memory_resize.is_growing_to_size() {
+            self.delayed_starts.push((caller, request));
+            return None;
+        }
+        self.relay(caller, request)
+    }
+
+    /// Starts the programs that have waited for the machine's memory.
+    pub(super) fn run_delayed_starts(&mut self) {
+        for (caller, request) in std::mem::take(&mut self.delayed_starts) {
+            if let Some(result) = self.relay(caller, request) {
+                self.clients.answer(caller, result);
+            }
+        }
     }
 
     /// Executes a further process, in `cgroup` below the container's if there is one.

@@ -152,6 +152,7 @@ impl Controller {
         let mut callers = self.processes.take_waiters();
         callers.extend(self.oom_kills.take_waiters());
         callers.extend(self.memory_resize.take_waiter());
+        callers.extend(std::mem::take(&mut self.delayed_starts).into_iter().map(|(caller, _)| caller));
         self.fail_callers(callers, failure);
     }
 }

@@ -24,7 +24,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Instant;
 
-use agent::{Failure, ProcessId, Seed};
+use agent::{ContainerRequest, Failure, ProcessId, Seed};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use nix::sys::timerfd::{ClockId, TimerFd, TimerFlags};
 
@@ -141,6 +141,8 @@ pub struct Controller {
     shares: SharesHandle,
     slots: Slots,
     memory_resize: MemoryResize,
+    /// Requests to start containers that wait until the machine has all of its memory.
+    delayed_starts: Vec<(Caller, ContainerRequest)>,
     clock: Clock,
     vcpus: VcpuSource,
     template_saver: Option<TemplateSaver>,
@@ -190,6 +192,7 @@ impl Controller {
             shares: parts.shares,
             slots: parts.slots,
             memory_resize: MemoryResize::new(parts.resizer),
+            delayed_starts: Vec::new(),
             clock: Clock::new()?,
             vcpus: parts.vcpus,
             template_saver: None,

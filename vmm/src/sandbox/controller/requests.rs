@@ -67,12 +67,8 @@ impl Controller {
                 let cause = "only the first request of the inherited connection does that";
                 Some(Err(failure(FailureKind::WrongState, "configure the sandbox", cause)))
             }
-            Request::Container(request) => {
-                if matches!(request, ContainerRequest::Start { .. }) {
-                    self.is_started = true;
-                }
-                self.relay(caller, request)
-            }
+            Request::Container(request @ ContainerRequest::Start { .. }) => self.start_container(caller, request),
+            Request::Container(request) => self.relay(caller, request),
         }
     }
 

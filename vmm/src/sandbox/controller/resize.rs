@@ -34,6 +34,7 @@ impl Controller {
             }
             let request = agent::Request::SetPluggedMemory { plugged: self.memory_resize.plugged() };
             self.call_agent(request, "let containers use the machine's memory".to_owned(), Purpose::Internal);
+            self.run_delayed_starts();
         }
     }
 

@@ -56,6 +56,10 @@ fn create_request(container: &str) -> Request {
     }))
 }
 
+fn hello() -> Hello {
+    Hello { version: agent::VERSION, kernel: "6.12".into(), started_ns: 1, ready_ns: 2 }
+}
+
 /// The memory control of a machine that boots with 64 MiB and may have 96 MiB.
 fn pluggable() -> (Resizer, Pluggable) {
     let mapping = map_pluggable(GuestAddress(4 << 30), 32 << 20, mem::BLOCK_SIZE).unwrap();
@@ -80,6 +84,10 @@ struct TestSandbox {
 
 impl TestSandbox {
     fn new() -> Self {
+        Self::with(TemplateRole::None)
+    }
+
+    fn with(template: TemplateRole) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(directory.path().join("control.sock")).unwrap();
         listener.set_nonblocking(true).unwrap();
@@ -105,7 +113,7 @@ impl TestSandbox {
                 has_cgroup: true,
                 helper: vmm_helper,
                 connector: Connector::start(ProcFds::open().unwrap()).unwrap(),
-                template: TemplateRole::None,
+                template,
                 interface_changes: None,
             };
             let (controller, exit_status) = Controller::new(parts).unwrap();
@@ -129,17 +137,25 @@ impl TestSandbox {
     fn running() -> (Self, Output) {
         let mut sandbox = Self::new();
         sandbox.send_hello();
-        let (id, output) = sandbox.create("main");
-        sandbox.answer_create();
-        assert_eq!(sandbox.client().receive(Some(LONG)).unwrap().id, id);
-        let start = sandbox
-            .client()
-            .send(&Request::Container(ContainerRequest::Start { container: "main".into() }), &[])
-            .unwrap();
+        let output = sandbox.create_main();
+        let start = sandbox.start_main();
         sandbox.answer(Ok(Response::Done));
         assert_eq!(sandbox.client().receive(Some(LONG)).unwrap().id, start);
         assert_eq!(sandbox.status(), Status::Running);
         (sandbox, output)
+    }
+
+    /// Has the main container created, with a pipe as its standard output.
+    fn create_main(&mut self) -> Output {
+        let (id, output) = self.create("main");
+        self.answer_create();
+        assert_eq!(self.client().receive(Some(LONG)).unwrap().id, id);
+        output
+    }
+
+    fn start_main(&mut self) -> u64 {
+        let request = Request::Container(ContainerRequest::Start { container: "main".into() });
+        self.client().send(&request, &[]).unwrap()
     }
 
     fn client(&mut self) -> &mut Client {
@@ -160,8 +176,11 @@ impl TestSandbox {
 
     /// Sends `Hello`, and answers the first call, which is the secret of the streams.
     fn send_hello(&mut self) {
-        let hello = Hello { version: agent::VERSION, kernel: "6.12".into(), started_ns: 1, ready_ns: 2 };
-        self.send(&FromAgent::Hello(hello));
+        self.send(&FromAgent::Hello(hello()));
+        self.answer_secret();
+    }
+
+    fn answer_secret(&mut self) {
         let agent::Call { id, request: agent::Request::SetStreamSecret { secret } } = self.next_call_of_any_kind()
         else {
             panic!("another call came first")

@@ -1,5 +1,7 @@
 //! Changes of the machine's memory and vCPUs, with a simulated driver of the memory device.
 
+use agent::Seed;
+
 use super::*;
 use crate::mem::{BLOCK_SIZE, Mem};
 use crate::virtio::testing::{Driver, LoopThread};
@@ -66,6 +68,40 @@ fn a_memory_request_is_answered_when_the_guest_has_finished() {
     guest.await_requested(0);
     guest.change(1, 0, 4);
     assert_eq!(answer(&mut client, id), Ok(Reply::Memory(64)), "the memory of the boot stays");
+}
+
+/// A sandbox that starts from a template with 64 MiB, whose machine is to have 72 MiB, and whose main container was created.
+fn growing() -> (TestSandbox, Guest, Output) {
+    let mut sandbox = TestSandbox::with(TemplateRole::Started { memory_mib: 72, seed: Seed::new([1; Seed::LENGTH]) });
+    let guest = Guest::of(&mut sandbox);
+    sandbox.send(&FromAgent::Hello(hello()));
+    assert!(matches!(sandbox.answer(Ok(Response::Done)), agent::Request::SeedRandom { .. }));
+    sandbox.answer_secret();
+    let output = sandbox.create_main();
+    guest.await_requested(8);
+    (sandbox, guest, output)
+}
+
+#[test]
+fn a_program_starts_when_the_machine_has_all_of_its_memory() {
+    let (mut sandbox, mut guest, _output) = growing();
+    let start = sandbox.start_main();
+    assert!(matches!(sandbox.client().receive(Some(Duration::from_millis(50))), Err(ClientError::Timeout(_))));
+    guest.change(0, 0, 4);
+    let request = sandbox.answer(Ok(Response::Done));
+    assert!(matches!(request, agent::Request::SetPluggedMemory { plugged } if plugged == 8 << 20), "{request:?}");
+    let request = sandbox.answer(Ok(Response::Done));
+    assert!(matches!(request, agent::Request::Container(ContainerRequest::Start { .. })), "{request:?}");
+    assert_eq!(answer(sandbox.client(), start), Ok(Reply::Done));
+}
+
+#[test]
+fn a_start_that_waits_for_memory_fails_with_the_guest() {
+    let (mut sandbox, _guest, _output) = growing();
+    let start = sandbox.start_main();
+    assert!(matches!(sandbox.client().receive(Some(Duration::from_millis(50))), Err(ClientError::Timeout(_))));
+    sandbox.machine.report(MachineExit::Reset);
+    assert_eq!(answer(sandbox.client(), start).unwrap_err().kind, FailureKind::GuestDied);
 }
 
 #[test]
