@@ -68,9 +68,9 @@ pub(crate) struct RunArgs {
     /// Give the first process a terminal, regardless of config.json
     #[arg(short, long)]
     pub(crate) tty: bool,
-    /// Print the time of each stage, in milliseconds
-    #[arg(long)]
-    pub(crate) timeline: bool,
+    /// Print the time of each stage, in milliseconds, on standard error
+    #[arg(long, value_enum, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "table")]
+    pub(crate) timeline: Option<ListFormat>,
     /// Accepted, without effect: a VMM has no children to reap
     #[arg(long)]
     no_subreaper: bool,

@@ -9,7 +9,7 @@ use vmm::control::{Reply, Request};
 use super::refusal::refuse_preserve_fds;
 use crate::base::container_id::ContainerId;
 use crate::base::log::Log;
-use crate::cli::{BundleArgs, RunArgs};
+use crate::cli::{BundleArgs, ListFormat, RunArgs};
 use crate::commands::error::Error;
 use crate::sandbox::connection::RequestError;
 use crate::sandbox::context::Context;
@@ -30,7 +30,7 @@ pub(crate) fn run(context: &mut Context, args: RunArgs) -> Result<u8, Error> {
     let (timeline, keep, detach) = (args.timeline, args.keep, args.detach);
     let request = request(args, &context.log)?;
     let mut container = create(context, request)?;
-    if timeline {
+    if timeline.is_some() {
         request_timeline(context, &mut container)?;
     }
     start_created(&mut container)?;
@@ -115,8 +115,10 @@ fn request_timeline(context: &mut Context, container: &mut Container) -> Result<
     }
 }
 
-fn print_timeline(context: &Context, wanted: bool) {
-    if wanted {
-        eprint!("{}", context.timeline.table());
+fn print_timeline(context: &Context, format: Option<ListFormat>) {
+    match format {
+        None => {}
+        Some(ListFormat::Table) => eprint!("{}", context.timeline.table()),
+        Some(ListFormat::Json) => eprintln!("{}", context.timeline.json()),
     }
 }
