@@ -2,7 +2,7 @@
 #
 #   make build | run | test | test-workloads | test-intel | posix | bench | fuzz | sanitize | soak | lint | picture | install | clean | deps
 #   PREFIX, DESTDIR   where to install           FILTER   part of the names of the end-to-end tests to run
-#   BENCH             options of the benchmarks
+#   BENCH             options of the benchmarks; '--part jail' measures the jail: vmrt with it and without it
 #   SECONDS, TARGET   how long each fuzzing target runs (60), and which one
 #   CYCLES            how many containers `make soak` runs and kills (5000)
 

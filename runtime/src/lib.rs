@@ -31,6 +31,14 @@ use std::process::ExitCode;
 
 use crate::base::error_chain::chain;
 
+/// Runs the command that the arguments of this process name, and starts VMMs without their jail. The benchmarks compare it with [`main`].
+#[cfg(feature = "unjailed-bench")]
+#[must_use]
+pub fn main_without_jail() -> ExitCode {
+    host::unjailed::choose();
+    main()
+}
+
 /// Runs the command that the arguments of this process name. Returns the exit status, which is that of runc in the same case.
 #[must_use]
 pub fn main() -> ExitCode {

@@ -14,4 +14,6 @@ pub(crate) mod process;
 pub(crate) mod scm_rights;
 pub(crate) mod signals;
 pub(crate) mod spawn;
+#[cfg(feature = "unjailed-bench")]
+pub(crate) mod unjailed;
 pub(crate) mod user_namespace;

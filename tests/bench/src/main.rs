@@ -8,6 +8,7 @@ mod chart;
 mod docker;
 mod exec;
 mod filesystem;
+mod jail;
 mod memory;
 mod report;
 mod start;
@@ -16,7 +17,7 @@ mod workload;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use thiserror::Error;
 
 use report::Report;
@@ -57,6 +58,9 @@ pub enum BenchError {
     /// A guest ended before all workloads were done.
     #[error("the guest ended in: {0}")]
     Unfinished(&'static str),
+    /// The part `jail` was asked for without its programs.
+    #[error("the part jail needs --jail-programs")]
+    NoJailPrograms,
     /// The chart could not be drawn.
     #[error("draw the chart: {0}")]
     Chart(String),
@@ -80,7 +84,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Measure everything, print the table, write bench.json and bench.svg
-    Run(Settings),
+    Run(Box<Settings>),
     /// Inside a guest: time every file system workload in a directory and write the times there
     Workloads {
         /// The directory
@@ -88,9 +92,51 @@ enum Command {
     },
 }
 
+/// A part of the measurement.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+enum Part {
+    /// A cold `run`, with runc, crun and QEMU
+    Start,
+    /// `exec`, with runc and crun
+    Exec,
+    /// The cost of an idle sandbox
+    Memory,
+    /// File system workloads, with the host and QEMU
+    Files,
+    /// `docker run`, with runc
+    Docker,
+    /// A cold `run` and the memory of an idle sandbox, with the jail and without it
+    Jail,
+}
+
+impl Part {
+    /// The parts that a run without `--part` has. Docker comes last: it moves the process into new namespaces.
+    const DEFAULT: [Self; 5] = [Self::Start, Self::Exec, Self::Memory, Self::Files, Self::Docker];
+
+    fn measure(self, settings: &Settings, report: &mut Report) -> Result<(), BenchError> {
+        match self {
+            Self::Start => start::measure(settings, report),
+            Self::Exec => exec::measure(settings, report),
+            Self::Memory => memory::measure(settings, report),
+            Self::Files => filesystem::measure(settings, report),
+            Self::Docker => docker::measure(settings, report),
+            Self::Jail => jail::measure(settings, report),
+        }
+    }
+}
+
 /// The parameters of the measurement.
 #[derive(Args, Clone, Debug)]
 pub struct Settings {
+    /// A part to measure, in the place of all but `jail`; may be repeated
+    #[arg(long = "part", value_enum)]
+    parts: Vec<Part>,
+    /// Measured rounds of the part `jail`, each starting a container with the jail and one without it
+    #[arg(long, default_value_t = 80, value_parser = clap::value_parser!(u32).range(1..))]
+    jail_rounds: u32,
+    /// Directory with the programs of the part `jail`: vmrt, vmrt-vmm, unjailed-vmrt and unjailed-vmm
+    #[arg(long)]
+    jail_programs: Option<PathBuf>,
     /// Measured rounds of the start benchmark, each running every peer once
     #[arg(long, default_value_t = 20)]
     rounds: u32,
@@ -140,14 +186,13 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs all parts. Writes the results after each part, even if it failed.
+/// Runs the chosen parts. Writes the results after each part, even if it failed.
 fn run(settings: &Settings) -> Result<(), BenchError> {
     let mut report = Report::new(settings.host.clone());
     let mut outcome = Ok(());
-    // Docker comes last: it moves the process into new namespaces.
-    let parts = [start::measure, exec::measure, memory::measure, filesystem::measure, docker::measure];
-    for measure in parts {
-        outcome = measure(settings, &mut report);
+    let parts = if settings.parts.is_empty() { &Part::DEFAULT[..] } else { &settings.parts };
+    for part in parts {
+        outcome = part.measure(settings, &mut report);
         report.write(&settings.out)?;
         chart::draw(&report, &settings.out.join("bench.svg"))?;
         if outcome.is_err() {

@@ -21,12 +21,7 @@ pub fn measure(settings: &Settings, report: &mut Report) -> Result<(), BenchErro
 
 fn measure_idle(idle: &Detached, report: &mut Report) -> Result<(), BenchError> {
     count_exits(report)?;
-    let state = text_of(Command::new("vmrt").args(["state", "bench-idle"]))?;
-    let pid = serde_json::from_str::<serde_json::Value>(&state).ok().and_then(|state| state["pid"].as_u64());
-    let pid = pid.ok_or(BenchError::Output { command: "vmrt state".into(), expected: "pid", output: state })?;
-    let path = format!("/proc/{pid}/smaps");
-    let smaps = fs::read_to_string(&path).map_err(BenchError::io("read", &path))?;
-    let (own, ram) = pss(&smaps);
+    let (own, ram) = pss(&smaps(pid_of(idle)?)?);
     let meminfo = text_of(&mut idle.exec(&["cat", "/proc/meminfo"]))?;
     let used = field(&meminfo, "MemTotal:").saturating_sub(field(&meminfo, "MemAvailable:"));
     for (name, kib) in [
@@ -34,10 +29,37 @@ fn measure_idle(idle: &Detached, report: &mut Report) -> Result<(), BenchError> 
         ("guest RAM the host has given an idle sandbox", ram),
         ("memory the guest's kernel and agent use (MemTotal - MemAvailable)", used),
     ] {
-        #[expect(clippy::cast_precision_loss, reason = "KiB of a process are far below 2^52")]
-        report.figures.push(Figure { name: name.into(), value: kib as f64 / 1024.0, unit: "MiB" });
+        report.figures.push(Figure { name: name.into(), ..mib(kib) });
     }
     Ok(())
+}
+
+/// The process id of a container's VMM.
+pub fn pid_of(container: &Detached) -> Result<u64, BenchError> {
+    let state = text_of(&mut container.state())?;
+    let pid = serde_json::from_str::<serde_json::Value>(&state).ok().and_then(|state| state["pid"].as_u64());
+    pid.ok_or(BenchError::Output { command: "vmrt state".into(), expected: "pid", output: state })
+}
+
+/// The PSS of a VMM without its guest's RAM, as a figure without a name.
+pub fn pss_of_vmm(pid: u64) -> Result<Figure, BenchError> {
+    Ok(mib(pss(&smaps(pid)?).0))
+}
+
+/// The PSS of a process that has no guest, as a figure without a name.
+pub fn pss_of_process(pid: u64) -> Result<Figure, BenchError> {
+    let (own, large) = pss(&smaps(pid)?);
+    Ok(mib(own + large))
+}
+
+fn smaps(pid: u64) -> Result<String, BenchError> {
+    let path = format!("/proc/{pid}/smaps");
+    fs::read_to_string(&path).map_err(BenchError::io("read", &path))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "KiB of a process are far below 2^52")]
+fn mib(kib: u64) -> Figure {
+    Figure { name: String::new(), value: kib as f64 / 1024.0, unit: "MiB" }
 }
 
 /// Reads KVM's count of exits, which is that of all running machines. This is the only one.

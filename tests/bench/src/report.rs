@@ -100,6 +100,9 @@ impl fmt::Display for Report {
         for figure in &self.figures {
             writeln!(f, "| {} | {:.1} | {} |", figure.name, figure.value, figure.unit)?;
         }
+        if self.timeline.is_empty() {
+            return Ok(());
+        }
         writeln!(f, "\nTimeline of one start:\n\n{}", self.timeline)
     }
 }

@@ -1,5 +1,6 @@
 //! The duration of a cold `run` of busybox `true`, with vmrt and its peers.
 
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -87,34 +88,57 @@ pub fn measure(settings: &Settings, report: &mut Report) -> Result<(), BenchErro
 
 /// A detached container, which runs until it is deleted.
 pub struct Detached {
-    runtime: &'static str,
+    runtime: OsString,
+    /// Options of the runtime before the command.
+    options: Vec<OsString>,
     id: &'static str,
 }
 
 impl Detached {
-    /// Starts the container. It keeps the streams of its command open, so they must not be pipes, whose end would not come.
-    pub fn start(runtime: &'static str, bundle: &Path, id: &'static str) -> Result<Self, BenchError> {
-        let mut command = Command::new(runtime);
-        command.args(["run", "--detach", "--bundle"]).arg(bundle).arg(id);
+    /// Starts the container with the runtime of this name.
+    pub fn start(runtime: &str, bundle: &Path, id: &'static str) -> Result<Self, BenchError> {
+        Self::start_by(runtime.as_ref(), &[], bundle, id)
+    }
+
+    /// Starts the container with a program and options of its own. It keeps the streams of its command open, so they must not be pipes,
+    /// whose end would not come.
+    pub fn start_by(runtime: &Path, options: &[&OsStr], bundle: &Path, id: &'static str) -> Result<Self, BenchError> {
+        let options = options.iter().map(|option| (*option).to_owned()).collect();
+        let container = Self { runtime: runtime.into(), options, id };
+        let mut command = container.command("run");
+        command.args(["--detach", "--bundle"]).arg(bundle).arg(id);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let status = command.status().map_err(BenchError::io("start", runtime))?;
         if status.success() {
-            return Ok(Self { runtime, id });
+            return Ok(container);
         }
         let (command, status) = (format!("{command:?}"), status.to_string());
         Err(BenchError::Command { command, status, stderr: String::new() })
     }
 
+    fn command(&self, name: &str) -> Command {
+        let mut command = Command::new(&self.runtime);
+        command.args(&self.options).arg(name);
+        command
+    }
+
     /// A command that executes a further process in the container.
     pub fn exec(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(self.runtime);
-        command.args(["exec", self.id]).args(args);
+        let mut command = self.command("exec");
+        command.arg(self.id).args(args);
+        command
+    }
+
+    /// A command that prints the container's state.
+    pub fn state(&self) -> Command {
+        let mut command = self.command("state");
+        command.arg(self.id);
         command
     }
 
     /// Deletes the container.
     pub fn delete(self) -> Result<(), BenchError> {
-        run(Command::new(self.runtime).args(["delete", "--force", self.id])).map(drop)
+        run(self.command("delete").args(["--force", self.id])).map(drop)
     }
 }
 

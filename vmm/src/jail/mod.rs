@@ -9,6 +9,8 @@ mod root;
 pub mod seccomp;
 #[cfg(feature = "takeover")]
 pub mod takeover;
+#[cfg(feature = "unjailed-bench")]
+pub mod unjailed;
 
 use std::io;
 
@@ -44,6 +46,10 @@ impl JailError {
 /// # Errors
 /// The kernel refuses to take privileges away.
 pub fn enter(config: &JailConfig) -> Result<(), JailError> {
+    #[cfg(feature = "unjailed-bench")]
+    if unjailed::is_chosen() {
+        return Ok(());
+    }
     if config.own_mounts
         && let Err(error) = root::change()
     {
