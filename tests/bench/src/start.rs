@@ -1,4 +1,4 @@
-//! The duration of a cold `run` of busybox `true`, with vmrt and its peers.
+//! The duration of a `run` of busybox `true`, with vmrt and its peers. vmrt's machine starts from a template, or boots.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -44,11 +44,12 @@ struct Peer {
     command: Box<dyn Fn(u32) -> Command>,
 }
 
-fn oci(name: &'static str, bundle: &Path) -> Peer {
+fn oci(name: &'static str, program: &'static str, options: &[&OsStr], bundle: &Path) -> Peer {
     let bundle = bundle.to_owned();
+    let options: Vec<OsString> = options.iter().map(|option| (*option).to_owned()).collect();
     let command = move |round| {
-        let mut command = Command::new(name);
-        command.arg("run").arg("--bundle").arg(&bundle).arg(format!("bench-{round}"));
+        let mut command = Command::new(program);
+        command.args(&options).arg("run").arg("--bundle").arg(&bundle).arg(format!("bench-{round}"));
         command
     };
     Peer { name, command: Box::new(command) }
@@ -67,7 +68,17 @@ fn qemu(settings: &Settings) -> Peer {
 /// Measures and adds to `report`.
 pub fn measure(settings: &Settings, report: &mut Report) -> Result<(), BenchError> {
     let bundle = bundle_running(settings, "start", &["true"], |_| ())?;
-    let peers = [oci("vmrt", &bundle), oci("runc", &bundle), oci("crun", &bundle), qemu(settings)];
+    let config = settings.scratch.join("boot.toml");
+    fs::write(&config, "template = false\n").map_err(BenchError::io("write", &config))?;
+    run(Command::new("vmrt").args(["template", "create"]))?;
+    let boot = ["--config".as_ref(), config.as_os_str()];
+    let peers = [
+        oci("vmrt", "vmrt", &[], &bundle),
+        oci("runc", "runc", &[], &bundle),
+        oci("crun", "crun", &[], &bundle),
+        oci("vmrt, cold", "vmrt", &boot, &bundle),
+        qemu(settings),
+    ];
     let mut samples = vec![Vec::new(); peers.len()];
     for round in 0..WARM_UP + settings.rounds {
         eprintln!("bench: start, round {} of {}", round + 1, WARM_UP + settings.rounds);
@@ -79,8 +90,10 @@ pub fn measure(settings: &Settings, report: &mut Report) -> Result<(), BenchErro
             }
         }
     }
-    let entries = peers.iter().zip(samples).map(|(peer, samples)| Entry::new(peer.name, samples)).collect();
-    report.benchmarks.push(Benchmark { name: "cold run of busybox true".into(), unit: "ms", entries });
+    let entry = |index: usize| Entry::new(peers[index].name, samples[index].clone());
+    for (name, order) in [("run of busybox true", [0, 1, 2, 3]), ("cold run of busybox true", [3, 1, 2, 4])] {
+        report.benchmarks.push(Benchmark { name: name.into(), unit: "ms", entries: order.map(entry).into() });
+    }
     let output = run(Command::new("vmrt").args(["run", "--timeline", "--bundle"]).arg(&bundle).arg("bench-timeline"))?;
     report.timeline = String::from_utf8_lossy(&output.stderr).into();
     Ok(())
