@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
 use crate::process::{Options, ProcessError, USAGE};
-use crate::{chain, sandbox, timeline};
+use crate::{chain, jail, sandbox, timeline};
 
 /// Exit status of a VMM that could not start its sandbox.
 const NO_SANDBOX: u8 = 1;
@@ -41,6 +41,9 @@ fn start(arguments: impl IntoIterator<Item = OsString>) -> Result<UnixStream, Pr
     // SAFETY: the process has just started and uses no descriptors but the standard streams.
     let control = unsafe { options.take_control() }?;
     options.start_log()?;
-    std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
+    std::panic::set_hook(Box::new(|panic| {
+        tracing::error!("{panic}");
+        jail::faults::panic_is_logged();
+    }));
     Ok(control)
 }

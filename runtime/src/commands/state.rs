@@ -11,10 +11,10 @@ use crate::commands::error::Error;
 use crate::sandbox::context::Context;
 use crate::sandbox::record::{Phase, Record};
 use crate::sandbox::status::status_and_end;
-use crate::sandbox::vmm_process::exit_status;
+use crate::sandbox::vmm_process::{cause_of_end, exit_status};
 use crate::spec::OCI_VERSION;
 
-/// A container's state with runc's fields, in runc's order, and the exit status in addition.
+/// A container's state with runc's fields, in runc's order, and in addition its exit status or the cause of its VMM's end.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct State<'a> {
@@ -31,12 +31,17 @@ pub(super) struct State<'a> {
     /// The exit status of a stopped container. It is available until the container is deleted.
     #[serde(skip_serializing_if = "Option::is_none")]
     exit_status: Option<u8>,
+    /// Why the VMM of a stopped container has ended without an exit status of the container.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
 }
 
 impl<'a> State<'a> {
     /// Makes the state from a container's record and its directory `dir`.
     pub(super) fn of(record: &'a Record, dir: &Path, owner: String) -> Self {
         let (status, end) = status_and_end(record, dir);
+        let exit_status = end.or_else(|| exit_status(dir).filter(|_| status == Phase::Stopped));
+        let has_failed = status == Phase::Stopped && exit_status.is_none() && record.has_vmm_of_this_boot();
         Self {
             oci_version: OCI_VERSION,
             id: &record.id,
@@ -47,7 +52,8 @@ impl<'a> State<'a> {
             created: &record.created,
             annotations: record.annotations.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
             owner,
-            exit_status: end.or_else(|| exit_status(dir).filter(|_| status == Phase::Stopped)),
+            exit_status,
+            error: has_failed.then(|| cause_of_end(dir)),
         }
     }
 }
@@ -86,6 +92,22 @@ mod tests {
             r#""created":"2026-11-20T19:38:16Z","annotations":{"a":"1","b":"2"},"owner":""}"#
         );
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn a_vmm_that_ended_without_an_exit_status_has_a_cause() {
+        let dir = tempfile::tempdir().unwrap();
+        // No process has this pid.
+        let record = serde_json::json!({
+            "id": "web", "phase": "running", "vmm": {"pid": i32::MAX, "startTime": 1}, "bootId": boot_id().unwrap(), "bundle": "/b",
+            "rootfs": "/b", "created": "", "cgroup": [], "machine": {"memoryMib": 1, "vcpus": 1},
+        });
+        let record: Record = serde_json::from_value(record).unwrap();
+        let error = || State::of(&record, dir.path(), String::new()).error;
+        std::fs::write(dir.path().join("vmm.log"), "then ERROR no memory\n").unwrap();
+        assert_eq!(error().as_deref(), Some("vmrt-vmm ended unexpectedly: no memory"));
+        std::fs::write(dir.path().join("exit"), "3").unwrap();
+        assert_eq!(error(), None);
     }
 
     #[test]

@@ -79,6 +79,11 @@ impl Record {
         if self.is_of_this_boot() && self.vmm.is_alive() { self.phase } else { Phase::Stopped }
     }
 
+    /// Whether a VMM was started for the container in the current boot.
+    pub(crate) fn has_vmm_of_this_boot(&self) -> bool {
+        self.vmm != HostProcess::NONE && self.is_of_this_boot()
+    }
+
     /// Whether the container has a machine of its own, and is not in a shared sandbox.
     pub(crate) fn has_machine(&self) -> bool {
         self.machine != Size::NONE

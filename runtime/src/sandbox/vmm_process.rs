@@ -197,6 +197,14 @@ pub(crate) fn exit_status(dir: &Path) -> Option<u8> {
     String::from_utf8(state_file::read(&dir.join(EXIT_FILE), 16).ok()?).ok()?.parse().ok()
 }
 
+/// Why a VMM has ended without an exit status: the last error in its log. A VMM that was killed could write none.
+pub(crate) fn cause_of_end(dir: &Path) -> String {
+    match last_error(dir) {
+        Some(error) => format!("vmrt-vmm ended unexpectedly: {error}"),
+        None => "vmrt-vmm was killed".to_owned(),
+    }
+}
+
 /// Kills a VMM and waits until it has ended.
 pub(crate) fn kill(vmm: HostProcess) -> Result<(), VmmError> {
     if vmm.kill_and_wait(END_TIMEOUT) { Ok(()) } else { Err(VmmError::NotEnded(vmm.pid)) }
@@ -292,6 +300,14 @@ mod tests {
         assert_eq!(exit_status(dir.path()), Some(143));
         fs::write(dir.path().join(EXIT_FILE), "").unwrap();
         assert_eq!(exit_status(dir.path()), None);
+    }
+
+    #[test]
+    fn the_cause_of_an_end_is_the_last_error() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(cause_of_end(dir.path()), "vmrt-vmm was killed");
+        fs::write(dir.path().join(LOG_FILE), "then ERROR the VMM crashed\n").unwrap();
+        assert_eq!(cause_of_end(dir.path()), "vmrt-vmm ended unexpectedly: the VMM crashed");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! taken-over-vmm call CLASS CALL -- ARGUMENT...     makes a system call
+//! taken-over-vmm when-told CALL -- ARGUMENT...      the file server makes it as soon as a share has the file `go` in its root
 //! taken-over-vmm read PATH... -- ARGUMENT...        tries to read files of the host, once the guest's shares are open
 //! ```
 //!
@@ -23,6 +24,7 @@ const UP: &str = "../../../../../../../../../../../../../../../../../../../../";
 
 enum Attack {
     Call(ThreadClass, String),
+    WhenTold(String),
     Read(Vec<String>),
 }
 
@@ -35,6 +37,7 @@ fn main() -> ExitCode {
     let words: Vec<String> = arguments[..end].iter().map(|word| word.to_str().expect("UTF-8").to_owned()).collect();
     let attack = match words.as_slice() {
         [kind, class, call] if kind == "call" => Attack::Call(thread_class(class), call.clone()),
+        [kind, call] if kind == "when-told" => Attack::WhenTold(call.clone()),
         [kind, paths @ ..] if kind == "read" => Attack::Read(paths.to_vec()),
         _ => panic!("unknown attack {words:?}"),
     };
@@ -59,6 +62,10 @@ fn run(point: Point) {
             let result = make_call(call);
             eprintln!("attack: {call} returned {result}");
         }
+        (Some(Attack::WhenTold(call)), Point::BlockingRequest) if is_told() => {
+            let result = make_call(call);
+            eprintln!("attack: {call} returned {result}");
+        }
         (Some(Attack::Read(paths)), Point::BlockingRequest) => {
             let read: Vec<String> = paths.iter().flat_map(|path| ways_to(path)).filter(|path| can_read(path)).collect();
             eprintln!("attack: {} of {} files were read: {read:?}", read.len(), paths.len());
@@ -67,7 +74,12 @@ fn run(point: Point) {
     }
 }
 
-/// Makes a system call by its name, or one with the arguments that the name tells.
+/// Whether a directory that is open has the file by which the test tells to begin.
+fn is_told() -> bool {
+    (3..DESCRIPTORS).any(|fd| can_open(fd, "go"))
+}
+
+/// Makes a system call by its name, or one with the arguments that the name tells, or a fault.
 fn make_call(name: &str) -> i64 {
     let call = |number: Sysno, arguments: [i64; 4]| {
         let [a, b, c, d] = arguments;
@@ -76,6 +88,9 @@ fn make_call(name: &str) -> i64 {
         unsafe { libc::syscall(i64::from(number.id()), a, b, c, d, -1, 0) }
     };
     match name {
+        // SAFETY: the process is to end here.
+        "fault" => unsafe { std::ptr::null::<i64>().read_volatile() },
+        "abort" => std::process::abort(),
         "fork" => call(Sysno::clone, [i64::from(libc::SIGCHLD), 0, 0, 0]),
         "mmap-exec" => call(Sysno::mmap, [0, 4096, i64::from(libc::PROT_EXEC), i64::from(libc::MAP_PRIVATE)]),
         "mprotect-exec" => call(Sysno::mprotect, [0, 4096, i64::from(libc::PROT_EXEC), 0]),
@@ -94,9 +109,13 @@ fn ways_to(path: &str) -> Vec<String> {
 }
 
 fn can_read(path: &str) -> bool {
+    can_open(libc::AT_FDCWD, path)
+}
+
+fn can_open(directory: i32, path: &str) -> bool {
     let path = CString::new(path).expect("no NUL");
     // SAFETY: the path is a string with a NUL at its end.
-    let fd = unsafe { libc::openat(libc::AT_FDCWD, path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) };
+    let fd = unsafe { libc::openat(directory, path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) };
     if fd >= 0 {
         // SAFETY: the descriptor was just opened, and nothing else owns it.
         unsafe { libc::close(fd) };

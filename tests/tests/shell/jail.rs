@@ -278,6 +278,52 @@ fn a_forbidden_system_call_ends_the_vmm_and_the_error_names_it() {
     runtime.assert_clean();
 }
 
+/// Starts a container in the background whose VMM makes `call` after its start. Returns the container's state once it is stopped, and its log.
+fn state_after(runtime: &Runtime, call: &str) -> (serde_json::Value, String) {
+    let bundle = Bundle::script("echo text >/file; while :; do sync /file; sleep 0.1; done");
+    let id = vmrt_tests::runtime::new_id();
+    let arguments = ["run", "--detach", "--bundle", bundle.path().to_str().unwrap(), &id];
+    let (mut command, _dir) = with_attack(runtime, &["when-told", call], &arguments);
+    command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    assert!(command.status().unwrap().success());
+    let state = || serde_json::from_str::<serde_json::Value>(&runtime.call(&["state", &id]).ok().text()).unwrap();
+    assert_eq!((&state()["status"], &state()["error"]), (&json!("running"), &serde_json::Value::Null));
+    fs::write(bundle.file("go"), "").unwrap();
+    let stopped = eventually(TIMEOUT, || Some(state()).filter(|state| state["status"] == "stopped"));
+    let log = fs::read_to_string(runtime.root().join(&id).join("vmm.log")).unwrap();
+    let list = runtime.call(&["list", "--format", "json"]).ok().text();
+    let list: Vec<serde_json::Value> = serde_json::from_str(&list).unwrap();
+    let stopped = stopped.unwrap_or_else(|| panic!("{call}: {log}"));
+    assert_eq!(list.iter().find(|state| state["id"] == json!(id)).unwrap()["error"], stopped["error"], "{list:?}");
+    runtime.call(&["delete", "--force", &id]).ok();
+    (stopped, log)
+}
+
+#[test]
+fn the_state_and_the_log_say_what_ended_a_vmm() {
+    if !is_vmrt() {
+        return;
+    }
+    let runtime = Runtime::new();
+    let ends = [
+        ("ptrace", "the jail ended the VMM: a thread of class file server made system call 101 (ptrace)"),
+        (
+            "process_vm_writev",
+            "the jail ended the VMM: a thread of class file server made system call 311 (process_vm_writev)",
+        ),
+        ("socket-netlink", "the jail ended the VMM: a thread of class file server made system call 41 (socket)"),
+        ("fault", "the VMM crashed: a thread of class file server got signal SIGSEGV"),
+        ("abort", "the VMM crashed: a thread of class file server got signal SIGABRT"),
+    ];
+    for (call, words) in ends {
+        let (state, log) = state_after(&runtime, call);
+        assert_eq!(state["error"], json!(format!("vmrt-vmm ended unexpectedly: {words}")), "{state}");
+        assert_eq!(state["exitStatus"], serde_json::Value::Null, "{state}");
+        assert!(log.trim_end().ends_with(&format!("ERROR {words}")), "{log}");
+    }
+    runtime.assert_clean();
+}
+
 #[test]
 fn a_vmm_that_was_taken_over_reaches_no_file_of_the_host() {
     if !is_vmrt() {

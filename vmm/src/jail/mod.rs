@@ -5,6 +5,10 @@
 //! the system calls of each thread. `docs/security.md` describes all layers.
 
 mod credentials;
+#[cfg(test)]
+mod ending_tests;
+pub mod faults;
+mod last_line;
 mod root;
 pub mod seccomp;
 #[cfg(feature = "takeover")]
@@ -56,5 +60,6 @@ pub fn enter(config: &JailConfig) -> Result<(), JailError> {
         tracing::warn!("the VMM keeps the host's root directory: {}", crate::chain(&error));
     }
     credentials::assume(config.id)?;
+    faults::arm().map_err(JailError::at("handle faults"))?;
     seccomp::arm().map_err(JailError::at("handle forbidden system calls"))
 }

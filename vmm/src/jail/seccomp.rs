@@ -11,6 +11,8 @@ use seccompiler::{BpfProgram, sock_filter};
 use syscalls::Sysno;
 use vmm_sys_util::signal::register_signal_handler;
 
+use super::last_line::LastLine;
+
 /// The process id in the policies. [`arm`] replaces it.
 const PROCESS_ID: u32 = 0x7fff_fff1;
 
@@ -113,52 +115,18 @@ fn parse_instruction(bytes: &[u8], process: u32) -> sock_filter {
 extern "C" fn on_forbidden_call(_signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
     // SAFETY: the kernel passes a valid `siginfo_t`. For SIGSYS, the number of the call is the `int` at byte 24, which is in it.
     let number = unsafe { info.cast::<u8>().add(24).cast::<libc::c_int>().read_unaligned() };
-    let mut line = Line::default();
-    // SAFETY: `time` may be called in a signal handler, and a null pointer asks for the result only.
-    let seconds = unsafe { libc::time(std::ptr::null_mut()) };
-    line.add_number(u32::try_from(seconds).unwrap_or_default());
-    line.add(" ERROR the jail ended the VMM: a thread of class ");
-    line.add(CLASS.get());
+    let mut line = LastLine::new("the jail ended the VMM");
     line.add(" made system call ");
     line.add_number(number.unsigned_abs());
     line.add(" (");
     line.add(usize::try_from(number).ok().and_then(Sysno::new).map_or("unknown", |call| call.name()));
-    line.add(")\n");
-    // SAFETY: pointer and length are those of the buffer. Both calls may be made in a signal handler.
-    unsafe {
-        libc::write(libc::STDERR_FILENO, line.bytes.as_ptr().cast(), line.length);
-        libc::_exit(EXIT_STATUS)
-    }
+    line.add(")");
+    line.end_process(EXIT_STATUS)
 }
 
-/// A line of text, without allocation.
-struct Line {
-    bytes: [u8; 160],
-    length: usize,
-}
-
-impl Default for Line {
-    fn default() -> Self {
-        Self { bytes: [0; 160], length: 0 }
-    }
-}
-
-impl Line {
-    /// Appends what fits.
-    fn add(&mut self, text: &str) {
-        for (to, from) in self.bytes[self.length..].iter_mut().zip(text.bytes()) {
-            *to = from;
-            self.length += 1;
-        }
-    }
-
-    fn add_number(&mut self, number: u32) {
-        if number >= 10 {
-            self.add_number(number / 10);
-        }
-        let digit = [b'0' + u8::try_from(number % 10).unwrap_or_default()];
-        self.add(str::from_utf8(&digit).unwrap_or_default());
-    }
+/// The name of the calling thread's class.
+pub(super) fn class_name() -> &'static str {
+    CLASS.get()
 }
 
 #[cfg(test)]
@@ -172,15 +140,5 @@ mod tests {
             assert!(filter.len() > 20 && filter.iter().all(|instruction| instruction.k != PROCESS_ID));
             assert!(filter.iter().any(|instruction| instruction.k == 42), "{class:?}");
         }
-    }
-
-    #[test]
-    fn a_line_takes_what_fits() {
-        let mut line = Line::default();
-        line.add_number(1905);
-        line.add(" x");
-        assert_eq!(&line.bytes[..line.length], b"1905 x");
-        line.add(&"y".repeat(1000));
-        assert_eq!(line.length, 160);
     }
 }
