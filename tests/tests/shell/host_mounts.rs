@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use vmrt_tests::bundle::Bundle;
 use vmrt_tests::eventually;
-use vmrt_tests::runtime::{Container, Runtime};
+use vmrt_tests::runtime::{Container, Runtime, is_vmrt};
 use vmrt_tests::tmpfs_mount::TmpfsMount;
 
 const VISIBLE_WITHIN: Duration = Duration::from_secs(10);
@@ -61,4 +61,26 @@ fn the_host_cannot_unmount_a_mount_with_an_open_file_of_the_container() {
     assert_eq!(fs::read_to_string(bundle.file("told")).unwrap().trim(), "0:8");
     assert!(eventually(VISIBLE_WITHIN, || sub.unmount().then_some(())).is_some(), "nothing is open any more");
     drop(container);
+}
+
+#[test]
+fn a_later_mount_of_the_host_where_devices_can_be_opened_gets_no_device_nodes() {
+    let runtime = Runtime::new();
+    let host = tempfile::tempdir().unwrap();
+    let _host = TmpfsMount::shared(host.path());
+    let place = host.path().join("sub");
+    fs::create_dir(&place).unwrap();
+    let bundle = Bundle::busybox(["sleep", "1000"]).with_capabilities();
+    let bundle = bundle.bind(host.path(), "/follows", &["rbind", "rslave"]);
+    let container = runtime.start_container(&bundle);
+    let _sub = TmpfsMount::new(&place);
+    fs::write(place.join("file"), "").unwrap();
+    await_file(&container, "/follows/sub/file", true);
+    let script = "mknod /follows/null c 1 3 && echo above=made; mknod /follows/sub/null c 1 3 && echo below=made; mkfifo /follows/sub/pipe";
+    let done = container.script(script).ok();
+    assert_eq!(done.value("above"), "made");
+    if is_vmrt() {
+        assert!(!done.text().contains("below"), "{done:?}");
+        assert!(!place.join("null").exists() && place.join("pipe").exists());
+    }
 }
