@@ -11,7 +11,7 @@ use agent::SpecialFile;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
-use oci_spec::runtime::{Mount, Spec};
+use oci_spec::runtime::{Mount, Root, Spec};
 use thiserror::Error;
 use vmm::control::ShareOptions;
 use vmm::fs::kernel_view;
@@ -21,7 +21,7 @@ use crate::files::device_directories::{self, Expanded};
 use crate::files::id_mapped_mounts;
 use crate::files::kernel_views::{self, SourceKind};
 use crate::files::special;
-use crate::host::mount_trees;
+use crate::host::mount_trees::{self, Source};
 use crate::host::process::HostProcess;
 use crate::spec::bundle::Bundle;
 use crate::spec::mounts::{is_bind, is_recursive, options};
@@ -54,6 +54,13 @@ pub(crate) struct Share {
     pub(crate) options: ShareOptions,
     /// `O_PATH` descriptor of the directory or file.
     pub(crate) source: OwnedFd,
+}
+
+impl Share {
+    /// What the VMM gets a clone of. It cannot write on the clone of a read-only share, even if it was taken over.
+    fn clone_source(&self) -> Source<'_> {
+        Source { root: self.source.as_fd(), read_only: self.options.read_only }
+    }
 }
 
 /// All files of the host that a container needs.
@@ -190,6 +197,16 @@ impl HostFiles {
         Ok(())
     }
 
+    /// The root file system, if it is to be read-only once the container is created.
+    ///
+    /// # Errors
+    /// The process has no descriptor left.
+    pub(crate) fn read_only_root(&self) -> io::Result<Option<OwnedFd>> {
+        let is_read_only = self.spec.root().as_ref().and_then(Root::readonly) == Some(true);
+        let root = self.shares.first().filter(|_| is_read_only);
+        root.map(|share| share.source.try_clone()).transpose()
+    }
+
     /// The number of sources without the root file system.
     fn volumes(&self) -> usize {
         self.shares.len() - 1 + self.special.len()
@@ -202,15 +219,15 @@ impl HostFiles {
 /// The caller may not mount.
 pub(crate) fn clone_following(shares: &mut [Share], vmm: HostProcess) -> io::Result<()> {
     let following = || shares.iter().filter(|share| share.options.follows_host);
-    let sources: Vec<_> = following().map(|share| share.source.as_fd()).collect();
+    let sources: Vec<_> = following().map(|share| share.clone_source()).collect();
     let Some(clones) = mount_trees::clone_into(vmm, &sources)? else { return Ok(()) };
     let following = shares.iter_mut().filter(|share| share.options.follows_host);
     following.zip(clones).for_each(|(share, clone)| share.source = clone);
     Ok(())
 }
 
-/// Opens the root file system. Its share is always writable: the guest creates mount points in it and then remounts it read-only if
-/// the specification says so.
+/// Opens the root file system. Its share is always writable: the guest creates mount points in it. If the specification says so, it is
+/// read-only from then on, for the guest and for the VMM.
 fn open_rootfs(id: &ContainerId, bundle: &Bundle, spec: &mut Spec) -> Result<Share, ShareError> {
     let path = bundle.rootfs();
     let source = open(&path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
@@ -265,7 +282,7 @@ fn guest_source(
             let read_only = options(mount).any(|option| option == "ro" || option == "rro");
             let below = id_mapped_mounts::mounts_below(&fd, mount).map_err(failed(&path, mount))?;
             let follows_host = follows_host(mount);
-            let clone = |fd: OwnedFd| mount_trees::clone(fd.as_fd(), is_recursive(mount));
+            let clone = |fd: OwnedFd| mount_trees::clone(Source { root: fd.as_fd(), read_only }, is_recursive(mount));
             let source = if follows_host { fd } else { clone(fd).map_err(failed(&path, mount))? };
             let options = ShareOptions { read_only, follows_host };
             Ok(GuestSource::Share(Share { name: format!("{id}/{name}"), options, source }, below))

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use nix::sched::CloneFlags;
 
 use super::caller::Caller;
-use super::mount_trees;
+use super::mount_trees::{self, Source};
 use super::spawn::can_clone;
 
 /// The file that lists what a filter of system calls may do.
@@ -36,5 +36,5 @@ pub(crate) fn layers(caller: Caller) -> Vec<(&'static str, bool)> {
 }
 
 fn can_clone_mounts() -> bool {
-    File::open("/").is_ok_and(|root| mount_trees::clone(root.as_fd(), false).is_ok())
+    File::open("/").is_ok_and(|root| mount_trees::clone(Source { root: root.as_fd(), read_only: false }, false).is_ok())
 }

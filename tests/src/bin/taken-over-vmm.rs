@@ -3,6 +3,7 @@
 //! ```text
 //! taken-over-vmm call CLASS CALL -- ARGUMENT...     makes a system call
 //! taken-over-vmm when-told CALL -- ARGUMENT...      the file server makes it as soon as a share has the file `go` in its root
+//! taken-over-vmm write -- ARGUMENT...               makes the directory `planted` in every directory that it has open, when told as above
 //! taken-over-vmm read PATH... -- ARGUMENT...        tries to read files of the host, once the guest's shares are open
 //! ```
 //!
@@ -11,6 +12,7 @@
 use std::ffi::{CString, OsString};
 use std::process::ExitCode;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use syscalls::Sysno;
 use vmm::jail::seccomp::ThreadClass;
@@ -25,10 +27,13 @@ const UP: &str = "../../../../../../../../../../../../../../../../../../../../";
 enum Attack {
     Call(ThreadClass, String),
     WhenTold(String),
+    Write,
     Read(Vec<String>),
 }
 
 static ATTACK: OnceLock<Attack> = OnceLock::new();
+
+static HAS_WRITTEN: AtomicBool = AtomicBool::new(false);
 
 fn main() -> ExitCode {
     let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
@@ -37,6 +42,7 @@ fn main() -> ExitCode {
     let words: Vec<String> = arguments[..end].iter().map(|word| word.to_str().expect("UTF-8").to_owned()).collect();
     let attack = match words.as_slice() {
         [kind, class, call] if kind == "call" => Attack::Call(thread_class(class), call.clone()),
+        [kind] if kind == "write" => Attack::Write,
         [kind, call] if kind == "when-told" => Attack::WhenTold(call.clone()),
         [kind, paths @ ..] if kind == "read" => Attack::Read(paths.to_vec()),
         _ => panic!("unknown attack {words:?}"),
@@ -66,11 +72,26 @@ fn run(point: Point) {
             let result = make_call(call);
             eprintln!("attack: {call} returned {result}");
         }
+        (Some(Attack::Write), Point::BlockingRequest) if is_told() && !HAS_WRITTEN.swap(true, Ordering::Relaxed) => {
+            let (made, refused): (Vec<i32>, Vec<i32>) =
+                (3..DESCRIPTORS).map(make_planted).partition(|errno| *errno == 0);
+            let read_only = refused.iter().filter(|errno| **errno == libc::EROFS).count();
+            eprintln!("attack: planted {}, read-only {read_only}", made.len());
+        }
         (Some(Attack::Read(paths)), Point::BlockingRequest) => {
             let read: Vec<String> = paths.iter().flat_map(|path| ways_to(path)).filter(|path| can_read(path)).collect();
             eprintln!("attack: {} of {} files were read: {read:?}", read.len(), paths.len());
         }
         _ => {}
+    }
+}
+
+/// Makes a directory in the one that a descriptor refers to. Returns the error, or 0.
+fn make_planted(directory: i32) -> i32 {
+    // SAFETY: the path is a string with a NUL at its end.
+    match unsafe { libc::mkdirat(directory, c"planted".as_ptr(), 0o777) } {
+        0 => 0,
+        _ => std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO),
     }
 }
 

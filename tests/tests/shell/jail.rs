@@ -365,3 +365,41 @@ fn a_vmm_that_was_taken_over_reaches_no_file_of_the_host() {
     runtime.call(&["delete", "--force", &id]).ok();
     assert!(report.contains(&format!("attack: 0 of {} files", paths.len())), "{report}");
 }
+
+#[test]
+fn a_vmm_that_was_taken_over_cannot_write_on_read_only_volumes_and_roots() {
+    if !is_vmrt() {
+        return;
+    }
+    let runtime = Runtime::new();
+    let volumes = [(); 4].map(|()| tempfile::tempdir().unwrap());
+    let [copy, follows, every, writable] = &volumes;
+    let script = "while :; do ls /copy /follows /every /writable; sync /writable/file; sleep 0.1; done >/dev/null";
+    let bundle = Bundle::script(script)
+        .with("/root/readonly", json!(true))
+        .bind(copy.path(), "/copy", &["bind", "ro"])
+        .bind(follows.path(), "/follows", &["rbind", "ro"])
+        .bind(every.path(), "/every", &["rbind", "rro"])
+        .bind(writable.path(), "/writable", &["rbind"]);
+    fs::write(writable.path().join("file"), "").unwrap();
+    let id = vmrt_tests::runtime::new_id();
+    let arguments = ["run", "--detach", "--bundle", bundle.path().to_str().unwrap(), &id];
+    let (mut command, _dir) = with_attack(&runtime, &["write"], &arguments);
+    command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    assert!(command.status().unwrap().success());
+    fs::write(writable.path().join("go"), "").unwrap();
+    let log = runtime.root().join(&id).join("vmm.log");
+    let report = eventually(TIMEOUT, || {
+        let text = fs::read_to_string(&log).ok()?;
+        text.lines().find_map(|line| Some(line.split_once("attack: planted ")?.1.to_owned()))
+    });
+    runtime.call(&["delete", "--force", &id]).ok();
+    let report = report.expect("the attack ran");
+    let (planted, read_only) = report.split_once(", read-only ").unwrap();
+    assert_eq!(planted, "1", "on the writable volume: {report}");
+    assert!(read_only.parse::<u32>().unwrap() >= 4, "{report}");
+    assert!(writable.path().join("planted").is_dir());
+    for path in [copy.path(), follows.path(), every.path(), &bundle.path().join("rootfs")] {
+        assert!(!path.join("planted").exists(), "{}", path.display());
+    }
+}

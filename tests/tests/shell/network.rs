@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use rustix::fs::{FlockOperation, flock};
 use serde_json::json;
 use vmrt_tests::bundle::Bundle;
-use vmrt_tests::runtime::{Container, Runtime, is_vmrt};
+use vmrt_tests::runtime::{Container, Runtime, is_vmrt, new_id};
 use vmrt_tests::{TIMEOUT, eventually};
 
 use namespace::{Network, tool};
@@ -310,12 +310,21 @@ fn a_command_of_the_helper_ends_with_the_vmm() {
 fn a_namespace_with_only_a_loopback_uses_no_network_device() {
     let runtime = Runtime::new();
     let script = "ls /sys/class/net; ls /sys/bus/virtio/drivers/virtio_net 2>/dev/null | grep -c '^virtio' ; ping -c 1 -w 60 127.0.0.1 >/dev/null && echo up";
-    let done = runtime.run(&Bundle::script(script).with_capabilities()).ok();
+    let bundle = Bundle::script(script).with_capabilities();
+    // A template's machine has network devices for later interfaces.
+    let config = tempfile::NamedTempFile::new().unwrap();
+    fs::write(config.path(), "template = false").unwrap();
+    let boots: &[&str] = if is_vmrt() { &["--config", config.path().to_str().unwrap()] } else { &[] };
+    let id = new_id();
+    let run = ["run", "--bundle", bundle.path().to_str().unwrap(), &id];
+    let done = runtime.call(&[boots, run.as_slice()].concat()).ok();
     let text = done.text();
     let lines: Vec<_> = text.lines().collect();
     assert_eq!((lines[0], lines[lines.len() - 1]), ("lo", "up"), "{lines:?}");
     if is_vmrt() {
         assert_eq!(lines[1], "0", "network devices in the machine");
+        let from_template = runtime.run(&bundle).ok().text();
+        assert!(from_template.starts_with("lo\n") && from_template.ends_with("up"), "{from_template}");
     }
 }
 

@@ -61,6 +61,7 @@ impl Container {
         log: &Log,
     ) -> Result<Self, CreateError> {
         machine.clone_mounts(&mut connection, &mut guest.files.shares, log)?;
+        let read_only_root = guest.files.read_only_root().map_err(CreateError::Mounts)?;
         let setup = Setup {
             id: &request.id,
             bundle: &request.bundle,
@@ -71,6 +72,9 @@ impl Container {
             timeout: machine.config.start_timeout,
         };
         set_up(&mut connection, setup).map_err(|error| machine.explain(error))?;
+        if let Some(root) = read_only_root {
+            machine.make_read_only(&connection, root.as_fd())?;
+        }
         if machine.record.user_namespace {
             interfaces::update(&mut connection.client, &machine.claim.locked, &mut machine.record)?;
         }

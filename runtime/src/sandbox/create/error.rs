@@ -73,6 +73,8 @@ pub(crate) enum CreateError {
     Helper(#[from] HelperError),
     #[error("mount the container's files for the VMM")]
     Mounts(#[source] io::Error),
+    #[error("make the root file system read-only for the VMM")]
+    ReadOnlyRoot(#[source] io::Error),
     #[error(transparent)]
     Vmm(#[from] VmmError),
     #[error(transparent)]

@@ -1,7 +1,7 @@
 //! The host's side of a new container's machine: its record, its VMM in a cgroup and namespaces, and its network.
 
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
@@ -24,6 +24,7 @@ use crate::files::shares::{Share, clone_following};
 use crate::host::cgroup::Cgroup;
 use crate::host::cgroup::placement::{self, Placement};
 use crate::host::hooks::{self, HookError};
+use crate::host::mount_trees;
 use crate::host::network::{AttachedInterface, NetworkRecord};
 use crate::host::process::{HostProcess, boot_id};
 use crate::host::signals::Signals;
@@ -177,11 +178,24 @@ impl Machine {
         if self.record.user_namespace {
             return Ok(());
         }
-        let vmm = if self.shared.is_some() { peer(&connection.client) } else { Some(self.vmm.process) };
-        match vmm.map_or(Ok(()), |vmm| clone_following(shares, vmm)) {
+        match self.server(connection).map_or(Ok(()), |vmm| clone_following(shares, vmm)) {
             // A VMM that has ended has no mount namespace. Its log says why it ended.
             Err(_) if self.vmm.process.wait(ENDING_TIMEOUT) => Err(self.explain(ClientError::Closed.into()).into()),
             cloned => cloned.map_err(CreateError::Mounts),
+        }
+    }
+
+    /// The VMM that serves the container's files; `None` if it has ended.
+    fn server(&self, connection: &Connection) -> Option<HostProcess> {
+        if self.shared.is_some() { peer(&connection.client) } else { Some(self.vmm.process) }
+    }
+
+    /// Makes the root file system read-only for the VMM, once the guest has made its mount points. Without root, the VMM has the host's
+    /// own mount.
+    pub(super) fn make_read_only(&self, connection: &Connection, root: BorrowedFd) -> Result<(), CreateError> {
+        match self.server(connection).filter(|_| !self.record.user_namespace) {
+            Some(vmm) => mount_trees::make_read_only(vmm, root).map_err(CreateError::ReadOnlyRoot),
+            None => Ok(()),
         }
     }
 
