@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use vmrt_tests::bundle::Bundle;
-use vmrt_tests::eventually;
 use vmrt_tests::runtime::{Container, RunningCommand, Runtime, is_vmrt, new_id, wait};
+use vmrt_tests::{TIMEOUT, eventually};
 
 const MIB: u64 = 1 << 20;
 
@@ -129,14 +129,15 @@ fn update_changes_the_limits_of_the_vmm() {
     let container = runtime.start_container(&bundle);
     let on_host = |file: &str| on_host(&container, file);
     assert_eq!(on_host("cpu.max"), "62500 100000");
-    let memory = on_host("memory.max");
+    // The container's limit, and 128 MiB each for the guest and the VMM.
+    assert_eq!(on_host("memory.max"), ((64 + 256) * MIB).to_string());
     update(
         &runtime,
         &container,
         &["--cpu-quota", "20000", "--cpu-share", "1024", "--memory", "32M", "--memory-swap", "-1"],
     );
     assert_eq!((on_host("cpu.max"), on_host("cpu.weight")), ("30000 100000".into(), "39".into()));
-    assert_eq!(on_host("memory.max"), memory, "the machine keeps what it booted with");
+    assert_eq!(on_host("memory.max"), ((32 + 256) * MIB).to_string(), "the machine gives memory back");
     update(&runtime, &container, &["--cpu-quota", "-1"]);
     assert_eq!(on_host("cpu.max"), "max 100000");
 }
@@ -255,6 +256,10 @@ fn a_cgroup_that_another_container_uses_by_now_is_left() {
     let first = runtime.start_container(&bundle);
     first.call("kill", &["KILL"]).ok();
     first.await_status("stopped");
+    // The helper ends after its VMM.
+    let processes = Path::new("/sys/fs/cgroup").join(&name[1..]).join("cgroup.procs");
+    let is_empty = eventually(TIMEOUT, || std::fs::read_to_string(&processes).unwrap().is_empty().then_some(()));
+    assert!(is_empty.is_some(), "processes are left in {name}");
     let second = runtime.start_container(&bundle);
     let deleted = first.call("delete", &[]);
     assert!(deleted.code == 1 && deleted.message().contains(&format!("/sys/fs/cgroup{name}")), "{deleted:?}");
